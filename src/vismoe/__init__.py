@@ -1,0 +1,1 @@
+from .moe import MLPExperts, MoE, TopKRouter, condition, record

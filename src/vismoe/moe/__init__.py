@@ -1,0 +1,37 @@
+"""The sparse layer itself. Imports torch and nothing of ours.
+
+Dimension letters: B images, G groups, S tokens of a group, N = G·S tokens, E experts, C capacity, k experts per token,
+R rows = (token, expert) pairs, d width, h hidden width.
+"""
+
+from .capacity import compute_capacity
+from .execute import Backend, combine, dispatch, execute, grouped, loop, padded
+from .experts import MLPExperts, StackedLinear, StackedNorm
+from .layer import MoE, condition
+from .plan import SparsePlan
+from .record import LayerRecord, Recording, record
+from .router import Router, Routing
+from .top_k import TopKRouter
+
+__all__ = [
+    "Backend",
+    "LayerRecord",
+    "MLPExperts",
+    "MoE",
+    "Recording",
+    "Router",
+    "Routing",
+    "SparsePlan",
+    "StackedLinear",
+    "StackedNorm",
+    "TopKRouter",
+    "combine",
+    "compute_capacity",
+    "condition",
+    "dispatch",
+    "execute",
+    "grouped",
+    "loop",
+    "padded",
+    "record",
+]

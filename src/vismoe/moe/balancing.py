@@ -1,0 +1,101 @@
+"""Loss-free balancing: a bias per expert on the choice alone, moved by the experts' load (Wang et al. 2024).
+
+It needs nothing from the training loop. A training forward takes integer counts of its choices; the next one first
+moves the bias by them. So activation recompute, which runs inside backward, sees the choices of its forward again.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+import torch.distributed
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .router import Router
+
+STEP = 0.05
+"""The largest move of a bias in one step, in logits. Chosen by `benchmarks/balance_rules.py`."""
+
+
+def move_bias(bias_E: Float[Tensor, " E"], count_E: Int[Tensor, " E"]) -> Float[Tensor, " E"]:
+    """The bias after a step whose choices were `count_E`: up where an expert got less than the mean, down where more.
+
+    The move is STEP · (1 − load ÷ mean), at most STEP either way: as quick as the published sign rule when loads are
+    far apart and vanishing when they are even. No counts, no move.
+    """
+    load = count_E.to(torch.float32)
+    mean = load.mean()
+    return bias_E + STEP * (1 - load / mean.clamp_min(1e-6)).clamp(-1, 1) * (mean > 0)
+
+
+def inside_backward() -> bool:
+    """Whether this forward is a recompute for backward. Compiled graphs keep recompute apart by themselves."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class BalancedRouter(Router):
+    """A router whose choice can be balanced by a bias: `balance` is "bias", "loss" or "none".
+
+    With "bias" it has two persistent buffers: `balance_bias`, float32 whatever the model is cast to, and
+    `balance_count`, the choices that the next training forward will move it by. `balance_group`: a process group
+    over which counts are summed when they are taken; None, the default, communicates nothing.
+    """
+
+    balance_bias: Tensor | None
+    balance_count: Tensor | None
+
+    def __init__(self, dim: int, num_experts: int, balance: str):
+        super().__init__(dim, num_experts)
+        if balance not in ("bias", "loss", "none"):
+            raise ValueError(f'balance={balance!r}: accepted are "bias", "loss" and "none"')
+        self.balance = balance
+        self.balance_group: torch.distributed.ProcessGroup | None = None
+        biased = balance == "bias"
+        self.register_buffer("balance_bias", torch.zeros(num_experts, dtype=torch.float32) if biased else None)
+        self.register_buffer("balance_count", torch.zeros(num_experts, dtype=torch.int64) if biased else None)
+        self._counted = self._warned = False
+
+    def is_counting(self) -> bool:
+        """Only a real training forward counts: no evaluation, no teacher, no frozen router, no recompute."""
+        if self.balance_bias is None or not (self.training and torch.is_grad_enabled()):
+            return False
+        if not any(parameter.requires_grad for parameter in self.parameters(recurse=False)):
+            return False
+        if torch.compiler.is_compiling():
+            return True
+        if inside_backward():
+            if not self._counted and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "balancing never sees a forward with gradient, only recomputes inside backward, so the experts stay "
+                    "unbalanced: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+                    stacklevel=3,
+                )
+            return False
+        self._counted = True
+        return True
+
+    @torch.no_grad()
+    def choice_bias(self, counting: bool) -> Float[Tensor, " E"] | None:
+        """What to add to the logits of this forward's choice, moved first, if it counts, by what the last one counted."""
+        if counting and self.balance_bias is not None and self.balance_count is not None:
+            self.balance_bias.copy_(move_bias(self.balance_bias, self.balance_count))
+        return self.balance_bias
+
+    @torch.no_grad()
+    def count_choices(self, load_E: Int[Tensor, " E"]) -> None:
+        """Keeps this forward's choices for the next one to move the bias by."""
+        if self.balance_count is None:
+            return
+        self.balance_count.copy_(load_E)
+        if self.balance_group is not None:
+            torch.distributed.all_reduce(self.balance_count, group=self.balance_group)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        bias = self.balance_bias
+        super()._apply(fn, recurse)
+        if self.balance_bias is not None and bias is not None and self.balance_bias.dtype != torch.float32:
+            self.balance_bias = bias.to(self.balance_bias.device)
+        return self

@@ -1,0 +1,62 @@
+"""How many tokens an expert accepts, and which."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .plan import count_experts
+
+Rounding = Literal["ceil", "round"]
+
+
+def compute_capacity(
+    num_choices: int, num_experts: int, factor: float, rounding: Rounding = "ceil", multiple_of: int = 4
+) -> int:
+    """Tokens that one expert accepts from one group: choices · factor / E, rounded, then up to a multiple.
+
+    **Arguments:** `num_choices`: tokens of the group times k; `rounding`: "ceil", or "round" (half to even);
+    `multiple_of`: 1 for no further rounding. Defaults are the reference's (google-research/vmoe, `compute_capacity`).
+
+    **Raises:** ValueError where the capacity would be less than 1.
+    """
+    exact = num_choices * factor / num_experts
+    capacity = math.ceil(exact) if rounding == "ceil" else round(exact)
+    if capacity < 1:
+        raise ValueError(
+            f"capacity_factor={factor} gives each of {num_experts} experts a capacity of {capacity} "
+            f"for {num_choices} choices; it must be at least 1: use a larger factor or larger groups"
+        )
+    return capacity + -capacity % multiple_of
+
+
+def claim_capacity(
+    expert_GSk: Int[Tensor, "G S k"],
+    num_experts: int,
+    capacity: int,
+    priority_GS: Float[Tensor, "G S"] | None = None,
+) -> Bool[Tensor, "G S k"]:
+    """Which choices are kept when an expert accepts `capacity` tokens of a group.
+
+    All first choices claim before any second choice; among equals the larger priority, then the earlier token
+    (Riquelme et al. 2021, section 2.4 and Algorithm 1; with `priority_GS`, Algorithm 2: Batch Priority Routing).
+    Choices that are already dropped or masked (expert number E) claim nothing and are not kept.
+    """
+    groups, size, k = expert_GSk.shape
+    claims = size * k
+    rank_GS = torch.arange(size, device=expert_GSk.device).expand(groups, size)
+    if priority_GS is not None:
+        by_priority = priority_GS.sort(dim=1, descending=True, stable=True).indices
+        rank_GS = torch.empty_like(by_priority).scatter(1, by_priority, rank_GS)
+    round_k = torch.arange(k, device=expert_GSk.device) * size
+    key = (expert_GSk * claims + rank_GS[:, :, None] + round_k).view(groups, claims)
+    sorted_key, order = key.sort(dim=1)
+    sorted_expert = sorted_key // claims
+    count_GE = torch.stack([count_experts(group, num_experts) for group in expert_GSk.unbind(0)])
+    # A column more for choices without an expert: they start behind everything and lie beyond any capacity.
+    start = torch.cat([torch.zeros_like(count_GE[:, :1]), count_GE.cumsum(1)], dim=1)
+    position = torch.arange(claims, device=key.device) - start.gather(1, sorted_expert)
+    kept = (position < capacity) & (sorted_expert < num_experts)
+    return torch.empty_like(kept).scatter(1, order, kept).view(groups, size, k)

@@ -1,0 +1,202 @@
+"""The one place where a plan is carried out: dispatch, the experts' products, combine.
+
+A backend is a callable (plan, tokens (N, d), experts) -> tokens (N, d). Here are three: `loop`, slow and obvious, the
+oracle; `grouped`, which computes live rows only; `padded`, whose shapes are static. Others may fuse or send rows away.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .experts import StackedLinear
+from .grouped_linear import grouped_linear
+from .plan import SparsePlan
+
+Backend = Callable[[SparsePlan, Tensor, nn.Module], Tensor]
+TILE = 64
+"""Rows of a tile: enough for a product to be worth its weights' transfer, few enough to pad little."""
+
+
+def execute(
+    plan: SparsePlan, tokens: Float[Tensor, "N d"], experts: nn.Module, backend: Backend | None = None
+) -> Float[Tensor, "N d"]:
+    """Carries out `plan` by `backend` (default `grouped`): each token becomes the weighted sum of its experts' outputs,
+    0 if it has none."""
+    return (backend or grouped)(plan, tokens, experts)
+
+
+def loop(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
+    """One expert after the other, each by plain indexing. The oracle: no speed, no static shapes."""
+    combined = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
+    dtype, start = tokens.dtype, 0
+    for number, count in enumerate(plan.count.tolist()):
+        rows = slice(start, start + count)
+        output = experts(tokens[plan.token[rows]], _OneExpert(number))
+        combined = combined.index_add(0, plan.token[rows], output.float() * plan.weight[rows, None])
+        dtype, start = output.dtype, start + count
+    return combined.to(dtype)
+
+
+def grouped(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
+    """Live rows only, whatever the load, and no graph break. On CPU an operator reads the counts and multiplies each
+    expert's rows in turn. Elsewhere nothing waits for the device: one grouped product in bfloat16, tiles of rows in other
+    types, whose grouped products would wait."""
+    if tokens.device.type != "cpu" and _product_dtype(tokens) != torch.bfloat16:
+        return _tiled(plan, tokens, experts, _Tiles.of_height(plan, TILE))
+    return combine(plan, experts(dispatch(plan, tokens), _SortedRows(plan)))
+
+
+def padded(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
+    """Every expert gets a buffer of the plan's capacity, one batched product multiplies all: static shapes, no graph
+    break. Without a capacity a buffer holds all tokens, which costs E times the work."""
+    return _tiled(plan, tokens, experts, _Tiles.of_capacity(plan))
+
+
+def _tiled(plan: SparsePlan, tokens: Tensor, experts: nn.Module, tiles: "_Tiles") -> Tensor:
+    rows = dispatch(plan, tokens)
+    x = torch.where(tiles.used[..., None], rows[tiles.row_of_slot], 0)
+    y = experts(x, tiles).flatten(0, 1)
+    return combine(plan, torch.where(tiles.live[:, None], y[tiles.slot_of_row], 0))
+
+
+class _OneExpert:
+    """Rows (n, d), all of one expert."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
+        return F.linear(x, layer.weight[self.number], None if layer.bias is None else layer.bias[self.number])
+
+    def expand(self, parameter: Tensor) -> Tensor:
+        return parameter[self.number]
+
+
+class _Tiles:
+    """Rows in tiles (tiles, height, d), each of one expert and padded with zeros: a batched product, static shapes.
+
+    `expert_of_tile` is None where tile and expert are the same number. `used` (tiles, height): slots that hold a row;
+    `row_of_slot` (tiles, height); `slot_of_row` (R,); `live` (R,).
+    """
+
+    def __init__(self, plan: SparsePlan, height: int, tiles: int, one_each: bool):
+        device, num_rows = plan.token.device, len(plan.token)
+        row, tile = torch.arange(num_rows, device=device), torch.arange(tiles, device=device)
+        ends = plan.count.cumsum(0)
+        start, tiles_of = ends - plan.count, (plan.count + height - 1) // height
+        tile_end = torch.arange(1, len(ends) + 1, device=device) if one_each else tiles_of.cumsum(0)
+        tile_start = tile_end - 1 if one_each else tile_end - tiles_of
+        expert = tile if one_each else (tile[:, None] >= tile_end).sum(1).clamp_max(len(ends) - 1)
+        position = (tile - tile_start[expert])[:, None] * height + torch.arange(height, device=device)
+        self.expert_of_tile = None if one_each else expert
+        self.used = position < plan.count[expert][:, None]
+        self.row_of_slot = (start[expert][:, None] + position).clamp(0, max(num_rows - 1, 0))
+        self.live = row < ends[-1]
+        expert_of_row = (row[:, None] >= ends).sum(1).clamp_max(len(ends) - 1)
+        slot = tile_start[expert_of_row] * height + row - start[expert_of_row]
+        self.slot_of_row = slot.clamp(0, tiles * height - 1)
+
+    @staticmethod
+    def of_capacity(plan: SparsePlan) -> "_Tiles":
+        return _Tiles(plan, plan.num_tokens if plan.capacity is None else plan.capacity, len(plan.count), True)
+
+    @staticmethod
+    def of_height(plan: SparsePlan, height: int) -> "_Tiles":
+        return _Tiles(plan, height, len(plan.token) // height + len(plan.count), False)
+
+    def _of_tiles(self, parameter: Tensor) -> Tensor:
+        return parameter if self.expert_of_tile is None else parameter.index_select(0, self.expert_of_tile)
+
+    def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
+        weight = self._of_tiles(layer.weight).mT
+        return torch.bmm(x, weight) if layer.bias is None else torch.baddbmm(self.expand(layer.bias), x, weight)
+
+    def expand(self, parameter: Tensor) -> Tensor:
+        return self._of_tiles(parameter)[:, None]
+
+
+class _SortedRows:
+    """Rows (R, d) sorted by expert: one product of all."""
+
+    def __init__(self, plan: SparsePlan):
+        self.count, row = plan.count, torch.arange(len(plan.token), device=plan.token.device)[:, None]
+        ends = plan.count.cumsum(0)
+        self.ends = ends.to(torch.int32)
+        self.member = (row >= ends - plan.count) & (row < ends)
+        self.live = row < ends[-1]
+
+    def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
+        dtype = _product_dtype(x)
+        x, weight = x.to(dtype), layer.weight.to(dtype)
+        if x.device.type == "cpu":
+            return grouped_linear(x, weight, None if layer.bias is None else layer.bias.to(dtype), self.count)
+        # The device's product leaves dead rows undefined, forward and backward: zeros replace them on either side.
+        y = torch.where(self.live, F.grouped_mm(torch.where(self.live, x, 0), weight.mT, offs=self.ends), 0)
+        return y if layer.bias is None else y + self.expand(layer.bias).to(dtype)
+
+    def expand(self, parameter: Tensor) -> Tensor:
+        # A product, not a gather, whose backward would add thousands of rows into each expert's one by one.
+        return self.member.to(parameter.dtype) @ parameter
+
+
+def _product_dtype(tokens: Tensor) -> torch.dtype:
+    device = tokens.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return tokens.dtype
+
+
+def dispatch(plan: SparsePlan, tokens: Float[Tensor, "N d"]) -> Float[Tensor, "R d"]:
+    """Each row's token. Backward is a gather too where the plan knows each token's rows."""
+    if plan.inverse is None:
+        return tokens.index_select(0, plan.token)
+    return _Dispatch.apply(tokens, plan.token, plan.inverse)
+
+
+def combine(plan: SparsePlan, rows: Float[Tensor, "R d"]) -> Float[Tensor, "N d"]:
+    """The weighted sum of each token's rows, in float32, returned in the rows' type."""
+    if plan.inverse is None:
+        weighted = rows.float() * plan.weight[:, None]
+        return weighted.new_zeros(plan.num_tokens, rows.shape[1]).index_add(0, plan.token, weighted).to(rows.dtype)
+    return _Combine.apply(rows, plan.weight, plan.token, plan.inverse)
+
+
+class _Dispatch(torch.autograd.Function):
+    @staticmethod
+    def forward(tokens: Tensor, token: Tensor, inverse: Tensor) -> Tensor:
+        return tokens.index_select(0, token)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (inverse,) = ctx.saved_tensors
+        return _rows_of_tokens(grad_rows, inverse).sum(1), None, None
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(rows: Tensor, weight: Tensor, token: Tensor, inverse: Tensor) -> Tensor:
+        weight_Nk1 = weight.index_select(0, inverse.flatten()).view(*inverse.shape, 1)
+        return (_rows_of_tokens(rows, inverse) * weight_Nk1).sum(1).to(rows.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, grad_tokens: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        rows, weight, token = ctx.saved_tensors
+        grad = grad_tokens.index_select(0, token)
+        grad_weight = (grad * rows).sum(1, dtype=weight.dtype)
+        return (grad * weight[:, None]).to(rows.dtype), grad_weight, None, None
+
+
+def _rows_of_tokens(rows_Rd: Tensor, inverse_Nk: Tensor) -> Tensor:
+    return rows_Rd.index_select(0, inverse_Nk.flatten()).view(*inverse_Nk.shape, rows_Rd.shape[1])

@@ -1,0 +1,105 @@
+"""Networks that share an interface. They know rows and how these lie, not routers or tokens."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class StackedLinear(nn.Module):
+    """E linear layers in one parameter: weight (E, out, in), bias (E, out) or None. Executed by a `Layout`."""
+
+    def __init__(self, num_experts: int, in_features: int, out_features: int, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(num_experts, out_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier uniform for each expert apart, biases normal with std 1e-6, as the reference's MLP has it."""
+        fan_out, fan_in = self.weight.shape[1:]
+        bound = (6 / (fan_in + fan_out)) ** 0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.normal_(self.bias, std=1e-6)
+
+    def extra_repr(self) -> str:
+        experts, out_features, in_features = self.weight.shape
+        return f"{in_features}, {out_features}, num_experts={experts}, bias={self.bias is not None}"
+
+
+class StackedNorm(nn.Module):
+    """The scale and shift of E LayerNorms: weight and bias (E, features)."""
+
+    def __init__(self, num_experts: int, features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_experts, features))
+        self.bias = nn.Parameter(torch.zeros(num_experts, features))
+
+
+class Layout(Protocol):
+    """How a backend lays out rows: what experts may do to them that differs from expert to expert.
+
+    Written in these two operations, one formula serves rows of one expert (n, d), padded rows of all (E, C, d) and
+    rows sorted by expert (R, d).
+    """
+
+    def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
+        """Each row by its expert's linear layer."""
+
+    def expand(self, parameter: Float[Tensor, "E f"]) -> Tensor:
+        """Each row's vector of a per-expert parameter, in a shape that broadcasts against the rows."""
+
+
+def tanh_gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, the reference's."""
+    return F.gelu(x, approximate="tanh")
+
+
+class MLPExperts(nn.Module):
+    """E MLPs of one shape: down(activation(up(x))), or gated: down(activation(gate(x)) · up(x)) (SwiGLU and kin).
+
+    **Arguments:** `dim`, `hidden_dim`, `num_experts`; `activation`: by default GELU in its tanh form, the reference's;
+    `gated`: with a second layer whose activation multiplies; `bias`: of all layers; `norm`: a LayerNorm before `down`,
+    as in EVA; `norm_eps`: its epsilon.
+
+    **Parameters:** up.weight (E, h, d), down.weight (E, d, h), gate.weight like up's; biases (E, h) and (E, d).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        activation: Callable[[Tensor], Tensor] = tanh_gelu,
+        gated: bool = False,
+        bias: bool = True,
+        norm: bool = False,
+        norm_eps: float = 1e-6,
+    ):
+        super().__init__()
+        if min(dim, hidden_dim, num_experts) < 1:
+            raise ValueError(
+                f"experts need positive sizes, but dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}"
+            )
+        self.dim, self.hidden_dim, self.num_experts = dim, hidden_dim, num_experts
+        self.activation, self.norm_eps = activation, norm_eps
+        self.up = StackedLinear(num_experts, dim, hidden_dim, bias)
+        self.gate = StackedLinear(num_experts, dim, hidden_dim, bias) if gated else None
+        self.norm = StackedNorm(num_experts, hidden_dim) if norm else None
+        self.down = StackedLinear(num_experts, hidden_dim, dim, bias)
+
+    def forward(self, x: Float[Tensor, "*rows d"], layout: Layout) -> Float[Tensor, "*rows d"]:
+        """Each row's expert applied to it; which expert that is, `layout` knows."""
+        hidden = layout.linear(x, self.up)
+        if self.gate is None:
+            hidden = self.activation(hidden)
+        else:
+            hidden = self.activation(layout.linear(x, self.gate)) * hidden
+        if self.norm is not None:
+            hidden = F.layer_norm(hidden, (self.hidden_dim,), eps=self.norm_eps)
+            hidden = hidden * layout.expand(self.norm.weight) + layout.expand(self.norm.bias)
+        return layout.linear(hidden, self.down)

@@ -1,0 +1,132 @@
+"""The sparse layer: a router, experts and perhaps a shared module, composed."""
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .balancing import inside_backward
+from .condition import Condition
+from .execute import Backend, execute
+from .record import LayerRecord, Recordable, layers_of
+from .router import Router
+
+
+class MoE(Recordable):
+    """A layer for any network: tokens in, tokens out, each through the experts that the router chose for it.
+
+    **Arguments:**
+
+    - `router`, `experts`: modules that agree on `dim` and `num_experts`.
+    - `shared`: a module applied to every token whose output is added.
+    - `group_size`: "none", one group of all tokens of the call (of each image, where the router wants that), or the
+      number of tokens that are routed together; images in order, cutting across them as the reference does.
+    - `backend`: carries out the plan; see `vismoe.moe.execute`.
+
+    **Raises:** ValueError where router and experts differ.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        experts: nn.Module,
+        shared: nn.Module | None = None,
+        group_size: int | Literal["none"] = "none",
+        backend: Backend | None = None,
+    ):
+        super().__init__()
+        for name in ("dim", "num_experts"):
+            ours, theirs = getattr(router, name), getattr(experts, name)
+            if ours != theirs:
+                raise ValueError(f"the router has {name}={ours}, but the experts have {name}={theirs}: they must agree")
+        if group_size != "none" and (isinstance(group_size, str) or group_size < 1):
+            raise ValueError(f'group_size={group_size!r}: accepted are "none" and whole numbers ≥ 1')
+        self.router, self.experts, self.shared = router, experts, shared
+        self.group_size, self.backend = group_size, backend
+        self._warned = False
+
+    def forward(
+        self, x: Float[Tensor, "*batch d"], mask: Bool[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "*batch d"]:
+        """Applies the layer.
+
+        **Arguments:** `x`: (B, …, d), image first, then its tokens in any shape; (N, d) is one image. `mask`: (B, S),
+        False where a token is padding; it is not routed, does not count as load, and gets 0.
+
+        **Raises:** ValueError for another width, a mask of another shape, or a group size that does not divide the
+        tokens while training.
+        """
+        if x.ndim < 2 or x.shape[-1] != self.router.dim:
+            raise ValueError(f"input of shape {tuple(x.shape)}: expected (B, …, {self.router.dim}), the router's dim")
+        condition = self.conditions.current()
+        if condition is not None:
+            mask = condition.mask if mask is None else mask
+        tokens_BSd = x.reshape(-1 if x.ndim > 2 else 1, x[0].numel() // x.shape[-1] if x.ndim > 2 else len(x), x.shape[-1])
+        if mask is not None and mask.shape != tokens_BSd.shape[:2]:
+            raise ValueError(f"mask of shape {tuple(mask.shape)}: expected {tuple(tokens_BSd.shape[:2])}, images × tokens")
+        tokens_GSd = self._group(tokens_BSd)
+        mask_GS = None if mask is None else mask.reshape(tokens_GSd.shape[:2])
+        context = {} if condition is None or condition.context is None else {"context": condition.context}
+        routing = self.router(tokens_GSd, mask_GS, **context)
+        self._tell(routing)
+        y = execute(routing.plan, tokens_GSd.flatten(0, 1), self.experts, self.backend).view(tokens_BSd.shape)
+        if self.shared is not None:
+            y = y + self.shared(tokens_BSd)
+        if mask is not None:
+            y = torch.where(mask[..., None], y, 0)
+        return y.view(x.shape)
+
+    def _group(self, tokens_BSd: Tensor) -> Tensor:
+        size = self.group_size
+        if isinstance(size, str):
+            return tokens_BSd if self.router.groups_by_image else tokens_BSd.flatten(0, 1)[None]
+        number = tokens_BSd.shape[0] * tokens_BSd.shape[1]
+        if number % size == 0:
+            return tokens_BSd.reshape(number // size, size, tokens_BSd.shape[2])
+        if self.training:
+            raise ValueError(
+                f"group_size={size} does not divide the {number} tokens of this batch "
+                f"({tokens_BSd.shape[0]} images × {tokens_BSd.shape[1]} tokens)"
+            )
+        return tokens_BSd
+
+    def _tell(self, routing: Any) -> None:
+        if self.tape.open:
+            if not inside_backward():
+                self.tape.write(LayerRecord.of(self.router, routing))
+            return
+        if self.router.balance != "loss" or self._warned or torch.compiler.is_compiling():
+            return
+        if self.training and torch.is_grad_enabled() and not inside_backward():
+            self._warned = True
+            warnings.warn(
+                'this layer is balanced by losses (balance="loss"), but nobody records them, so its experts stay unbalanced: '
+                "add `routing.auxiliary_loss` from `with vismoe.record(model) as routing:` to the loss, "
+                'or build the model with balance="bias"',
+                stacklevel=3,
+            )
+
+
+@contextmanager
+def condition(
+    model: nn.Module, mask: Bool[Tensor, "B S"] | None = None, context: Any = None
+) -> Iterator[None]:
+    """Hands `mask` and `context` to every MoE layer of `model` inside the block, whatever calls them.
+
+    `mask` (B, S) keeps padding out of routing, load and output. `context` goes to routers that take one. Of nested
+    blocks the innermost holds. Under activation recompute the block must enclose backward.
+    """
+    held = (threading.get_ident(), Condition(mask, context))
+    layers = layers_of(model).values()
+    for layer in layers:
+        layer.conditions.held.append(held)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.conditions.held.remove(held)

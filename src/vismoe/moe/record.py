@@ -1,0 +1,151 @@
+"""Looking at what routers did, without touching it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .condition import Conditions
+from .plan import SparsePlan
+from .router import Router, Routing
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One call of one layer: its plan, gates (G, S, E), load (E,) (choices of each expert before drops), the share of
+    choices that were dropped, auxiliary losses by name (G,), and their weighted sum (G,) or None."""
+
+    plan: SparsePlan
+    gates: Float[Tensor, "G S E"]
+    load: Int[Tensor, " E"]
+    dropped_share: Float[Tensor, ""]
+    losses: dict[str, Float[Tensor, " G"]]
+    auxiliary_loss: Float[Tensor, " G"] | None
+
+    @staticmethod
+    def of(router: Router, routing: Routing) -> "LayerRecord":
+        losses = router.losses(routing)
+        chosen = routing.load.sum()
+        dropped = (chosen - routing.plan.count.sum()) / chosen.clamp_min(1)
+        return LayerRecord(
+            routing.plan, routing.gates, routing.load, dropped, losses, router.auxiliary_loss(losses)
+        )
+
+
+class _Entry:
+    def __init__(self, record: LayerRecord, before: "_Entry | None", thread: int | None):
+        self.record, self.before, self.thread = record, before, thread
+
+
+_LOCK = threading.Lock()
+
+
+class Tape:
+    """A layer's recorded calls as a chain, newest first: compilers guard on a list's length, not on a chain's end.
+
+    While `open` is 0 nothing is written. A copy of a layer begins with an empty tape.
+    """
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.newest: _Entry | None = None
+
+    def write(self, record: LayerRecord) -> None:
+        if torch.compiler.is_compiling():
+            self.newest = _Entry(record, self.newest, None)
+        else:
+            with _LOCK:
+                self.newest = _Entry(record, self.newest, threading.get_ident())
+
+    def since(self, mark: "_Entry | None", thread: int) -> list[LayerRecord]:
+        entries, entry = [], self.newest
+        while entry is not None and entry is not mark:
+            if entry.thread in (None, thread):
+                entries.append(entry.record)
+            entry = entry.before
+        return entries[::-1]
+
+    def __deepcopy__(self, memo: object) -> "Tape":
+        return Tape()
+
+    def __reduce__(self) -> tuple[type["Tape"], tuple[()]]:
+        return Tape, ()
+
+
+class Recording:
+    """What `record` saw, so far inside its block, all of it after.
+
+    `layers[name]`: one `LayerRecord` a call of that layer, in order; the name is "" for a bare `MoE`.
+    """
+
+    def __init__(self, tapes: dict[str, Tape], device: torch.device):
+        self._tapes, self._device, self._thread = tapes, device, threading.get_ident()
+        self._marks = {name: tape.newest for name, tape in tapes.items()}
+        self._closed: dict[str, list[LayerRecord]] | None = None
+
+    @property
+    def layers(self) -> dict[str, list[LayerRecord]]:
+        if self._closed is not None:
+            return self._closed
+        return {name: tape.since(self._marks[name], self._thread) for name, tape in self._tapes.items()}
+
+    def _close(self) -> None:
+        self._closed = self.layers
+        self._tapes, self._marks = {}, {}
+
+    @property
+    def auxiliary_loss(self) -> Float[Tensor, ""]:
+        """What training adds to its loss: the weighted losses, mean over groups and over a layer's calls, summed over
+        layers; 0 where no router has a loss."""
+        total = torch.zeros((), device=self._device)
+        for calls in self.layers.values():
+            values = [call.auxiliary_loss.mean() for call in calls if call.auxiliary_loss is not None]
+            if values:
+                total = total + torch.stack(values).mean()
+        return total
+
+
+@contextmanager
+def record(model: nn.Module) -> Iterator[Recording]:
+    """Observes the routing of every MoE layer of `model` inside the block; training is as without it.
+
+    Nothing is kept of a recompute in backward. Records may be nested, and run in several threads at a time, each
+    seeing its own thread's calls (of a compiled model: every thread's).
+
+    **Returns** (as): a `Recording`.
+    """
+    tapes = {name: layer.tape for name, layer in layers_of(model).items()}
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with _LOCK:
+        for tape in tapes.values():
+            tape.open += 1
+    recording = Recording(tapes, device)
+    try:
+        yield recording
+    finally:
+        recording._close()
+        with _LOCK:
+            for tape in tapes.values():
+                tape.open -= 1
+                if not tape.open:
+                    tape.newest = None
+
+
+def layers_of(model: nn.Module) -> dict[str, "Recordable"]:
+    """Every MoE layer of `model` by name; wrappers that compile or parallelise it do not count in the names."""
+    while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model._orig_mod
+    return {name: module for name, module in model.named_modules() if isinstance(module, Recordable)}
+
+
+class Recordable(nn.Module):
+    """A layer that keeps a tape of its routings and obeys `vismoe.condition`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tape = Tape()
+        self.conditions = Conditions()

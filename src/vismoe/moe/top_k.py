@@ -1,0 +1,186 @@
+"""Token choice: every token goes to the k experts with its largest gates (Shazeer et al. 2017; k=1: Fedus et al. 2021)."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import losses
+from .balancing import BalancedRouter
+from .capacity import Rounding, claim_capacity, compute_capacity
+from .plan import count_experts, plan_from_choices
+from .router import Routing
+
+PAPER_LOSSES = {"importance": 0.005, "load": 0.005}
+LOSSES = ("importance", "load", "gshard", "z")
+
+
+class TopKRouter(BalancedRouter):
+    """Sends each token to its k best experts, weighted by its gates: softmax over experts of a linear map, in float32.
+
+    **Arguments:**
+
+    - `dim`, `num_experts`, `k`: width of a token, number of experts, experts per token.
+    - `balance`: "bias", loss-free, needs nothing from the training loop; "loss", auxiliary losses that the loop adds
+      from `vismoe.record`; "none".
+    - `combine`: how the k gates weigh the experts' outputs: "gate", as they are (Riquelme et al. 2021);
+      "renormalized", divided by their sum, for k ≥ 2; "unit", 1 in value with the gate's gradient.
+    - `noise_std`: standard deviation, times 1/E, of normal noise on the logits while training (the paper's is 1.0).
+    - `capacity_factor`: an expert accepts tokens · k · factor / E of a group, the rest is dropped; "none": nothing is.
+      `eval_capacity_factor`: the same at evaluation; "same" as in training unless said.
+    - `capacity_rounding`, `capacity_multiple_of`: see `vismoe.moe.compute_capacity`.
+    - `batch_priority`: tokens with a larger first gate claim capacity first (Batch Priority Routing), not earlier ones.
+    - `loss_weights`: weights of auxiliary losses by name: importance, load (while there is noise), gshard, z. Default:
+      the paper's, importance and load 0.005 each, for balance="loss"; none otherwise.
+
+    **Raises:** ValueError for options that contradict each other or lie outside their range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        k: int = 1,
+        balance: Literal["bias", "loss", "none"] = "bias",
+        combine: Literal["gate", "renormalized", "unit"] = "gate",
+        noise_std: float = 0.0,
+        capacity_factor: float | Literal["none"] = "none",
+        eval_capacity_factor: float | Literal["same", "none"] = "same",
+        batch_priority: bool = False,
+        capacity_rounding: Rounding = "ceil",
+        capacity_multiple_of: int = 4,
+        loss_weights: Mapping[str, float] | None = None,
+    ):
+        super().__init__(dim, num_experts, balance)
+        if loss_weights is None:
+            loss_weights = PAPER_LOSSES if balance == "loss" else {}
+        self.k, self.combine, self.noise_std = k, combine, noise_std
+        self.capacity_factor = capacity_factor
+        self.eval_capacity_factor = capacity_factor if eval_capacity_factor == "same" else eval_capacity_factor
+        self.batch_priority = batch_priority
+        self.capacity_rounding, self.capacity_multiple_of = capacity_rounding, capacity_multiple_of
+        self.loss_weights = dict(loss_weights)
+        self._check()
+        self.weight = nn.Parameter(torch.empty(num_experts, dim))
+        self.reset_parameters()
+
+    def _check(self) -> None:
+        if not 1 <= self.k <= self.num_experts:
+            raise ValueError(
+                f"k={self.k} experts per token, but num_experts={self.num_experts}: choose 1 ≤ k ≤ num_experts"
+            )
+        if self.combine not in ("gate", "renormalized", "unit"):
+            raise ValueError(f'combine={self.combine!r}: accepted are "gate", "renormalized" and "unit"')
+        if self.combine == "renormalized" and self.k == 1:
+            raise ValueError(
+                'combine="renormalized" with k=1 is a constant 1 and gives the router no gradient: '
+                'use combine="unit" (1 in value, with gradient) or combine="gate"'
+            )
+        if self.noise_std < 0:
+            raise ValueError(f"noise_std={self.noise_std} must not be negative")
+        for name in ("capacity_factor", "eval_capacity_factor"):
+            factor = getattr(self, name)
+            if factor != "none" and (isinstance(factor, str) or not 0 < factor < math.inf):
+                raise ValueError(f'{name}={factor!r}: accepted are "none" and positive numbers')
+        if self.capacity_rounding not in ("ceil", "round") or self.capacity_multiple_of < 1:
+            raise ValueError(
+                f"capacity_rounding={self.capacity_rounding!r}, capacity_multiple_of={self.capacity_multiple_of}: "
+                'accepted are "ceil" or "round" and a number ≥ 1'
+            )
+        unknown = sorted(set(self.loss_weights) - set(LOSSES))
+        if unknown or any(weight < 0 for weight in self.loss_weights.values()):
+            raise ValueError(f"loss_weights={self.loss_weights}: accepted are weights ≥ 0 for {', '.join(LOSSES)}")
+        if self.balance == "loss" and not any(self.loss_weights.values()):
+            raise ValueError('balance="loss" needs a positive weight in loss_weights; use balance="none" for no balancing')
+
+    def reset_parameters(self) -> None:
+        """LeCun normal, truncated, as the reference's linear layer: logits of unit variance on normalised tokens."""
+        # 0.8796 is the standard deviation of a unit normal truncated at ±2.
+        std = 1 / (0.87962566 * math.sqrt(self.dim))
+        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_experts={self.num_experts}, k={self.k}, balance={self.balance!r}, combine={self.combine!r}"
+
+    def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
+        """Routes each group's tokens; where `mask_GS` is False a token is padding and goes nowhere."""
+        logits = float32_linear(tokens_GSd, self.weight)
+        noisy = logits
+        if self.training and self.noise_std > 0:
+            noisy = logits + self.noise_std / self.num_experts * torch.randn_like(logits)
+        gates = noisy.softmax(-1)
+        counting = self.is_counting()
+        bias = self.choice_bias(counting)
+        expert = first_top_k(gates if bias is None else noisy + bias, self.k)
+        weight = self._combine_weights(gates.gather(-1, expert))
+        if mask_GS is not None:
+            expert = torch.where(mask_GS[..., None], expert, self.num_experts)
+        load = count_experts(expert, self.num_experts)
+        if counting:
+            self.count_choices(load)
+        capacity = self.capacity(tokens_GSd.shape[1])
+        if capacity is not None:
+            priority = gates.detach().amax(-1) if self.batch_priority else None
+            kept = claim_capacity(expert, self.num_experts, capacity, priority)
+            expert = torch.where(kept, expert, self.num_experts)
+            capacity *= tokens_GSd.shape[0]
+        plan = plan_from_choices(expert, weight, self.num_experts, capacity)
+        return Routing(plan, gates, logits, noisy, load, mask_GS)
+
+    def capacity(self, group_size: int) -> int | None:
+        """Tokens of a group of `group_size` that one expert accepts in the present mode; None: all."""
+        factor = self.capacity_factor if self.training else self.eval_capacity_factor
+        if isinstance(factor, str):
+            return None
+        capacity = compute_capacity(
+            group_size * self.k, self.num_experts, factor, self.capacity_rounding, self.capacity_multiple_of
+        )
+        return min(capacity, group_size)
+
+    def _combine_weights(self, gates_GSk: Float[Tensor, "G S k"]) -> Float[Tensor, "G S k"]:
+        if self.combine == "renormalized":
+            return gates_GSk / gates_GSk.sum(-1, keepdim=True)
+        if self.combine == "unit":
+            # 1 + (g − g)/g: exactly 1 in value, which g/g is not, in every float.
+            return 1 + (gates_GSk - gates_GSk.detach()) / gates_GSk.detach().clamp_min(1e-20)
+        return gates_GSk
+
+    def losses(self, routing: Routing) -> dict[str, Float[Tensor, " G"]]:
+        """importance, gshard, z and, where there was noise, load. Importance sums gates without noise, gshard with."""
+        values = {
+            "importance": losses.importance_loss(routing.logits.softmax(-1), routing.mask),
+            "gshard": losses.gshard_loss(routing.gates, routing.mask),
+            "z": losses.z_loss(routing.logits, routing.mask),
+        }
+        if routing.noisy_logits is not routing.logits:
+            scale = self.noise_std / self.num_experts
+            values["load"] = losses.load_loss(routing.logits, routing.noisy_logits, self.k, scale, routing.mask)
+        return values
+
+    def auxiliary_loss(self, losses: dict[str, Float[Tensor, " G"]]) -> Float[Tensor, " G"] | None:
+        """Σ weight · loss; a loss that this pass could not give (load without noise) adds nothing."""
+        terms = [weight * losses[name] for name, weight in self.loss_weights.items() if weight > 0 and name in losses]
+        return torch.stack(terms).sum(0) if terms else None
+
+
+def float32_linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "E d"]) -> Float[Tensor, "... E"]:
+    """x · weightᵀ in float32, under autocast too: a choice between experts is sensitive to rounding."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return F.linear(x.float(), weight.float())
+    return F.linear(x.float(), weight.float())
+
+
+@torch.no_grad()
+def first_top_k(scores_GSE: Float[Tensor, "G S E"], k: int) -> Int[Tensor, "G S k"]:
+    """Indices of the k largest scores, larger first and among equals the first expert (torch.topk promises no order)."""
+    chosen = [scores_GSE.argmax(-1, keepdim=True)]
+    for _ in range(k - 1):
+        scores_GSE = scores_GSE.scatter(-1, chosen[-1], -torch.inf)
+        chosen.append(scores_GSE.argmax(-1, keepdim=True))
+    return torch.cat(chosen, -1)
