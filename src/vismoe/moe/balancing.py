@@ -31,8 +31,35 @@ def move_bias(bias_E: Float[Tensor, " E"], count_E: Int[Tensor, " E"]) -> Float[
 
 
 def inside_backward() -> bool:
-    """Whether this forward is a recompute for backward. Compiled graphs keep recompute apart by themselves."""
+    """Whether this forward is a recompute for backward. To be asked at run time, not while a compiler traces."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+# Operators, so that a compiled graph asks `inside_backward` when it runs, and never computes them anew by its own choice.
+@torch.library.custom_op("vismoe::moved_bias", mutates_args=("bias", "count"))
+def _moved_bias(bias: Tensor, count: Tensor) -> Tensor:
+    if not inside_backward():
+        bias.copy_(move_bias(bias, count))
+        count.zero_()
+    return bias.clone()
+
+
+@torch.library.custom_op("vismoe::count_choices", mutates_args=("count",))
+def _count_choices(count: Tensor, load: Tensor, group: str) -> None:
+    if not inside_backward():
+        count.copy_(load)
+        if group:
+            torch.distributed.all_reduce(count, group=torch.distributed.distributed_c10d._resolve_process_group(group))
+
+
+@_moved_bias.register_fake
+def _(bias: Tensor, count: Tensor) -> Tensor:
+    return torch.empty_like(bias)
+
+
+@_count_choices.register_fake
+def _(count: Tensor, load: Tensor, group: str) -> None:
+    return None
 
 
 class BalancedRouter(Router):
@@ -55,43 +82,38 @@ class BalancedRouter(Router):
         biased = balance == "bias"
         self.register_buffer("balance_bias", torch.zeros(num_experts, dtype=torch.float32) if biased else None)
         self.register_buffer("balance_count", torch.zeros(num_experts, dtype=torch.int64) if biased else None)
-        self._counted = self._warned = False
+        self._counted = False
 
     def is_counting(self) -> bool:
-        """Only a real training forward counts: no evaluation, no teacher, no frozen router, no recompute."""
+        """Only a training forward counts: no evaluation, no teacher, no frozen router. (The operators below leave out
+        recomputes.)"""
         if self.balance_bias is None or not (self.training and torch.is_grad_enabled()):
             return False
         if not any(parameter.requires_grad for parameter in self.parameters(recurse=False)):
             return False
-        if torch.compiler.is_compiling():
-            return True
-        if inside_backward():
-            if not self._counted and not self._warned:
-                self._warned = True
+        if not torch.compiler.is_compiling() and not self._counted:
+            self._counted = True
+            if inside_backward():
                 warnings.warn(
-                    "balancing never sees a forward with gradient, only recomputes inside backward, so the experts stay "
+                    "balancing never saw a forward with gradient, only a recompute inside backward, so the experts stay "
                     "unbalanced: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
                     stacklevel=3,
                 )
-            return False
-        self._counted = True
         return True
 
     @torch.no_grad()
     def choice_bias(self, counting: bool) -> Float[Tensor, " E"] | None:
         """What to add to the logits of this forward's choice, moved first, if it counts, by what the last one counted."""
-        if counting and self.balance_bias is not None and self.balance_count is not None:
-            self.balance_bias.copy_(move_bias(self.balance_bias, self.balance_count))
-        return self.balance_bias
+        if not counting or self.balance_bias is None or self.balance_count is None:
+            return self.balance_bias
+        return _moved_bias(self.balance_bias, self.balance_count)
 
     @torch.no_grad()
     def count_choices(self, load_E: Int[Tensor, " E"]) -> None:
         """Keeps this forward's choices for the next one to move the bias by."""
-        if self.balance_count is None:
-            return
-        self.balance_count.copy_(load_E)
-        if self.balance_group is not None:
-            torch.distributed.all_reduce(self.balance_count, group=self.balance_group)
+        if self.balance_count is not None:
+            group = "" if self.balance_group is None else self.balance_group.group_name
+            _count_choices(self.balance_count, load_E, group)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         bias = self.balance_bias

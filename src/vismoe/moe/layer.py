@@ -98,7 +98,7 @@ class MoE(Recordable):
     def _tell(self, routing: Any) -> None:
         if self.tape.open:
             if not inside_backward():
-                self.tape.write(LayerRecord.of(self.router, routing))
+                self.tape.write(LayerRecord(self.router, routing))
             return
         if self.router.balance != "loss" or self._warned or torch.compiler.is_compiling():
             return

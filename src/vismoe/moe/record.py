@@ -3,37 +3,43 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .condition import Conditions
-from .plan import SparsePlan
 from .router import Router, Routing
 
 
-@dataclass(frozen=True)
 class LayerRecord:
-    """One call of one layer: its plan, gates (G, S, E), load (E,) (choices of each expert before drops), the share of
-    choices that were dropped, auxiliary losses by name (G,), and their weighted sum (G,) or None."""
+    """One call of one layer.
 
-    plan: SparsePlan
-    gates: Float[Tensor, "G S E"]
-    load: Int[Tensor, " E"]
-    dropped_share: Float[Tensor, ""]
-    losses: dict[str, Float[Tensor, " G"]]
-    auxiliary_loss: Float[Tensor, " G"] | None
+    - `plan`, `gates` (G, S, E), `load` (E,): see `vismoe.moe.Routing`; load is before drops.
+    - `dropped_share`: of the choices, 0 to 1.
+    - `losses`: auxiliary losses by name, (G,) each, unweighted; `auxiliary_loss`: their weighted sum (G,) or None.
 
-    @staticmethod
-    def of(router: Router, routing: Routing) -> "LayerRecord":
-        losses = router.losses(routing)
-        chosen = routing.load.sum()
-        dropped = (chosen - routing.plan.count.sum()) / chosen.clamp_min(1)
-        return LayerRecord(
-            routing.plan, routing.gates, routing.load, dropped, losses, router.auxiliary_loss(losses)
-        )
+    What is computed from the routing is computed when asked for: a forward is the same whether it is recorded or not,
+    which recompute of activations relies on.
+    """
+
+    def __init__(self, router: Router, routing: Routing):
+        self.router, self.routing = router, routing
+        self.plan, self.gates, self.load = routing.plan, routing.gates, routing.load
+
+    @property
+    def dropped_share(self) -> Float[Tensor, ""]:
+        chosen = self.load.sum()
+        return (chosen - self.plan.count.sum()) / chosen.clamp_min(1)
+
+    @cached_property
+    def losses(self) -> dict[str, Float[Tensor, " G"]]:
+        return self.router.losses(self.routing)
+
+    @property
+    def auxiliary_loss(self) -> Float[Tensor, " G"] | None:
+        return self.router.auxiliary_loss(self.losses)
 
 
 class _Entry:
