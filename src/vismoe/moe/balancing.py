@@ -6,12 +6,13 @@ moves the bias by them. So activation recompute, which runs inside backward, see
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.distributed
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 
 from .router import Router
 
@@ -35,7 +36,7 @@ def inside_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-# Operators, so that a compiled graph asks `inside_backward` when it runs, and never computes them anew by its own choice.
+# Operators, so that a compiled graph asks `inside_backward` when it runs, and never repeats them by its own choice.
 @torch.library.custom_op("vismoe::moved_bias", mutates_args=("bias", "count"))
 def _moved_bias(bias: Tensor, count: Tensor) -> Tensor:
     if not inside_backward():
@@ -49,7 +50,7 @@ def _count_choices(count: Tensor, load: Tensor, group: str) -> None:
     if not inside_backward():
         count.copy_(load)
         if group:
-            torch.distributed.all_reduce(count, group=torch.distributed.distributed_c10d._resolve_process_group(group))
+            torch.distributed.all_reduce(count, group=_resolve_process_group(group))  # type: ignore[arg-type]
 
 
 @_moved_bias.register_fake
@@ -95,15 +96,15 @@ class BalancedRouter(Router):
             self._counted = True
             if inside_backward():
                 warnings.warn(
-                    "balancing never saw a forward with gradient, only a recompute inside backward, so the experts stay "
-                    "unbalanced: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+                    "balancing never saw a forward with gradient, only a recompute inside backward, so the experts "
+                    "stay unbalanced: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
                     stacklevel=3,
                 )
         return True
 
     @torch.no_grad()
     def choice_bias(self, counting: bool) -> Float[Tensor, " E"] | None:
-        """What to add to the logits of this forward's choice, moved first, if it counts, by what the last one counted."""
+        """What to add to the logits for this forward's choice; if it counts, moved by what the last one counted."""
         if not counting or self.balance_bias is None or self.balance_count is None:
             return self.balance_bias
         return _moved_bias(self.balance_bias, self.balance_count)
@@ -115,7 +116,7 @@ class BalancedRouter(Router):
             group = "" if self.balance_group is None else self.balance_group.group_name
             _count_choices(self.balance_count, load_E, group)
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "BalancedRouter":
         bias = self.balance_bias
         super()._apply(fn, recurse)
         if self.balance_bias is not None and bias is not None and self.balance_bias.dtype != torch.float32:

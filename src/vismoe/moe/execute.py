@@ -43,8 +43,8 @@ def loop(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
 
 def grouped(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
     """Live rows only, whatever the load, and no graph break. On CPU an operator reads the counts and multiplies each
-    expert's rows in turn. Elsewhere nothing waits for the device: one grouped product in bfloat16, tiles of rows in other
-    types, whose grouped products would wait."""
+    expert's rows in turn. Elsewhere nothing waits for the device: one grouped product in bfloat16, tiles of rows in
+    other types, whose grouped products would wait."""
     if tokens.device.type != "cpu" and _product_dtype(tokens) != torch.bfloat16:
         return _tiled(plan, tokens, experts, _Tiles.of_height(plan, TILE))
     return combine(plan, experts(dispatch(plan, tokens), _SortedRows(plan)))
@@ -175,7 +175,7 @@ class _Dispatch(torch.autograd.Function):
         ctx.save_for_backward(inputs[2])
 
     @staticmethod
-    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return _rows_of_tokens(grad_rows, inverse).sum(1), None, None
 
@@ -191,7 +191,7 @@ class _Combine(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:3])
 
     @staticmethod
-    def backward(ctx: Any, grad_tokens: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_tokens: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, weight, token = ctx.saved_tensors
         grad = grad_tokens.index_select(0, token)
         grad_weight = (grad * rows).sum(1, dtype=weight.dtype)

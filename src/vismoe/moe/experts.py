@@ -1,7 +1,7 @@
 """Networks that share an interface. They know rows and how these lie, not routers or tokens."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,7 @@ class StackedNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_experts, features))
 
 
+@runtime_checkable
 class Layout(Protocol):
     """How a backend lays out rows: what experts may do to them that differs from expert to expert.
 
@@ -95,10 +96,8 @@ class MLPExperts(nn.Module):
     def forward(self, x: Float[Tensor, "*rows d"], layout: Layout) -> Float[Tensor, "*rows d"]:
         """Each row's expert applied to it; which expert that is, `layout` knows."""
         hidden = layout.linear(x, self.up)
-        if self.gate is None:
-            hidden = self.activation(hidden)
-        else:
-            hidden = self.activation(layout.linear(x, self.gate)) * hidden
+        gate = None if self.gate is None else layout.linear(x, self.gate)
+        hidden = self.activation(hidden) if gate is None else self.activation(gate) * hidden
         if self.norm is not None:
             hidden = F.layer_norm(hidden, (self.hidden_dim,), eps=self.norm_eps)
             hidden = hidden * layout.expand(self.norm.weight) + layout.expand(self.norm.bias)

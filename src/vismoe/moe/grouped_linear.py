@@ -5,6 +5,7 @@ or concatenated afterwards. Weights are (E, out, in) as `torch.nn.functional.lin
 """
 
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,13 +50,13 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, count: Tensor) -> tuple[Tensor, T
     return torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[:2])
 
 
-def _setup(ctx, inputs, output) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, count = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(x, weight, count)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
     grad_x, grad_weight, grad_bias = grouped_linear_backward(grad, *ctx.saved_tensors)
     return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None
 

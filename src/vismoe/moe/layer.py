@@ -66,9 +66,10 @@ class MoE(Recordable):
         condition = self.conditions.current()
         if condition is not None:
             mask = condition.mask if mask is None else mask
-        tokens_BSd = x.reshape(-1 if x.ndim > 2 else 1, x[0].numel() // x.shape[-1] if x.ndim > 2 else len(x), x.shape[-1])
+        tokens_BSd = x.flatten(1, -2) if x.ndim > 2 else x[None]
         if mask is not None and mask.shape != tokens_BSd.shape[:2]:
-            raise ValueError(f"mask of shape {tuple(mask.shape)}: expected {tuple(tokens_BSd.shape[:2])}, images × tokens")
+            expected = tuple(tokens_BSd.shape[:2])
+            raise ValueError(f"mask of shape {tuple(mask.shape)}: expected {expected}, images × tokens")
         tokens_GSd = self._group(tokens_BSd)
         mask_GS = None if mask is None else mask.reshape(tokens_GSd.shape[:2])
         context = {} if condition is None or condition.context is None else {"context": condition.context}
@@ -105,17 +106,15 @@ class MoE(Recordable):
         if self.training and torch.is_grad_enabled() and not inside_backward():
             self._warned = True
             warnings.warn(
-                'this layer is balanced by losses (balance="loss"), but nobody records them, so its experts stay unbalanced: '
-                "add `routing.auxiliary_loss` from `with vismoe.record(model) as routing:` to the loss, "
+                'this layer is balanced by losses (balance="loss"), but nobody records them, so its experts stay '
+                "unbalanced: add `routing.auxiliary_loss` from `with vismoe.record(model) as routing:` to the loss, "
                 'or build the model with balance="bias"',
                 stacklevel=3,
             )
 
 
 @contextmanager
-def condition(
-    model: nn.Module, mask: Bool[Tensor, "B S"] | None = None, context: Any = None
-) -> Iterator[None]:
+def condition(model: nn.Module, mask: Bool[Tensor, "B S"] | None = None, context: Any = None) -> Iterator[None]:
     """Hands `mask` and `context` to every MoE layer of `model` inside the block, whatever calls them.
 
     `mask` (B, S) keeps padding out of routing, load and output. `context` goes to routers that take one. Of nested

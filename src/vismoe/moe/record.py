@@ -144,7 +144,9 @@ def record(model: nn.Module) -> Iterator[Recording]:
 def layers_of(model: nn.Module) -> dict[str, "Recordable"]:
     """Every MoE layer of `model` by name; wrappers that compile or parallelise it do not count in the names."""
     while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model._orig_mod
+        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model._orig_mod
+        assert isinstance(inner, nn.Module)
+        model = inner
     return {name: module for name, module in model.named_modules() if isinstance(module, Recordable)}
 
 

@@ -43,9 +43,7 @@ class Router(nn.Module):
             raise ValueError(f"a router needs dim ≥ 1 and num_experts ≥ 1, but dim={dim}, num_experts={num_experts}")
         self.dim, self.num_experts = dim, num_experts
 
-    def forward(
-        self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None
-    ) -> Routing:
+    def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
         raise NotImplementedError(f"{type(self).__name__} must define forward(tokens, mask) -> Routing")
 
     def losses(self, routing: Routing) -> dict[str, Float[Tensor, " G"]]:

@@ -1,4 +1,4 @@
-"""Token choice: every token goes to the k experts with its largest gates (Shazeer et al. 2017; k=1: Fedus et al. 2021)."""
+"""Token choice: every token goes to the k experts with its largest gates (Shazeer et al. 2017; Fedus et al. 2021)."""
 
 import math
 from collections.abc import Mapping
@@ -95,7 +95,7 @@ class TopKRouter(BalancedRouter):
         if unknown or any(weight < 0 for weight in self.loss_weights.values()):
             raise ValueError(f"loss_weights={self.loss_weights}: accepted are weights ≥ 0 for {', '.join(LOSSES)}")
         if self.balance == "loss" and not any(self.loss_weights.values()):
-            raise ValueError('balance="loss" needs a positive weight in loss_weights; use balance="none" for no balancing')
+            raise ValueError('balance="loss" needs a positive weight in loss_weights; or use balance="none"')
 
     def reset_parameters(self) -> None:
         """LeCun normal, truncated, as the reference's linear layer: logits of unit variance on normalised tokens."""
@@ -104,7 +104,8 @@ class TopKRouter(BalancedRouter):
         nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, num_experts={self.num_experts}, k={self.k}, balance={self.balance!r}, combine={self.combine!r}"
+        sizes = f"dim={self.dim}, num_experts={self.num_experts}, k={self.k}"
+        return f"{sizes}, balance={self.balance!r}, combine={self.combine!r}"
 
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
         """Routes each group's tokens; where `mask_GS` is False a token is padding and goes nowhere."""
@@ -178,7 +179,7 @@ def float32_linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "E d"]) -> F
 
 @torch.no_grad()
 def first_top_k(scores_GSE: Float[Tensor, "G S E"], k: int) -> Int[Tensor, "G S k"]:
-    """Indices of the k largest scores, larger first and among equals the first expert (torch.topk promises no order)."""
+    """Indices of the k largest scores, larger first, among equals the first (torch.topk promises no order)."""
     chosen = [scores_GSE.argmax(-1, keepdim=True)]
     for _ in range(k - 1):
         scores_GSE = scores_GSE.scatter(-1, chosen[-1], -torch.inf)

@@ -1,0 +1,19 @@
+"""Checks every jaxtyping annotation of the package while tests run, and finds the reference's figures."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+_hook = install_import_hook("vismoe", "beartype.beartype")
+_hook.__enter__()
+
+
+@pytest.fixture(scope="session")
+def reference_figures() -> Path:
+    """The folder of figures made by the reference implementation."""
+    place = os.environ.get("VISMOE_REFERENCE_FIGURES")
+    if not place:
+        pytest.skip("VISMOE_REFERENCE_FIGURES is not set: no figures of the reference to compare with")
+    return Path(place)
