@@ -65,7 +65,7 @@ class MLPExperts(nn.Module):
 
     **Arguments:** `dim`, `hidden_dim`, `num_experts`; `activation`: by default GELU in its tanh form, the reference's;
     `gated`: with a second layer whose activation multiplies; `bias`: of all layers; `norm`: a LayerNorm before `down`,
-    as in EVA; `norm_eps`: its epsilon.
+    as in EVA; `norm_eps`: its epsilon; `dropout`: share of hidden units, and of outputs, dropped while training.
 
     **Parameters:** up.weight (E, h, d), down.weight (E, d, h), gate.weight like up's; biases (E, h) and (E, d).
     """
@@ -80,6 +80,7 @@ class MLPExperts(nn.Module):
         bias: bool = True,
         norm: bool = False,
         norm_eps: float = 1e-6,
+        dropout: float = 0.0,
     ):
         super().__init__()
         if min(dim, hidden_dim, num_experts) < 1:
@@ -87,7 +88,7 @@ class MLPExperts(nn.Module):
                 f"experts need positive sizes, but dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}"
             )
         self.dim, self.hidden_dim, self.num_experts = dim, hidden_dim, num_experts
-        self.activation, self.norm_eps = activation, norm_eps
+        self.activation, self.norm_eps, self.dropout = activation, norm_eps, dropout
         self.up = StackedLinear(num_experts, dim, hidden_dim, bias)
         self.gate = StackedLinear(num_experts, dim, hidden_dim, bias) if gated else None
         self.norm = StackedNorm(num_experts, hidden_dim) if norm else None
@@ -98,7 +99,8 @@ class MLPExperts(nn.Module):
         hidden = layout.linear(x, self.up)
         gate = None if self.gate is None else layout.linear(x, self.gate)
         hidden = self.activation(hidden) if gate is None else self.activation(gate) * hidden
+        hidden = F.dropout(hidden, self.dropout, self.training)
         if self.norm is not None:
             hidden = F.layer_norm(hidden, (self.hidden_dim,), eps=self.norm_eps)
             hidden = hidden * layout.expand(self.norm.weight) + layout.expand(self.norm.bias)
-        return layout.linear(hidden, self.down)
+        return F.dropout(layout.linear(hidden, self.down), self.dropout, self.training)

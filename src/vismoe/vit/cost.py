@@ -1,0 +1,61 @@
+"""What a network costs: counted, not measured, and without allocating weights where it lives on the meta device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vismoe.moe import MoE, SparsePlan, loop
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`parameters` in all; `active_parameters`: what one token passes through (k of E experts); `multiplications`
+    (multiply-adds of matrix products) per image."""
+
+    parameters: int
+    active_parameters: int
+    multiplications: int
+
+
+def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
+    """Counts a network for one image of shape (channels, height, width), at evaluation, nothing dropped.
+
+    A meta copy of the model runs once; the plan's rows all go to one expert, which costs what any others would.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    active = parameters
+    for layer in model.modules():
+        if isinstance(layer, MoE):
+            stacked = sum(parameter.numel() for parameter in layer.experts.parameters())
+            active -= stacked - stacked * getattr(layer.router, "k", 1) // layer.router.num_experts
+    with _counting(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+        parameter = next(model.parameters())
+        model(torch.zeros(1, *image_size, device=parameter.device, dtype=parameter.dtype))
+    return Cost(parameters, active, counter.get_total_flops() // 2)
+
+
+def _first_expert_only(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
+    rows, count = len(plan.token), torch.zeros(len(plan.count), dtype=torch.int64)
+    count[0] = rows
+    all_rows = torch.arange(rows, device=tokens.device) % plan.num_tokens
+    weight = torch.ones(rows, device=tokens.device)
+    return loop(SparsePlan(all_rows, weight, count, None, plan.num_tokens), tokens, experts)
+
+
+@contextmanager
+def _counting(model: nn.Module) -> Iterator[None]:
+    layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
+    backends, training = [layer.backend for layer in layers], model.training
+    for layer in layers:
+        layer.backend = _first_expert_only
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        for layer, backend in zip(layers, backends, strict=True):
+            layer.backend = backend

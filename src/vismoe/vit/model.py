@@ -1,0 +1,59 @@
+"""timm's VisionTransformer with some MLPs made sparse."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.layers import lecun_normal_, to_2tuple
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from .sparsify import OVERRIDES, MoEConfig, sparsify
+
+
+class SparseVisionTransformer(VisionTransformer):
+    """timm's VisionTransformer, all of whose arguments and methods it has, and two arguments more.
+
+    **Arguments:** `moe`: which MLPs become sparse and how (`MoEConfig` or its fields; None: a dense model), single
+    fields may be overridden by arguments of their names; `representation_size`: width of a linear layer with tanh
+    before the head, as the reference has it (0: none).
+
+    **Raises:** ValueError where image and patch size do not fit or the sparse part contradicts itself.
+    """
+
+    def __init__(
+        self, moe: MoEConfig | Mapping[str, Any] | None = None, representation_size: int = 0, **arguments: Any
+    ) -> None:
+        overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
+        if overrides and moe is None:
+            raise ValueError(f"{', '.join(overrides)}: this model is dense and has no experts; choose a sparse preset")
+        image, patch = to_2tuple(arguments.get("img_size", 224)), to_2tuple(arguments.get("patch_size", 16))
+        if any(size % step for size, step in zip(image, patch, strict=True)):
+            raise ValueError(
+                f"image size {image[0]} × {image[1]} is not a multiple of the patch size {patch[0]} × {patch[1]}: "
+                "choose img_size and patch_size so that patches tile the image"
+            )
+        super().__init__(**arguments)
+        self.moe: MoEConfig | None = None
+        if moe is not None:
+            self.moe = MoEConfig(**({**vars(moe)} if isinstance(moe, MoEConfig) else {**moe}) | overrides)
+            sparsify(self, self.moe)
+        self.pre_logits: nn.Module = nn.Identity()
+        if representation_size:
+            self.pre_logits = nn.Sequential(nn.Linear(self.embed_dim, representation_size), nn.Tanh())
+            lecun_normal_(self.pre_logits[0].weight)
+            nn.init.zeros_(self.pre_logits[0].bias)
+            self.head_hidden_size = representation_size
+            self.reset_classifier(self.num_classes)
+            if "jax" in self.weight_init_mode and isinstance(self.head, nn.Linear):
+                nn.init.zeros_(self.head.weight)
+                nn.init.zeros_(self.head.bias)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.pre_logits(super().forward_head(x, pre_logits=True))
+        return x if pre_logits else self.head(x)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes, global_pool)
+        if num_classes > 0 and self.head_hidden_size != self.embed_dim:
+            weight = self.head.weight
+            self.head = nn.Linear(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)

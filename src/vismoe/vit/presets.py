@@ -1,0 +1,95 @@
+"""Architectures by name: one table of sizes, crossed with placements and numbers of experts."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PAPER_MOE = {
+    "experts_per_token": 2,
+    "balance": "loss",
+    "noise_std": 1.0,
+    "loss_weights": {"importance": 0.005, "load": 0.005},
+    "capacity_factor": 1.05,
+    "eval_capacity_factor": "none",
+}
+"""Riquelme et al. 2021, appendix B: what the paper trained with."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of a trunk. `placements`: which blocks may be sparse. `experts`: how many there may be."""
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    patch: int
+    image: int
+    placements: tuple[str, ...] = ("every-2", "last-2")
+    experts: tuple[int, ...] = (8, 32)
+    paper: bool = False
+
+
+SIZES = {
+    # The paper's (Riquelme et al. 2021, table 2 and appendix B); their S is not timm's.
+    "s32": Size(512, 8, 8, 2048, 32, 224, paper=True),
+    "b32": Size(768, 12, 12, 3072, 32, 224, paper=True),
+    "b16": Size(768, 12, 12, 3072, 16, 224, paper=True),
+    "l32": Size(1024, 24, 16, 4096, 32, 224, paper=True),
+    "l16": Size(1024, 24, 16, 4096, 16, 224, paper=True),
+    "h14": Size(1280, 32, 16, 5120, 14, 224, ("every-2", "last-5"), paper=True),
+    # Depth, placement, E and k are published, the widths are not: these meet the published count of 14.7 B parameters.
+    "15b": Size(1408, 48, 16, 6400, 14, 224, ("every-2",), (32,), paper=True),
+    # timm's shapes.
+    "tiny_patch16_224": Size(192, 12, 3, 768, 16, 224),
+    "small_patch16_224": Size(384, 12, 6, 1536, 16, 224),
+    "base_patch16_224": Size(768, 12, 12, 3072, 16, 224),
+    # For small images on a CPU.
+    "pico_patch2_8": Size(64, 4, 4, 256, 2, 8, ("every-2",)),
+    "pico_patch4_28": Size(64, 4, 4, 256, 4, 28, ("every-2",)),
+    "nano_patch4_32": Size(128, 6, 4, 512, 4, 32),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network by name: `arguments` are those of `SparseVisionTransformer`, image mean and std are 0.5."""
+
+    name: str
+    image: int
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def _arguments(size: Size) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "img_size": size.image,
+        "patch_size": size.patch,
+        "embed_dim": size.dim,
+        "depth": size.depth,
+        "num_heads": size.heads,
+        "mlp_ratio": size.mlp_dim / size.dim,
+        # Xavier, as the reference has it: timm's default starves narrow models, and twins must share a scheme.
+        "weight_init": "jax",
+    }
+    if size.paper:
+        arguments |= {"act_layer": "gelu_tanh", "representation_size": size.dim}
+    return arguments
+
+
+def _presets() -> dict[str, Preset]:
+    presets = []
+    for name, size in SIZES.items():
+        presets.append(Preset(f"vmoe_{name}_dense", size.image, _arguments(size)))
+        for placement in size.placements:
+            for experts in size.experts:
+                moe = {"moe_layers": placement, "num_experts": experts} | (PAPER_MOE if size.paper else {})
+                full_name = f"vmoe_{name}_{placement.replace('-', '')}_e{experts}"
+                presets.append(Preset(full_name, size.image, _arguments(size) | {"moe": moe}))
+    return {preset.name: preset for preset in presets}
+
+
+PRESETS = _presets()
+
+
+def dense_twin(name: str) -> str:
+    """The preset with the same trunk and no experts."""
+    return next(f"vmoe_{size}_dense" for size in SIZES if name.startswith(f"vmoe_{size}_"))

@@ -1,0 +1,147 @@
+"""Model folders: `config.json` and `model.safetensors`, which timm opens by itself once vismoe is imported.
+
+Weights are never unpickled.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from vismoe.vit.sparsify import OVERRIDES
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT_VERSION = 1
+PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    label_names: Sequence[str] | None = None,
+    preprocessing: dict[str, Any] | None = None,
+) -> Path:
+    """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
+
+    **Arguments:** `model`: made by `create_model` (vismoe's or timm's); `label_names`: its classes in order;
+    `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …).
+
+    **Raises:** ValueError where `path` is something else than a model folder.
+    """
+    path = Path(path)
+    if path.exists() and not ((path / CONFIG).is_file() or (path.is_dir() and not any(path.iterdir()))):
+        raise ValueError(f"{path} exists and is not a model folder: choose another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(state, aside / WEIGHTS, metadata={"format": "pt"})
+        save_config_for_hf(model, str(aside / CONFIG), data_config=preprocessing)
+        _complete_config(aside / CONFIG, model, label_names)
+        os.chmod(aside, 0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        aside.rename(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return path
+
+
+def _complete_config(path: Path, model: nn.Module, label_names: Sequence[str] | None) -> None:
+    config = json.loads(path.read_text())
+    arguments = config.get("model_args", {})
+    # transformers passes num_classes by itself and fails where it finds it twice.
+    arguments.pop("num_classes", None)
+    moe = getattr(model, "moe", None)
+    if moe is not None:
+        arguments = {name: value for name, value in arguments.items() if name not in OVERRIDES} | {"moe": asdict(moe)}
+    config |= {"model_args": arguments, "vismoe_format": FORMAT_VERSION}
+    if label_names is not None:
+        config["label_names"] = list(label_names)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def load(path: str | Path, preset: str | None = None) -> nn.Module:
+    """Opens a run folder, a model folder or any folder timm wrote with safetensors, at evaluation.
+
+    **Arguments:** `path`; `preset`: the architecture, for a bare `.safetensors` file that does not say it.
+
+    **Raises:** FileNotFoundError where nothing is there; ValueError where it is not a model or offers pickled weights.
+    """
+    path = Path(path)
+    folder = path / "model" if (path / "model" / CONFIG).is_file() else path
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: expected a run folder, a model folder or a .safetensors file")
+    if path.is_file():
+        return _load_file(path, preset)
+    config = read_config(folder)
+    state = _read_weights(folder / WEIGHTS)
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder / CONFIG} describes no network that can be built: {error}") from error
+    model.pretrained_cfg |= {"label_names": config.get("label_names")}
+    return _fill(model, state, folder / WEIGHTS)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a model folder.
+
+    **Raises:** ValueError where it is missing, is not JSON, names no architecture, or is of a newer format.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise ValueError(f"{path} names no architecture: it is not a model's configuration")
+    version = config.get("vismoe_format", 0)
+    if version > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version}, this vismoe reads up to {FORMAT_VERSION}: update vismoe")
+    return config
+
+
+def _load_file(path: Path, preset: str | None) -> nn.Module:
+    from .registry import create_model
+
+    state = _read_weights(path)
+    if preset is None:
+        raise ValueError(f"{path} holds weights only: say which architecture they are of (preset=…)")
+    head = state.get("head.weight")
+    return _fill(create_model(preset, num_classes=0 if head is None else len(head)), state, path)
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix in PICKLES:
+        raise ValueError(f"{path} holds pickled weights, which can run code when read: only .safetensors is accepted")
+    if not path.is_file():
+        pickled = [name.name for name in path.parent.iterdir() if name.suffix in PICKLES]
+        reason = f"{pickled[0]} is pickled, which is never read" if pickled else "there are no weights"
+        raise ValueError(f"{path.parent} has no {WEIGHTS}: {reason}")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
+    return model.eval()

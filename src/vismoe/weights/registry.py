@@ -1,0 +1,91 @@
+"""Presets as timm's entry points: `timm.create_model(name)` works once vismoe is imported."""
+
+import fnmatch
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import nn
+
+from vismoe.vit import PRESETS, SparseVisionTransformer
+
+ANY_SHAPE = "vmoe_vit"
+"""The entry point of networks that are no preset: everything is in its arguments."""
+
+PREPROCESSING = {
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "num_classes": 1000,
+    "fixed_input_size": True,
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        ANY_SHAPE: PREPROCESSING | {"input_size": (3, 224, 224)},
+        **{name: PREPROCESSING | {"input_size": (3, preset.image, preset.image)} for name, preset in PRESETS.items()},
+    }
+)
+
+
+def _register(name: str, defaults: dict[str, Any]) -> None:
+    def entry_point(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        if pretrained and not _has_source(arguments):
+            raise ValueError(f"no weights are published for {name}: use pretrained=False, or a model folder's path")
+        arguments = defaults | {key: value for key, value in arguments.items() if value is not None}
+        model = build_model_with_cfg(
+            SparseVisionTransformer,
+            name,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
+            **arguments,
+        )
+        # timm keeps what it was called with; a model folder is to hold everything that shapes the network.
+        model._model_args = dict(defaults)
+        return model
+
+    entry_point.__name__ = entry_point.__qualname__ = name
+    register_model(entry_point)
+
+
+def _has_source(arguments: dict[str, Any]) -> bool:
+    source = arguments.get("pretrained_cfg")
+    return bool(arguments.get("pretrained_cfg_overlay") or (isinstance(source, dict) and source.get("source")))
+
+
+for _name, _preset in PRESETS.items():
+    _register(_name, _preset.arguments)
+_register(ANY_SHAPE, {"weight_init": "jax"})
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the presets that match a shell pattern, such as "*_e8"."""
+    return [name for name in PRESETS if fnmatch.fnmatch(name, pattern)]
+
+
+def create_model(name: str, num_classes: int = 1000, pretrained: bool = False, **overrides: Any) -> nn.Module:
+    """Builds a preset, as `timm.create_model(name)` does once vismoe is imported.
+
+    **Arguments:** `name`: one of `list_models()`; `num_classes`: 0 for features; `overrides`: fields of
+    `vismoe.vit.MoEConfig` (num_experts=, experts_per_token=, moe_layers=, balance=, …) and arguments of timm's
+    VisionTransformer (img_size=, patch_size=, in_chans=, drop_path_rate=, …).
+
+    **Raises:** ValueError for an unknown name (near matches are listed) and for arguments that do not fit.
+    """
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`vismoe models` lists them"
+        raise ValueError(f"unknown preset {name!r}; {hint}")
+    try:
+        return timm.create_model(name, num_classes=num_classes, pretrained=pretrained, **overrides)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        unknown = str(error).rpartition("argument ")[2]
+        raise ValueError(f"{name} has no option {unknown}") from error
