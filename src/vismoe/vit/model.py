@@ -20,6 +20,8 @@ class SparseVisionTransformer(VisionTransformer):
     **Raises:** ValueError where image and patch size do not fit or the sparse part contradicts itself.
     """
 
+    head: nn.Module
+
     def __init__(
         self, moe: MoEConfig | Mapping[str, Any] | None = None, representation_size: int = 0, **arguments: Any
     ) -> None:
@@ -39,9 +41,10 @@ class SparseVisionTransformer(VisionTransformer):
             sparsify(self, self.moe)
         self.pre_logits: nn.Module = nn.Identity()
         if representation_size:
-            self.pre_logits = nn.Sequential(nn.Linear(self.embed_dim, representation_size), nn.Tanh())
-            lecun_normal_(self.pre_logits[0].weight)
-            nn.init.zeros_(self.pre_logits[0].bias)
+            linear = nn.Linear(self.embed_dim, representation_size)
+            lecun_normal_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            self.pre_logits = nn.Sequential(linear, nn.Tanh())
             self.head_hidden_size = representation_size
             self.reset_classifier(self.num_classes)
             if "jax" in self.weight_init_mode and isinstance(self.head, nn.Linear):
@@ -54,6 +57,6 @@ class SparseVisionTransformer(VisionTransformer):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
-        if num_classes > 0 and self.head_hidden_size != self.embed_dim:
-            weight = self.head.weight
-            self.head = nn.Linear(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
+        if isinstance(self.head, nn.Linear) and self.head_hidden_size != self.embed_dim:
+            old = self.head.weight
+            self.head = nn.Linear(self.head_hidden_size, num_classes, device=old.device, dtype=old.dtype)

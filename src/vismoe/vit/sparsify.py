@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from timm.layers import Mlp
@@ -19,9 +19,10 @@ ROUTERS = {"top-k": TopKRouter}
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """The sparse part of a network; `config.json` keeps it as its `moe` object, and its fields are `create_model`'s overrides.
+    """The sparse part of a network: `config.json` keeps it as its `moe` object, its fields are overrides.
 
-    - `moe_layers`: "every-N" (each N-th block), "last-N" (the last N of the odd blocks 1, 3, 5, …), or block numbers from 0.
+    - `moe_layers`: "every-N" (each N-th block), "last-N" (the last N of the odd blocks 1, 3, 5, …), or a list of block
+      numbers from 0.
     - `num_experts`, `experts_per_token`; `expert_hidden_dim`: each expert's, 0 for the replaced MLP's.
     - `router`: "top-k". `balance`, `combine`, `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`,
       `capacity_multiple_of`, `batch_priority`, `noise_std`, `loss_weights`: see `vismoe.TopKRouter`.
@@ -106,16 +107,16 @@ def sparsify(model: Any, config: MoEConfig) -> None:
     for number in config.blocks(len(model.blocks)):
         block = model.blocks[number]
         layer = config.layer(block.mlp)
-        initialise_experts(layer.experts, block.mlp, model.weight_init_mode)
+        experts = cast(MLPExperts, layer.experts)
+        initialise_experts(experts, block.mlp, model.weight_init_mode)
         if model.fix_init:
-            with torch.no_grad():
-                layer.experts.down.weight.div_(math.sqrt(2 * (number + 1)))
+            experts.down.weight.data.div_(math.sqrt(2 * (number + 1)))
         block.mlp = layer.to(block.mlp.fc1.weight)
 
 
 @torch.no_grad()
 def initialise_experts(experts: MLPExperts, mlp: Mlp, mode: str) -> None:
-    """Draws each expert as timm's scheme `mode` draws a dense MLP: sparse and dense twins then differ in nothing else."""
+    """Draws each expert as timm's scheme `mode` draws a dense MLP, so that twins differ in nothing else."""
     drawn = Mlp(experts.dim, experts.hidden_dim, bias=mlp.fc1.bias is not None)
     if drawn.fc1.weight.is_meta:
         return
