@@ -1,8 +1,15 @@
 """Sparse vision transformers (Vision Mixture-of-Experts) for any PyTorch code. What is named here is promised."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import weights
 from .moe import MLPExperts, MoE, TopKRouter, condition, record
 from .weights import create_model, list_models, load, save
+
+if TYPE_CHECKING:
+    from .recipes import train
+    from .training import predict
 
 __version__ = "0.1.0"
 
@@ -14,7 +21,23 @@ __all__ = [
     "create_model",
     "list_models",
     "load",
+    "predict",
     "record",
     "save",
+    "train",
     "weights",
 ]
+
+# What needs more than torch, timm, safetensors and jaxtyping is imported when it is first asked for.
+_LATER = {"train": "vismoe.recipes", "predict": "vismoe.training"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'vismoe' has no attribute {name!r}")
+    try:
+        return getattr(import_module(_LATER[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"vismoe.{name} needs {error.name}: pip install 'vismoe[train]'", name=error.name
+        ) from error

@@ -46,12 +46,20 @@ def _register(name: str, defaults: dict[str, Any]) -> None:
             feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
             **arguments,
         )
+        if model.in_chans != 3:
+            grey = (0.5,) * model.in_chans
+            model.pretrained_cfg |= {"mean": grey, "std": grey, "input_size": (model.in_chans, *_image_size(model))}
         # timm keeps what it was called with; a model folder is to hold everything that shapes the network.
         model._model_args = dict(defaults)
         return model
 
     entry_point.__name__ = entry_point.__qualname__ = name
     register_model(entry_point)
+
+
+def _image_size(model: Any) -> tuple[int, int]:
+    height, width = model._traits["img_size"]
+    return height, width
 
 
 def _has_source(arguments: dict[str, Any]) -> bool:

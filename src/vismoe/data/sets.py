@@ -1,0 +1,117 @@
+"""Images in: sets by name and folders of images, as sequences of (picture, class number)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torchvision.datasets import ImageFolder
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 100_000_000
+"""A picture whose header claims more is not decoded: a small file can claim to be enormous."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Pictures with class numbers. `picture(i)` gives the i-th as a PIL image; nothing is decoded before."""
+
+    labels: Sequence[int]
+    picture: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A named set: class names in order, the part to train on (None where all is for evaluation), the held-out part."""
+
+    name: str
+    classes: list[str]
+    train: ImageSet | None
+    val: ImageSet
+
+
+def open_data(name: str, split_seed: int = 0) -> Data:
+    """Opens a set by name, or a folder of images.
+
+    **Arguments:** `name`: "digits" (1,797 real handwritten digits, 8 × 8, that scikit-learn ships; a stratified random
+    quarter is held out) or a path: class folders, or `train/` and `val/` with class folders each; `split_seed`: of the
+    random quarter. A folder without `val/` is not split: all of it is for evaluation.
+
+    **Raises:** FileNotFoundError, ValueError for what cannot be opened.
+    """
+    if name == "digits":
+        return _digits(split_seed)
+    path = Path(name)
+    if not path.is_dir():
+        raise FileNotFoundError(f'data {name!r}: no such folder; accepted are "digits" and folders of images')
+    if (path / "train").is_dir() and (path / "val").is_dir():
+        classes, train = _class_folders(path / "train")
+        val_classes, val = _class_folders(path / "val")
+        if unknown := sorted(set(val_classes) - set(classes)):
+            raise ValueError(f"{path / 'val'} has classes that {path / 'train'} lacks: {', '.join(unknown)}")
+        number = {name: index for index, name in enumerate(classes)}
+        labels = [number[val_classes[label]] for label in val.labels]
+        return Data(str(path), classes, train, ImageSet(labels, val.picture))
+    classes, images = _class_folders(path)
+    return Data(str(path), classes, None, images)
+
+
+def _digits(split_seed: int) -> Data:
+    digits = load_digits()
+    # Sixteen grey levels, dark ink on white as written: 0…16 -> 255…0.
+    pixels = (255 - digits.images * (255 / 16)).round().astype(np.uint8)
+    every = np.arange(len(pixels))
+    train, val = train_test_split(every, test_size=0.25, random_state=split_seed, stratify=digits.target)
+
+    def part(numbers: np.ndarray) -> ImageSet:
+        return ImageSet(digits.target[numbers].tolist(), lambda index: Image.fromarray(pixels[numbers[index]]))
+
+    return Data("digits", [str(name) for name in digits.target_names], part(train), part(val))
+
+
+def _class_folders(path: Path) -> tuple[list[str], ImageSet]:
+    folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
+    if not folders:
+        raise ValueError(f"{path} has no class folders: expected a folder of images for each class")
+    empty = [name for name in folders if not list_images(path / name)]
+    if empty:
+        raise ValueError(f"{path}: no images in the class folders {', '.join(empty)}; accepted are {_suffixes()}")
+    found = ImageFolder(str(path), is_valid_file=is_image)
+    files = [Path(file) for file, _ in found.samples]
+    return found.classes, ImageSet(found.targets, lambda index: read_image(files[index]))
+
+
+def is_image(file: str | Path) -> bool:
+    """Whether a file is one by its name."""
+    return Path(file).suffix.lower() in IMAGE_SUFFIXES
+
+
+def list_images(path: Path) -> list[Path]:
+    """Every image file below a folder, sorted by path."""
+    return sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decodes a picture, upright.
+
+    **Raises:** ValueError where it is no picture, is damaged, or its header claims more than MAX_PIXELS.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{path} claims {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
+            upright = ImageOps.exif_transpose(image)
+            upright.load()
+            return upright
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _suffixes() -> str:
+    return ", ".join(IMAGE_SUFFIXES)

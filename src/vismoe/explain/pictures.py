@@ -1,0 +1,112 @@
+"""What routers did, as a picture to show around."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from vismoe.data import ImageSet, evaluation_transform
+
+from .routing import LayerRouting, route
+
+SAMPLES = 10
+
+
+def routing_pictures(
+    model: nn.Module, images: ImageSet, classes: Sequence[str], config: dict[str, Any], folder: Path
+) -> Path | None:
+    """Draws `routing.png`: which expert each patch of sample pictures went to, layer by layer, and how each class's
+    tokens spread over the experts. None, and no file, for a dense model."""
+    routing = route(model, images, config)
+    if not routing:
+        return None
+    labels = torch.tensor(images.labels)
+    samples = _samples(images.labels, SAMPLES)
+    rows = 1 + len(routing)
+    figure = Figure(figsize=(1.15 * len(samples) + 0.4, 1.25 * rows + 0.3 + 2.9), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.25 * rows + 0.3, 2.9], squeeze=False)[:, 0]
+    grid = upper.subplots(rows, len(samples), squeeze=False)
+    transform, grid_size = evaluation_transform(config), _grid(model)
+    upper.suptitle("Which expert each patch went to (frame: the class token)", fontsize=10)
+    for column, number in enumerate(samples):
+        picture = _pixels(transform(images.picture(number)), config)
+        _show(grid[0, column], picture)
+        grid[0, column].set_title(classes[images.labels[number]], fontsize=9)
+        for row, layer in enumerate(routing.values(), start=1):
+            _overlay(grid[row, column], picture, layer, number, grid_size)
+    for row, name in enumerate(routing, start=1):
+        grid[row, 0].set_ylabel(_title(name), fontsize=9)
+    for axes, (name, layer) in zip(lower.subplots(1, len(routing), squeeze=False)[0], routing.items(), strict=True):
+        _heat_map(axes, layer, labels, classes, _title(name))
+    path = folder / "routing.png"
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _samples(labels: Sequence[int], wanted: int) -> list[int]:
+    """The first picture of each class, then the second of each, …, as many as wanted."""
+    seen: dict[int, int] = {}
+    turns = []
+    for number, label in enumerate(labels):
+        seen[label] = seen.get(label, -1) + 1
+        turns.append((seen[label], label, number))
+    return [number for _, _, number in sorted(turns)[:wanted]]
+
+
+def _grid(model: Any) -> tuple[int, int]:
+    height, width = model.patch_embed.grid_size
+    return height, width
+
+
+def _title(name: str) -> str:
+    return name.removesuffix(".mlp").replace("blocks.", "block ") or "layer"
+
+
+def _pixels(tensor: Tensor, config: dict[str, Any]) -> np.ndarray:
+    mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
+    return (tensor * std + mean).clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy()
+
+
+def _show(axes: Axes, pixels: np.ndarray) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+
+
+def _overlay(axes: Axes, picture: np.ndarray, layer: LayerRouting, number: int, grid: tuple[int, int]) -> None:
+    expert = layer.expert[number, :, 0]
+    patches, prefix = expert[-grid[0] * grid[1] :], expert[: -grid[0] * grid[1]]
+    colours = _colours(layer.num_experts)
+    height, width = picture.shape[0] // grid[0], picture.shape[1] // grid[1]
+    tint = colours[patches.numpy()].reshape(*grid, 3).repeat(height, 0).repeat(width, 1)
+    ink = picture.mean(-1, keepdims=True)
+    _show(axes, tint * (0.35 + 0.65 * ink))
+    for place in axes.spines.values():
+        place.set(edgecolor=colours[prefix[0]] if len(prefix) else "black", linewidth=3 if len(prefix) else 0.8)
+
+
+def _colours(num_experts: int) -> np.ndarray:
+    """A colour for each expert; the last, black, is what a dropped token (-1) gets."""
+    if num_experts <= 10:
+        colours = colormaps["tab10"](np.arange(num_experts))[:, :3]
+    else:
+        colours = colormaps["hsv"](np.arange(num_experts) / num_experts)[:, :3]
+    return np.concatenate([colours, np.zeros((1, 3))])
+
+
+def _heat_map(axes: Axes, layer: LayerRouting, labels: Tensor, classes: Sequence[str], title: str) -> None:
+    counts = layer.by_class(labels, len(classes)).float()
+    share = (counts / counts.sum(0).clamp_min(1)).numpy()
+    image = axes.imshow(share, aspect="auto", cmap="magma", vmin=0)
+    axes.set_title(f"{title}: share of a class's tokens", fontsize=9)
+    axes.set_ylabel("expert", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.set_yticks(range(0, layer.num_experts, max(1, layer.num_experts // 8)))
+    if len(classes) <= 30:
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+    axes.figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)

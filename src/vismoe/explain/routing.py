@@ -1,0 +1,56 @@
+"""What routers did with a set of pictures, as tables."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
+from vismoe.moe import SparsePlan, record
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """One MoE layer's choices for N pictures: `expert` (N, S, k), -1 where a choice was dropped; tokens in the
+    network's order, prefix tokens (class token) first. `num_experts`: E."""
+
+    expert: Int[Tensor, "N S k"]
+    num_experts: int
+
+    def by_class(self, labels: Int[Tensor, " N"], num_classes: int) -> Int[Tensor, "E classes"]:
+        """How many tokens of each class's pictures each expert got."""
+        pairs = self.expert * num_classes + labels[:, None, None]
+        counts = torch.bincount(pairs[self.expert >= 0], minlength=self.num_experts * num_classes)
+        return counts.view(self.num_experts, num_classes)
+
+
+def experts_of_tokens(plan: SparsePlan) -> Int[Tensor, "N k"]:
+    """The experts of each token, best first, -1 where the choice was dropped.
+
+    **Raises:** ValueError for a plan whose tokens have differing numbers of experts.
+    """
+    if plan.inverse is None:
+        raise ValueError("this plan gives tokens differing numbers of experts: there is no table (N, k) of them")
+    live = torch.repeat_interleave(torch.arange(len(plan.count), device=plan.count.device), plan.count)
+    dropped = torch.full((len(plan.token) - len(live),), -1, device=live.device)
+    return torch.cat([live, dropped])[plan.inverse]
+
+
+@torch.inference_mode()
+def route(model: nn.Module, images: ImageSet, config: dict[str, Any], batch_size: int = 256) -> dict[str, LayerRouting]:
+    """Every MoE layer's choices for every picture of a set, by layer. Empty for a dense model."""
+    model.eval()
+    device = next(model.parameters()).device
+    found: dict[str, list[Tensor]] = {}
+    experts: dict[str, int] = {}
+    for pictures, _ in evaluation_batches(images, evaluation_transform(config), batch_size):
+        with record(model) as routing:
+            model(pictures.to(device))
+        for name, calls in routing.layers.items():
+            for call in calls:
+                table = experts_of_tokens(call.plan).cpu()
+                found.setdefault(name, []).append(table.view(len(pictures), -1, table.shape[1]))
+                experts[name] = len(call.load)
+    return {name: LayerRouting(torch.cat(parts), experts[name]) for name, parts in found.items()}

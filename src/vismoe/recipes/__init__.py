@@ -1,0 +1,50 @@
+"""Recipes by name, and what follows one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from vismoe.training import Recipe, Run, Status, fit, free_path
+
+from .digits import digits, digits_dense
+
+RECIPES: dict[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in (digits, digits_dense)}
+
+__all__ = ["RECIPES", "digits", "digits_dense", "find_recipe", "train"]
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by name.
+
+    **Raises:** ValueError for an unknown name.
+    """
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES, n=2, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(RECIPES)}"
+        raise ValueError(f"unknown recipe {name!r}; {hint}")
+    return RECIPES[name]()
+
+
+def train(
+    recipe: str | Recipe,
+    out: str | Path | None = None,
+    watch: Callable[[Status], None] | None = None,
+    **overrides: Any,
+) -> Run:
+    """Trains by a recipe.
+
+    **Arguments:** `recipe`: a name or a `Recipe`; `out`: the run folder, by default the first free one of
+    `runs/NAME`, `runs/NAME-2`, …; `watch`: told a `Status` every few steps; `overrides`: fields of the recipe.
+
+    **Returns:** the finished `Run`.
+
+    **Raises:** FileExistsError where `out` exists; ValueError, FileNotFoundError for a recipe that cannot be followed.
+    """
+    resolved = find_recipe(recipe) if isinstance(recipe, str) else recipe
+    try:
+        resolved = replace(resolved, **overrides)
+    except TypeError as error:
+        raise ValueError(f"a recipe has no field {str(error).rpartition(' ')[2]}") from error
+    return fit(resolved, free_path(Path("runs") / resolved.name) if out is None else Path(out), watch)

@@ -1,0 +1,54 @@
+"""Pictures of a training: curves and confusion."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+
+def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss and accuracy over steps, and how uneven the experts were loaded."""
+    train = [line for line in metrics if "loss" in line]
+    held_out = [line for line in metrics if "top1" in line]
+    layers = list(train[-1]["load"]) if train else []
+    figure = Figure(figsize=(12 if layers else 8, 3.4), layout="constrained")
+    loss, accuracy, *rest = figure.subplots(1, 3 if layers else 2)
+    loss.plot([line["step"] for line in train], [line["loss"] for line in train], label="training")
+    loss.plot([line["step"] for line in held_out], [line["val_loss"] for line in held_out], "o-", label="held out")
+    loss.set(xlabel="step", ylabel="loss", yscale="log")
+    accuracy.plot([line["step"] for line in train], [line["accuracy"] for line in train], label="training")
+    accuracy.plot([line["step"] for line in held_out], [line["top1"] for line in held_out], "o-", label="held out")
+    accuracy.set(xlabel="step", ylabel="accuracy", ylim=(None, 1.005))
+    for axes in rest:
+        for layer in layers:
+            uneven = [max(line["load"][layer]) * len(line["load"][layer]) for line in train]
+            axes.plot([line["step"] for line in train], uneven, label=layer)
+        axes.axhline(1, color="grey", linewidth=0.8)
+        axes.set(xlabel="step", ylabel="largest ÷ mean load of a batch")
+    for axes in (loss, accuracy, *rest):
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], path: Path) -> None:
+    """How often each class was taken for each other one."""
+    matrix = multiclass_confusion_matrix(predictions, labels, num_classes=len(classes)).numpy()
+    size = min(3.5 + 0.3 * len(classes), 16)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    # Errors are few: hits would leave them no colour of their own.
+    errors = matrix.copy()
+    for number in range(len(classes)):
+        errors[number, number] = 0
+    axes.imshow(errors, cmap="Reds", vmin=0, vmax=max(1, errors.max()))
+    if len(classes) <= 30:
+        for row, column in ((row, column) for row in range(len(classes)) for column in range(len(classes))):
+            if matrix[row, column]:
+                axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+        axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="true", title="held-out images; errors in red")
+    figure.savefig(path, dpi=110)

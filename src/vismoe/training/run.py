@@ -1,0 +1,110 @@
+"""The folder that one training leaves behind."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vismoe.weights import load
+
+from .recipe import Recipe
+
+RECIPE, ENVIRONMENT, METRICS, SUMMARY, MODEL = (
+    "recipe.json",
+    "environment.json",
+    "metrics.jsonl",
+    "summary.json",
+    "model",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: `recipe.json`, `environment.json`, `metrics.jsonl`, `summary.json`, pictures, and `model/`."""
+
+    path: Path
+
+    @staticmethod
+    def create(path: Path, recipe: Recipe) -> "Run":
+        """Begins a run folder.
+
+        **Raises:** FileExistsError where something is there already.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(f"{path} exists: choose another --out, or remove it")
+        path.mkdir(parents=True, exist_ok=True)
+        run = Run(path)
+        run.write(RECIPE, recipe.to_json())
+        run.write(ENVIRONMENT, environment())
+        return run
+
+    @staticmethod
+    def of(path: str | Path) -> "Run | None":
+        """The run that a path is the folder of, or whose `model/` it is; None where there is none."""
+        for folder in (Path(path), Path(path).parent):
+            if (folder / RECIPE).is_file():
+                return Run(folder)
+        return None
+
+    @property
+    def recipe(self) -> Recipe:
+        try:
+            return Recipe.from_json(json.loads((self.path / RECIPE).read_text()))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{self.path / RECIPE} is not a readable recipe: {error}") from error
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.path / METRICS).read_text().splitlines()]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.path / SUMMARY).read_text())
+        return summary
+
+    def load_model(self) -> nn.Module:
+        """The trained network, at evaluation."""
+        return load(self.path)
+
+    def write(self, name: str, values: dict[str, Any]) -> None:
+        (self.path / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def log(self, values: dict[str, Any]) -> None:
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and the state of the git checkout one stands in, if any."""
+    packages = ("vismoe", "torch", "torchvision", "timm", "safetensors", "numpy", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changes": bool(_git("status", "--porcelain")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def free_path(wanted: Path) -> Path:
+    """`wanted`, or with -2, -3, … behind it the first that is not there yet."""
+    path, number = wanted, 2
+    while path.exists():
+        path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
+    return path
