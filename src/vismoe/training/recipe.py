@@ -1,6 +1,6 @@
 """Everything that defines one training run."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 
@@ -11,7 +11,8 @@ class Recipe:
     **Raises:** ValueError for values outside their range.
     """
 
-    name: str = field(default="custom", metadata={"fixed": True})
+    name: str = "custom"
+    """Of the run's default folder, runs/NAME."""
     model: str = "vmoe_pico_patch2_8_every2_e8"
     """Preset to train from scratch; `vismoe models` lists them."""
     num_experts: int | None = None

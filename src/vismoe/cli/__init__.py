@@ -1,0 +1,54 @@
+"""The `vismoe` command: one small file a verb, no logic of its own."""
+
+import sys
+from importlib import import_module
+
+from vismoe import __version__
+
+VERBS = {
+    "demo": "train a small V-MoE and its dense twin on real digits, show the result (3 minutes)",
+    "models": "list presets with their parameters and multiplications",
+    "train": "train by a recipe",
+    "eval": "evaluate a model on a set",
+    "predict": "say what is on pictures",
+}
+
+USAGE = "\n".join(
+    ["usage: vismoe VERB [options]      (vismoe VERB --help tells more)", ""]
+    + [f"  {verb:10}{text}" for verb, text in VERBS.items()]
+    + ["", "  --version show the version", ""]
+)
+
+BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb. Exit codes: 0; 2 for bad input, with one line on stderr; 3 where a training diverged."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb, *rest = arguments or ["--help"]
+    if verb in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if verb == "--version":
+        print(f"vismoe {__version__}")
+        return 0
+    try:
+        if verb not in VERBS:
+            raise ValueError(f"unknown verb {verb!r}; there are {', '.join(VERBS)}")
+        import_module(f".{verb}", __name__).main(rest)
+    except ModuleNotFoundError as error:
+        return _fail(f"this needs {error.name}: pip install 'vismoe[all]'", BAD_INPUT)
+    except (ValueError, OSError) as error:
+        return _fail(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except RuntimeError as error:
+        if type(error).__name__ != "TrainingDivergedError":
+            raise
+        return _fail(str(error), DIVERGED)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vismoe: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,25 @@
+"""What MODEL means on the command line."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vismoe import create_model, list_models, load
+
+
+def open_model(name: str, num_classes: int | None = None) -> nn.Module:
+    """A run folder, a model folder, or a preset, which has random weights and says so.
+
+    **Raises:** ValueError, FileNotFoundError where it is none of these.
+    """
+    if Path(name).exists():
+        return load(name)
+    if "/" in name or name.endswith(".safetensors") or not name.startswith("vmoe"):
+        raise FileNotFoundError(f"{name}: no such run or model folder, and no preset (`vismoe models` lists those)")
+    if name not in list_models():
+        create_model(name)
+    print(f"vismoe: note: {name} is a preset: its weights are random", file=sys.stderr)
+    torch.manual_seed(0)
+    return create_model(name, num_classes=1000 if num_classes is None else num_classes).eval()

@@ -1,0 +1,77 @@
+"""How a training shows itself: live in a terminal, a line now and then elsewhere."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from vismoe.training import Status
+
+LEVELS = " ▁▂▃▄▅▆▇█"
+
+
+class TrainingProgress:
+    """A context that `fit` may tell its status: step, loss, accuracy, images/s, time left, load of each expert."""
+
+    def __init__(self, title: str, console: Console | None = None):
+        self.console = console or Console()
+        self.title = title
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            console=self.console,
+        )
+        self.task = self.bar.add_task(title, total=None)
+        self.live = Live(self.bar, console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self.printed = 0.0
+
+    def __enter__(self) -> Self:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def __call__(self, status: Status) -> None:
+        if self.live is not None:
+            self.bar.update(self.task, completed=status.step, total=status.steps)
+            self.live.update(Group(self.bar, _figures(status)))
+        elif status.step / status.steps >= self.printed + 0.1 or status.step == status.steps:
+            self.printed = status.step / status.steps
+            self.console.print(f"{self.title}: {_line(status)}", soft_wrap=True)
+
+
+def _line(status: Status) -> str:
+    held_out = "" if status.top1 is None else f", held out {status.top1:.4f}"
+    uneven = [f"{max(load) * len(load):.2f}" for load in status.load.values()]
+    load = f", max ÷ mean load {' '.join(uneven)}" if uneven else ""
+    return (
+        f"step {status.step}/{status.steps}, loss {status.loss:.3f}, accuracy {status.accuracy:.3f}{held_out}, "
+        f"{status.images_per_second:.0f} images/s{load}, {_clock(status.seconds_left)} left"
+    )
+
+
+def _figures(status: Status) -> Table:
+    table = Table.grid(padding=(0, 2))
+    held_out = "–" if status.top1 is None else f"{status.top1:.4f}"
+    table.add_row("loss", f"{status.loss:.3f}", "accuracy", f"{status.accuracy:.3f}", "held out", held_out)
+    table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
+    for name, load in status.load.items():
+        # Full height is twice the mean: an even load is a row of half-high bars.
+        bars = "".join(LEVELS[min(8, round(share * len(load) * 4))] for share in load)
+        table.add_row(
+            name.removesuffix(".mlp").replace("blocks.", "block "), bars, "max ÷ mean", f"{max(load) * len(load):.2f}"
+        )
+    return table
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,50 @@
+"""vismoe train"""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vismoe.recipes import RECIPES, find_recipe, train
+from vismoe.training import Recipe
+
+from .progress import TrainingProgress
+
+
+def main(arguments: list[str]) -> None:
+    name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
+    if not name:
+        if not {"-h", "--help"} & set(rest):
+            raise ValueError(f"which recipe? there are {', '.join(RECIPES)}; try: vismoe train digits --steps 200")
+        print(
+            "usage: vismoe train RECIPE [--field value …] [--out DIR]\n\n"
+            "Recipes (vismoe train RECIPE --help tells more):\n"
+        )
+        for known, make in RECIPES.items():
+            print(f"  {known:16}{make.__doc__}")
+        print("\nExample: vismoe train digits --steps 200 --out runs/try")
+        return
+    default = find_recipe(name)
+
+    def command(
+        recipe: Annotated[Recipe, tyro.conf.arg(name="")] = default,
+        out: Path | None = None,
+    ) -> None:
+        """Train by a recipe.
+
+        Args:
+            recipe: What defines the run.
+            out: Run folder; by default the first free one of runs/NAME, runs/NAME-2, …
+        """
+        with TrainingProgress(recipe.name) as progress:
+            run = train(recipe, out, progress)
+        print(f"held-out accuracy {run.summary['top1']:.4f}; everything is in {run.path}")
+        print(f"next: vismoe eval {run.path} --data {recipe.data}")
+
+    tyro.cli(
+        command, args=rest, prog=f"vismoe train {name}", description=f"{RECIPES[name].__doc__}\n\n{_example(name)}"
+    )
+
+
+def _example(name: str) -> str:
+    return f"Example: vismoe train {name} --steps 200 --seed 1 --out runs/try"

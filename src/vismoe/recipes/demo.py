@@ -1,0 +1,99 @@
+"""The demonstration: a V-MoE and its dense twin on the same digits, beside the simplest classifier there is."""
+
+import shutil
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from vismoe.data import Data, ImageSet, open_data
+from vismoe.training import Prediction, Recipe, Run, Status, data_config, evaluate, fit, predict
+from vismoe.vit import Cost, cost
+
+from .digits import digits, digits_dense
+
+SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One of the twins: its run, what it costs, its accuracy and speed on the held-out images."""
+
+    run: Run
+    cost: Cost
+    top1: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demonstration found. `nearest_neighbours`: accuracy of 3-nearest-neighbours on the same split's pixels;
+    `predictions`: the sparse twin's, of a few held-out images that lie in `samples/`."""
+
+    sparse: Contestant
+    dense: Contestant
+    nearest_neighbours: float
+    predictions: list[Prediction]
+
+
+def clear(out: Path) -> bool:
+    """Removes an earlier demonstration. False where there was none.
+
+    **Raises:** FileExistsError where `out` holds something else.
+    """
+    if not out.exists():
+        return False
+    if Run.of(out) != Run(out) and any(out.iterdir()):
+        raise FileExistsError(f"{out} exists and is no run: remove it or choose another --out")
+    shutil.rmtree(out)
+    return True
+
+
+def run_demo(
+    out: Path, watch: Callable[[Recipe], Callable[[Status], None]], steps: int | None = None, seed: int = 0
+) -> Demo:
+    """Trains both twins with one recipe and one seed each, and compares them. `watch(recipe)` is told each status."""
+    runs = []
+    for recipe, path in ((digits(), out), (digits_dense(), out / "dense")):
+        recipe = Recipe.from_json(recipe.to_json() | {"seed": seed} | ({} if steps is None else {"steps": steps}))
+        runs.append(fit(recipe, path, watch(recipe)))
+    data = open_data(runs[0].recipe.data, runs[0].recipe.split_seed)
+    models = [run.load_model() for run in runs]
+    sparse, dense = _compare(runs, models, data)
+    samples = _write_samples(data.val, data.classes, out / "samples")
+    return Demo(sparse, dense, nearest_neighbours(data), predict(models[0], samples, topk=3))
+
+
+def _compare(runs: list[Run], models: list[nn.Module], data: Data) -> list[Contestant]:
+    # In turn, so that a busy moment of the machine hits both.
+    rounds = [[evaluate(model, data.val) for model in models] for _ in range(5)]
+    contestants = []
+    for number, (run, model) in enumerate(zip(runs, models, strict=True)):
+        speed = statistics.median(results[number].images_per_second for results in rounds)
+        counted = cost(model, data_config(model)["input_size"])
+        contestants.append(Contestant(run, counted, rounds[0][number].top1, speed))
+    return contestants
+
+
+def nearest_neighbours(data: Data, k: int = 3) -> float:
+    """Accuracy of k-nearest-neighbours on raw pixels."""
+    assert data.train is not None
+    classifier = KNeighborsClassifier(k).fit(_pixels(data.train), data.train.labels)
+    return float(classifier.score(_pixels(data.val), data.val.labels))
+
+
+def _pixels(images: ImageSet) -> np.ndarray:
+    return np.stack([np.asarray(images.picture(number), dtype=np.float32).ravel() for number in range(len(images))])
+
+
+def _write_samples(images: ImageSet, classes: list[str], folder: Path) -> list[Path]:
+    folder.mkdir()
+    files = []
+    for number in range(SAMPLES):
+        files.append(folder / f"{number}-is-{classes[images.labels[number]]}.png")
+        images.picture(number).save(files[-1])
+    return files
