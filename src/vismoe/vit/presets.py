@@ -27,6 +27,7 @@ class Size:
     placements: tuple[str, ...] = ("every-2", "last-2")
     experts: tuple[int, ...] = (8, 32)
     paper: bool = False
+    pos_embed_std: float = 0.02
 
 
 SIZES = {
@@ -44,9 +45,9 @@ SIZES = {
     "small_patch16_224": Size(384, 12, 6, 1536, 16, 224),
     "base_patch16_224": Size(768, 12, 12, 3072, 16, 224),
     # For small images on a CPU.
-    "pico_patch2_8": Size(64, 4, 4, 256, 2, 8, ("every-2",)),
-    "pico_patch4_28": Size(64, 4, 4, 256, 4, 28, ("every-2",)),
-    "nano_patch4_32": Size(128, 6, 4, 512, 4, 32),
+    "pico_patch2_8": Size(64, 4, 4, 256, 2, 8, ("every-2",), pos_embed_std=1.0),
+    "pico_patch4_28": Size(64, 4, 4, 256, 4, 28, ("every-2",), pos_embed_std=1.0),
+    "nano_patch4_32": Size(128, 6, 4, 512, 4, 32, pos_embed_std=1.0),
 }
 
 
@@ -70,6 +71,8 @@ def _arguments(size: Size) -> dict[str, Any]:
         # Xavier, as the reference has it: timm's default starves narrow models, and twins must share a scheme.
         "weight_init": "jax",
     }
+    if size.pos_embed_std != 0.02:
+        arguments["pos_embed_std"] = size.pos_embed_std
     if size.paper:
         arguments |= {"act_layer": "gelu_tanh", "representation_size": size.dim}
     return arguments
