@@ -58,6 +58,8 @@ def padded(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
 
 def _tiled(plan: SparsePlan, tokens: Tensor, experts: nn.Module, tiles: "_Tiles") -> Tensor:
     rows = dispatch(plan, tokens)
+    if not len(rows):  # Slots must point at something.
+        rows = F.pad(rows, (0, 0, 0, 1))
     x = torch.where(tiles.used[..., None], rows[tiles.row_of_slot], 0)
     y = experts(x, tiles).flatten(0, 1)
     return combine(plan, torch.where(tiles.live[:, None], y[tiles.slot_of_row], 0))
@@ -87,9 +89,10 @@ class _Tiles:
         device, num_rows = plan.token.device, len(plan.token)
         row, tile = torch.arange(num_rows, device=device), torch.arange(tiles, device=device)
         ends = plan.count.cumsum(0)
-        start, tiles_of = ends - plan.count, (plan.count + height - 1) // height
-        tile_end = torch.arange(1, len(ends) + 1, device=device) if one_each else tiles_of.cumsum(0)
-        tile_start = tile_end - 1 if one_each else tile_end - tiles_of
+        start = ends - plan.count
+        tiles_of = torch.ones_like(ends) if one_each else (plan.count + height - 1) // height
+        tile_end = tiles_of.cumsum(0)
+        tile_start = tile_end - tiles_of
         expert = tile if one_each else (tile[:, None] >= tile_end).sum(1).clamp_max(len(ends) - 1)
         position = (tile - tile_start[expert])[:, None] * height + torch.arange(height, device=device)
         self.expert_of_tile = None if one_each else expert
