@@ -121,6 +121,16 @@ def test_backend_equals_loop(case, backend):
     assert_same(results(layer, x, mask, BACKENDS[backend]), expected, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("backend", ["loop", *BACKENDS])
+@pytest.mark.parametrize(("shape", "group_size"), [((2, 0, DIM), "none"), ((0, 7, DIM), "none"), ((0, 7, DIM), 7)])
+def test_no_tokens_with_capacity(backend, shape, group_size):
+    """A call of no tokens gives none back under a capacity and in groups too, forward and backward."""
+    layer, _, _ = layer_and_input("dropping")
+    layer.group_size = group_size
+    found = results(layer, torch.randn(shape), None, BACKENDS.get(backend, loop))
+    assert found["y"].shape == found["x"].shape == shape
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["plain", "gated", "norm", "no_bias", "all"])
 def test_every_form_of_expert(variant, backend):

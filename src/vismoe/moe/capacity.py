@@ -7,8 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .plan import count_experts
-
 Rounding = Literal["ceil", "round"]
 
 
@@ -54,7 +52,7 @@ def claim_capacity(
     key = (expert_GSk * claims + rank_GS[:, :, None] + round_k).view(groups, claims)
     sorted_key, order = key.sort(dim=1)
     sorted_expert = sorted_key // claims
-    count_GE = torch.stack([count_experts(group, num_experts) for group in expert_GSk.unbind(0)])
+    count_GE = (expert_GSk.reshape(groups, claims, 1) == torch.arange(num_experts, device=key.device)).sum(1)
     # A column more for choices without an expert: they start behind everything and lie beyond any capacity.
     start = torch.cat([torch.zeros_like(count_GE[:, :1]), count_GE.cumsum(1)], dim=1)
     position = torch.arange(claims, device=key.device) - start.gather(1, sorted_expert)

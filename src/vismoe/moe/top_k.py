@@ -135,7 +135,7 @@ class TopKRouter(BalancedRouter):
     def capacity(self, group_size: int) -> int | None:
         """Tokens of a group of `group_size` that one expert accepts in the present mode; None: all."""
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
-        if isinstance(factor, str):
+        if isinstance(factor, str) or group_size == 0:
             return None
         capacity = compute_capacity(
             group_size * self.k, self.num_experts, factor, self.capacity_rounding, self.capacity_multiple_of
