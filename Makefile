@@ -1,0 +1,31 @@
+# make demo | test | lint | setup. PYTHON: which Python (3.11 or newer) makes .venv. TORCH_INDEX: where to take torch from,
+# for a laptop without a GPU (docs/install.md).
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint setup clean
+
+demo: setup
+	$(BIN)/vismoe demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "vismoe needs Python 3.11 or newer; make PYTHON=python3.12 … names another one" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist
