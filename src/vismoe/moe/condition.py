@@ -11,7 +11,7 @@ from torch import Tensor
 from .balancing import inside_backward
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # Blocks are told apart by identity: tensors have no plain equality.
 class Condition:
     """`mask` (B, S): False where a token is padding; `context`: whatever a router understands."""
 
