@@ -1,0 +1,56 @@
+"""Every code block of README and docs runs, in order, page by page, in an empty folder, unless marked
+`<!-- no-run: reason -->`.
+
+    python -m pytest tests/test_docs.py
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(
+    r"(?:<!-- no-run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+RUN = ("python", "bash")
+
+
+def blocks(page: Path) -> list[re.Match[str]]:
+    return list(BLOCK.finditer(page.read_text()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_are_run_or_say_why_not(page):
+    """A block is Python or bash, to be run, or text, or says why it is not run."""
+    fences = len(re.findall(r"^```", page.read_text(), re.MULTILINE))
+    assert fences == 2 * len(blocks(page)), "a fence that this test cannot read"
+    for block in blocks(page):
+        assert block["language"] in (*RUN, "text"), f"{page.name}: mark the language of:\n{block['code']}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_run(page, tmp_path):
+    """What a reader copies works."""
+    code = [block for block in blocks(page) if block["language"] in RUN and not block["reason"]]
+    # Warnings are errors in Python blocks: a reader should not meet one.
+    python = "\n".join(block["code"] for block in code if block["language"] == "python")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    for command in (
+        [sys.executable, "-W", "error", "-c", python],
+        *(["bash", "-e", "-c", b["code"]] for b in code if b["language"] == "bash"),
+    ):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Every relative link and picture is in the repository."""
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
