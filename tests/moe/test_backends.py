@@ -131,6 +131,17 @@ def test_no_tokens_with_capacity(backend, shape, group_size):
     assert found["y"].shape == found["x"].shape == shape
 
 
+@pytest.mark.parametrize("backend", ["loop", *BACKENDS])
+def test_padding_never_reaches_experts(backend):
+    """Padding that is not even a number leaves outputs and experts' gradients as they are with zeros in its place."""
+    layer, x, mask = layer_and_input("dropping_masked")
+    found = []
+    for value in (0.0, torch.nan):
+        found.append(results(layer, torch.where(mask[..., None], x, value), mask, BACKENDS.get(backend, loop)))
+    names = [name for name in found[0] if name == "y" or name.startswith("experts")]
+    assert_same(found[1], {name: found[0][name] for name in names}, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("variant", ["plain", "gated", "norm", "no_bias", "all"])
 def test_every_form_of_expert(variant, backend):
