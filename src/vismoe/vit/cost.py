@@ -24,7 +24,8 @@ class Cost:
 def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
     """Counts a network for one image of shape (channels, height, width), at evaluation, nothing dropped.
 
-    A meta copy of the model runs once; the plan's rows all go to one expert, which costs what any others would.
+    The model runs once with meta tensors in place of its own, since on a device attention's kernels go uncounted; the
+    plan's rows all go to one expert, which costs what any others would.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     active = parameters
@@ -32,14 +33,15 @@ def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
         if isinstance(layer, MoE):
             stacked = sum(parameter.numel() for parameter in layer.experts.parameters())
             active -= stacked - stacked * getattr(layer.router, "k", 1) // layer.router.num_experts
+    tensors = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    image = torch.zeros(1, *image_size, device="meta", dtype=next(model.parameters()).dtype)
     with _counting(model), FlopCounterMode(display=False) as counter, torch.no_grad():
-        parameter = next(model.parameters())
-        model(torch.zeros(1, *image_size, device=parameter.device, dtype=parameter.dtype))
+        torch.func.functional_call(model, tensors, image)
     return Cost(parameters, active, counter.get_total_flops() // 2)
 
 
 def _first_expert_only(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
-    rows, count = len(plan.token), torch.zeros(len(plan.count), dtype=torch.int64)
+    rows, count = len(plan.token), torch.zeros(len(plan.count), dtype=torch.int64, device="cpu")
     count[0] = rows
     all_rows = torch.arange(rows, device=tokens.device) % plan.num_tokens
     weight = torch.ones(rows, device=tokens.device)

@@ -1,13 +1,17 @@
 """timm's VisionTransformer with some MLPs made sparse."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+import torch
 from timm.layers import lecun_normal_, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from .sparsify import OVERRIDES, MoEConfig, sparsify
+from vismoe.moe import MLPExperts, MoE
+
+from .sparsify import OVERRIDES, MoEConfig, fix_init, initialise_experts, sparsify
 
 
 class SparseVisionTransformer(VisionTransformer):
@@ -57,6 +61,25 @@ class SparseVisionTransformer(VisionTransformer):
             if "jax" in self.weight_init_mode and isinstance(self.head, nn.Linear):
                 nn.init.zeros_(self.head.weight)
                 nn.init.zeros_(self.head.bias)
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Draws all weights anew, as timm does; experts as dense MLPs, and balancing starts from nothing."""
+        super().init_weights(mode, needs_reset)
+        for number, block in enumerate(self.blocks):
+            if isinstance(block.mlp, MoE):
+                initialise_experts(cast(MLPExperts, block.mlp.experts), mode or self.weight_init_mode)
+                for buffer in block.mlp.router.buffers(recurse=False):
+                    buffer.zero_()
+                if self.fix_init:
+                    fix_init(block.mlp, number)
+
+    def fix_init_weight(self) -> None:
+        with torch.no_grad():
+            for number, block in enumerate(self.blocks):
+                scale = math.sqrt(2 * (number + 1))
+                block.attn.proj.weight.div_(scale)
+                if not isinstance(block.mlp, MoE):
+                    block.mlp.fc2.weight.div_(scale)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.pre_logits(super().forward_head(x, pre_logits=True))

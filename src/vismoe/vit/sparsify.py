@@ -107,19 +107,20 @@ def sparsify(model: Any, config: MoEConfig) -> None:
     for number in config.blocks(len(model.blocks)):
         block = model.blocks[number]
         layer = config.layer(block.mlp)
-        experts = cast(MLPExperts, layer.experts)
-        initialise_experts(experts, block.mlp, model.weight_init_mode)
-        if model.fix_init:
-            experts.down.weight.data.div_(math.sqrt(2 * (number + 1)))
+        initialise_experts(cast(MLPExperts, layer.experts), model.weight_init_mode)
         block.mlp = layer.to(block.mlp.fc1.weight)
+        if model.fix_init:
+            fix_init(layer, number)
 
 
 @torch.no_grad()
-def initialise_experts(experts: MLPExperts, mlp: Mlp, mode: str) -> None:
+def initialise_experts(experts: MLPExperts, mode: str) -> None:
     """Draws each expert as timm's scheme `mode` draws a dense MLP, so that twins differ in nothing else."""
-    drawn = Mlp(experts.dim, experts.hidden_dim, bias=mlp.fc1.bias is not None)
-    if drawn.fc1.weight.is_meta:
+    weight = experts.up.weight
+    if weight.is_meta:
         return
+    bias = experts.up.bias is not None
+    drawn = Mlp(experts.dim, experts.hidden_dim, bias=bias, device=weight.device, dtype=weight.dtype)
     initialise = get_init_weights_vit(mode)
     for number in range(experts.num_experts):
         named_apply(initialise, drawn, name="mlp")
@@ -127,3 +128,9 @@ def initialise_experts(experts: MLPExperts, mlp: Mlp, mode: str) -> None:
             stacked.weight[number] = linear.weight
             if stacked.bias is not None:
                 stacked.bias[number] = linear.bias
+
+
+@torch.no_grad()
+def fix_init(layer: MoE, number: int) -> None:
+    """What timm's `fix_init` does to the MLP of block `number`: less weight to later layers' outputs."""
+    cast(MLPExperts, layer.experts).down.weight.div_(math.sqrt(2 * (number + 1)))
