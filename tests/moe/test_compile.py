@@ -1,156 +1,30 @@
-"""Compiled, recomputed and exported, the layer is the eager one.
+"""Compiled, recomputed and exported, the layer is the eager one: see compiled_checks.py.
 
-pytest tests/moe/test_compile.py. Each test is a process without the run-time type checks of conftest.py, which
-break `fullgraph=True`.
+pytest tests/moe/test_compile.py
 """
 
+import json
 import os
 import subprocess
 import sys
-import textwrap
 
-PRELUDE = """
-import warnings
-warnings.simplefilter("error")
-# torch's own, on import of parts of the compiler
-warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-import torch
-from torch.utils.checkpoint import checkpoint
-from torch._dynamo.testing import CompileCounterWithBackend
-import vismoe
-torch.set_num_threads(1)
+import pytest
 
-def make(**options):
-    torch.manual_seed(0)
-    return vismoe.MoE(vismoe.TopKRouter(8, 4, **options), vismoe.MLPExperts(8, 12, 4))
-
-def batches(number):
-    return torch.randn(number, 2, 5, 8, generator=torch.Generator().manual_seed(1))
-
-def step(run, layer, x):
-    x = x.clone().requires_grad_()
-    layer.zero_grad(set_to_none=True)
-    y = run(x)
-    y.square().sum().backward()
-    return [y.detach(), x.grad, *(parameter.grad.clone() for parameter in layer.parameters())]
-
-def same(ours, theirs, **tolerance):
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, **tolerance)
-
-DROPLESS = dict(k=2)
-DROPPING = dict(k=2, capacity_factor=0.6, capacity_multiple_of=1)
-
-def buffers(layer):
-    return [buffer.clone() for buffer in layer.buffers()]
-"""
+from . import compiled_checks
 
 
-def run(body):
-    """Runs `body` after the prelude in a fresh process."""
-    code = PRELUDE + textwrap.dedent(body)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+@pytest.fixture(scope="module")
+def errors():
+    """Error of each check that failed, by name, from one process: starting it takes longer than a check."""
+    command = [sys.executable, compiled_checks.__file__]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_full_graph():
-    """One graph without a break, with or without a capacity; outputs, gradients and moved biases are eager's."""
-    run("""
-    for options in (DROPLESS, DROPPING, DROPPING | dict(batch_priority=True), dict(k=2, balance="none")):
-        torch._dynamo.reset()
-        eager, layer = make(**options), make(**options)
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        for x in batches(4):
-            same(step(compiled, layer, x), step(eager, eager, x), rtol=1e-5, atol=1e-6)
-            same(buffers(layer), buffers(eager), rtol=0, atol=1e-6)
-        layer.eval(), eager.eval()
-        x = batches(1)[0]
-        with torch.no_grad():
-            same([compiled(x)], [eager(x)], rtol=1e-5, atol=1e-6)
-    """)
-
-
-def test_recompute():
-    """Checkpointing compiled in, or around a compiled layer: gradients and moved biases are those of eager code
-    without recompute, so the recompute chose again what the forward chose and moved nothing."""
-    run("""
-    for options in (DROPLESS, DROPPING):
-        for inside in (True, False):
-            torch._dynamo.reset()
-            eager, layer = make(**options), make(**options)
-            compile = lambda function: torch.compile(function, fullgraph=True, backend="aot_eager")
-            inner = layer if inside else compile(layer)
-            def recomputed(x):
-                return checkpoint(inner, x, use_reentrant=False)
-            outer = compile(recomputed) if inside else recomputed
-            for x in batches(4):
-                same(step(outer, layer, x), step(eager, eager, x), rtol=1e-5, atol=1e-6)
-                same(buffers(layer), buffers(eager), rtol=0, atol=1e-6)
-            assert eager.router.balance_bias.abs().max() > 0.01
-    """)
-
-
-def test_record():
-    """Recording a compiled layer gives eager's values and gradients; no recorded step compiles anew; a compiled
-    network's layers keep the names that they have in the network itself."""
-    run("""
-    options = dict(k=2, balance="loss", loss_weights={"importance": 0.1, "z": 0.1})
-    eager, layer = make(**options), make(**options)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(layer, fullgraph=True, backend=counter)
-    def recorded(model):
-        def run(x):
-            with vismoe.record(model) as routing:
-                y = model(x)
-            calls = routing.layers[""]
-            assert len(calls) == 1, calls
-            run.seen = [calls[0].load, calls[0].gates, calls[0].plan.count, routing.auxiliary_loss]
-            return y + routing.auxiliary_loss
-        return run
-    ours, theirs = recorded(compiled), recorded(eager)
-    for x in batches(12):
-        same(step(ours, layer, x), step(theirs, eager, x), rtol=1e-5, atol=1e-6)
-        same(ours.seen, theirs.seen, rtol=1e-5, atol=1e-6)
-    assert counter.frame_count == 1, counter.frame_count
-
-    torch._dynamo.reset()
-    network = torch.nn.Sequential(torch.nn.Linear(8, 8), make(k=1))
-    compiled = torch.compile(network, backend="aot_eager")
-    with vismoe.record(compiled) as routing:
-        for x in batches(2):
-            compiled(x)
-    assert {name: len(calls) for name, calls in routing.layers.items()} == {"1": 2}, routing.layers
-    assert [call.load.sum().item() for call in routing.layers["1"]] == [10, 10]
-    """)
-
-
-def test_training_compiles_once():
-    """Steps that move the bias do not compile anew, and recording now and then compiles once more, not each time."""
-    run("""
-    layer = make(k=2)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(layer, fullgraph=True, backend=counter)
-    for x in batches(12):
-        step(compiled, layer, x)
-    assert counter.frame_count == 1, counter.frame_count
-    for number, x in enumerate(batches(12)):
-        if number % 3:
-            step(compiled, layer, x)
-        else:
-            with vismoe.record(compiled) as routing:
-                step(compiled, layer, x)
-            assert routing.layers[""][0].load.sum() == 20
-    assert counter.frame_count == 2, counter.frame_count
-    """)
-
-
-def test_export():
-    """torch.export takes a layer at evaluation; the exported program gives its output for other tokens."""
-    run("""
-    for options in (DROPLESS, DROPPING):
-        layer = make(**options).eval()
-        first, other = batches(2)
-        program = torch.export.export(layer, (first,))
-        same([program.module()(other)], [layer(other)], rtol=1e-5, atol=1e-6)
-    """)
+@pytest.mark.parametrize("check", compiled_checks.CHECKS, ids=lambda check: check.__name__)
+def test_compiled(errors, check):
+    """What each check's own docstring promises holds."""
+    assert check.__name__ not in errors, errors[check.__name__]
