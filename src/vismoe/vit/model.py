@@ -81,6 +81,17 @@ class SparseVisionTransformer(VisionTransformer):
                 if not isinstance(block.mlp, MoE):
                     block.mlp.fc2.weight.div_(scale)
 
+    def no_weight_decay(self) -> set[str]:
+        """Also the experts' biases and norms: vectors, stacked into matrices, which timm would decay as such."""
+        experts = {
+            f"{name}.{part}"
+            for name, layer in self.named_modules()
+            if isinstance(layer, MoE)
+            for part, parameter in layer.named_parameters()
+            if part.startswith("experts.") and parameter.ndim <= 2
+        }
+        return super().no_weight_decay() | experts
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.pre_logits(super().forward_head(x, pre_logits=True))
         return x if pre_logits else self.head(x)
