@@ -20,9 +20,10 @@ def load_of(layer: MoE, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_rule_by_hand():
-    """The move is STEP · (1 − load ÷ mean), cut at ±STEP; checked on figures worked out by hand."""
-    moved = move_bias(torch.tensor([0.0, 1.0, -1.0, 0.5]), torch.tensor([0, 10, 5, 25]))  # mean 10: 1, 0, 0.5, -1.5
-    expected = torch.tensor([0.0 + STEP, 1.0, -1.0 + STEP / 2, 0.5 - STEP])
+    """The move is -STEP · log((load ÷ mean + 1/8) ÷ (9/8)); checked on figures worked out by hand."""
+    moved = move_bias(torch.tensor([0.0, 1.0, -1.0, 0.5]), torch.tensor([0, 10, 5, 25]))  # mean 10
+    # log(1/9), log(1), log(5/9) and log(7/3)
+    expected = torch.tensor([0.0, 1.0, -1.0, 0.5]) - STEP * torch.tensor([-2.1972246, 0.0, -0.5877867, 0.8472979])
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-7)
 
 

@@ -35,7 +35,8 @@ class Conditions:
             return self.held[-1][1] if self.held else None
         # Backward may run in a thread of its own, which set nothing: what holds for anybody is what can be meant.
         backward, thread = inside_backward(), threading.get_ident()
-        mine = [condition for owner, condition in self.held if backward or owner == thread]
+        # Of a copy, made in one go: another thread may end its block meanwhile and shift the list under a loop.
+        mine = [condition for owner, condition in self.held.copy() if backward or owner == thread]
         condition = mine[-1] if mine else None
         if backward and condition is not self.last:
             raise RuntimeError(

@@ -1,5 +1,6 @@
 """The sparse layer: a router, experts and perhaps a shared module, composed."""
 
+import inspect
 import threading
 import warnings
 from collections.abc import Iterator
@@ -117,11 +118,19 @@ class MoE(Recordable):
 def condition(model: nn.Module, mask: Bool[Tensor, "B S"] | None = None, context: Any = None) -> Iterator[None]:
     """Hands `mask` and `context` to every MoE layer of `model` inside the block, whatever calls them.
 
-    `mask` (B, S) keeps padding out of routing, load and output. `context` goes to routers that take one. Of nested
+    `mask` (B, S) keeps padding out of routing, load and output. `context` is given to every router. Of nested
     blocks the innermost holds. Under activation recompute the block must enclose backward.
+
+    **Raises:** ValueError for a context where a router's `forward` has no argument `context`.
     """
     held = (threading.get_ident(), Condition(mask, context))
     layers = layers_of(model).values()
+    for router in [layer.get_submodule("router") for layer in layers] if context is not None else []:
+        if "context" not in inspect.signature(router.forward).parameters:
+            raise ValueError(
+                f"a context was given, but {type(router).__name__} takes none: leave it out, or use a router "
+                "whose forward has an argument `context`"
+            )
     for layer in layers:
         layer.conditions.held.append(held)
     try:
