@@ -36,6 +36,8 @@ def predict_images(
         device: auto, cpu, cuda or mps.
         batch_size: Images of one forward pass.
     """
+    if not images:
+        raise ValueError(f"which images? name files or folders: vismoe predict {model} IMAGE…")
     network = open_model(model).to(resolve_device(device))
     found = predict(network, images, topk, batch_size)
     {"table": _table, "json": _json, "csv": _csv}[format](found)

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
@@ -16,19 +18,9 @@ Transform = Callable[[Image.Image], Tensor]
 
 def evaluation_transform(config: dict[str, Any]) -> Transform:
     """A picture as the network wants it, after timm's data configuration: input_size, mean, std, interpolation,
-    crop_pct. Scaled so that the crop's short side fits, centre crop, grey or colour as the network has channels."""
-    channels, height, width = config["input_size"]
-    resize = (round(height / config["crop_pct"]), round(width / config["crop_pct"]))
-    return v2.Compose(
-        [
-            _channels(channels),
-            v2.ToImage(),
-            v2.Resize(min(resize) if height == width else resize, InterpolationMode(config["interpolation"])),
-            v2.CenterCrop((height, width)),
-            v2.ToDtype(torch.float32, scale=True),
-            _normalize(config),
-        ]
-    )
+    crop_pct. Scaled so that the crop fits, centre crop, grey or colour as the network has channels: timm's own
+    transform, so that weights are evaluated as they were published."""
+    return v2.Compose([_channels(config["input_size"][0]), create_transform(**config)])
 
 
 def training_transform(
@@ -60,7 +52,14 @@ def _channels(channels: int) -> Transform:
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
         raise ValueError(f"the network takes {channels} channels; pictures can be had with 1 (grey) or 3 (colour)")
-    return v2.Lambda(lambda picture: flatten_alpha(picture).convert(mode))
+    return v2.Lambda(lambda picture: flatten_alpha(_eight_bits(picture)).convert(mode))
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Sixteen-bit grey as eight-bit grey, which Pillow's own conversion cuts off at 255; others as they are."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return Image.fromarray((np.asarray(picture).astype(np.float32) / 257).round().astype(np.uint8))
 
 
 def flatten_alpha(picture: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """Images in: sets by name and folders of images, as sequences of (picture, class number)."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,13 +104,17 @@ def read_image(path: Path) -> Image.Image:
     **Raises:** ValueError where it is no picture, is damaged, or its header claims more than MAX_PIXELS.
     """
     try:
-        with Image.open(path) as image:
+        # Pillow warns of what MAX_PIXELS decides.
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{path} claims {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
+                raise ValueError(f"its header claims {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
             upright = ImageOps.exif_transpose(image)
             upright.load()
             return upright
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 

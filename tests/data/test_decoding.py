@@ -1,0 +1,133 @@
+"""pytest tests/data/test_decoding.py: what is in files, as the network sees it, and files that are no pictures."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vismoe.data import evaluation_transform, read_image
+
+COLOUR = {"input_size": (3, 4, 4), "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "nearest", "crop_pct": 1.0}
+GREY = COLOUR | {"input_size": (1, 4, 4), "mean": (0,), "std": (1,)}
+
+
+def seen(path, config=COLOUR) -> np.ndarray:
+    """A file's pixels as they reach the network, 0…255."""
+    return (evaluation_transform(config)(read_image(path)) * 255).round().to(torch.uint8).numpy()
+
+
+def png_header(width, height) -> bytes:
+    """A file of 60 bytes that claims to be a large picture."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (3, 3)), (6, (3, 0)), (8, (0, 3))])
+def test_pictures_stand_upright(tmp_path, orientation, corner):
+    """A camera's orientation tag is obeyed: the stored top left pixel goes to (x, y) = `corner`, after the standard."""
+    pixels = np.zeros((4, 4), np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    x, y = corner
+    assert np.argwhere(np.asarray(read_image(tmp_path / "x.png"))).tolist() == [[y, x]]
+
+
+def test_a_palette_is_resolved(tmp_path):
+    """A palette's numbers become its colours."""
+    picture = Image.new("P", (4, 4), 1)
+    picture.putpalette([0, 0, 0, 200, 100, 50])
+    picture.save(tmp_path / "x.png")
+    assert seen(tmp_path / "x.png")[:, 0, 0].tolist() == [200, 100, 50]
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "expected"),
+    [
+        ("RGBA", (255, 0, 0, 0), [255, 255, 255]),
+        ("RGBA", (255, 0, 0, 255), [255, 0, 0]),
+        ("RGBA", (255, 0, 0, 51), [255, 204, 204]),
+        ("LA", (0, 0), [255, 255, 255]),
+    ],
+)
+def test_transparency_is_on_white(tmp_path, mode, pixel, expected):
+    """What is transparent shows white paper: α·colour + (1 − α)·255."""
+    Image.new(mode, (4, 4), pixel).save(tmp_path / "x.png")
+    assert seen(tmp_path / "x.png")[:, 0, 0].tolist() == expected
+
+
+def test_a_transparent_palette_entry_is_white(tmp_path):
+    """Transparency that a palette declares counts as alpha does."""
+    picture = Image.new("P", (4, 4), 1)
+    picture.putpalette([0, 0, 0, 200, 100, 50])
+    picture.save(tmp_path / "x.png", transparency=1)
+    assert seen(tmp_path / "x.png")[:, 0, 0].tolist() == [255, 255, 255]
+
+
+def test_grey_and_colour_become_what_the_network_takes(tmp_path):
+    """Grey fills three channels; colour becomes grey by ITU-R 601's luma, 0.299 R + 0.587 G + 0.114 B."""
+    Image.new("L", (4, 4), 90).save(tmp_path / "grey.png")
+    Image.new("RGB", (4, 4), (200, 100, 50)).save(tmp_path / "colour.png")
+    assert seen(tmp_path / "grey.png")[:, 0, 0].tolist() == [90, 90, 90]
+    assert seen(tmp_path / "colour.png", GREY)[:, 0, 0].tolist() == [round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path, suffix):
+    """Sixteen bits are scaled to eight, v / 257, not cut off at white."""
+    values = np.array([[0, 257, 1000, 25700], [30000, 40000, 60000, 65535]] * 2, np.uint16)
+    Image.fromarray(values).save(tmp_path / f"x.{suffix}")
+    assert seen(tmp_path / f"x.{suffix}", GREY)[0].tolist() == (values / 257).round().astype(int).tolist()
+    assert seen(tmp_path / f"x.{suffix}")[2].tolist() == (values / 257).round().astype(int).tolist()
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_other_channel_counts_are_refused(channels):
+    """Pictures come as grey or colour: a network for something else says so at once."""
+    with pytest.raises(ValueError, match=rf"takes {channels} channels; pictures can be had with 1 \(grey\) or 3"):
+        evaluation_transform(COLOUR | {"input_size": (channels, 4, 4)})
+
+
+def test_a_text_file_is_no_picture(tmp_path):
+    """A name does not make a picture; the error names the file."""
+    (tmp_path / "x.png").write_text("hello")
+    with pytest.raises(ValueError, match=r"x\.png cannot be read as an image"):
+        read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "png", "ppm", "webp"])
+def test_a_cut_off_file_is_no_picture(tmp_path, suffix):
+    """Half a download is an error that names the file, never a picture that is half grey."""
+    path = tmp_path / f"x.{suffix}"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"x\.{suffix} cannot be read as an image"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(("width", "height"), [(10_000, 10_001), (50_000, 50_000)])
+def test_a_bomb_is_not_decoded(tmp_path, monkeypatch, width, height):
+    """A tiny file whose header claims more than MAX_PIXELS is refused by its header alone."""
+    (tmp_path / "x.png").write_bytes(png_header(width, height))
+
+    def decode(*_):
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(Image.core, "zip_decoder", decode)
+    with pytest.raises(ValueError, match=r"x\.png cannot be read as an image: .*pixels"):
+        read_image(tmp_path / "x.png")
+
+
+def test_a_large_picture_within_the_bound_is_no_warning(tmp_path):
+    """Up to MAX_PIXELS a picture is taken without a word: it fails only for what it lacks, its pixels."""
+    (tmp_path / "x.png").write_bytes(png_header(9_000, 11_111))
+    with pytest.raises(ValueError, match="truncated"):
+        read_image(tmp_path / "x.png")

@@ -1,0 +1,72 @@
+"""pytest tests/data/test_transforms.py: what a network is shown, against Pillow and arithmetic."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vismoe.data import evaluation_transform, training_transform
+
+
+def config(size=(3, 32, 32), interpolation="bicubic", crop_pct=1.0):
+    grey = (0.5,) * size[0]
+    return {"input_size": size, "mean": grey, "std": grey, "interpolation": interpolation, "crop_pct": crop_pct}
+
+
+def photograph(width, height):
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x * 255 / width, y * 255 / height, (x * y) % 256], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (40, 90), (20, 24)])
+def test_evaluation_scales_and_crops(interpolation, crop_pct, width, height):
+    """As Pillow does it, up and down: the short side to 32 / crop_pct, rounded down, then the middle 32 × 32."""
+    picture = photograph(width, height)
+    side = int(32 / crop_pct)
+    factor = side / min(width, height)
+    size = [side if length == min(width, height) else int(factor * length) for length in (width, height)]
+    resized = picture.resize(size, getattr(Image.Resampling, interpolation.upper()))
+    left, top = (round((length - 32) / 2) for length in size)
+    expected = np.asarray(resized.crop((left, top, left + 32, top + 32)))
+    seen = evaluation_transform(config(interpolation=interpolation, crop_pct=crop_pct))(picture)
+    np.testing.assert_array_equal(((seen * 0.5 + 0.5) * 255).round().permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_picture_of_the_right_size_is_only_normalised():
+    """Nothing is resampled where nothing need be: (v / 255 − mean) / std."""
+    picture = photograph(32, 32)
+    expected = torch.from_numpy((np.asarray(picture) / 255 - 0.5) / 0.5).permute(2, 0, 1).float()
+    torch.testing.assert_close(evaluation_transform(config())(picture), expected, rtol=0, atol=1e-6)
+
+
+def test_oblong_networks_get_oblong_pictures():
+    """A network of other height than width is shown pictures of its shape, cropped, not squeezed: a disc stays one."""
+    x, y = np.meshgrid(np.arange(64) - 31.5, np.arange(64) - 31.5)
+    disc = Image.fromarray((255 * (x**2 + y**2 > 10**2)).astype(np.uint8))
+    dark = evaluation_transform(config((1, 16, 32)))(disc)[0] < 0
+    assert dark.shape == (16, 32)
+    assert dark.any(0).sum() == dark.any(1).sum() == 10
+
+
+def test_training_without_augmentation_is_evaluation():
+    """With every range 0 a square picture is shown as at evaluation: the two differ by the affine map alone."""
+    picture = photograph(48, 48)
+    plain = training_transform(config(), degrees=0.0, translate=0.0, scale=0.0, shear=0.0)(picture)
+    torch.testing.assert_close(plain, evaluation_transform(config())(picture), rtol=0, atol=1e-5)
+
+
+def test_what_comes_in_from_outside_is_white():
+    """Where a turned and shifted black sheet uncovers its ground, that is white in normalised values: 1."""
+    transform = training_transform(config((1, 32, 32)), degrees=45.0, translate=0.5, scale=0.0, shear=0.0)
+    torch.manual_seed(0)
+    sheets = torch.stack([transform(Image.new("L", (32, 32), 0)) for _ in range(20)])
+    torch.testing.assert_close(sheets.amax((1, 2, 3)), torch.ones(20), rtol=0, atol=1e-6)
+
+
+def test_training_pictures_vary():
+    """Augmentation does something: two draws of one picture differ."""
+    transform = training_transform(config(), degrees=10.0, translate=0.08, scale=0.1, shear=5.0)
+    picture = photograph(32, 32)
+    assert not torch.equal(transform(picture), transform(picture))
