@@ -52,9 +52,7 @@ def report(rows: list[dict[str, object]]) -> None:
     if len(differences) > 1:
         half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
         mean = statistics.mean(differences)
-        print(
-            f"sparse - dense: {mean:+.4f}, 95 % interval {mean - half:+.4f} to {mean + half:+.4f}"
-        )
+        print(f"sparse - dense: {mean:+.4f}, 95 % interval {mean - half:+.4f} to {mean + half:+.4f}")
     print(f"3-nearest-neighbours on pixels: {nearest_neighbours(open_data('digits')):.4f}")
 
 

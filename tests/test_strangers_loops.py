@@ -1,6 +1,6 @@
 """Loops that know nothing of vismoe: `cross_entropy(model(x), y)` alone must keep the experts evenly loaded.
 
-    python -m pytest tests/test_strangers_loops.py
+python -m pytest tests/test_strangers_loops.py
 """
 
 import subprocess

@@ -25,17 +25,17 @@ class Recipe:
     """"digits" or a folder with train/ and val/, a folder of images for each class in both."""
     split_seed: int = 0
     """Which random part is held out, where the set comes in one piece."""
-    steps: int = 1200
+    steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 64
     """Images of a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak rate of AdamW; a cosine to 0 follows the warm-up."""
-    warmup_steps: int = 100
+    warmup_steps: int = 50
     """Steps of linear warm-up."""
     weight_decay: float = 0.05
     """Decoupled decay of weight matrices."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.05
     """Share of the target spread evenly over all classes."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""

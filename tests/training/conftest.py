@@ -1,0 +1,19 @@
+"""Runs of a few steps, made once for all tests of this room."""
+
+import pytest
+
+from vismoe.training import fit
+
+from .tiny import tiny
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A finished sparse run."""
+    return fit(tiny(), tmp_path_factory.mktemp("runs") / "sparse")
+
+
+@pytest.fixture(scope="session")
+def dense_run(tmp_path_factory):
+    """Its dense twin's."""
+    return fit(tiny(model="vmoe_pico_patch2_8_dense"), tmp_path_factory.mktemp("runs") / "dense")

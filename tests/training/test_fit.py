@@ -1,0 +1,129 @@
+"""pytest tests/training/test_fit.py: a recipe and its seed decide a training."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import vismoe
+from vismoe.data import open_data
+from vismoe.training import TrainingDivergedError, fit, loop
+
+from .tiny import tiny
+
+
+def weights(path):
+    return vismoe.load(path).state_dict()
+
+
+def test_the_same_recipe_gives_the_same_bits(run, tmp_path):
+    """Weights, balancing state and metrics of a repeated run are equal bit by bit, wherever the global generators stand."""
+    torch.manual_seed(99)
+    again = fit(tiny(), tmp_path / "again")
+    first, second = weights(run.path), weights(again.path)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert run.metrics == again.metrics
+
+
+def test_another_seed_gives_another_run(run, tmp_path):
+    """The seed is not ignored."""
+    other = weights(fit(tiny(seed=1), tmp_path / "other").path)
+    assert not torch.equal(weights(run.path)["head.weight"], other["head.weight"])
+
+
+def test_watching_changes_nothing(run, tmp_path):
+    """A progress display does not disturb what it shows."""
+    seen = []
+    watched = fit(tiny(), tmp_path / "watched", seen.append)
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(run.path).values(), weights(watched.path).values(), strict=True)
+    )
+    assert [(status.step, status.steps) for status in seen] == [(4, 4)]
+    assert seen[0].seconds_left == 0
+
+
+def test_twins_see_the_same_batches(tmp_path, monkeypatch):
+    """The sparse model and its dense twin are trained on equal pictures in equal order."""
+    seen = {}
+    plain = loop._loss
+
+    for model in ("vmoe_pico_patch2_8_every2_e8", "vmoe_pico_patch2_8_dense"):
+
+        def watched(recipe, network, pictures, labels):
+            seen.setdefault(recipe.model, []).append((pictures.clone(), labels.clone()))
+            return plain(recipe, network, pictures, labels)
+
+        monkeypatch.setattr(loop, "_loss", watched)
+        fit(tiny(model=model, steps=3), tmp_path / model)
+    sparse, dense = seen.values()
+    assert len(sparse) == len(dense) == 3
+    for (pictures, labels), (others, other_labels) in zip(sparse, dense, strict=True):
+        assert torch.equal(pictures, others)
+        assert torch.equal(labels, other_labels)
+
+
+def test_twins_start_from_the_same_trunk():
+    """What both twins have, they have with initial values of one distribution: equal spread, tensor by tensor."""
+    data = open_data("digits")
+    sparse = loop.build(tiny(), data).state_dict()
+    dense = loop.build(tiny(model="vmoe_pico_patch2_8_dense"), data).state_dict()
+    shared = [name for name in dense if name in sparse and dense[name].numel() > 500]
+    assert any("attn.qkv.weight" in name for name in shared)
+    for name in shared:
+        assert abs(sparse[name].std() / dense[name].std() - 1) < 0.2, name
+
+
+def test_training_learns(tmp_path):
+    """The loop descends: sixty steps on digits are far above chance, which is 0.1."""
+    run = fit(tiny(steps=60, batch_size=32, warmup_steps=5, learning_rate=3e-3), tmp_path / "run")
+    assert run.summary["top1"] > 0.4
+
+
+def test_auxiliary_losses_are_trained_on(tmp_path, monkeypatch):
+    """With balance="loss" the gradient is that of cross-entropy plus the auxiliary loss, not of cross-entropy alone."""
+    recipe = tiny(balance="loss", steps=1, warmup_steps=0)
+    gradients, batches = {}, []
+    plain, clip = loop._loss, loop.nn.utils.clip_grad_norm_
+
+    def watched(recipe, network, pictures, labels):
+        batches.append((pictures, labels))
+        return plain(recipe, network, pictures, labels)
+
+    def before_clipping(parameters, norm):
+        gradients["fit"] = [parameter.grad.clone() for parameter in parameters]
+        return clip([], norm)
+
+    monkeypatch.setattr(loop, "_loss", watched)
+    monkeypatch.setattr(loop.nn.utils, "clip_grad_norm_", before_clipping)
+    fit(recipe, tmp_path / "run")
+    pictures, labels = batches[0]
+    for wanted in ("both", "cross-entropy"):
+        model = loop.build(recipe, open_data("digits")).train()
+        torch.manual_seed(recipe.seed)
+        with vismoe.record(model) as routing:
+            loss = F.cross_entropy(model(pictures), labels)
+        assert routing.auxiliary_loss > 0
+        (loss + routing.auxiliary_loss if wanted == "both" else loss).backward()
+        gradients[wanted] = [parameter.grad for parameter in model.parameters()]
+    for mine, expected in zip(gradients["fit"], gradients["both"], strict=True):
+        torch.testing.assert_close(mine, expected)
+    assert not all(torch.allclose(a, b) for a, b in zip(gradients["fit"], gradients["cross-entropy"], strict=True))
+
+
+def test_a_training_that_diverges_stops(tmp_path):
+    """A loss that is no number any more ends the run with an error that says what to try, and leaves no model."""
+    with pytest.raises(TrainingDivergedError, match=r"the loss is nan at step \d+: try a smaller learning rate"):
+        fit(tiny(learning_rate=1e30, warmup_steps=0, steps=6), tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_bfloat16_keeps_float32_weights(tmp_path):
+    """dtype="bfloat16" computes in half the bits and stores full ones."""
+    run = fit(tiny(dtype="bfloat16", steps=2), tmp_path / "run")
+    assert {tensor.dtype for tensor in weights(run.path).values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_evaluations_come_as_often_as_asked(tmp_path):
+    """evaluate_every=2 of 5 steps: after 2, 4 and the last."""
+    run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run")
+    assert [line["step"] for line in run.metrics if "top1" in line] == [2, 4, 5]

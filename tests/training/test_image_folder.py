@@ -1,0 +1,45 @@
+"""pytest tests/training/test_image_folder.py: a run on a person's own folder of images."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vismoe.data import open_data
+from vismoe.training import evaluate, fit, predict
+
+from .tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Red and blue pictures of odd sizes, three classes of them in train/, two in val/."""
+    place, random = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    for part, classes, count in (("train", ("blue", "grün", "red"), 6), ("val", ("blue", "red"), 4)):
+        for name in classes:
+            (place / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 40, (11 + number, 17, 3), np.uint8)
+                pixels[:, :, ("red", "grün", "blue").index(name)] += 200
+                Image.fromarray(pixels).save(place / part / name / f"{number}.png")
+    return place
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    recipe = tiny(data=str(folder), steps=30, learning_rate=3e-3, warmup_steps=3)
+    return fit(recipe, tmp_path_factory.mktemp("runs") / "colours")
+
+
+def test_the_colours_are_told_apart(run, folder):
+    """Colour pictures of any size train a network of three channels that knows the classes by name."""
+    model = run.load_model()
+    assert model.in_chans == 3
+    assert model.pretrained_cfg["label_names"] == ["blue", "grün", "red"]
+    assert run.summary["top1"] == evaluate(model, open_data(str(folder)).val).top1 == 1.0
+
+
+def test_predictions_carry_the_names_of_folders(run, folder):
+    """predict names classes as their folders are named."""
+    found = predict(run.load_model(), folder / "val" / "red")
+    assert [prediction.classes[0][0] for prediction in found] == ["red"] * 4
+    assert [len(prediction.classes) for prediction in found] == [3] * 4

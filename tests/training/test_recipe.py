@@ -1,0 +1,57 @@
+"""pytest tests/training/test_recipe.py: what a recipe accepts, and that it survives being written down."""
+
+import pytest
+
+import vismoe.recipes
+from vismoe.training import Recipe
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("evaluate_every", -1),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("clip_norm", 0.0),
+        ("weight_decay", -0.1),
+        ("warmup_steps", -1),
+        ("workers", -1),
+        ("degrees", float("nan")),
+        ("scale", 1.0),
+        ("translate", 1.5),
+        ("label_smoothing", 1.0),
+    ],
+)
+def test_values_out_of_range_are_refused(field, value):
+    """A recipe that cannot be followed is never made; the message names the field and the value given."""
+    with pytest.raises(ValueError, match=f"^{field}={value}: it must"):
+        Recipe(**{field: value})
+
+
+def test_a_recipe_comes_back_as_it_was_written():
+    """to_json and from_json are inverse for fields of every kind."""
+    recipe = Recipe(name="x", num_experts=4, balance="loss", learning_rate=3e-4, data="somewhere", split_seed=9)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_a_field_no_recipe_has_is_an_error():
+    """A misspelt or newer field is not silently dropped."""
+    with pytest.raises(ValueError, match="a recipe has no field step, stride"):
+        Recipe.from_json({"step": 3, "stride": 1})
+
+
+def test_the_named_recipes_are_twins():
+    """digits and digits_dense differ in nothing but name and model."""
+    sparse, dense = (vismoe.recipes.RECIPES[name]().to_json() for name in ("digits", "digits_dense"))
+    assert {field for field in sparse if sparse[field] != dense[field]} == {"name", "model"}
+
+
+def test_an_unknown_recipe_is_an_error_with_near_names():
+    """A slip is told what was probably meant, a stranger what there is."""
+    with pytest.raises(ValueError, match="unknown recipe 'digit'; did you mean digits"):
+        vismoe.recipes.find_recipe("digit")
+    with pytest.raises(ValueError, match="unknown recipe 'qqq'; there are digits, digits_dense"):
+        vismoe.recipes.find_recipe("qqq")

@@ -1,0 +1,62 @@
+"""pytest tests/training/test_refusals.py: what cannot be trained is said before anything is written."""
+
+import pytest
+from PIL import Image
+
+import vismoe
+from vismoe.training import fit, free_path
+
+from .tiny import tiny
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"experts_per_token": 9}, ValueError, "k=9 experts per token, but there are only num_experts=8"),
+        ({"model": "vmoe_pico_patch2_8_every2_e9"}, ValueError, "unknown preset .*; did you mean .*every2_e8"),
+        ({"data": "no/such/folder"}, FileNotFoundError, "no/such/folder.*no such folder"),
+        ({"device": "quantum"}, ValueError, "device 'quantum' is not here; accepted are auto, cpu"),
+        ({"model": "vmoe_pico_patch2_8_dense", "num_experts": 4}, ValueError, "num_experts"),
+    ],
+)
+def test_nothing_is_written_before_the_recipe_can_be_followed(tmp_path, changes, error, message):
+    """An impossible recipe leaves no folder behind."""
+    with pytest.raises(error, match=message):
+        fit(tiny(**changes), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_without_a_part_to_train_on_is_refused(tmp_path):
+    """Class folders alone are not split by guess: train/ and val/ are asked for."""
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "data" / "a" / "x.png")
+    with pytest.raises(ValueError, match="no train/ and val/"):
+        fit(tiny(data=str(tmp_path / "data")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_left_untouched(tmp_path):
+    """A folder with anything in it is an error and stays as it was; an empty one may be filled."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("kept")
+    with pytest.raises(FileExistsError, match="exists: choose another --out"):
+        fit(tiny(), tmp_path / "run")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["precious"]
+    assert (tmp_path / "run" / "precious").read_text() == "kept"
+
+
+def test_a_field_that_no_recipe_has_is_refused(tmp_path, monkeypatch):
+    """vismoe.train("digits", stepz=3) names the slip."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="no field 'stepz'"):
+        vismoe.train("digits", stepz=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_default_folders_are_numbered(tmp_path, monkeypatch):
+    """runs/NAME, then runs/NAME-2, then the first number that is free."""
+    monkeypatch.chdir(tmp_path)
+    small = {"steps": 1, "batch_size": 8, "device": "cpu"}
+    assert vismoe.train("digits_dense", **small).path.as_posix() == "runs/digits_dense"
+    assert vismoe.train("digits_dense", **small).path.as_posix() == "runs/digits_dense-2"
+    assert free_path(tmp_path / "runs" / "digits_dense").name == "digits_dense-3"
