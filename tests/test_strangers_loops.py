@@ -127,8 +127,8 @@ def test_compiled(num_experts, recompute):
 
 
 def test_parts_of_timms_training_script():
-    """create_optimizer_v2, scheduler, NativeScaler, ModelEmaV3, in the order of timm's train.py: model and average of its
-    weights are evenly loaded."""
+    """create_optimizer_v2, scheduler, NativeScaler, ModelEmaV3, in the order of timm's train.py: model and average of
+    its weights are evenly loaded."""
     model = skewed_model(8)
     optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=2e-3, weight_decay=0.05, layer_decay=0.9)
     scaler = timm.utils.NativeScaler(device="cpu")

@@ -16,7 +16,7 @@ def weights(path):
 
 
 def test_the_same_recipe_gives_the_same_bits(run, tmp_path):
-    """Weights, balancing state and metrics of a repeated run are equal bit by bit, wherever the global generators stand."""
+    """Weights, balancing state and metrics of a repeated run are bit-equal, wherever the global generators stand."""
     torch.manual_seed(99)
     again = fit(tiny(), tmp_path / "again")
     first, second = weights(run.path), weights(again.path)

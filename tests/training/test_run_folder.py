@@ -113,7 +113,7 @@ def test_the_summary_is_the_trained_model_s(run):
 
 
 def test_the_model_folder_opens_everywhere(run):
-    """vismoe.load of the run or of its model/ and timm's local-dir give one network: equal logits, knowing its classes."""
+    """vismoe.load of the run or of its model/ and timm's local-dir give one network: equal logits and class names."""
     pictures = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     models = [
         run.load_model(),

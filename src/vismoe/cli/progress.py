@@ -1,7 +1,6 @@
 """How a training shows itself: live in a terminal, a line now and then elsewhere."""
 
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -29,7 +28,7 @@ class TrainingProgress:
         self.live = Live(self.bar, console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self.printed = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainingProgress":
         if self.live is not None:
             self.live.start()
         return self

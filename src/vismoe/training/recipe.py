@@ -1,7 +1,7 @@
 """Everything that defines one training run."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Recipe:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
+    def from_json(cls, values: dict[str, Any]) -> "Recipe":
         """Raises ValueError for fields that no recipe has."""
         if unknown := sorted(set(values) - {known.name for known in fields(cls)}):
             raise ValueError(f"a recipe has no field {', '.join(unknown)}")
