@@ -1,0 +1,149 @@
+"""Parameters of the reference as models: its logits, losses and gradients.
+
+VISMOE_REFERENCE_FIGURES=FOLDER python -m pytest tests/weights/test_reference.py
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import vismoe
+
+EVALUATED = ["dense_vit_eval", "vmoe_k1_eval", "vmoe_k2_eval", "vmoe_k2_drop_eval", "vmoe_k2_drop_bpr_eval"]
+TRAINED = ["vmoe_k2_train_noise0", "vmoe_k2_train_noise1"]
+
+
+def forward(folder, name, monkeypatch):
+    """The model, what it says of the file's images with the file's noise, what was recorded, and the file."""
+    file = np.load(folder / f"{name}.npz")
+    config = json.loads(str(file["config_json"]))
+    model = vismoe.weights.from_reference({key: file[key] for key in file.files if key.startswith("params/")}, config)
+    noise = iter([torch.tensor(file[key]) for key in sorted(file.files) if key.endswith("standard_normal_noise")])
+    monkeypatch.setattr(torch, "randn_like", lambda tensor: next(noise))
+    images = torch.tensor(file["images"]).permute(0, 3, 1, 2).contiguous().requires_grad_()
+    with vismoe.record(model) as routing:
+        logits = model(images)
+    return model, images, logits, routing, file
+
+
+@pytest.mark.parametrize("name", EVALUATED + TRAINED)
+def test_logits_and_losses(name, reference_figures, monkeypatch):
+    """Logits within 1e-5, each layer's auxiliary losses of each group within 1e-6 of the reference's."""
+    model, _, logits, routing, file = forward(reference_figures, name, monkeypatch)
+    assert model.training == name.startswith("vmoe_k2_train")
+    torch.testing.assert_close(logits, torch.tensor(file["logits"]), rtol=0, atol=1e-5)
+    assert bool(routing.layers) == (name != "dense_vit_eval")
+    for layer, (call,) in routing.layers.items():
+        place = f"metrics/encoderblock_{layer.split('.')[1]}"
+        given = call.losses | {"auxiliary": call.auxiliary_loss}
+        names = [key.removeprefix(place + "/").removesuffix("_loss") for key in file.files if key.startswith(place)]
+        assert {"auxiliary", "importance", "gshard"} <= set(names)
+        for loss in names:
+            expected = torch.tensor(file[f"{place}/{loss}_loss"])
+            torch.testing.assert_close(given[loss], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients(name, reference_figures, monkeypatch):
+    """Gradients of every parameter and of the images: rtol 1e-3, atol 1e-6."""
+    model, images, logits, routing, file = forward(reference_figures, name, monkeypatch)
+    loss = F.cross_entropy(logits, torch.tensor(file["labels"]).long()) + routing.auxiliary_loss
+    assert loss.item() == pytest.approx(float(file["loss/total"]), abs=1e-5)
+    loss.backward()
+    expected = vismoe.weights.from_reference(
+        {key.removeprefix("grads/"): file[key] for key in file.files if key.startswith("grads/")},
+        json.loads(str(file["config_json"])),
+    )
+    for (parameter_name, parameter), gradient in zip(model.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(
+            parameter.grad, gradient.detach(), rtol=1e-3, atol=1e-6, msg=lambda text, at=parameter_name: f"{at}: {text}"
+        )
+    in_their_order = images.grad.permute(0, 2, 3, 1)
+    torch.testing.assert_close(in_their_order, torch.tensor(file["grads_images"]), rtol=1e-3, atol=1e-6)
+
+
+def configuration(**dispatcher):
+    moe = {
+        "num_experts": 4,
+        "layers": [1],
+        "group_size": 10,
+        "router": {"num_selected_experts": 2, "noise_std": 0.5, "dispatcher": {"name": "einsum"} | dispatcher},
+    }
+    encoder = {"num_layers": 2, "mlp_dim": 16, "num_heads": 2, "moe": moe}
+    model = {"num_classes": 3, "patch_size": [4, 4], "hidden_size": 8, "classifier": "token", "encoder": encoder}
+    return {"model_class": "vmoe.nn.vit_moe.VisionTransformerMoe", "model": model, "deterministic": False}
+
+
+def parameters(representation=0):
+    shapes = {"embedding/kernel": (4, 4, 3, 8), "embedding/bias": (8,), "cls": (1, 1, 8)}
+    shapes |= {"Encoder/posembed_input/pos_embedding": (1, 5, 8), "Encoder/encoder_norm/scale": (8,)}
+    shapes |= {"Encoder/encoder_norm/bias": (8,), "head/kernel": (representation or 8, 3), "head/bias": (3,)}
+    for number in range(2):
+        at = f"Encoder/encoderblock_{number}"
+        shapes |= {f"{at}/LayerNorm_{i}/{part}": (8,) for i in (0, 1) for part in ("scale", "bias")}
+        shapes |= {f"{at}/SelfAttention/{part}/kernel": (8, 2, 4) for part in ("query", "key", "value")}
+        shapes |= {f"{at}/SelfAttention/{part}/bias": (2, 4) for part in ("query", "key", "value")}
+        shapes |= {f"{at}/SelfAttention/out/kernel": (2, 4, 8), f"{at}/SelfAttention/out/bias": (8,)}
+    at = "Encoder/encoderblock_0/Mlp"
+    shapes |= {f"{at}/Dense_0/kernel": (8, 16), f"{at}/Dense_0/bias": (16,)}
+    shapes |= {f"{at}/Dense_1/kernel": (16, 8), f"{at}/Dense_1/bias": (8,)}
+    at = "Encoder/encoderblock_1/Moe"
+    shapes |= {f"{at}/Mlp/Dense_0/kernel": (4, 8, 16), f"{at}/Mlp/Dense_0/bias": (4, 16)}
+    shapes |= {f"{at}/Mlp/Dense_1/kernel": (4, 16, 8), f"{at}/Mlp/Dense_1/bias": (4, 8)}
+    shapes[f"{at}/Router/dense/kernel"] = (8, 4)
+    if representation:
+        shapes |= {"pre_logits/kernel": (8, representation), "pre_logits/bias": (representation,)}
+    random = np.random.default_rng(0)
+    return {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("dispatcher", "capacity"),
+    [
+        ({"capacity_factor": 1.0, "batch_priority": False}, 8),  # 10 · 2 · 1 / 4 = 5 -> 8
+        ({"capacity_factor": 1.1, "capacity_multiple_of": 1}, 6),  # ⌈5.5⌉
+        ({"capacity_factor": 1.05, "capacity_ceil_or_round": "round", "capacity_multiple_of": None}, 5),
+        ({"capacity": 3, "batch_priority": True, "name": "indices"}, 3),
+    ],
+)
+def test_capacity_settings(dispatcher, capacity):
+    """Round, multiple-of, absolute capacity, `indices` and priority are understood, in both modes alike."""
+    model = vismoe.weights.from_reference(parameters(), configuration(**dispatcher))
+    layer = model.blocks[1].mlp
+    assert layer.group_size == 10
+    assert layer.router.batch_priority == dispatcher.get("batch_priority", False)
+    assert layer.router.loss_weights == {"importance": 1.0, "load": 1.0, "gshard": 0.0}
+    for training in (True, False):
+        assert layer.router.train(training).capacity(10) == capacity
+
+
+def test_representation_layer():
+    """A representation layer of another width than the trunk's: tanh(linear) before the head."""
+    config, arrays = configuration(capacity_factor=4.0), parameters(representation=6)
+    config["model"]["representation_size"] = 6
+    model = vismoe.weights.from_reference(arrays, config).eval()
+    images = torch.randn(2, 3, 8, 8)
+    features = model.forward_features(images)[:, 0]
+    hidden = np.tanh(features.detach().numpy() @ arrays["pre_logits/kernel"] + arrays["pre_logits/bias"])
+    expected = hidden @ arrays["head/kernel"] + arrays["head/bias"]
+    torch.testing.assert_close(model(images).detach(), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_understood_is_named():
+    """Unknown fields, unknown classes, missing and superfluous parameters: ValueErrors that name them."""
+    known = configuration(capacity_factor=1.0)
+    with pytest.raises(ValueError, match="Expert"):
+        vismoe.weights.from_reference(parameters(), known | {"model_class": "vmoe.nn.Expert"})
+    with pytest.raises(ValueError, match="colour"):
+        vismoe.weights.from_reference(parameters(), known | {"model": known["model"] | {"colour": 1}})
+    arrays = parameters()
+    del arrays["head/bias"]
+    with pytest.raises(ValueError, match="head/bias"):
+        vismoe.weights.from_reference(arrays, known)
+    with pytest.raises(ValueError, match="extra/kernel"):
+        vismoe.weights.from_reference(parameters() | {"extra/kernel": np.zeros(2, np.float32)}, known)
+    with pytest.raises(ValueError, match="bfloat16"):
+        vismoe.weights.from_reference(parameters(), configuration(capacity_factor=1.0, bfloat16=True))
