@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import vismoe
 
-STEPS = 120
+STEPS = 100
 
 
 def digits():
@@ -42,7 +42,7 @@ def skewed_model(num_experts=8, **overrides):
     return model
 
 
-def batches(steps=STEPS, size=64):
+def batches(steps=STEPS, size=32):
     images, labels, _ = digits()
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):

@@ -19,8 +19,8 @@ def refused(message):
 
 
 ROUTER_OPTIONS = [
-    ({"k": 5}, "k=5 experts per token, but num_experts=4: choose 1 ≤ k ≤ num_experts"),
-    ({"k": 0}, "k=0 experts per token, but num_experts=4: choose 1 ≤ k ≤ num_experts"),
+    ({"k": 5}, "k=5 experts per token, but there are only num_experts=4: choose 1 ≤ k ≤ num_experts"),
+    ({"k": 0}, "k=0 experts per token, but there are only num_experts=4: choose 1 ≤ k ≤ num_experts"),
     ({"combine": "renormalized"}, 'combine="renormalized" with k=1 is a constant 1 and gives the router no gradient'),
     ({"noise_std": -0.5}, "noise_std=-0.5 must not be negative"),
     ({"capacity_factor": 0.0}, 'capacity_factor=0.0: accepted are "none" and positive numbers'),

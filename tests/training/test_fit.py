@@ -63,14 +63,14 @@ def test_twins_see_the_same_batches(tmp_path, monkeypatch):
 
 
 def test_twins_start_from_the_same_trunk():
-    """What both twins have, they have with initial values of one distribution: equal spread, tensor by tensor."""
+    """What both twins have, they have with the same initial values, bit for bit."""
     data = open_data("digits")
     sparse = loop.build(tiny(), data).state_dict()
     dense = loop.build(tiny(model="vmoe_pico_patch2_8_dense"), data).state_dict()
-    shared = [name for name in dense if name in sparse and dense[name].numel() > 500]
+    shared = [name for name in dense if name in sparse]
     assert any("attn.qkv.weight" in name for name in shared)
     for name in shared:
-        assert abs(sparse[name].std() / dense[name].std() - 1) < 0.2, name
+        assert torch.equal(sparse[name], dense[name]), name
 
 
 def test_training_learns(tmp_path):
@@ -81,7 +81,7 @@ def test_training_learns(tmp_path):
 
 def test_auxiliary_losses_are_trained_on(tmp_path, monkeypatch):
     """With balance="loss" the gradient is that of cross-entropy plus the auxiliary loss, not of cross-entropy alone."""
-    recipe = tiny(balance="loss", steps=1, warmup_steps=0)
+    recipe = tiny(balance="loss", steps=1, warmup_steps=0, label_smoothing=0.0)
     gradients, batches = {}, []
     plain, clip = loop._loss, loop.nn.utils.clip_grad_norm_
 

@@ -92,8 +92,8 @@ def test_paper_presets_are_the_papers(size):
     assert router.loss_weights == {"importance": 0.005, "load": 0.005}
     assert (router.capacity_factor, router.eval_capacity_factor) == (1.05, "none")
     assert (router.capacity_rounding, router.capacity_multiple_of, router.combine) == ("ceil", 4, "gate")
-    assert [type(part).__name__ for part in model.pre_logits] == ["Linear", "Tanh"]
-    assert model.pre_logits[0].weight.shape == (model.embed_dim, model.embed_dim)
+    assert [type(part).__name__ for part in model.representation] == ["Linear", "Tanh"]
+    assert model.representation[0].weight.shape == (model.embed_dim, model.embed_dim)
     x = torch.linspace(-3, 3, 61)
     tanh_form = 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
     for mlp in (model.blocks[0].mlp.act, model.blocks[1].mlp.experts.activation):

@@ -115,7 +115,7 @@ def test_reset_classifier(representation):
     assert torch.equal(model(x), features)
     model.reset_classifier(6, "avg")
     tokens = model.norm(model.blocks(model.norm_pre(model._pos_embed(model.patch_embed(x)))))
-    assert torch.equal(model(x), model.head(model.pre_logits(tokens[:, 1:].mean(1))))
+    assert torch.equal(model(x), model.head(model.representation(tokens[:, 1:].mean(1))))
     for name, value in trunk.items():
         assert torch.equal(model.state_dict()[name], value), name
 
@@ -124,7 +124,7 @@ def test_representation_layer_is_a_linear_map_and_tanh():
     """The layer before the head is tanh(W x + b) on the pooled token."""
     model, x = sparse(representation_size=24), images()
     pooled = model.forward_features(x)[:, 0]
-    expected = torch.tanh(pooled @ model.pre_logits[0].weight.T + model.pre_logits[0].bias)
+    expected = torch.tanh(pooled @ model.representation[0].weight.T + model.representation[0].bias)
     torch.testing.assert_close(model.forward_head(model.forward_features(x), pre_logits=True), expected)
 
 

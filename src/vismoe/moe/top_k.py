@@ -70,9 +70,8 @@ class TopKRouter(BalancedRouter):
 
     def _check(self) -> None:
         if not 1 <= self.k <= self.num_experts:
-            raise ValueError(
-                f"k={self.k} experts per token, but num_experts={self.num_experts}: choose 1 ≤ k ≤ num_experts"
-            )
+            there = f"there are only num_experts={self.num_experts}"
+            raise ValueError(f"k={self.k} experts per token, but {there}: choose 1 ≤ k ≤ num_experts")
         if self.combine not in ("gate", "renormalized", "unit"):
             raise ValueError(f'combine={self.combine!r}: accepted are "gate", "renormalized" and "unit"')
         if self.combine == "renormalized" and self.k == 1:

@@ -90,7 +90,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_changes": bool(_git("status", "--porcelain")),
+        "git_changes": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
     }
 
 

@@ -50,12 +50,12 @@ class SparseVisionTransformer(VisionTransformer):
         if moe is not None:
             self.moe = MoEConfig(**({**vars(moe)} if isinstance(moe, MoEConfig) else {**moe}) | overrides)
             sparsify(self, self.moe)
-        self.pre_logits: nn.Module = nn.Identity()
+        self.representation: nn.Module = nn.Identity()
         if representation_size:
             linear = nn.Linear(self.embed_dim, representation_size)
             lecun_normal_(linear.weight)
             nn.init.zeros_(linear.bias)
-            self.pre_logits = nn.Sequential(linear, nn.Tanh())
+            self.representation = nn.Sequential(linear, nn.Tanh())
             self.head_hidden_size = representation_size
             self.reset_classifier(self.num_classes)
             if "jax" in self.weight_init_mode and isinstance(self.head, nn.Linear):
@@ -93,7 +93,7 @@ class SparseVisionTransformer(VisionTransformer):
         return super().no_weight_decay() | experts
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.pre_logits(super().forward_head(x, pre_logits=True))
+        x = self.representation(super().forward_head(x, pre_logits=True))
         return x if pre_logits else self.head(x)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

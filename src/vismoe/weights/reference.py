@@ -174,8 +174,8 @@ def _state(arrays: dict[str, np.ndarray], model: SparseVisionTransformer) -> dic
             else:
                 linear(f"{source}/Mlp/Dense_0", f"{target}.mlp.fc1")
                 linear(f"{source}/Mlp/Dense_1", f"{target}.mlp.fc2")
-        if model.head_hidden_size != model.embed_dim or not isinstance(model.pre_logits, nn.Identity):
-            linear("pre_logits", "pre_logits.0")
+        if model.head_hidden_size != model.embed_dim or not isinstance(model.representation, nn.Identity):
+            linear("pre_logits", "representation.0")
         if model.num_classes:
             linear("head", "head")
     except KeyError as error:

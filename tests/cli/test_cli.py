@@ -1,0 +1,177 @@
+"""The command: help, verbs end to end, and bad input: one line on stderr, exit code 2, nothing half-written."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import vismoe
+from vismoe.cli import VERBS, main
+
+TINY = ["--steps", "3", "--batch-size", "8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "digits", *TINY, "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name in ("b", "a picture, with ✓"):
+        Image.new("RGB", (12, 9), "navy").save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help(verb, capsys):
+    """Every verb explains itself, with an example, and exits with 0."""
+    arguments = [verb, "digits", "--help"] if verb == "train" else [verb, "--help"]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"Example: vismoe {verb}" in " ".join(text.split())
+    assert "default:" in text
+
+
+def test_usage_version_and_module(capsys):
+    """`vismoe`, `vismoe --version` and `python -m vismoe`."""
+    assert main([]) == main(["--version"]) == 0
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in VERBS)
+    done = subprocess.run([sys.executable, "-m", "vismoe", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"vismoe {vismoe.__version__}\n"
+
+
+def test_models(capsys):
+    """The table and its JSON name the same presets with the same figures."""
+    assert main(["models", "vmoe_pico*8_*"]) == 0
+    table = capsys.readouterr().out
+    assert main(["models", "vmoe_pico*8_*", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == vismoe.list_models("vmoe_pico*8_*")
+    for row in rows:
+        assert row["name"] in table
+        assert f"{row['parameters'] / 1e6:,.2f}" in table
+
+
+def test_eval(run, capsys):
+    """`eval` of the run, of its model folder and of a preset: top1 in 0…1; the run's is what training wrote."""
+    found = []
+    for model in (run, run / "model", "vmoe_pico_patch2_8_dense"):
+        assert main(["eval", str(model), "--data", "digits", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+        assert 0 <= found[-1]["top1"] <= 1
+        assert found[-1]["images"] == 450
+    expected = json.loads((run / "summary.json").read_text())["top1"]
+    assert found[0]["top1"] == pytest.approx(expected) == found[1]["top1"]
+
+
+def test_predict_formats(run, pictures, capsys):
+    """One record a picture, files and folders, in table, JSON and CSV."""
+    images = [str(pictures), str(pictures / "b.png")]
+    assert main(["predict", str(run), *images, "--topk", "2", "--format", "json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["image"].rpartition("/")[2] for record in records] == ["a picture, with ✓.png", "b.png", "b.png"]
+    assert all(len(record["classes"]) == 2 for record in records)
+    assert main(["predict", str(run), *images, "--topk", "2", "--format", "csv"]) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert rows[0] == ["image", "class1", "probability1", "class2", "probability2"]
+    assert [row[0] for row in rows[1:]] == [record["image"] for record in records]
+    assert main(["predict", str(run), *images]) == 0
+    assert "b.png" in capsys.readouterr().out
+
+
+def test_demo(tmp_path, capsys):
+    """The demo trains both twins, shows table, picture's path and what to type next; a second one begins afresh."""
+    out = tmp_path / "demo"
+    assert main(["demo", "--steps", "2", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert all(
+        word in text for word in ("accuracy", "parameters in all", "active per token", "multiplications", "images/s")
+    )
+    assert "3-nearest-neighbours on the same split: 0.98" in text
+    assert f"{out}/routing.png" in text
+    assert f"vismoe predict {out}" in text
+    for folder in (out, out / "dense"):
+        assert {"recipe.json", "environment.json", "metrics.jsonl", "curves.png", "confusion.png", "model"} <= {
+            path.name for path in folder.iterdir()
+        }
+    assert main(["demo", "--steps", "2", "--out", str(out)]) == 0
+    assert "begun afresh" in capsys.readouterr().out
+
+
+def bad_inputs(run, folder):
+    """Arguments and what the line must say."""
+    (folder / "empty" / "cats").mkdir(parents=True)
+    (folder / "weights.pt").write_bytes(b"\x80\x04.")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{")
+    (folder / "text.png").write_text("no picture")
+    (folder / "other" / "cat").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(folder / "other" / "cat" / "1.png")
+    out = ["--out", str(folder / "out")]
+    return [
+        (["fly"], "unknown verb 'fly'"),
+        (["train", "digitz"], "did you mean digits"),
+        (
+            ["train", "digits", "--model", "vmoe_pico_patch2_every2_e8", *out],
+            "did you mean vmoe_pico_patch2_8_every2_e8",
+        ),
+        (["train", "digits", "--experts-per-token", "9", *out], "k=9 experts per token"),
+        (["train", "digits", "--steps", "0", *out], "steps=0"),
+        (["train", "digits", "--device", "tpu", *out], "device 'tpu'"),
+        (["train", "digits", *TINY, "--out", str(run)], "exists"),
+        (["eval", str(folder / "nothing"), "--data", "digits"], "no such run or model folder"),
+        (["eval", str(folder / "broken"), "--data", "digits"], "not readable JSON"),
+        (["eval", str(folder / "weights.pt"), "--data", "digits"], "pickled"),
+        (["eval", str(run), "--data", str(folder / "empty")], "no images in the class folders cats"),
+        (["eval", str(run), "--data", str(folder / "other")], "classes"),
+        (["eval", "vmoe_pico_patch2_8_dens", "--data", "digits"], "did you mean vmoe_pico_patch2_8_dense"),
+        (["predict", str(run), str(folder / "text.png")], "cannot be read as an image"),
+        (["predict", str(run), str(folder / "gone.png")], "no such image"),
+        (["models", "nothing*"], "no preset matches"),
+    ]
+
+
+def test_bad_input(run, tmp_path, capsys):
+    """Exit code 2, exactly one line on stderr that says what was wrong, nothing written."""
+    before = sorted(run.rglob("*"))
+    for arguments, message in bad_inputs(run, tmp_path):
+        assert main(arguments) == 2, arguments
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1, (arguments, errors)
+        assert message in errors[0]
+        assert not (tmp_path / "out").exists()
+    assert sorted(run.rglob("*")) == before
+
+
+def test_divergence_has_its_own_code(tmp_path, capsys):
+    """A loss that is no number any more ends the run with exit code 3 and one line."""
+    arguments = [
+        "train",
+        "digits",
+        "--steps",
+        "20",
+        "--batch-size",
+        "8",
+        "--learning-rate",
+        "1e30",
+        "--warmup-steps",
+        "0",
+    ]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 3
+    assert "try a smaller learning rate" in capsys.readouterr().err
+
+
+def test_random_weights_are_said(capsys):
+    """A preset has random weights, and the command says so on stderr."""
+    assert main(["eval", "vmoe_pico_patch2_8_dense", "--data", "digits", "--json"]) == 0
+    assert "its weights are random" in capsys.readouterr().err

@@ -1,0 +1,50 @@
+"""Tables and pictures of what routers did."""
+
+import torch
+
+import vismoe
+from vismoe.data import open_data
+from vismoe.explain import LayerRouting, experts_of_tokens, route, routing_pictures
+from vismoe.training import data_config
+
+
+def test_experts_of_tokens_is_the_plan_read_row_by_row():
+    """Each token's live rows name its experts; a dropped choice is -1."""
+    torch.manual_seed(0)
+    layer = vismoe.MoE(
+        vismoe.TopKRouter(8, 4, k=2, capacity_factor=0.4, capacity_multiple_of=1), vismoe.MLPExperts(8, 8, 4)
+    )
+    with vismoe.record(layer) as routing:
+        layer(torch.randn(2, 9, 8))
+    plan = routing.layers[""][0].plan
+    expected = [[] for _ in range(18)]
+    row = 0
+    for expert, count in enumerate(plan.count.tolist()):
+        for _ in range(count):
+            expected[plan.token[row]].append(expert)
+            row += 1
+    table = experts_of_tokens(plan)
+    assert (table == -1).sum() == 36 - row > 0
+    for token, experts in enumerate(expected):
+        assert sorted(e for e in table[token].tolist() if e >= 0) == sorted(experts)
+
+
+def test_by_class_counts_tokens():
+    """Experts × classes, counted by hand; dropped tokens count nowhere."""
+    expert = torch.tensor([[[0], [1], [-1]], [[1], [1], [0]]])
+    table = LayerRouting(expert, num_experts=3).by_class(torch.tensor([1, 0]), num_classes=2)
+    assert table.tolist() == [[1, 1], [2, 1], [0, 0]]
+
+
+def test_pictures(tmp_path):
+    """A sparse model leaves a picture and a table for every layer; a dense one none."""
+    digits = open_data("digits")
+    sparse = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=10, in_chans=1)
+    config = data_config(sparse)
+    assert routing_pictures(sparse, digits.val, digits.classes, config, tmp_path) == tmp_path / "routing.png"
+    assert (tmp_path / "routing.png").read_bytes()[:4] == b"\x89PNG"
+    layers = route(sparse, digits.val, config)
+    assert list(layers) == ["blocks.1.mlp", "blocks.3.mlp"]
+    assert layers["blocks.1.mlp"].expert.shape == (450, 17, 1)
+    dense = vismoe.create_model("vmoe_pico_patch2_8_dense", num_classes=10, in_chans=1)
+    assert routing_pictures(dense, digits.val, digits.classes, config, tmp_path / "none") is None
