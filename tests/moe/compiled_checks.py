@@ -3,6 +3,7 @@ each check by name. Without the run-time type checks of conftest.py, which break
 """
 
 import json
+import shutil
 import traceback
 import warnings
 from functools import partial
@@ -78,6 +79,33 @@ def recompute():
             assert eager.router.balance_bias.abs().max() > 0.01
 
 
+def recompute_optimised():
+    """The same through the default backend, which decides for itself what backward recomputes."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        return
+    eager, layer = make(**DROPLESS), make(**DROPLESS)
+    compiled = torch.compile(lambda x: x + checkpoint(layer, x, use_reentrant=False), fullgraph=True)
+    for x in batches(4):
+        same(step(compiled, layer, x), step(lambda x: x + eager(x), eager, x), rtol=1e-5, atol=1e-6)
+        same(buffers(layer), buffers(eager), rtol=0, atol=1e-6)
+    assert eager.router.balance_bias.abs().max() > 0.01
+
+
+def recompute_recorded():
+    """A record of recomputed, compiled code holds one entry a call, and its loss has eager's gradient."""
+    options = {"k": 2, "balance": "loss", "loss_weights": {"importance": 0.1, "z": 0.1}}
+    eager, layer = make(**options), make(**options)
+    compiled = torch.compile(lambda x: checkpoint(layer, x, use_reentrant=False), backend="aot_eager")
+    for x in batches(3):
+        for run, model in ((compiled, layer), (eager, eager)):
+            model.zero_grad()
+            with vismoe.record(model) as routing:
+                (run(x).square().sum() + routing.auxiliary_loss).backward()
+            assert len(routing.layers[""]) == 1
+        gradients = ([parameter.grad for parameter in model.parameters()] for model in (layer, eager))
+        same(*gradients, rtol=1e-5, atol=1e-6)
+
+
 def record():
     """Recording a compiled layer gives eager's values and gradients; no recorded step compiles anew; a compiled
     network's layers keep the names that they have in the network itself."""
@@ -140,7 +168,7 @@ def export():
         same([program.module()(other)], [layer(other)], rtol=1e-5, atol=1e-6)
 
 
-CHECKS = (full_graph, recompute, record, training_compiles_once, export)
+CHECKS = (full_graph, recompute, recompute_optimised, recompute_recorded, record, training_compiles_once, export)
 
 if __name__ == "__main__":
     warnings.simplefilter("error")

@@ -25,7 +25,7 @@ SPARSE, DENSE = "vmoe_pico_patch2_8_every2_e8", "vmoe_pico_patch2_8_dense"
         (SPARSE, {"moe_layers": "first-2"}, r"moe_layers='first-2': accepted are \"every-N\", \"last-N\" or a list"),
         (SPARSE, {"moe_layers": [4]}, r"moe_layers=\[4\]: accepted are block numbers 0 to 3"),
         (SPARSE, {"moe_layers": "last-3"}, r"moe_layers='last-3' asks for more than the 4 blocks have"),
-        (SPARSE, {"experts_per_token": 9}, r"k=9 experts per token, but num_experts=8"),
+        (SPARSE, {"experts_per_token": 9}, r"k=9 experts per token, but there are only num_experts=8"),
         (SPARSE, {"experts_per_token": 0}, r"k=0 experts per token"),
         (SPARSE, {"num_experts": 0}, r"num_experts=0"),
         (SPARSE, {"combine": "renormalized"}, r"combine=\"renormalized\" with k=1"),
