@@ -48,7 +48,7 @@ def log(step: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 RULES = {
     f"{rule.__name__}-{step}": rule(step)
-    for rule, steps in ((sign, (0.001, 0.01, 0.03)), (clipped, (0.05, 0.1)), (log, (0.05, 0.1, 0.2)))
+    for rule, steps in ((sign, (0.001, 0.01, 0.03)), (clipped, (0.05, 0.1)), (log, (0.05, 0.1, 0.2, 0.3)))
     for step in steps
 } | {"none": lambda bias, count: bias}
 
