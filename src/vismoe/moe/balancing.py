@@ -16,7 +16,7 @@ from torch.distributed.distributed_c10d import _resolve_process_group  # type: i
 
 from .router import Router
 
-STEP = 0.2
+STEP = 0.1
 """How far a bias moves, in logits, for a load e times the mean. Chosen by `benchmarks/balance_rules.py`."""
 
 
