@@ -19,20 +19,22 @@ def refused(message):
 
 
 ROUTER_OPTIONS = [
-    ({"k": 5}, "k=5 experts per token, but there are only num_experts=4: choose 1 ≤ k ≤ num_experts"),
-    ({"k": 0}, "k=0 experts per token, but there are only num_experts=4: choose 1 ≤ k ≤ num_experts"),
+    ({"k": 5}, "k=5 experts per token, but there are only num_experts=4: choose a whole number 1 ≤ k ≤ num_experts"),
+    ({"k": 0}, "k=0 experts per token, but there are only num_experts=4: choose a whole number 1 ≤ k ≤ num_experts"),
     ({"combine": "renormalized"}, 'combine="renormalized" with k=1 is a constant 1 and gives the router no gradient'),
-    ({"noise_std": -0.5}, "noise_std=-0.5 must not be negative"),
+    ({"noise_std": -0.5}, "noise_std=-0.5: accepted are numbers ≥ 0"),
+    ({"noise_std": math.nan}, "noise_std=nan: accepted are numbers ≥ 0"),
     ({"capacity_factor": 0.0}, 'capacity_factor=0.0: accepted are "none" and positive numbers'),
     ({"capacity_factor": -1.0}, 'capacity_factor=-1.0: accepted are "none" and positive numbers'),
     ({"capacity_factor": math.inf}, 'capacity_factor=inf: accepted are "none" and positive numbers'),
     ({"capacity_factor": math.nan}, 'capacity_factor=nan: accepted are "none" and positive numbers'),
     ({"eval_capacity_factor": 0.0}, 'eval_capacity_factor=0.0: accepted are "none" and positive numbers'),
-    ({"capacity_multiple_of": 0}, "capacity_rounding='ceil', capacity_multiple_of=0: accepted are"),
+    ({"capacity_multiple_of": 0}, "rounding='ceil', multiple_of=0 of a capacity: accepted are"),
     (
         {"loss_weights": {"improtance": 1.0}},
         "loss_weights={'improtance': 1.0}: accepted are weights ≥ 0 for importance",
     ),
+    ({"loss_weights": {"load": math.nan}}, "loss_weights={'load': nan}: accepted are weights ≥ 0 for"),
     ({"loss_weights": {"load": -1.0}}, "loss_weights={'load': -1.0}: accepted are weights ≥ 0 for"),
     ({"balance": "loss", "loss_weights": {}}, 'balance="loss" needs a positive weight in loss_weights'),
     ({"balance": "loss", "loss_weights": {"z": 0.0}}, 'balance="loss" needs a positive weight in loss_weights'),
@@ -52,7 +54,7 @@ WORDS = [
     ("combine", "mean", 'combine=\'mean\': accepted are "gate", "renormalized" and "unit"'),
     ("capacity_factor", "all", "capacity_factor='all': accepted are \"none\" and positive numbers"),
     ("eval_capacity_factor", "all", "eval_capacity_factor='all': accepted are \"none\" and positive numbers"),
-    ("capacity_rounding", "floor", "capacity_rounding='floor', capacity_multiple_of=4: accepted are"),
+    ("k", 1.5, "k=1.5 experts per token, but there are only num_experts=4: choose a whole number"),
 ]
 
 
@@ -72,10 +74,13 @@ def test_router_sizes(dim, num_experts):
 
 @pytest.mark.parametrize("sizes", [(0, 6, 4), (8, 0, 4), (8, 6, 0)])
 def test_expert_sizes(sizes):
-    """Experts without a size are refused."""
+    """Experts without a size, or a dropout that is no share, are refused."""
     dim, hidden_dim, num_experts = sizes
-    with refused(f"experts need positive sizes, but dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}"):
+    needed, given = "experts need positive sizes and a dropout in 0…1", f"dim={dim}, hidden_dim={hidden_dim}"
+    with refused(f"{needed}, but {given}, num_experts={num_experts}, dropout=0.0"):
         vismoe.MLPExperts(*sizes)
+    with refused(f"{needed}, but dim=8, hidden_dim=6, num_experts=4, dropout=1.5"):
+        vismoe.MLPExperts(8, 6, 4, dropout=1.5)
 
 
 def test_router_and_experts_disagree():
@@ -86,7 +91,7 @@ def test_router_and_experts_disagree():
         vismoe.MoE(vismoe.TopKRouter(8, 4), vismoe.MLPExperts(8, 6, 5))
 
 
-@pytest.mark.parametrize("group_size", [0, -3, "image"])
+@pytest.mark.parametrize("group_size", [0, -3, 1.5, "image"])
 def test_group_size(group_size):
     """A group size that is no size is refused when the layer is built."""
     unbuilt, router, experts = vismoe.MoE.__new__(vismoe.MoE), vismoe.TopKRouter(8, 4), vismoe.MLPExperts(8, 6, 4)
@@ -113,11 +118,18 @@ def test_input_of_another_width(shape):
 def test_mask_of_another_shape(shape, mask, expected):
     """A mask that does not say yes or no to each token of each image is refused, from `condition` too."""
     moe, mask = layer(), torch.ones(mask, dtype=torch.bool)
-    message = f"mask of shape {tuple(mask.shape)}: expected {expected}, images × tokens"
+    message = f"mask of shape {tuple(mask.shape)} and type torch.bool: expected {expected}, images × tokens, torch.bool"
     with refused(message):
         moe(torch.zeros(shape), mask)
     with vismoe.condition(moe, mask), refused(message):
         moe(torch.zeros(shape))
+
+
+def test_mask_of_another_type():
+    """A mask of numbers, which could mean either, is refused."""
+    forward = vismoe.MoE.forward.__wrapped__
+    with refused("mask of shape (2, 3) and type torch.int64: expected (2, 3), images × tokens, torch.bool"):
+        forward(layer(), torch.zeros(2, 3, 8), torch.ones(2, 3, dtype=torch.int64))
 
 
 def test_capacity_below_one():
@@ -127,6 +139,13 @@ def test_capacity_below_one():
         compute_capacity(8, 4, 0.1, "round", 1)
     with refused(message):
         layer(capacity_factor=0.1, capacity_rounding="round")(torch.zeros(2, 4, 8))
+
+
+@pytest.mark.parametrize(("rounding", "multiple_of"), [("floor", 4), ("ceil", 1.5), ("ceil", -4)])
+def test_capacity_options(rounding, multiple_of):
+    """An unknown way of rounding is refused, not taken for another."""
+    with refused(f"rounding={rounding!r}, multiple_of={multiple_of} of a capacity: accepted are"):
+        compute_capacity.__wrapped__(8, 4, 1.0, rounding, multiple_of)
 
 
 def test_router_without_forward():

@@ -64,7 +64,8 @@ def oracle_says(layer, x, mask, noise, capacity):
     """The same by the oracle, group by group: outputs, routings and losses by name."""
     router = layer.router
     size = x.shape[0] * x.shape[1] if layer.group_size == "none" else layer.group_size
-    tokens = x.double().reshape(-1, size, DIM).numpy()
+    live = x if mask is None else x * mask[..., None]  # Padding is routed nowhere; its gates are those of zeros.
+    tokens = live.double().reshape(-1, size, DIM).numpy()
     logits = tokens @ router.weight.detach().double().numpy().T
     scale = router.noise_std / EXPERTS if router.training else 0.0
     noisy = logits + scale * noise.double().reshape(logits.shape).numpy()

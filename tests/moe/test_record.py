@@ -75,6 +75,16 @@ def test_nothing_after_the_block():
     assert layer.tape.newest is None
 
 
+def test_call_without_tokens():
+    """A batch of nothing has a loss of 0 and a gradient of 0, not NaN."""
+    layer = tiny(**LOSSES)
+    with record(layer) as routing:
+        y = layer(torch.zeros(0, 6, 8))
+    (y.sum() + routing.auxiliary_loss).backward()
+    assert routing.auxiliary_loss == 0
+    assert not layer.router.weight.grad.any()
+
+
 def test_auxiliary_loss():
     """Mean over groups, mean over a layer's calls, sum over layers, with gradient, inside and after the block."""
     torch.manual_seed(0)

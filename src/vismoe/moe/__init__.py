@@ -5,9 +5,11 @@ R rows = (token, expert) pairs, d width, h hidden width.
 """
 
 from .capacity import compute_capacity
-from .execute import Backend, combine, dispatch, execute, grouped, loop, padded
+from .condition import condition
+from .dispatch import combine, dispatch
+from .execute import Backend, execute, grouped, loop, padded
 from .experts import MLPExperts, StackedLinear, StackedNorm
-from .layer import MoE, condition
+from .layer import MoE
 from .plan import SparsePlan
 from .record import LayerRecord, Recording, record
 from .router import Router, Routing

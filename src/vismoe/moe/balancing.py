@@ -16,20 +16,19 @@ from torch.distributed.distributed_c10d import _resolve_process_group  # type: i
 
 from .router import Router
 
-STEP = 0.1
-"""How far a bias moves, in logits, for a load e times the mean. Chosen by `benchmarks/balance_rules.py`."""
+STEP = 0.2
+"""How far a bias moves, in logits, for a load + mean e times as large. Chosen by `benchmarks/balance_rules.py`."""
 
 
 def move_bias(bias_E: Float[Tensor, " E"], count_E: Int[Tensor, " E"]) -> Float[Tensor, " E"]:
     """The bias after a step whose choices were `count_E`: up where an expert got less than the mean, down where more.
 
-    The move is -STEP · log(load ÷ mean), an eighth added to both, so that an expert without tokens moves by a finite
-    2.2 · STEP: quick where loads are far apart, vanishing where they are even. No counts, no move. (The published rule,
-    Wang et al. 2024, moves by the sign; `docs/balancing.md` compares.)
+    The move is -STEP · log((1 + load ÷ mean) ÷ 2): quick where an expert has many times its share, gentle with one that
+    has none, vanishing where loads are even. Moves are centred, which changes no choice and keeps biases from drifting
+    off. No counts, no move. (The published rule, Wang et al. 2024, moves by the sign; `docs/balancing.md` compares.)
     """
-    load = count_E.to(torch.float32)
-    mean = load.mean()
-    return bias_E - STEP * torch.log((load / mean.clamp_min(1e-6) + 1 / 8) / (1 + 1 / 8)) * (mean > 0)
+    excess = torch.log1p(count_E / count_E.float().mean().clamp_min(1e-6))
+    return bias_E - STEP * (excess - excess.mean())
 
 
 def inside_backward() -> bool:

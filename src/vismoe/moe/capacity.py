@@ -15,11 +15,19 @@ def compute_capacity(
 ) -> int:
     """Tokens that one expert accepts from one group: choices · factor / E, rounded, then up to a multiple.
 
-    **Arguments:** `num_choices`: tokens of the group times k; `rounding`: "ceil", or "round" (half to even);
-    `multiple_of`: 1 for no further rounding. Defaults are the reference's (google-research/vmoe, `compute_capacity`).
+    **Arguments:** `num_choices`: tokens of the group, padding included, times k; `rounding`: "ceil", or "round" (half
+    to even); `multiple_of`: 1 for no further rounding. Defaults are the reference's (google-research/vmoe,
+    `compute_capacity`).
 
-    **Raises:** ValueError where the capacity would be less than 1.
+    **Raises:** ValueError for options out of range, or where the capacity would be less than 1.
     """
+    if not 0 < factor < math.inf:
+        raise ValueError(f"a capacity factor of {factor!r}: accepted are positive numbers")
+    if rounding not in ("ceil", "round") or int(multiple_of) != multiple_of or multiple_of < 1:
+        raise ValueError(
+            f"rounding={rounding!r}, multiple_of={multiple_of!r} of a capacity: "
+            'accepted are "ceil" or "round", and a whole number ≥ 1'
+        )
     exact = num_choices * factor / num_experts
     capacity = math.ceil(exact) if rounding == "ceil" else round(exact)
     if capacity < 1:

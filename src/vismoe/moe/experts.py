@@ -83,10 +83,9 @@ class MLPExperts(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if min(dim, hidden_dim, num_experts) < 1:
-            raise ValueError(
-                f"experts need positive sizes, but dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}"
-            )
+        if min(dim, hidden_dim, num_experts) < 1 or not 0 <= dropout <= 1:
+            sizes = f"dim={dim}, hidden_dim={hidden_dim}, num_experts={num_experts}, dropout={dropout}"
+            raise ValueError(f"experts need positive sizes and a dropout in 0…1, but {sizes}")
         self.dim, self.hidden_dim, self.num_experts = dim, hidden_dim, num_experts
         self.activation, self.norm_eps, self.dropout = activation, norm_eps, dropout
         self.up = StackedLinear(num_experts, dim, hidden_dim, bias)

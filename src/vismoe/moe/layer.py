@@ -1,10 +1,6 @@
 """The sparse layer: a router, experts and perhaps a shared module, composed."""
 
-import inspect
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -12,13 +8,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .balancing import inside_backward
-from .condition import Condition
+from .condition import Conditioned
 from .execute import Backend, execute
-from .record import LayerRecord, Recordable, layers_of
+from .record import LayerRecord
 from .router import Router
 
 
-class MoE(Recordable):
+class MoE(Conditioned):
     """A layer for any network: tokens in, tokens out, each through the experts that the router chose for it.
 
     **Arguments:**
@@ -45,7 +41,7 @@ class MoE(Recordable):
             ours, theirs = getattr(router, name), getattr(experts, name)
             if ours != theirs:
                 raise ValueError(f"the router has {name}={ours}, but the experts have {name}={theirs}: they must agree")
-        if group_size != "none" and (isinstance(group_size, str) or group_size < 1):
+        if group_size != "none" and (isinstance(group_size, str) or group_size < 1 or group_size % 1):
             raise ValueError(f'group_size={group_size!r}: accepted are "none" and whole numbers ≥ 1')
         self.router, self.experts, self.shared = router, experts, shared
         self.group_size, self.backend = group_size, backend
@@ -65,15 +61,18 @@ class MoE(Recordable):
         if x.ndim < 2 or x.shape[-1] != self.router.dim:
             raise ValueError(f"input of shape {tuple(x.shape)}: expected (B, …, {self.router.dim}), the router's dim")
         condition = self.conditions.current()
-        if condition is not None:
-            mask = condition.mask if mask is None else mask
+        mask = condition.mask if mask is None else mask
         tokens_BSd = x.flatten(1, -2) if x.ndim > 2 else x[None]
-        if mask is not None and mask.shape != tokens_BSd.shape[:2]:
-            expected = tuple(tokens_BSd.shape[:2])
-            raise ValueError(f"mask of shape {tuple(mask.shape)}: expected {expected}, images × tokens")
+        if mask is not None:
+            expected = tokens_BSd.shape[:2]
+            if mask.shape != expected or mask.dtype != torch.bool:
+                given = f"mask of shape {tuple(mask.shape)} and type {mask.dtype}"
+                raise ValueError(f"{given}: expected {tuple(expected)}, images × tokens, torch.bool, False for padding")
+            # Not even NaN in padding reaches the router's product, or its gradient.
+            tokens_BSd = torch.where(mask[..., None], tokens_BSd, 0)
         tokens_GSd = self._group(tokens_BSd)
         mask_GS = None if mask is None else mask.reshape(tokens_GSd.shape[:2])
-        context = {} if condition is None or condition.context is None else {"context": condition.context}
+        context = {} if condition.context is None else {"context": condition.context}
         routing = self.router(tokens_GSd, mask_GS, **context)
         self._tell(routing)
         y = execute(routing.plan, tokens_GSd.flatten(0, 1), self.experts, self.backend).view(tokens_BSd.shape)
@@ -91,20 +90,17 @@ class MoE(Recordable):
         if number % size == 0:
             return tokens_BSd.reshape(number // size, size, tokens_BSd.shape[2])
         if self.training:
-            raise ValueError(
-                f"group_size={size} does not divide the {number} tokens of this batch "
-                f"({tokens_BSd.shape[0]} images × {tokens_BSd.shape[1]} tokens)"
-            )
+            tokens = f"{number} tokens of this batch ({tokens_BSd.shape[0]} images × {tokens_BSd.shape[1]} tokens)"
+            raise ValueError(f"group_size={size} does not divide the {tokens}")
         return tokens_BSd
 
     def _tell(self, routing: Any) -> None:
+        training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if inside_backward():
+            return
         if self.tape.open:
-            if not inside_backward():
-                self.tape.write(LayerRecord(self.router, routing))
-            return
-        if self.router.balance != "loss" or self._warned or torch.compiler.is_compiling():
-            return
-        if self.training and torch.is_grad_enabled() and not inside_backward():
+            self.tape.write(LayerRecord(self.router, routing))
+        elif self.router.balance == "loss" and training and not self._warned:
             self._warned = True
             warnings.warn(
                 'this layer is balanced by losses (balance="loss"), but nobody records them, so its experts stay '
@@ -112,29 +108,3 @@ class MoE(Recordable):
                 'or build the model with balance="bias"',
                 stacklevel=3,
             )
-
-
-@contextmanager
-def condition(model: nn.Module, mask: Bool[Tensor, "B S"] | None = None, context: Any = None) -> Iterator[None]:
-    """Hands `mask` and `context` to every MoE layer of `model` inside the block, whatever calls them.
-
-    `mask` (B, S) keeps padding out of routing, load and output. `context` is given to every router. Of nested
-    blocks the innermost holds. Under activation recompute the block must enclose backward.
-
-    **Raises:** ValueError for a context where a router's `forward` has no argument `context`.
-    """
-    held = (threading.get_ident(), Condition(mask, context))
-    layers = layers_of(model).values()
-    for router in [layer.get_submodule("router") for layer in layers] if context is not None else []:
-        if "context" not in inspect.signature(router.forward).parameters:
-            raise ValueError(
-                f"a context was given, but {type(router).__name__} takes none: leave it out, or use a router "
-                "whose forward has an argument `context`"
-            )
-    for layer in layers:
-        layer.conditions.held.append(held)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.conditions.held.remove(held)

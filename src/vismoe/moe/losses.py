@@ -53,9 +53,9 @@ def z_loss(logits_GSE: Float[Tensor, "G S E"], mask_GS: Mask = None) -> Float[Te
 
 def _mean_over_tokens(values_GSE: Tensor, mask_GS: Mask) -> Tensor:
     if mask_GS is None:
-        return values_GSE.mean(1)
-    live = mask_GS[..., None].to(values_GSE.dtype)
-    return (values_GSE * live).sum(1) / live.sum(1).clamp_min(1)
+        return values_GSE.sum(1) / max(values_GSE.shape[1], 1)  # A group without tokens has 0, not NaN.
+    live = torch.where(mask_GS[..., None], values_GSE, 0)
+    return live.sum(1) / mask_GS.sum(1, keepdim=True).clamp_min(1)
 
 
 def _squared_variation(values_GE: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .condition import Conditions
 from .router import Router, Routing
 
 
@@ -151,9 +150,8 @@ def layers_of(model: nn.Module) -> dict[str, "Recordable"]:
 
 
 class Recordable(nn.Module):
-    """A layer that keeps a tape of its routings and obeys `vismoe.condition`."""
+    """A layer that keeps a tape of its routings."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tape = Tape()
-        self.conditions = Conditions()

@@ -69,29 +69,24 @@ class TopKRouter(BalancedRouter):
         self.reset_parameters()
 
     def _check(self) -> None:
-        if not 1 <= self.k <= self.num_experts:
+        if self.k not in range(1, self.num_experts + 1):
             there = f"there are only num_experts={self.num_experts}"
-            raise ValueError(f"k={self.k} experts per token, but {there}: choose 1 ≤ k ≤ num_experts")
+            raise ValueError(f"k={self.k} experts per token, but {there}: choose a whole number 1 ≤ k ≤ num_experts")
         if self.combine not in ("gate", "renormalized", "unit"):
             raise ValueError(f'combine={self.combine!r}: accepted are "gate", "renormalized" and "unit"')
         if self.combine == "renormalized" and self.k == 1:
-            raise ValueError(
-                'combine="renormalized" with k=1 is a constant 1 and gives the router no gradient: '
-                'use combine="unit" (1 in value, with gradient) or combine="gate"'
-            )
-        if self.noise_std < 0:
-            raise ValueError(f"noise_std={self.noise_std} must not be negative")
+            why = "is a constant 1 and gives the router no gradient"
+            raise ValueError(f'combine="renormalized" with k=1 {why}: use "unit" (1 in value, with gradient) or "gate"')
+        if not 0 <= self.noise_std < math.inf:
+            raise ValueError(f"noise_std={self.noise_std}: accepted are numbers ≥ 0")
         for name in ("capacity_factor", "eval_capacity_factor"):
             factor = getattr(self, name)
             if factor != "none" and (isinstance(factor, str) or not 0 < factor < math.inf):
                 raise ValueError(f'{name}={factor!r}: accepted are "none" and positive numbers')
-        if self.capacity_rounding not in ("ceil", "round") or self.capacity_multiple_of < 1:
-            raise ValueError(
-                f"capacity_rounding={self.capacity_rounding!r}, capacity_multiple_of={self.capacity_multiple_of}: "
-                'accepted are "ceil" or "round" and a number ≥ 1'
-            )
-        unknown = sorted(set(self.loss_weights) - set(LOSSES))
-        if unknown or any(weight < 0 for weight in self.loss_weights.values()):
+        compute_capacity(self.num_experts, self.num_experts, 1.0, self.capacity_rounding, self.capacity_multiple_of)
+        if set(self.loss_weights) - set(LOSSES) or any(
+            not 0 <= weight < math.inf for weight in self.loss_weights.values()
+        ):
             raise ValueError(f"loss_weights={self.loss_weights}: accepted are weights ≥ 0 for {', '.join(LOSSES)}")
         if self.balance == "loss" and not any(self.loss_weights.values()):
             raise ValueError('balance="loss" needs a positive weight in loss_weights; or use balance="none"')
