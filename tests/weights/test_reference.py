@@ -132,18 +132,56 @@ def test_representation_layer():
     torch.testing.assert_close(model(images).detach(), torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_not_understood_is_named():
-    """Unknown fields, unknown classes, missing and superfluous parameters: ValueErrors that name them."""
+def without(fields, *path):
+    """A copy of a nested dictionary that lacks one entry."""
+    first, *rest = path
+    left = dict(fields)
+    if rest:
+        left[first] = without(left[first], *rest)
+    else:
+        del left[first]
+    return left
+
+
+def refused(arrays, config, message):
+    with pytest.raises(ValueError, match=message):
+        vismoe.weights.from_reference(arrays, config)
+
+
+def test_fields_that_are_not_understood_are_named():
+    """Unknown classes, fields and values are ValueErrors that name them, not silent differences."""
     known = configuration(capacity_factor=1.0)
-    with pytest.raises(ValueError, match="Expert"):
-        vismoe.weights.from_reference(parameters(), known | {"model_class": "vmoe.nn.Expert"})
-    with pytest.raises(ValueError, match="colour"):
-        vismoe.weights.from_reference(parameters(), known | {"model": known["model"] | {"colour": 1}})
-    arrays = parameters()
-    del arrays["head/bias"]
-    with pytest.raises(ValueError, match="head/bias"):
-        vismoe.weights.from_reference(arrays, known)
-    with pytest.raises(ValueError, match="extra/kernel"):
-        vismoe.weights.from_reference(parameters() | {"extra/kernel": np.zeros(2, np.float32)}, known)
-    with pytest.raises(ValueError, match="bfloat16"):
-        vismoe.weights.from_reference(parameters(), configuration(capacity_factor=1.0, bfloat16=True))
+    refused(parameters(), known | {"model_class": "vmoe.nn.Expert"}, "model_class='vmoe.nn.Expert'")
+    refused(parameters(), known | {"model": known["model"] | {"colour": 1}}, "colour")
+    refused(parameters(), configuration(capacity_factor=1.0, bfloat16=True), "dispatcher.bfloat16=True")
+    moe = known["model"]["encoder"]["moe"] | {"dropout_rate": 0.5}
+    encoder = known["model"]["encoder"] | {"moe": moe}
+    refused(parameters(), known | {"model": known["model"] | {"encoder": encoder}}, "moe.dropout_rate=0.5")
+
+
+FIELDS = ["patch_size", "hidden_size", "encoder", ("encoder", "num_layers"), ("encoder", "num_heads")]
+
+
+@pytest.mark.parametrize("field", [(), *FIELDS, ("encoder", "mlp_dim"), ("encoder", "moe", "num_experts")])
+def test_missing_fields_are_named(field):
+    """Without a field that the model cannot be built without: a ValueError that says which and where."""
+    path = ("model", field) if isinstance(field, str) else ("model", *field)
+    place = ".".join(path[:-1]) or "config"
+    refused(parameters(), without(configuration(capacity_factor=1.0), *path), f"^{place} has no {path[-1]}, ")
+
+
+def test_missing_and_superfluous_parameters_are_named():
+    """Parameters that the configuration asks for and that are not there, and the other way round."""
+    config, arrays = configuration(capacity_factor=1.0), parameters()
+    for name in arrays:
+        refused({other: array for other, array in arrays.items() if other != name}, config, name)
+    refused(arrays | {"extra/kernel": np.zeros(2, np.float32)}, config, "no place for the parameters extra/kernel")
+
+
+def test_parameters_of_another_shape_are_named():
+    """Also where the number of values is right, as with heads that the configuration counts otherwise."""
+    config, arrays = configuration(capacity_factor=1.0), parameters()
+    name = "Encoder/encoderblock_0/SelfAttention/query/kernel"
+    refused(arrays | {name: np.zeros((8, 4, 2), np.float32)}, config, rf"{name} has shape \(8, 4, 2\), .* \(8, 2, 4\)")
+    for name, array in arrays.items():
+        refused(arrays | {name: array[None]}, config, name)

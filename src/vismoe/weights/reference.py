@@ -1,6 +1,6 @@
 """Parameters of google-research/vmoe (JAX) as models: token choice; other families follow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,11 @@ class _Fields:
     def take(self, name: str, default: Any = None) -> Any:
         return self.values.pop(name, default)
 
+    def need(self, name: str) -> Any:
+        if self.values.get(name) is None:
+            raise ValueError(f"{self.place} has no {name}, which the model cannot be built without")
+        return self.values.pop(name)
+
     def expect(self, name: str, *accepted: Any) -> None:
         value = self.values.pop(name, accepted[0])
         if value not in accepted:
@@ -34,6 +39,7 @@ class _Fields:
             raise ValueError(f"{self.place} has fields that are not understood: {', '.join(self.values)}")
 
 
+@torch.no_grad()
 def from_reference(params: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
     """Builds a model from parameters of the reference, with the capacity and groups of its configuration in both modes.
 
@@ -42,39 +48,52 @@ def from_reference(params: Mapping[str, Any], config: Mapping[str, Any]) -> nn.M
 
     **Returns:** the model, in evaluation mode where deterministic. Its images are (B, 3, H, W), the reference's NHWC.
 
-    **Raises:** ValueError for a configuration or parameters that are not understood, by name.
+    **Raises:** ValueError for a configuration or parameters that are missing, not understood or of another shape, by
+    the reference's name.
     """
     arrays = {name.removeprefix("params/"): np.asarray(array) for name, array in params.items()}
     if (model_class := config.get("model_class", MODEL_CLASS)) != MODEL_CLASS:
         raise ValueError(f"model_class={model_class!r}: accepted is {MODEL_CLASS!r}")
-    arguments = _arguments(_Fields(config["model"], "model"), arrays)
+    arguments = _arguments(_Fields(_Fields(config, "config").need("model"), "model"), arrays)
     model: SparseVisionTransformer = timm.create_model(ANY_SHAPE, **arguments)
-    state = _state(arrays, model)
-    expected = {name for name in model.state_dict() if ".balance_" not in name}
-    if missing := sorted(expected - set(state)):
-        raise ValueError(f"parameters are missing for {', '.join(missing)}")
-    model.load_state_dict(state)
+    places = dict(_places(model))
+    if missing := sorted(set(places) - set(arrays)):
+        raise ValueError(f"the configuration asks for parameters that are missing: {', '.join(missing)}")
+    if left := sorted(set(arrays) - set(places)):
+        raise ValueError(f"the configuration has no place for the parameters {', '.join(left)}")
+    for name, place in places.items():
+        if arrays[name].shape != place.shape:
+            expected = f"the configuration asks for {tuple(place.shape)}"
+            raise ValueError(f"parameter {name} has shape {arrays[name].shape}, but {expected}")
+        place.copy_(torch.tensor(arrays[name]))
     return model.train(not config.get("deterministic", True))
 
 
 def _arguments(model: _Fields, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    encoder = _Fields(model.take("encoder", {}), "model.encoder")
+    encoder = _Fields(model.need("encoder"), "model.encoder")
     model.expect("classifier", "token")
     model.take("head_bias_init")
-    patch, dim = tuple(model.take("patch_size")), model.take("hidden_size")
-    tokens = arrays["Encoder/posembed_input/pos_embedding"].shape[1] - 1
-    side = round(tokens**0.5)
+    patch, dim = tuple(model.need("patch_size")), model.need("hidden_size")
+    # The configuration says neither how large images are nor how many channels they have: the parameters do.
+    shape = {name: arrays[name].shape for name in ("embedding/kernel", _POSITIONS) if name in arrays}
+    if len(shape.get("embedding/kernel", ())) != 4 or len(shape.get(_POSITIONS, ())) != 3:
+        raise ValueError(
+            f"parameters embedding/kernel (height, width, channels, {dim}) and {_POSITIONS} (1, tokens, {dim}) "
+            f"are needed, but given are {shape or 'neither'}"
+        )
+    tokens = shape[_POSITIONS][1] - 1
+    side = round(max(tokens, 0) ** 0.5)
     if side * side != tokens:
         raise ValueError(f"the position embedding has {tokens} patches, which is no square")
     arguments = {
         "img_size": (side * patch[0], side * patch[1]),
         "patch_size": patch,
-        "in_chans": arrays["embedding/kernel"].shape[2],
+        "in_chans": shape["embedding/kernel"][2],
         "num_classes": model.take("num_classes") or 0,
         "embed_dim": dim,
-        "depth": encoder.take("num_layers"),
-        "num_heads": encoder.take("num_heads"),
-        "mlp_ratio": encoder.take("mlp_dim") / dim,
+        "depth": encoder.need("num_layers"),
+        "num_heads": encoder.need("num_heads"),
+        "mlp_ratio": encoder.need("mlp_dim") / dim,
         "proj_drop_rate": encoder.take("dropout_rate", 0.0),
         "attn_drop_rate": encoder.take("attention_dropout_rate", 0.0),
         "act_layer": "gelu_tanh",
@@ -83,6 +102,7 @@ def _arguments(model: _Fields, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     }
     moe = _Fields(encoder.take("moe") or {}, "model.encoder.moe")
     if layers := moe.take("layers"):
+        moe.expect("dropout_rate", None, arguments["proj_drop_rate"])
         arguments["moe"] = _moe(moe, layers)
     encoder.expect("position_emb", None, {"name": "learned"})
     encoder.expect("attention_qk_norm", False)
@@ -96,7 +116,7 @@ def _arguments(model: _Fields, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 def _moe(moe: _Fields, layers: list[int]) -> dict[str, Any]:
     router = _Fields(moe.take("router", {}), "model.encoder.moe.router")
     dispatcher = _Fields(router.take("dispatcher", {}), "model.encoder.moe.router.dispatcher")
-    experts, k, group = moe.take("num_experts"), router.take("num_selected_experts", 1), moe.take("group_size")
+    experts, k, group = moe.need("num_experts"), router.take("num_selected_experts", 1), moe.take("group_size")
     router.expect("name", "NoisyTopExpertsPerItemRouter")
     dispatcher.expect("name", "einsum", "indices")  # two ways of computing the same
     dispatcher.expect("bfloat16", False)
@@ -123,9 +143,9 @@ def _moe(moe: _Fields, layers: list[int]) -> dict[str, Any]:
         arguments["capacity_factor"] = dispatcher.take("capacity_factor")
         arguments["capacity_rounding"] = dispatcher.take("capacity_ceil_or_round", "ceil")
         arguments["capacity_multiple_of"] = dispatcher.take("capacity_multiple_of", 4) or 1
-    # What only its own hardware or initialisation needs, and dropout of experts, which equals the dense MLPs'.
+    # What only its own hardware or initialisation needs.
     for fields, names in (
-        (moe, ("dropout_rate", "split_rngs", "partition_spec", "dtype")),
+        (moe, ("split_rngs", "partition_spec", "dtype")),
         (router, ("dtype", "deterministic")),
         (dispatcher, ("partition_spec", "einsum_precision", "capacity_factor", "capacity_ceil_or_round")),
         (dispatcher, ("capacity_multiple_of",)),
@@ -137,52 +157,47 @@ def _moe(moe: _Fields, layers: list[int]) -> dict[str, Any]:
     return arguments
 
 
-def _state(arrays: dict[str, np.ndarray], model: SparseVisionTransformer) -> dict[str, Tensor]:
-    """The reference's parameter tree under timm's names and in its layouts."""
-    left = {name: torch.tensor(array) for name, array in arrays.items()}
-    dim, state = model.embed_dim, {}
-
-    def linear(source: str, target: str, stacked: bool = False) -> None:
-        state[f"{target}.weight"] = left.pop(f"{source}/kernel").mT.contiguous()
-        state[f"{target}.bias"] = left.pop(f"{source}/bias")
-
-    def norm(source: str, target: str) -> None:
-        state[f"{target}.weight"], state[f"{target}.bias"] = left.pop(f"{source}/scale"), left.pop(f"{source}/bias")
-
-    try:
-        # (height, width, channels, dim) -> (dim, channels, height, width)
-        state["patch_embed.proj.weight"] = left.pop("embedding/kernel").permute(3, 2, 0, 1).contiguous()
-        state["patch_embed.proj.bias"] = left.pop("embedding/bias")
-        state["cls_token"] = left.pop("cls")
-        state["pos_embed"] = left.pop("Encoder/posembed_input/pos_embedding")
-        norm("Encoder/encoder_norm", "norm")
-        for number, block in enumerate(model.blocks):
-            source, target = f"Encoder/encoderblock_{number}", f"blocks.{number}"
-            norm(f"{source}/LayerNorm_0", f"{target}.norm1")
-            norm(f"{source}/LayerNorm_1", f"{target}.norm2")
-            attention = f"{source}/SelfAttention"
-            # query, key, value kernels (dim, heads, head_dim), output (heads, head_dim, dim)
-            parts = [(left.pop(f"{attention}/{part}/kernel"), left.pop(f"{attention}/{part}/bias")) for part in _QKV]
-            state[f"{target}.attn.qkv.weight"] = torch.cat([kernel.reshape(dim, -1).T for kernel, _ in parts])
-            state[f"{target}.attn.qkv.bias"] = torch.cat([bias.reshape(-1) for _, bias in parts])
-            state[f"{target}.attn.proj.weight"] = left.pop(f"{attention}/out/kernel").reshape(-1, dim).T.contiguous()
-            state[f"{target}.attn.proj.bias"] = left.pop(f"{attention}/out/bias")
-            if hasattr(block.mlp, "router"):
-                state[f"{target}.mlp.router.weight"] = left.pop(f"{source}/Moe/Router/dense/kernel").T.contiguous()
-                linear(f"{source}/Moe/Mlp/Dense_0", f"{target}.mlp.experts.up")
-                linear(f"{source}/Moe/Mlp/Dense_1", f"{target}.mlp.experts.down")
-            else:
-                linear(f"{source}/Mlp/Dense_0", f"{target}.mlp.fc1")
-                linear(f"{source}/Mlp/Dense_1", f"{target}.mlp.fc2")
-        if model.head_hidden_size != model.embed_dim or not isinstance(model.representation, nn.Identity):
-            linear("pre_logits", "representation.0")
-        if model.num_classes:
-            linear("head", "head")
-    except KeyError as error:
-        raise ValueError(f"the parameters have no {error.args[0]!r}, which the configuration asks for") from error
-    if left:
-        raise ValueError(f"the configuration has no place for the parameters {', '.join(sorted(left))}")
-    return state
+_POSITIONS = "Encoder/posembed_input/pos_embedding"
 
 
-_QKV = ("query", "key", "value")
+@torch.no_grad()
+def _places(model: SparseVisionTransformer) -> Iterator[tuple[str, Tensor]]:
+    """Each of the reference's parameters by name, as a view of the model's own that has the reference's layout."""
+
+    def linear(name: str, layer: Any) -> Iterator[tuple[str, Tensor]]:
+        yield f"{name}/kernel", layer.weight.mT
+        if getattr(layer, "bias", None) is not None:  # a router has none
+            yield f"{name}/bias", layer.bias
+
+    def norm(name: str, module: nn.LayerNorm) -> Iterator[tuple[str, Tensor]]:
+        yield f"{name}/scale", module.weight
+        yield f"{name}/bias", module.bias
+
+    yield "embedding/kernel", model.patch_embed.proj.weight.permute(2, 3, 1, 0)
+    yield "embedding/bias", model.patch_embed.proj.bias
+    yield "cls", model.cls_token
+    yield _POSITIONS, model.pos_embed
+    yield from norm("Encoder/encoder_norm", model.norm)
+    for number, block in enumerate(model.blocks):
+        name, attention, mlp = f"Encoder/encoderblock_{number}", block.attn, block.mlp
+        yield from norm(f"{name}/LayerNorm_0", block.norm1)
+        yield from norm(f"{name}/LayerNorm_1", block.norm2)
+        heads = (attention.num_heads, attention.head_dim)
+        for part, weight, bias in zip(
+            ("query", "key", "value"), attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True
+        ):
+            yield f"{name}/SelfAttention/{part}/kernel", weight.T.unflatten(1, heads)
+            yield f"{name}/SelfAttention/{part}/bias", bias.unflatten(0, heads)
+        yield f"{name}/SelfAttention/out/kernel", attention.proj.weight.T.unflatten(0, heads)
+        yield f"{name}/SelfAttention/out/bias", attention.proj.bias
+        if hasattr(mlp, "router"):
+            yield from linear(f"{name}/Moe/Router/dense", mlp.router)
+            yield from linear(f"{name}/Moe/Mlp/Dense_0", mlp.experts.up)
+            yield from linear(f"{name}/Moe/Mlp/Dense_1", mlp.experts.down)
+        else:
+            yield from linear(f"{name}/Mlp/Dense_0", mlp.fc1)
+            yield from linear(f"{name}/Mlp/Dense_1", mlp.fc2)
+    if not isinstance(model.representation, nn.Identity):
+        yield from linear("pre_logits", model.representation.get_submodule("0"))
+    if model.num_classes:
+        yield from linear("head", model.head)
