@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 import tyro
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from vismoe import create_model, list_models
@@ -24,7 +25,10 @@ def models(pattern: Annotated[str, tyro.conf.Positional] = "*", /, json: bool = 
     names = list_models(pattern)
     if not names:
         raise ValueError(f"no preset matches {pattern!r}; `vismoe models` lists all")
-    rows = [_row(name) for name in names]
+    shown = Console(stderr=True)
+    rows = [
+        _row(name) for name in track(names, "counting", console=shown, transient=True, disable=not shown.is_terminal)
+    ]
     (_print_json if json else _print_table)(rows)
 
 

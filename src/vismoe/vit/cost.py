@@ -41,10 +41,9 @@ def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
 
 
 def _first_expert_only(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
-    rows, count = len(plan.token), torch.zeros(len(plan.count), dtype=torch.int64, device="cpu")
-    count[0] = rows
+    rows = len(plan.token)
     all_rows = torch.arange(rows, device=tokens.device) % plan.num_tokens
-    weight = torch.ones(rows, device=tokens.device)
+    weight, count = torch.ones(rows, device=tokens.device), torch.tensor([rows], device="cpu")
     return loop(SparsePlan(all_rows, weight, count, None, plan.num_tokens), tokens, experts)
 
 
