@@ -108,6 +108,28 @@ def test_demo(tmp_path, capsys):
     assert "begun afresh" in capsys.readouterr().out
 
 
+def test_demo_removes_nothing_but_a_demo(run, tmp_path, capsys):
+    """Another run, somebody's files and a demo asked for with bad options: all is left as it was."""
+    (tmp_path / "cooking").mkdir()
+    (tmp_path / "cooking" / "recipe.json").write_text('{"name": "pancakes"}')
+    before = sorted(run.rglob("*"))
+    for folder in (run, tmp_path / "cooking"):
+        assert main(["demo", "--steps", "2", "--out", str(folder)]) == 2
+    assert sorted(run.rglob("*")) == before
+    assert (tmp_path / "cooking" / "recipe.json").exists()
+    assert main(["train", "digits", *TINY, "--name", "demo", "--out", str(tmp_path / "demo")]) == 0
+    assert main(["demo", "--steps", "0", "--out", str(tmp_path / "demo")]) == 2
+    assert (tmp_path / "demo" / "model").is_dir()
+    assert "steps=0" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_is_no_error(run):
+    """`vismoe … | head` ends without a word."""
+    line = f"{sys.executable} -m vismoe models --json 'vmoe_pico*' | head -c 10"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def bad_inputs(run, folder):
     """Arguments and what the line must say."""
     (folder / "empty" / "cats").mkdir(parents=True)
@@ -137,6 +159,10 @@ def bad_inputs(run, folder):
         (["eval", "vmoe_pico_patch2_8_dens", "--data", "digits"], "did you mean vmoe_pico_patch2_8_dense"),
         (["predict", str(run), str(folder / "text.png")], "cannot be read as an image"),
         (["predict", str(run), str(folder / "gone.png")], "no such image"),
+        (["predict", str(run), str(folder / "text.png"), "--batch-size", "-1"], "batch_size=-1"),
+        (["predict", str(run), ""], "which images?"),
+        (["eval", str(run), "--data", "digits", "--device", "cpu:7"], "device 'cpu:7' is not here"),
+        (["eval", str(run), "--data", "digits", "--batch-size", "0"], "batch_size=0"),
         (["models", "nothing*"], "no preset matches"),
     ]
 
@@ -169,6 +195,22 @@ def test_divergence_has_its_own_code(tmp_path, capsys):
     ]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 3
     assert "try a smaller learning rate" in capsys.readouterr().err
+
+
+def test_usage_errors_have_the_same_code(capsys):
+    """Unknown options and values of another type end with exit code 2 too."""
+    for arguments in (["train", "digits", "--stepz", "3"], ["eval", "--batch-size", "many"], ["predict"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err
+
+
+def test_names_are_text(run, tmp_path, capsys):
+    """Square brackets in file names are no markup."""
+    Image.new("L", (8, 8)).save(tmp_path / "[red]x[[.png")
+    assert main(["predict", str(run), str(tmp_path)]) == 0
+    assert "[red]x[[.png" in capsys.readouterr().out
 
 
 def test_random_weights_are_said(capsys):

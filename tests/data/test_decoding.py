@@ -89,6 +89,14 @@ def test_sixteen_bit_grey_keeps_its_shades(tmp_path, suffix):
     assert seen(tmp_path / f"x.{suffix}")[2].tolist() == (values / 257).round().astype(int).tolist()
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_grey_of_unknown_range_is_refused(tmp_path, dtype):
+    """32-bit grey could mean anything: it is refused, not cut off at 255."""
+    Image.fromarray(np.arange(16, dtype=dtype).reshape(4, 4)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match="32-bit grey levels have no known range"):
+        read_image(tmp_path / "a.tiff")
+
+
 @pytest.mark.parametrize("channels", [2, 4])
 def test_other_channel_counts_are_refused(channels):
     """Pictures come as grey or colour: a network for something else says so at once."""

@@ -21,6 +21,15 @@ def test_class_folders_are_for_evaluation_alone(tmp_path):
     assert [opened.val.picture(number).getpixel((0, 0)) for number in range(4)] == [20, 30, 40, 10]
 
 
+def test_hidden_files_and_folders_are_none(tmp_path):
+    """What editors and other systems leave behind is no class and no picture."""
+    paint(tmp_path / "a" / "1.png", 0)
+    paint(tmp_path / "a" / "._1.png", 0)
+    (tmp_path / ".cache").mkdir()
+    opened = open_data(str(tmp_path))
+    assert (opened.classes, len(opened.val)) == (["a"], 1)
+
+
 def test_train_and_val_share_classes_by_name(tmp_path):
     """A val/ that lacks a class keeps train's numbers: class "c" is 2 in both."""
     for name in ("a", "b", "c"):

@@ -1,12 +1,14 @@
 """pytest tests/moe/test_backends.py: however a plan is carried out, the result is that of plain indexing."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import vismoe
-from vismoe.moe import combine, dispatch, grouped, loop, padded
+from vismoe.moe import combine, dispatch, execute, grouped, loop, padded
 from vismoe.moe.execute import _SortedRows, _tiled, _Tiles
 from vismoe.moe.grouped_linear import grouped_linear
 from vismoe.moe.plan import plan_from_choices
@@ -139,6 +141,32 @@ def test_padding_reaches_nothing(backend):
     for value in (0.0, torch.nan):
         found.append(results(layer, torch.where(mask[..., None], x, value), mask, BACKENDS.get(backend, loop)))
     assert_same(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["grouped", "padded", "tiles4"])
+def test_second_derivatives(backend):
+    """Gradients have gradients, as penalties on them need: against finite differences in float64."""
+    layer, x, mask = layer_and_input("dropping_masked")
+    with vismoe.record(layer) as routing:  # The plan is held: a router works in float32, too coarse for differences.
+        layer(x, mask)
+    plan = routing.layers[""][0].plan
+    experts = layer.experts.double()
+    weight = plan.weight.detach().double()
+    names = [name for name, _ in experts.named_parameters()]
+
+    class Given(nn.Module):
+        def __init__(self, parameters):
+            super().__init__()
+            self.given = dict(zip(names, parameters, strict=True))
+
+        def forward(self, *arguments):
+            return torch.func.functional_call(experts, self.given, arguments)
+
+    def forward(x, weight, *parameters):
+        return execute(dataclasses.replace(plan, weight=weight), x, Given(parameters), BACKENDS[backend])
+
+    inputs = (x.flatten(0, 1).double(), weight, *(parameter.detach() for parameter in experts.parameters()))
+    assert torch.autograd.gradgradcheck(forward, [each.requires_grad_() for each in inputs], fast_mode=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,5 +1,7 @@
 """Balancing over several processes. Run: pytest tests/moe/test_balancing_group.py"""
 
+import copy
+import pickle
 import sys
 from pathlib import Path
 
@@ -30,6 +32,8 @@ def work(rank: int, folder: str) -> None:
     batches = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(rank)).unbind(0)
     alone, together = layer_of(rank), layer_of(rank)
     together.router.balance_group = dist.group.WORLD
+    together = pickle.loads(pickle.dumps(copy.deepcopy(together)))  # as averages of weights and loaders do
+    assert together.router.balance_group is dist.group.WORLD
     for layer in (alone, together):
         layer(batches[0])
     seen = {"own": alone.router.balance_count.clone(), "summed": together.router.balance_count.clone()}

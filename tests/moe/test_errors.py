@@ -54,7 +54,8 @@ WORDS = [
     ("combine", "mean", 'combine=\'mean\': accepted are "gate", "renormalized" and "unit"'),
     ("capacity_factor", "all", "capacity_factor='all': accepted are \"none\" and positive numbers"),
     ("eval_capacity_factor", "all", "eval_capacity_factor='all': accepted are \"none\" and positive numbers"),
-    ("k", 1.5, "k=1.5 experts per token, but there are only num_experts=4: choose a whole number"),
+    ("capacity_factor", None, 'capacity_factor=None: accepted are "none" and positive numbers'),
+    ("k", 2.0, "k=2.0 experts per token, but there are only num_experts=4: choose a whole number"),
 ]
 
 
@@ -68,7 +69,7 @@ def test_router_words(name, word, message):
 @pytest.mark.parametrize(("dim", "num_experts"), [(0, 4), (8, 0), (8, -1)])
 def test_router_sizes(dim, num_experts):
     """A router without width or experts is refused."""
-    with refused(f"a router needs dim ≥ 1 and num_experts ≥ 1, but dim={dim}, num_experts={num_experts}"):
+    with refused(f"a router needs whole numbers dim ≥ 1 and num_experts ≥ 1, but dim={dim}, num_experts={num_experts}"):
         vismoe.TopKRouter(dim, num_experts)
 
 

@@ -38,8 +38,8 @@ def test_watching_changes_nothing(run, tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(weights(run.path).values(), weights(watched.path).values(), strict=True)
     )
-    assert [(status.step, status.steps) for status in seen] == [(4, 4)]
-    assert seen[0].seconds_left == 0
+    assert [(status.step, status.steps) for status in seen] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert seen[-1].seconds_left == 0
 
 
 def test_twins_see_the_same_batches(tmp_path, monkeypatch):

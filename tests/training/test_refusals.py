@@ -30,7 +30,17 @@ def test_data_without_a_part_to_train_on_is_refused(tmp_path):
     """Class folders alone are not split by guess: train/ and val/ are asked for."""
     (tmp_path / "data" / "a").mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / "data" / "a" / "x.png")
-    with pytest.raises(ValueError, match="no train/ and val/"):
+    with pytest.raises(ValueError, match="train/CLASS/… to train on"):
+        fit(tiny(data=str(tmp_path / "data")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_class_is_no_choice(tmp_path):
+    """A set with one class is refused before anything is written."""
+    for part in ("train", "val"):
+        (tmp_path / "data" / part / "only").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "data" / part / "only" / "x.png")
+    with pytest.raises(ValueError, match="has one class, only: a classifier needs at least two"):
         fit(tiny(data=str(tmp_path / "data")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import timm
+from timm.layers import GluMlp
 
 import vismoe
 
@@ -31,7 +32,8 @@ SPARSE, DENSE = "vmoe_pico_patch2_8_every2_e8", "vmoe_pico_patch2_8_dense"
         (SPARSE, {"combine": "renormalized"}, r"combine=\"renormalized\" with k=1"),
         (SPARSE, {"eval_capacity_factor": -1.0}, r"eval_capacity_factor=-1.0: accepted are"),
         (SPARSE, {"group_size": 0}, r"group_size=0: accepted are"),
-        (SPARSE, {"noise_std": -1.0}, r"noise_std=-1.0 must not be negative"),
+        (SPARSE, {"mlp_layer": GluMlp}, r"mlp_layer=GluMlp: accepted is Mlp"),
+        (SPARSE, {"noise_std": -1.0}, r"noise_std=-1.0: accepted are numbers"),
         (SPARSE, {"loss_weights": {"fairness": 1.0}}, r"loss_weights=.*fairness.*: accepted are"),
     ],
 )

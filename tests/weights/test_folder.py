@@ -1,7 +1,9 @@
 """Model folders: there and back, opened by timm, written whole or not at all, never unpickled."""
 
 import json
+import os
 import pickle
+import stat
 from pathlib import Path
 
 import pytest
@@ -66,8 +68,9 @@ def test_an_older_model_is_replaced_and_nothing_else(tmp_path):
     vismoe.save(small(num_experts=2), tmp_path / "m")
     assert vismoe.load(tmp_path / "m").moe.num_experts == 2
     (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "config.json").write_text("{}")
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="not a model folder"):
+    with pytest.raises(ValueError, match=r"holds other files than config\.json"):
         vismoe.save(small(), tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
@@ -85,6 +88,57 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
         vismoe.save(small(num_experts=2), tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_files_have_the_mode_that_the_user_gives(tmp_path):
+    """Weights can be read by whom the configuration can."""
+    before = os.umask(0o027)
+    try:
+        path = vismoe.save(small(), tmp_path / "m")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(file.stat().st_mode) for file in sorted(path.iterdir())] == [0o640, 0o640]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o750
+
+
+def test_networks_that_cannot_be_described_are_refused(tmp_path):
+    """A network of one's own, and label names for other classes than the network's: nothing is written."""
+    with pytest.raises(TypeError, match="Linear was not made by create_model"):
+        vismoe.save(torch.nn.Linear(2, 2), tmp_path / "m")
+    with pytest.raises(ValueError, match="2 label_names for a network of 5 classes"):
+        vismoe.save(small(), tmp_path / "m", label_names=["a", "b"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_compiled_models_are_saved_as_what_they_wrap(tmp_path):
+    """torch.compile's wrapper is no part of the folder."""
+    model = small()
+    vismoe.save(torch.compile(model), tmp_path / "m")
+    assert vismoe.load(tmp_path / "m").state_dict().keys() == model.state_dict().keys()
+
+
+CONFIGS = [
+    {"vismoe_format": "x"},
+    {"model_args": None},
+    {"model_args": ["img_size"]},
+    {"model_args": {"img_size": "x"}},
+    {"model_args": {"img_size": [8]}},
+    {"model_args": {"patch_size": 0}},
+    {"pretrained_cfg": None},
+    {"label_names": 5},
+    {"label_names": ["a"]},
+    {"label_names": [1, 2, 3, 4, 5]},
+]
+
+
+@pytest.mark.parametrize("changes", CONFIGS)
+def test_configurations_that_make_no_sense_are_named(changes, tmp_path):
+    """Whatever stands in a config.json, opening it ends in a model or in a ValueError that names the file."""
+    vismoe.save(small(), tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ValueError, match=r"config\.json"):
+        vismoe.load(tmp_path / "m")
 
 
 def test_weights_files_depend_on_weights_alone(tmp_path):

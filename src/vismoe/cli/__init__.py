@@ -1,5 +1,6 @@
 """The `vismoe` command: one small file a verb, no logic of its own."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -14,7 +15,7 @@ VERBS = {
 }
 
 USAGE = "\n".join(
-    ["usage: vismoe VERB [options]      (vismoe VERB --help tells more)", ""]
+    ["usage: vismoe VERB [options]      (vismoe VERB --help tells more, with an example)", ""]
     + [f"  {verb:10}{text}" for verb, text in VERBS.items()]
     + ["", "  --version show the version", ""]
 )
@@ -36,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         if verb not in VERBS:
             raise ValueError(f"unknown verb {verb!r}; there are {', '.join(VERBS)}")
         import_module(f".{verb}", __name__).main(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has enough, as `head` does: what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ModuleNotFoundError as error:
         return _fail(f"this needs {error.name}: pip install 'vismoe[all]'", BAD_INPUT)
     except (ValueError, OSError) as error:

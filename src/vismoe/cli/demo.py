@@ -6,7 +6,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vismoe.recipes.demo import Demo, clear, run_demo
+from vismoe.recipes.demo import Demo, clear, run_demo, twins
 from vismoe.training import Recipe
 
 from .progress import TrainingProgress
@@ -20,9 +20,9 @@ def demo(out: Path = Path("runs/demo"), steps: int | None = None, seed: int = 0)
     Args:
         out: Run folder of the sparse twin; the dense twin's is in it. An earlier demo there is begun afresh.
         steps: Optimiser steps of each; the recipe's unless said.
-        seed: Of initial weights, order and augmentation.
+        seed: Decides initial weights, order and augmentation.
     """
-    console = Console()
+    console, recipes = Console(), twins(steps, seed)
     if clear(out):
         console.print(f"{out} held an earlier demo: begun afresh")
     console.print(
@@ -31,7 +31,7 @@ def demo(out: Path = Path("runs/demo"), steps: int | None = None, seed: int = 0)
         soft_wrap=True,
     )
     with _Progress(console) as progress:
-        found = run_demo(out, progress.next, steps, seed)
+        found = run_demo(recipes, out, progress.next)
     _report(console, found, out)
 
 
@@ -69,7 +69,7 @@ def _report(console: Console, found: Demo, out: Path) -> None:
     console.print(
         f"3-nearest-neighbours on the same split: {found.nearest_neighbours:.4f}. Digits this small "
         "need no experts:\nthe demo shows the machinery, not a gain.\n"
-        "benchmarks/digits_twins.py compares the twins over seeds.\n",
+        "In the repository, benchmarks/digits_twins.py compares the twins over seeds.\n",
         soft_wrap=True,
     )
     for prediction in found.predictions:

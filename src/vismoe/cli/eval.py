@@ -14,7 +14,7 @@ from .model import open_model
 
 
 def evaluate_model(
-    model: Annotated[str, tyro.conf.Positional],
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
     data: str,
     json: bool = False,
@@ -36,6 +36,8 @@ def evaluate_model(
         batch_size: Images of one forward pass.
         workers: Processes that prepare images; 0 for none.
     """
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
     network = open_model(model, num_classes=10 if data == "digits" else None).to(resolve_device(device))
     run = Run.of(model)
     opened = open_data(data, run.recipe.split_seed if run is not None and run.recipe.data == data else 0)

@@ -13,7 +13,9 @@ from vismoe import create_model, list_models
 from vismoe.vit import PRESETS, cost
 
 
-def models(pattern: Annotated[str, tyro.conf.Positional] = "*", /, json: bool = False) -> None:
+def models(
+    pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATTERN")] = "*", /, json: bool = False
+) -> None:
     """List presets: parameters in all, parameters that one token passes through, multiplications per image.
 
     Counted without allocating weights. Example: vismoe models 'vmoe_b16_*'

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vismoe.training import Prediction, predict, resolve_device
@@ -16,8 +17,8 @@ from .model import open_model
 
 
 def predict_images(
-    model: Annotated[str, tyro.conf.Positional],
-    images: Annotated[list[Path], tyro.conf.Positional],
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    images: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…")],
     /,
     topk: int = 5,
     format: Literal["table", "json", "csv"] = "table",
@@ -36,7 +37,7 @@ def predict_images(
         device: auto, cpu, cuda or mps.
         batch_size: Images of one forward pass.
     """
-    if not images:
+    if not images or Path("") in images:
         raise ValueError(f"which images? name files or folders: vismoe predict {model} IMAGE…")
     network = open_model(model).to(resolve_device(device))
     found = predict(network, images, topk, batch_size)
@@ -46,7 +47,8 @@ def predict_images(
 def _table(found: list[Prediction]) -> None:
     table = Table("image", *(f"{rank}." for rank in range(1, len(found[0].classes) + 1)))
     for prediction in found:
-        table.add_row(prediction.image, *(f"{name} {probability:.3f}" for name, probability in prediction.classes))
+        classes = (f"{name} {probability:.3f}" for name, probability in prediction.classes)
+        table.add_row(*(escape(cell) for cell in (prediction.image, *classes)))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

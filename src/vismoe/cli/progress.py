@@ -21,10 +21,10 @@ class TrainingProgress:
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[done]}"),
             console=self.console,
         )
-        self.task = self.bar.add_task(title, total=None)
+        self.task = self.bar.add_task(title, total=None, done="starting")
         self.live = Live(self.bar, console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self.printed = 0.0
 
@@ -41,7 +41,8 @@ class TrainingProgress:
 
     def __call__(self, status: Status) -> None:
         if self.live is not None:
-            self.bar.update(self.task, completed=status.step, total=status.steps)
+            done = f"{status.step}/{status.steps}"
+            self.bar.update(self.task, completed=status.step, total=status.steps, done=done)
             self.live.update(Group(self.bar, _figures(status)))
         elif status.step / status.steps >= self.printed + 0.1 or status.step == status.steps:
             self.printed = status.step / status.steps
@@ -49,11 +50,12 @@ class TrainingProgress:
 
 
 def _line(status: Status) -> str:
-    held_out = "" if status.top1 is None else f", held out {status.top1:.4f}"
+    held_out = "" if status.top1 is None else f", held-out accuracy {status.top1:.4f}"
     uneven = [f"{max(load) * len(load):.2f}" for load in status.load.values()]
     load = f", max ÷ mean load {' '.join(uneven)}" if uneven else ""
     return (
-        f"step {status.step}/{status.steps}, loss {status.loss:.3f}, accuracy {status.accuracy:.3f}{held_out}, "
+        f"step {status.step}/{status.steps}, loss {status.loss:.3f}, training accuracy {status.accuracy:.3f}"
+        f"{held_out}, "
         f"{status.images_per_second:.0f} images/s{load}, {_clock(status.seconds_left)} left"
     )
 
@@ -61,7 +63,7 @@ def _line(status: Status) -> str:
 def _figures(status: Status) -> Table:
     table = Table.grid(padding=(0, 2))
     held_out = "–" if status.top1 is None else f"{status.top1:.4f}"
-    table.add_row("loss", f"{status.loss:.3f}", "accuracy", f"{status.accuracy:.3f}", "held out", held_out)
+    table.add_row("loss", f"{status.loss:.3f}", "training accuracy", f"{status.accuracy:.3f}", "held out", held_out)
     table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
     for name, load in status.load.items():
         # Full height is twice the mean: an even load is a row of half-high bars.

@@ -1,7 +1,7 @@
 """Images in: named sets and folders, transforms, batches in an order that can be had again."""
 
 from .pipeline import evaluation_batches, evaluation_transform, flatten_alpha, training_batches, training_transform
-from .sets import Data, ImageSet, is_image, list_images, open_data, read_image
+from .sets import Data, ImageSet, list_images, open_data, read_image
 
 __all__ = [
     "Data",
@@ -9,7 +9,6 @@ __all__ = [
     "evaluation_batches",
     "evaluation_transform",
     "flatten_alpha",
-    "is_image",
     "list_images",
     "open_data",
     "read_image",

@@ -20,7 +20,11 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
     """A picture as the network wants it, after timm's data configuration: input_size, mean, std, interpolation,
     crop_pct. Scaled so that the crop fits, centre crop, grey or colour as the network has channels: timm's own
     transform, so that weights are evaluated as they were published."""
-    return v2.Compose([_channels(config["input_size"][0]), create_transform(**config)])
+    channels = _channels(config["input_size"][0])
+    try:
+        return v2.Compose([channels, create_transform(**config)])
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"the model's data configuration {config} cannot be followed: {error!r}") from error
 
 
 def training_transform(

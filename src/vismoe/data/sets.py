@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torchvision.datasets import ImageFolder
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000
@@ -77,25 +76,27 @@ def _digits(split_seed: int) -> Data:
 
 
 def _class_folders(path: Path) -> tuple[list[str], ImageSet]:
-    folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
-    if not folders:
+    classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder))
+    if not classes:
         raise ValueError(f"{path} has no class folders: expected a folder of images for each class")
-    empty = [name for name in folders if not list_images(path / name)]
-    if empty:
+    for name in classes:
+        if name.encode(errors="replace").decode() != name:
+            raise ValueError(f"{path}: the name of the class folder {name!a} is not UTF-8: rename it")
+    samples = [(file, number) for number, name in enumerate(classes) for file in list_images(path / name)]
+    if empty := [name for number, name in enumerate(classes) if number not in {label for _, label in samples}]:
         raise ValueError(f"{path}: no images in the class folders {', '.join(empty)}; accepted are {_suffixes()}")
-    found = ImageFolder(str(path), is_valid_file=is_image)
-    files = [Path(file) for file, _ in found.samples]
-    return found.classes, ImageSet(found.targets, lambda index: read_image(files[index]))
+    return classes, ImageSet([label for _, label in samples], lambda index: read_image(samples[index][0]))
 
 
-def is_image(file: str | Path) -> bool:
-    """Whether a file is one by its name."""
-    return Path(file).suffix.lower() in IMAGE_SUFFIXES
+def is_hidden(path: Path) -> bool:
+    """Whether a name begins with a dot, as of what editors and other systems leave behind."""
+    return path.name.startswith(".")
 
 
 def list_images(path: Path) -> list[Path]:
-    """Every image file below a folder, sorted by path."""
-    return sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
+    """Every image file below a folder by its suffix, sorted by path; hidden ones are none."""
+    files = (file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(file))
+    return sorted(file for file in files if file.is_file())
 
 
 def read_image(path: Path) -> Image.Image:
@@ -113,6 +114,8 @@ def read_image(path: Path) -> Image.Image:
                 raise ValueError(f"its header claims {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
             upright = ImageOps.exif_transpose(image)
             upright.load()
+            if upright.mode in ("I", "F"):
+                raise ValueError("its 32-bit grey levels have no known range: convert it to 8 or 16 bits")
             return upright
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb, to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -16,6 +16,8 @@ from vismoe.data import ImageSet, evaluation_transform
 from .routing import LayerRouting, route
 
 SAMPLES = 10
+DISTINCT = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
+"""Colours that the colour-blind can tell apart too (Okabe and Ito 2008), grey for the eighth."""
 
 
 def routing_pictures(
@@ -33,11 +35,12 @@ def routing_pictures(
     upper, lower = figure.subfigures(2, 1, height_ratios=[1.25 * rows + 0.3, 2.9], squeeze=False)[:, 0]
     grid = upper.subplots(rows, len(samples), squeeze=False)
     transform, grid_size = evaluation_transform(config), _grid(model)
-    upper.suptitle("Which expert each patch went to (frame: the class token)", fontsize=10)
+    first = " first" if any(layer.expert.shape[2] > 1 for layer in routing.values()) else ""
+    upper.suptitle(f"Which expert each patch went to{first} (frame: the class token)", fontsize=10)
     for column, number in enumerate(samples):
         picture = _pixels(transform(images.picture(number)), config)
         _show(grid[0, column], picture)
-        grid[0, column].set_title(classes[images.labels[number]], fontsize=9)
+        grid[0, column].set_title(plain_text(classes[images.labels[number]]), fontsize=9)
         for row, layer in enumerate(routing.values(), start=1):
             _overlay(grid[row, column], picture, layer, number, grid_size)
     for row, name in enumerate(routing, start=1):
@@ -84,19 +87,26 @@ def _overlay(axes: Axes, picture: np.ndarray, layer: LayerRouting, number: int, 
     colours = _colours(layer.num_experts)
     height, width = picture.shape[0] // grid[0], picture.shape[1] // grid[1]
     tint = colours[patches.numpy()].reshape(*grid, 3).repeat(height, 0).repeat(width, 1)
+    # Colours must be told apart: the picture only darkens them a little.
     ink = picture.mean(-1, keepdims=True)
-    _show(axes, tint * (0.35 + 0.65 * ink))
+    _show(axes, tint * (0.62 + 0.38 * ink))
     for place in axes.spines.values():
         place.set(edgecolor=colours[prefix[0]] if len(prefix) else "black", linewidth=3 if len(prefix) else 0.8)
 
 
 def _colours(num_experts: int) -> np.ndarray:
     """A colour for each expert; the last, black, is what a dropped token (-1) gets."""
-    if num_experts <= 10:
-        colours = colormaps["tab10"](np.arange(num_experts))[:, :3]
-    else:
-        colours = colormaps["hsv"](np.arange(num_experts) / num_experts)[:, :3]
+    if num_experts <= 8:
+        colours = np.array([to_rgb(colour) for colour in DISTINCT[:num_experts]])
+    else:  # Hues in a circle; every second one is paler, which tells neighbours apart.
+        hue, pale = np.arange(num_experts) / num_experts, np.arange(num_experts) % 2 == 1
+        colours = hsv_to_rgb(np.stack([hue, np.where(pale, 0.45, 0.95), np.where(pale, 1.0, 0.85)], -1))
     return np.concatenate([colours, np.zeros((1, 3))])
+
+
+def plain_text(name: str) -> str:
+    """A name as text: a dollar sign would begin a formula."""
+    return name.replace("$", r"\$")
 
 
 def _heat_map(axes: Axes, layer: LayerRouting, labels: Tensor, classes: Sequence[str], title: str) -> None:
@@ -107,6 +117,13 @@ def _heat_map(axes: Axes, layer: LayerRouting, labels: Tensor, classes: Sequence
     axes.set_ylabel("expert", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.set_yticks(range(0, layer.num_experts, max(1, layer.num_experts // 8)))
+    # The key to the colours above: a swatch at the left of each expert's row.
+    key = axes.inset_axes((-0.045, 0, 0.03, 1))
+    key.imshow(_colours(layer.num_experts)[:-1, None], aspect="auto")
+    key.set(xticks=[], yticks=[])
+    axes.tick_params(axis="y", pad=22, length=0)
     if len(classes) <= 30:
-        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+        axes.set_xticks(
+            range(len(classes)), list(map(plain_text, classes)), rotation=90 if max(map(len, classes)) > 2 else 0
+        )
     axes.figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)

@@ -79,11 +79,19 @@ class BalancedRouter(Router):
         if balance not in ("bias", "loss", "none"):
             raise ValueError(f'balance={balance!r}: accepted are "bias", "loss" and "none"')
         self.balance = balance
-        self.balance_group: torch.distributed.ProcessGroup | None = None
+        self._balance_group = ""
         biased = balance == "bias"
         self.register_buffer("balance_bias", torch.zeros(num_experts, dtype=torch.float32) if biased else None)
         self.register_buffer("balance_count", torch.zeros(num_experts, dtype=torch.int64) if biased else None)
         self._counted = False
+
+    @property
+    def balance_group(self) -> torch.distributed.ProcessGroup | None:
+        return _resolve_process_group(self._balance_group) if self._balance_group else None  # type: ignore[arg-type]
+
+    @balance_group.setter
+    def balance_group(self, group: torch.distributed.ProcessGroup | None) -> None:
+        self._balance_group = "" if group is None else group.group_name  # a name can be copied and pickled
 
     def is_counting(self) -> bool:
         """Only a training forward counts: no evaluation, no teacher, no frozen router. (The operators below leave out
@@ -113,8 +121,7 @@ class BalancedRouter(Router):
     def count_choices(self, load_E: Int[Tensor, " E"]) -> None:
         """Keeps this forward's choices for the next one to move the bias by."""
         if self.balance_count is not None:
-            group = "" if self.balance_group is None else self.balance_group.group_name
-            _count_choices(self.balance_count, load_E, group)
+            _count_choices(self.balance_count, load_E, self._balance_group)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "BalancedRouter":
         bias = self.balance_bias

@@ -19,7 +19,7 @@ def dispatch(plan: SparsePlan, tokens: Float[Tensor, "N d"]) -> Float[Tensor, "R
 def combine(plan: SparsePlan, rows: Float[Tensor, "R d"]) -> Float[Tensor, "N d"]:
     """The weighted sum of each token's rows, in float32, returned in the rows' type."""
     if plan.inverse is None:
-        weighted = rows.float() * plan.weight[:, None]
+        weighted = rows * plan.weight[:, None]  # weights are float32
         return weighted.new_zeros(plan.num_tokens, rows.shape[1]).index_add(0, plan.token, weighted).to(rows.dtype)
     return _Combine.apply(rows, plan.weight, plan.token, plan.inverse)
 

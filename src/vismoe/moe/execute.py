@@ -31,12 +31,12 @@ def execute(
 
 def loop(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
     """One expert after the other, each by plain indexing. The oracle: no speed, no static shapes."""
-    combined = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
+    combined = torch.zeros_like(tokens, dtype=torch.promote_types(tokens.dtype, torch.float32))
     dtype, start = tokens.dtype, 0
     for number, count in enumerate(plan.count.tolist()):
         rows = slice(start, start + count)
         output = experts(tokens[plan.token[rows]], _OneExpert(number))
-        combined = combined.index_add(0, plan.token[rows], output.float() * plan.weight[rows, None])
+        combined = combined.index_add(0, plan.token[rows], output.to(combined.dtype) * plan.weight[rows, None])
         dtype, start = output.dtype, start + count
     return combined.to(dtype)
 
@@ -58,7 +58,7 @@ def padded(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
 
 def _tiled(plan: SparsePlan, tokens: Tensor, experts: nn.Module, tiles: "_Tiles") -> Tensor:
     rows = dispatch(plan, tokens)
-    if not len(rows):  # Slots must point at something.
+    if not rows.shape[0]:  # Slots must point at something.
         rows = F.pad(rows, (0, 0, 0, 1))
     x = torch.where(tiles.used[..., None], rows[tiles.row_of_slot], 0)
     y = experts(x, tiles).flatten(0, 1)
@@ -86,7 +86,7 @@ class _Tiles:
     """
 
     def __init__(self, plan: SparsePlan, height: int, tiles: int, one_each: bool):
-        device, num_rows = plan.token.device, len(plan.token)
+        device, num_rows = plan.token.device, plan.token.shape[0]
         row, tile = torch.arange(num_rows, device=device), torch.arange(tiles, device=device)
         ends = plan.count.cumsum(0)
         start = ends - plan.count
@@ -109,7 +109,7 @@ class _Tiles:
 
     @staticmethod
     def of_height(plan: SparsePlan, height: int) -> "_Tiles":
-        return _Tiles(plan, height, len(plan.token) // height + len(plan.count), False)
+        return _Tiles(plan, height, plan.token.shape[0] // height + len(plan.count), False)
 
     def _of_tiles(self, parameter: Tensor) -> Tensor:
         return parameter if self.expert_of_tile is None else parameter.index_select(0, self.expert_of_tile)
@@ -126,7 +126,7 @@ class _SortedRows:
     """Rows (R, d) sorted by expert: one product of all."""
 
     def __init__(self, plan: SparsePlan):
-        self.count, row = plan.count, torch.arange(len(plan.token), device=plan.token.device)[:, None]
+        self.count, row = plan.count, torch.arange(plan.token.shape[0], device=plan.token.device)[:, None]
         ends = plan.count.cumsum(0)
         self.ends = ends.to(torch.int32)
         self.member = (row >= ends - plan.count) & (row < ends)

@@ -62,3 +62,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, No
 
 
 grouped_linear.register_autograd(_backward, setup_context=_setup)
+
+
+def _setup_twice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_twice(ctx: Any, to_x: Tensor, to_weight: Tensor, to_bias: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    grad, x, weight, count = ctx.saved_tensors
+    of_grad = grouped_linear(to_x, weight, to_bias, count) + grouped_linear(x, to_weight, None, count)
+    of_x = grouped_linear_backward(grad, x, to_weight, count)[0]
+    of_weight = grouped_linear_backward(grad, to_x, weight, count)[1]
+    return of_grad, of_x, of_weight, None
+
+
+grouped_linear_backward.register_autograd(_backward_twice, setup_context=_setup_twice)

@@ -41,7 +41,7 @@ class MoE(Conditioned):
             ours, theirs = getattr(router, name), getattr(experts, name)
             if ours != theirs:
                 raise ValueError(f"the router has {name}={ours}, but the experts have {name}={theirs}: they must agree")
-        if group_size != "none" and (isinstance(group_size, str) or group_size < 1 or group_size % 1):
+        if group_size != "none" and not (isinstance(group_size, int) and group_size >= 1):
             raise ValueError(f'group_size={group_size!r}: accepted are "none" and whole numbers ≥ 1')
         self.router, self.experts, self.shared = router, experts, shared
         self.group_size, self.backend = group_size, backend

@@ -140,13 +140,18 @@ def record(model: nn.Module) -> Iterator[Recording]:
                     tape.newest = None
 
 
-def layers_of(model: nn.Module) -> dict[str, "Recordable"]:
-    """Every MoE layer of `model` by name; wrappers that compile or parallelise it do not count in the names."""
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside what compiles or parallelises it."""
     while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
         inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model._orig_mod
         assert isinstance(inner, nn.Module)
         model = inner
-    return {name: module for name, module in model.named_modules() if isinstance(module, Recordable)}
+    return model
+
+
+def layers_of(model: nn.Module) -> dict[str, "Recordable"]:
+    """Every MoE layer of `model` by name; wrappers that compile or parallelise it do not count in the names."""
+    return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, Recordable)}
 
 
 class Recordable(nn.Module):

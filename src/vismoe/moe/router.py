@@ -39,8 +39,10 @@ class Router(nn.Module):
 
     def __init__(self, dim: int, num_experts: int):
         super().__init__()
-        if num_experts < 1 or dim < 1:
-            raise ValueError(f"a router needs dim ≥ 1 and num_experts ≥ 1, but dim={dim}, num_experts={num_experts}")
+        if not (isinstance(dim, int) and isinstance(num_experts, int) and dim >= 1 and num_experts >= 1):
+            raise ValueError(
+                f"a router needs whole numbers dim ≥ 1 and num_experts ≥ 1, but dim={dim}, num_experts={num_experts}"
+            )
         self.dim, self.num_experts = dim, num_experts
 
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:

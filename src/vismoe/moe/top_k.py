@@ -69,7 +69,7 @@ class TopKRouter(BalancedRouter):
         self.reset_parameters()
 
     def _check(self) -> None:
-        if self.k not in range(1, self.num_experts + 1):
+        if not isinstance(self.k, int) or not 1 <= self.k <= self.num_experts:
             there = f"there are only num_experts={self.num_experts}"
             raise ValueError(f"k={self.k} experts per token, but {there}: choose a whole number 1 ≤ k ≤ num_experts")
         if self.combine not in ("gate", "renormalized", "unit"):
@@ -81,7 +81,7 @@ class TopKRouter(BalancedRouter):
             raise ValueError(f"noise_std={self.noise_std}: accepted are numbers ≥ 0")
         for name in ("capacity_factor", "eval_capacity_factor"):
             factor = getattr(self, name)
-            if factor != "none" and (isinstance(factor, str) or not 0 < factor < math.inf):
+            if factor != "none" and not (isinstance(factor, int | float) and 0 < factor < math.inf):
                 raise ValueError(f'{name}={factor!r}: accepted are "none" and positive numbers')
         compute_capacity(self.num_experts, self.num_experts, 1.0, self.capacity_rounding, self.capacity_multiple_of)
         if set(self.loss_weights) - set(LOSSES) or any(

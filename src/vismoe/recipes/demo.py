@@ -3,8 +3,9 @@
 import shutil
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
@@ -16,7 +17,7 @@ from vismoe.vit import Cost, cost
 
 from .digits import digits, digits_dense
 
-SAMPLES = 5
+NAME, SAMPLES = "demo", 5
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,32 @@ class Demo:
     predictions: list[Prediction]
 
 
+def twins(steps: int | None = None, seed: int = 0) -> tuple[Recipe, Recipe]:
+    """The recipes of the sparse and the dense twin.
+
+    **Raises:** ValueError for steps or a seed out of range.
+    """
+    changes: dict[str, Any] = {"seed": seed} | ({} if steps is None else {"steps": steps})
+    return replace(digits(), name=NAME, **changes), replace(digits_dense(), name=f"{NAME}_dense", **changes)
+
+
 def clear(out: Path) -> bool:
     """Removes an earlier demonstration. False where there was none.
 
-    **Raises:** FileExistsError where `out` holds something else.
+    **Raises:** FileExistsError where `out` holds anything else: another run, somebody's files.
     """
-    if not out.exists():
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    if Run.of(out) != Run(out) and any(out.iterdir()):
-        raise FileExistsError(f"{out} exists and is no run: remove it or choose another --out")
+    if Run.of(out) != Run(out) or Run(out).recipe.name != NAME:
+        raise FileExistsError(f"{out} exists and is no demo's: remove it or choose another --out")
     shutil.rmtree(out)
     return True
 
 
-def run_demo(
-    out: Path, watch: Callable[[Recipe], Callable[[Status], None]], steps: int | None = None, seed: int = 0
-) -> Demo:
-    """Trains both twins with one recipe and one seed each, and compares them. `watch(recipe)` is told each status."""
-    runs = []
-    for recipe, path in ((digits(), out), (digits_dense(), out / "dense")):
-        recipe = Recipe.from_json(recipe.to_json() | {"seed": seed} | ({} if steps is None else {"steps": steps}))
-        runs.append(fit(recipe, path, watch(recipe)))
+def run_demo(recipes: tuple[Recipe, Recipe], out: Path, watch: Callable[[Recipe], Callable[[Status], None]]) -> Demo:
+    """Trains both `twins`, and compares them. `watch(recipe)` is told each status."""
+    paths = (out, out / "dense")
+    runs = [fit(recipe, path, watch(recipe)) for recipe, path in zip(recipes, paths, strict=True)]
     data = open_data(runs[0].recipe.data, runs[0].recipe.split_seed)
     models = [run.load_model() for run in runs]
     sparse, dense = _compare(runs, models, data)
@@ -94,6 +100,6 @@ def _write_samples(images: ImageSet, classes: list[str], folder: Path) -> list[P
     folder.mkdir()
     files = []
     for number in range(SAMPLES):
-        files.append(folder / f"{number}-is-{classes[images.labels[number]]}.png")
+        files.append(folder / f"{number}-digit-{classes[images.labels[number]]}.png")
         images.picture(number).save(files[-1])
     return files

@@ -49,13 +49,13 @@ def resolve_device(name: str) -> torch.device:
 
     **Raises:** ValueError for a device that is not here.
     """
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    number = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        return torch.device(next(device for device in ("cuda", "mps", "cpu") if here[device]))
-    if not here.get(name.partition(":")[0], False):
-        raise ValueError(
-            f"device {name!r} is not here; accepted are auto, {', '.join(d for d, ok in here.items() if ok)}"
-        )
+        return torch.device(next(device for device, there in number.items() if there))
+    here = [device for device, there in number.items() if there]
+    here += [f"{device}:{index}" for device in here for index in range(number[device])]
+    if name not in here:
+        raise ValueError(f"device {name!r} is not here; accepted are auto, {', '.join(here)}")
     return torch.device(name)
 
 
@@ -97,8 +97,11 @@ def predict(
 
     **Raises:** ValueError for what is no picture, FileNotFoundError for what is not there.
     """
-    if topk < 1:
-        raise ValueError(f"topk={topk}: it must be at least 1")
+    for name, number in (("topk", topk), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name}={number}: it must be at least 1")
+    if (classes := getattr(model, "num_classes", None)) is not None and classes < 1:
+        raise ValueError("this model has no classes (num_classes=0): it gives features, not predictions")
     pictures = _pictures([images] if isinstance(images, str | Path | Image.Image) else list(images))
     transform, device = evaluation_transform(data_config(model)), next(model.parameters()).device
     names = label_names(model)
@@ -106,7 +109,10 @@ def predict(
     for start in range(0, len(pictures), batch_size):
         batch = pictures[start : start + batch_size]
         pixels = torch.stack([transform(p if isinstance(p, Image.Image) else read_image(p)) for p in batch])
-        probabilities = model.eval()(pixels.to(device)).float().softmax(-1).cpu()
+        logits = model.eval()(pixels.to(device))
+        if logits.ndim != 2:
+            raise ValueError(f"this model gives {tuple(logits.shape[1:])} values an image, not one for each class")
+        probabilities = logits.float().softmax(-1).cpu()
         best = probabilities.topk(min(topk, probabilities.shape[1]))
         for picture, values, indices in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
             title = (

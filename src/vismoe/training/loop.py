@@ -54,7 +54,9 @@ def fit(recipe: Recipe, out: Path, watch: Callable[[Status], None] | None = None
     device = resolve_device(recipe.device)
     data = open_data(recipe.data, recipe.split_seed)
     if data.train is None:
-        raise ValueError(f"{recipe.data} has no train/ and val/ to train on and to hold out")
+        raise ValueError(f"{recipe.data}: expected {recipe.data}/train/CLASS/… to train on and /val/CLASS/… held out")
+    if len(data.classes) < 2:
+        raise ValueError(f"{recipe.data} has one class, {data.classes[0]}: a classifier needs at least two")
     model = build(recipe, data).to(device)
     run = Run.create(out, recipe)
     evaluation = _optimise(run, recipe, model, data, watch or (lambda status: None))
@@ -86,10 +88,11 @@ def _optimise(run: Run, recipe: Recipe, model: nn.Module, data: Data, watch: Cal
     # Twins draw a different number of random values for their weights; from here on they draw the same.
     torch.manual_seed(recipe.seed)
     evaluation, meter = None, _Meter(recipe)
+    every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
     for step in range(1, recipe.steps + 1):
         pictures, labels = (part.to(device, non_blocking=True) for part in next(batches))
         model.train()
-        logging = step % LOG_EVERY == 0 or step == recipe.steps
+        logging = step % every == 0 or step == recipe.steps
         with record(model) if by_losses or logging else nullcontext() as routing:
             loss, logits = _loss(recipe, model, pictures, labels)
             total = loss + routing.auxiliary_loss if by_losses and routing is not None else loss

@@ -12,17 +12,17 @@ class Recipe:
     """
 
     name: str = "custom"
-    """Of the run's default folder, runs/NAME."""
+    """The run's default folder is runs/NAME."""
     model: str = "vmoe_pico_patch2_8_every2_e8"
-    """Preset to train from scratch; `vismoe models` lists them."""
+    """Preset to train from scratch; `vismoe models` lists them. Images are resized to its size."""
     num_experts: int | None = None
     """Experts of each sparse layer; the preset's unless said."""
     experts_per_token: int | None = None
     """Experts each token goes to; the preset's unless said."""
-    balance: Literal["bias", "loss", "none"] | None = None
-    """What keeps the experts' load even; the preset's unless said."""
+    balance: Literal["preset", "bias", "loss", "none"] = "preset"
+    """What keeps the experts' load even; preset: as the preset has it."""
     data: str = "digits"
-    """"digits" or a folder with train/ and val/, a folder of images for each class in both."""
+    """"digits", or a folder with train/CLASS/… and val/CLASS/… images."""
     split_seed: int = 0
     """Which random part is held out, where the set comes in one piece."""
     steps: int = 1000
@@ -40,15 +40,15 @@ class Recipe:
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     degrees: float = 10.0
-    """Training images are rotated by up to this angle,"""
+    """Training images are rotated by up to so many degrees either way."""
     translate: float = 0.08
-    """shifted by up to this share of their size,"""
+    """Training images are shifted by up to this share of their size."""
     scale: float = 0.1
-    """scaled by 1 ± this,"""
+    """Training images are scaled by a factor within 1 ± this."""
     shear: float = 5.0
-    """and sheared by up to this angle."""
+    """Training images are sheared by up to so many degrees."""
     seed: int = 0
-    """Of initial weights, order and augmentation."""
+    """Decides initial weights, order and augmentation."""
     evaluate_every: int = 200
     """Steps between evaluations on the held-out part."""
     device: str = "auto"
@@ -71,6 +71,10 @@ class Recipe:
         for name in ("scale", "translate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
+        if not 0 <= self.seed < 2**63 or not 0 <= self.split_seed < 2**32:
+            raise ValueError(f"seed={self.seed}, split_seed={self.split_seed}: accepted are 0…2^63 − 1 and 0…2^32 − 1")
+        if not self.data:
+            raise ValueError('data="": accepted are "digits" and folders of images')
         if self.warmup_steps and self.warmup_steps >= self.steps:
             object.__setattr__(self, "warmup_steps", self.steps // 10)
 
@@ -78,7 +82,7 @@ class Recipe:
     def overrides(self) -> dict[str, Any]:
         """What the recipe changes of its preset."""
         named = {name: getattr(self, name) for name in ("num_experts", "experts_per_token", "balance")}
-        return {name: value for name, value in named.items() if value is not None}
+        return {name: value for name, value in named.items() if value not in (None, "preset")}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from vismoe.explain import plain_text
+
 
 def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Loss and accuracy over steps, and how uneven the experts were loaded."""
@@ -16,19 +18,27 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     layers = list(train[-1]["load"]) if train else []
     figure = Figure(figsize=(12 if layers else 8, 3.4), layout="constrained")
     loss, accuracy, *rest = figure.subplots(1, 3 if layers else 2)
-    loss.plot([line["step"] for line in train], [line["loss"] for line in train], label="training")
+    few = "." if len(train) < 20 else ""  # of one point no line shows
+    loss.plot([line["step"] for line in train], [line["loss"] for line in train], marker=few, label="training")
     loss.plot([line["step"] for line in held_out], [line["val_loss"] for line in held_out], "o-", label="held out")
-    loss.set(xlabel="step", ylabel="loss", yscale="log")
-    accuracy.plot([line["step"] for line in train], [line["accuracy"] for line in train], label="training")
+    highest = max([line["loss"] for line in train] + [line["val_loss"] for line in held_out], default=1)
+    loss.set(xlabel="step", ylabel="loss", ylim=(0, 1.05 * highest))
+    accuracy.plot([line["step"] for line in train], [line["accuracy"] for line in train], marker=few, label="training")
     accuracy.plot([line["step"] for line in held_out], [line["top1"] for line in held_out], "o-", label="held out")
     accuracy.set(xlabel="step", ylabel="accuracy", ylim=(None, 1.005))
     for axes in rest:
         for layer in layers:
             uneven = [max(line["load"][layer]) * len(line["load"][layer]) for line in train]
-            axes.plot([line["step"] for line in train], uneven, label=layer)
+            axes.plot(
+                [line["step"] for line in train],
+                uneven,
+                marker=few,
+                label=layer.removesuffix(".mlp").replace("blocks.", "block "),
+            )
         axes.axhline(1, color="grey", linewidth=0.8)
         axes.set(xlabel="step", ylabel="largest ÷ mean load of a batch")
     for axes in (loss, accuracy, *rest):
+        axes.set_xlim(0, None)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
@@ -47,8 +57,12 @@ def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], 
     if len(classes) <= 30:
         for row, column in ((row, column) for row in range(len(classes)) for column in range(len(classes))):
             if matrix[row, column]:
-                axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8)
-        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
-        axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted", ylabel="true", title="held-out images; errors in red")
+                dark = errors[row, column] > errors.max() / 2
+                colour = "seagreen" if row == column else "white" if dark else "black"
+                style: dict[str, Any] = {"color": colour, "fontweight": "bold" if row == column else "normal"}
+                axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, **style)
+        names = list(map(plain_text, classes))
+        axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, classes)) > 2 else 0)
+        axes.set_yticks(range(len(classes)), names)
+    axes.set(xlabel="predicted", ylabel="true", title="held-out images: errors in red, hits green")
     figure.savefig(path, dpi=110)

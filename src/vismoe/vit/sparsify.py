@@ -70,8 +70,13 @@ class MoEConfig:
             raise ValueError(f"moe_layers={self.moe_layers!r} asks for more than the {depth} blocks have")
         return list(chosen)
 
-    def layer(self, mlp: Mlp) -> MoE:
-        """The sparse layer that takes the place of `mlp`."""
+    def layer(self, mlp: nn.Module) -> MoE:
+        """The sparse layer that takes the place of `mlp`.
+
+        **Raises:** ValueError for an MLP of another structure than timm's plain one.
+        """
+        if not isinstance(mlp, Mlp) or type(mlp) is not Mlp:
+            raise ValueError(f"mlp_layer={type(mlp).__name__}: accepted is Mlp, which experts can take the place of")
         dim = mlp.fc1.in_features
         router = ROUTERS[self.router](
             dim,
@@ -106,6 +111,8 @@ def sparsify(model: Any, config: MoEConfig) -> None:
     """Replaces, in a timm VisionTransformer, the MLPs that `config` names, by experts initialised as those MLPs are."""
     for number in config.blocks(len(model.blocks)):
         block = model.blocks[number]
+        if not hasattr(block, "mlp"):
+            raise ValueError(f"block_fn={type(block).__name__}: accepted are blocks with an MLP of their own, as Block")
         layer = config.layer(block.mlp)
         initialise_experts(cast(MLPExperts, layer.experts), model.weight_init_mode)
         block.mlp = layer.to(block.mlp.fc1.weight)

@@ -4,13 +4,12 @@ Weights are never unpickled.
 """
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import timm
 import torch
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from vismoe.moe.record import unwrap
 from vismoe.vit.sparsify import OVERRIDES
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -37,25 +37,37 @@ def save(
     **Arguments:** `model`: made by `create_model` (vismoe's or timm's); `label_names`: its classes in order;
     `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …).
 
-    **Raises:** ValueError where `path` is something else than a model folder.
+    **Raises:** ValueError where `path` holds anything but a model folder's two files, or where `label_names` are not
+    one for each class; TypeError for a network that is none of timm's.
     """
-    path = Path(path)
-    if path.exists() and not ((path / CONFIG).is_file() or (path.is_dir() and not any(path.iterdir()))):
-        raise ValueError(f"{path} exists and is not a model folder: choose another path")
+    path, model = Path(path).resolve(), unwrap(model)
+    if not hasattr(model, "pretrained_cfg"):
+        raise TypeError(
+            f"{type(model).__name__} was not made by create_model, so config.json could not say how to build it: "
+            "write its weights with safetensors.torch.save_model instead"
+        )
+    if label_names is not None and len(label_names) != model.num_classes:
+        raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes")
+    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG, WEIGHTS}):
+        raise ValueError(f"{path} exists and holds other files than {CONFIG} and {WEIGHTS}: choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    aside, before = (path.with_name(f".{path.name}.{uuid4().hex}.{what}") for what in ("new", "old"))
+    aside.mkdir()
     try:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, aside / WEIGHTS, metadata={"format": "pt"})
         save_config_for_hf(model, str(aside / CONFIG), data_config=preprocessing)
         _complete_config(aside / CONFIG, model, label_names)
-        os.chmod(aside, 0o755)
+        # safetensors lets only the owner read its file; the configuration has the mode that the user's umask gives.
+        (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(before)
         aside.rename(path)
-    except BaseException:
+    finally:
+        if before.exists() and not path.exists():
+            before.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
-        raise
+        shutil.rmtree(before, ignore_errors=True)
     return path
 
 
@@ -90,9 +102,12 @@ def load(path: str | Path, preset: str | None = None) -> nn.Module:
     state = _read_weights(folder / WEIGHTS)
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=False)
-    except (RuntimeError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever timm's constructors raise for values that make no sense
         raise ValueError(f"{folder / CONFIG} describes no network that can be built: {error}") from error
-    model.pretrained_cfg |= {"label_names": config.get("label_names")}
+    names = config.get("label_names")
+    if names is not None and (len(names) != model.num_classes or not all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
+    model.pretrained_cfg |= {"label_names": names}
     return _fill(model, state, folder / WEIGHTS)
 
 
@@ -106,10 +121,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not a model folder: it has no {CONFIG}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ValueError(f"{path} names no architecture: it is not a model's configuration")
+    for name, kind in (("model_args", dict), ("pretrained_cfg", dict), ("label_names", list), ("vismoe_format", int)):
+        if name in config and not isinstance(config[name], kind):
+            raise ValueError(f"{path}: {name} is {config[name]!r}, expected a {kind.__name__}")
     version = config.get("vismoe_format", 0)
     if version > FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this vismoe reads up to {FORMAT_VERSION}: update vismoe")
