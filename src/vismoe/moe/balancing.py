@@ -113,9 +113,8 @@ class BalancedRouter(Router):
     @torch.no_grad()
     def choice_bias(self, counting: bool) -> Float[Tensor, " E"] | None:
         """What to add to the logits for this forward's choice; if it counts, moved by what the last one counted."""
-        if not counting or self.balance_bias is None or self.balance_count is None:
-            return self.balance_bias
-        return _moved_bias(self.balance_bias, self.balance_count)
+        moves = counting and self.balance_bias is not None
+        return _moved_bias(self.balance_bias, self.balance_count) if moves else self.balance_bias
 
     @torch.no_grad()
     def count_choices(self, load_E: Int[Tensor, " E"]) -> None:

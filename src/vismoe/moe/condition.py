@@ -53,9 +53,6 @@ class Conditions:
         self.last = condition
         return condition
 
-    def __deepcopy__(self, memo: object) -> "Conditions":
-        return Conditions()
-
     def __reduce__(self) -> tuple[type["Conditions"], tuple[()]]:
         return Conditions, ()
 

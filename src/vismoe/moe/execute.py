@@ -24,8 +24,7 @@ TILE = 64
 def execute(
     plan: SparsePlan, tokens: Float[Tensor, "N d"], experts: nn.Module, backend: Backend | None = None
 ) -> Float[Tensor, "N d"]:
-    """Carries out `plan` by `backend` (default `grouped`): each token becomes the weighted sum of its experts' outputs,
-    0 if it has none."""
+    """Each token becomes the weighted sum of its experts' outputs, 0 if it has none; by default, `grouped`."""
     return (backend or grouped)(plan, tokens, experts)
 
 

@@ -26,10 +26,6 @@ class StackedLinear(nn.Module):
         if self.bias is not None:
             nn.init.normal_(self.bias, std=1e-6)
 
-    def extra_repr(self) -> str:
-        experts, out_features, in_features = self.weight.shape
-        return f"{in_features}, {out_features}, num_experts={experts}, bias={self.bias is not None}"
-
 
 class StackedNorm(nn.Module):
     """The scale and shift of E LayerNorms: weight and bias (E, features)."""

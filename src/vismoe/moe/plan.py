@@ -62,9 +62,7 @@ def plan_from_choices(
 
 
 def count_experts(expert: Int[Tensor, "..."], num_experts: int) -> Int[Tensor, " E"]:
-    """How often each of E experts was chosen; numbers from E on are not counted.
-
-    A comparison and a sum: static shapes, integers, deterministic, no wait for the device (bincount waits).
-    """
+    """How often each of E experts was chosen; numbers from E on are not counted."""
+    # Not bincount, which waits for the device.
     experts = torch.arange(num_experts, device=expert.device)
     return (expert.reshape(-1, 1) == experts).sum(0)

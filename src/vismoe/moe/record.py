@@ -74,9 +74,6 @@ class Tape:
             entry = entry.before
         return entries[::-1]
 
-    def __deepcopy__(self, memo: object) -> "Tape":
-        return Tape()
-
     def __reduce__(self) -> tuple[type["Tape"], tuple[()]]:
         return Tape, ()
 

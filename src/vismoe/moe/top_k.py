@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -31,8 +32,7 @@ class TopKRouter(BalancedRouter):
       "renormalized", divided by their sum, for k ≥ 2; "unit", 1 in value with the gate's gradient.
     - `noise_std`: standard deviation, times 1/E, of normal noise on the logits while training (the paper's is 1.0).
     - `capacity_factor`: an expert accepts tokens · k · factor / E of a group, the rest is dropped; "none": nothing is.
-      `eval_capacity_factor`: the same at evaluation; "same" as in training unless said.
-    - `capacity_rounding`, `capacity_multiple_of`: see `vismoe.moe.compute_capacity`.
+      `eval_capacity_factor`: at evaluation. `capacity_rounding`, `…_multiple_of`: see `vismoe.moe.compute_capacity`.
     - `batch_priority`: tokens with a larger first gate claim capacity first (Batch Priority Routing), not earlier ones.
     - `loss_weights`: weights of auxiliary losses by name: importance, load (while there is noise), gshard, z. Default:
       the paper's, importance and load 0.005 each, for balance="loss"; none otherwise.
@@ -98,8 +98,7 @@ class TopKRouter(BalancedRouter):
         nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
 
     def extra_repr(self) -> str:
-        sizes = f"dim={self.dim}, num_experts={self.num_experts}, k={self.k}"
-        return f"{sizes}, balance={self.balance!r}, combine={self.combine!r}"
+        return f"{self.dim}, {self.num_experts}, k={self.k}, balance={self.balance!r}, combine={self.combine!r}"
 
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
         """Routes each group's tokens; where `mask_GS` is False a token is padding and goes nowhere."""
@@ -165,10 +164,9 @@ class TopKRouter(BalancedRouter):
 def float32_linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "E d"]) -> Float[Tensor, "... E"]:
     """x · weightᵀ in float32, under autocast too: a choice between experts is sensitive to rounding."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return F.linear(x.float(), weight.float())
-    return F.linear(x.float(), weight.float())
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        return F.linear(x.float(), weight.float())
 
 
 @torch.no_grad()
