@@ -25,7 +25,7 @@ class Recipe:
     """"digits", or a folder with train/CLASS/… and val/CLASS/… images."""
     split_seed: int = 0
     """Which random part is held out, where the set comes in one piece."""
-    steps: int = 1200
+    steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 64
     """Images of a step."""
