@@ -179,6 +179,25 @@ def test_bad_input(run, tmp_path, capsys):
     assert sorted(run.rglob("*")) == before
 
 
+def test_resume(tmp_path, capsys):
+    """--resume auto goes on where there is a run and begins where there is none; another recipe is refused."""
+    arguments = [
+        "train",
+        "digits",
+        *TINY,
+        "--checkpoint-every",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+        "--resume",
+        "auto",
+    ]
+    assert main(arguments) == main(arguments) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--learning-rate", "0.5"]) == 2
+    assert "was begun with another recipe (learning_rate=0.002 there, 0.5 here)" in capsys.readouterr().err
+
+
 def test_divergence_has_its_own_code(tmp_path, capsys):
     """A loss that is no number any more ends the run with exit code 3 and one line."""
     arguments = [

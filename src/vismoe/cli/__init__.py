@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib import import_module
+from typing import Any, cast
 
 from vismoe import __version__
 
@@ -24,7 +25,11 @@ BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one verb. Exit codes: 0; 2 for bad input, with one line on stderr; 3 where a training diverged."""
+    """Runs one verb.
+
+    Exit codes: 0; 2 for bad input, with one line on stderr; 3 where a training diverged; 130 after Ctrl-C and 143 after
+    SIGTERM, a checkpoint written.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     verb, *rest = arguments or ["--help"]
     if verb in ("-h", "--help"):
@@ -48,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except RuntimeError as error:
+        # By name: the class lies behind the optional dependencies of training.
+        if type(error).__name__ == "TrainingStoppedError":
+            return _fail(str(error), 128 + cast(Any, error).signal)
         if type(error).__name__ != "TrainingDivergedError":
             raise
         return _fail(str(error), DIVERGED)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from vismoe.data import open_data
+from vismoe.data import NAMED, open_data
 from vismoe.training import Run, evaluate, label_names, resolve_device
 
 from .model import open_model
@@ -29,7 +29,7 @@ def evaluate_model(
 
     Args:
         model: A run folder, a model folder, or a preset (with random weights).
-        data: "digits", or a folder of class folders (or of train/ and val/, of which val/ is used).
+        data: "digits", "fashion-mnist", or a folder of class folders (or of train/ and val/, of which val/ is used).
         json: Print one JSON object; top1 is in 0…1.
         device: auto, cpu, cuda or mps.
         dtype: float32, or bfloat16 by autocast.
@@ -38,7 +38,7 @@ def evaluate_model(
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
-    network = open_model(model, num_classes=10 if data == "digits" else None).to(resolve_device(device))
+    network = open_model(model, num_classes=10 if data in NAMED else None).to(resolve_device(device))
     run = Run.of(model)
     opened = open_data(data, run.recipe.split_seed if run is not None and run.recipe.data == data else 0)
     known = list(label_names(network))

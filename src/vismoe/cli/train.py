@@ -1,7 +1,7 @@
 """vismoe train"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -29,15 +29,18 @@ def main(arguments: list[str]) -> None:
     def command(
         recipe: Annotated[Recipe, tyro.conf.arg(name="")] = default,
         out: Path | None = None,
+        resume: Literal["none", "auto"] = "none",
     ) -> None:
         """Train by a recipe.
 
         Args:
             recipe: What defines the run.
             out: Run folder; by default the first free one of runs/NAME, runs/NAME-2, …
+            resume: auto: go on in the run folder (by default runs/NAME) from its newest checkpoint; from the beginning
+                where there is none.
         """
         with TrainingProgress(recipe.name) as progress:
-            run = train(recipe, out, progress)
+            run = train(recipe, out, progress, resume == "auto")
         print(f"held-out accuracy {run.summary['top1']:.4f}; everything is in {run.path}")
         print(f"next: vismoe eval {run.path} --data {recipe.data}")
 

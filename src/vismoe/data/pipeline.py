@@ -1,5 +1,6 @@
 """From pictures to batches: transforms, and an order that depends on nothing but (seed, epoch, index)."""
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,10 +29,10 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
 
 
 def training_transform(
-    config: dict[str, Any], degrees: float, translate: float, scale: float, shear: float
+    config: dict[str, Any], degrees: float, translate: float, scale: float, shear: float, flip: float = 0.0
 ) -> Transform:
     """The same with a random affine map: rotation and shear up to so many degrees, shift up to a share of the size,
-    scale within 1 ± `scale`. What comes in from outside is white."""
+    scale within 1 ± `scale`. What comes in from outside is white. `flip`: share of pictures that are mirrored."""
     channels, height, width = config["input_size"]
     return v2.Compose(
         [
@@ -40,6 +41,7 @@ def training_transform(
             v2.Resize((height, width), InterpolationMode(config["interpolation"])),
             v2.ToDtype(torch.float32, scale=True),
             _normalize(config),
+            *([v2.RandomHorizontalFlip(flip)] if flip else []),
             v2.RandomAffine(
                 degrees,
                 translate=(translate, translate),
@@ -93,7 +95,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
         state = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+        torch.default_generator.manual_seed(mix_seeds(self.seed, epoch, index))
         try:
             return self.transform(self.images.picture(index)), self.images.labels[index]
         finally:
@@ -109,18 +111,23 @@ class ShuffledForever(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, position = divmod(self.start, self.length)
         while True:
-            generator = torch.Generator().manual_seed(_mix(self.seed, epoch, -1))
+            generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch, -1))
             for index in torch.randperm(self.length, generator=generator).tolist()[position:]:
                 yield epoch, index
             epoch, position = epoch + 1, 0
 
 
 def training_batches(
-    images: ImageSet, transform: Transform, batch_size: int, seed: int, workers: int = 0
+    images: ImageSet, transform: Transform, batch_size: int, seed: int, workers: int = 0, start: int = 0
 ) -> DataLoader[Any]:
-    """Endless shuffled batches."""
-    sampler = ShuffledForever(len(images), seed)
-    return DataLoader(Samples(images, transform, seed), batch_size, sampler=sampler, num_workers=workers)
+    """Endless shuffled batches, from the `start`-th picture of the stream on."""
+    sampler, samples = ShuffledForever(len(images), seed, start), Samples(images, transform, seed)
+    return DataLoader(samples, batch_size, sampler=sampler, num_workers=workers, worker_init_fn=_leave_stopping)
+
+
+def _leave_stopping(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: when to stop is for the training to say, not for its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def evaluation_batches(images: ImageSet, transform: Transform, batch_size: int, workers: int = 0) -> DataLoader[Any]:
@@ -129,7 +136,7 @@ def evaluation_batches(images: ImageSet, transform: Transform, batch_size: int, 
     return DataLoader(Samples(images, transform), batch_size, sampler=keys, num_workers=workers)
 
 
-def _mix(*numbers: int) -> int:
+def mix_seeds(*numbers: int) -> int:
     """One well-mixed 63-bit seed of several numbers (splitmix64)."""
     mixed = 0
     for number in numbers:

@@ -10,7 +10,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from .fashion_mnist import CLASSES, read_fashion_mnist
+
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+NAMED = ("digits", "fashion-mnist")
 MAX_PIXELS = 100_000_000
 """A picture whose header claims more is not decoded: a small file can claim to be enormous."""
 
@@ -28,28 +31,34 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Data:
-    """A named set: class names in order, the part to train on (None where all is for evaluation), the held-out part."""
+    """A set: class names in order, the part to train on (None where all is for evaluation), the held-out part;
+    `channels` of its pictures: 1 where all are grey."""
 
     name: str
     classes: list[str]
     train: ImageSet | None
     val: ImageSet
+    channels: int = 3
 
 
 def open_data(name: str, split_seed: int = 0) -> Data:
     """Opens a set by name, or a folder of images.
 
     **Arguments:** `name`: "digits" (1,797 real handwritten digits, 8 × 8, that scikit-learn ships; a stratified random
-    quarter is held out) or a path: class folders, or `train/` and `val/` with class folders each; `split_seed`: of the
-    random quarter. A folder without `val/` is not split: all of it is for evaluation.
+    quarter is held out), "fashion-mnist" (60,000 and 10,000 pictures of clothes, 28 × 28; see `fashion_mnist`), or a
+    path: class folders, or `train/` and `val/` with class folders each; `split_seed`: of the random quarter. A folder
+    without `val/` is not split: all of it is for evaluation.
 
     **Raises:** FileNotFoundError, ValueError for what cannot be opened.
     """
     if name == "digits":
         return _digits(split_seed)
+    if name == "fashion-mnist":
+        return fashion_mnist()
     path = Path(name)
     if not path.is_dir():
-        raise FileNotFoundError(f'data {name!r}: no such folder; accepted are "digits" and folders of images')
+        named = " and ".join(f'"{known}"' for known in NAMED)
+        raise FileNotFoundError(f"data {name!r}: no such folder; accepted are {named}, and folders of images")
     if (path / "train").is_dir() and (path / "val").is_dir():
         classes, train = _class_folders(path / "train")
         val_classes, val = _class_folders(path / "val")
@@ -72,7 +81,23 @@ def _digits(split_seed: int) -> Data:
     def part(numbers: np.ndarray) -> ImageSet:
         return ImageSet(digits.target[numbers].tolist(), lambda index: Image.fromarray(pixels[numbers[index]]))
 
-    return Data("digits", [str(name) for name in digits.target_names], part(train), part(val))
+    return Data("digits", [str(name) for name in digits.target_names], part(train), part(val), channels=1)
+
+
+def fashion_mnist() -> Data:
+    """Zalando's 70,000 pictures of clothes (Xiao et al. 2017), dark on white; its own test part is held out.
+
+    **Raises:** FileNotFoundError where it neither lies here nor can be downloaded.
+    """
+    parts = []
+    for pixels, labels in read_fashion_mnist():
+
+        def picture(index: int, pixels: np.ndarray = pixels) -> Image.Image:
+            return Image.fromarray(255 - pixels[index])
+
+        parts.append(ImageSet(labels.tolist(), picture))
+    train, val = parts
+    return Data("fashion-mnist", list(CLASSES), train, val, channels=1)
 
 
 def _class_folders(path: Path) -> tuple[list[str], ImageSet]:

@@ -9,10 +9,13 @@ from typing import Any
 from vismoe.training import Recipe, Run, Status, fit, free_path
 
 from .digits import digits, digits_dense
+from .fashion_mnist import fashion_mnist, fashion_mnist_dense
 
-RECIPES: dict[str, Callable[[], Recipe]] = {recipe.__name__: recipe for recipe in (digits, digits_dense)}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (digits, digits_dense, fashion_mnist, fashion_mnist_dense)
+}
 
-__all__ = ["RECIPES", "digits", "digits_dense", "find_recipe", "train"]
+__all__ = ["RECIPES", "digits", "digits_dense", "fashion_mnist", "fashion_mnist_dense", "find_recipe", "train"]
 
 
 def find_recipe(name: str) -> Recipe:
@@ -31,12 +34,14 @@ def train(
     recipe: str | Recipe,
     out: str | Path | None = None,
     watch: Callable[[Status], None] | None = None,
+    resume: bool = False,
     **overrides: Any,
 ) -> Run:
     """Trains by a recipe.
 
     **Arguments:** `recipe`: a name or a `Recipe`; `out`: the run folder, by default the first free one of
-    `runs/NAME`, `runs/NAME-2`, …; `watch`: told a `Status` every few steps; `overrides`: fields of the recipe.
+    `runs/NAME`, `runs/NAME-2`, …; `watch`: told a `Status` every few steps; `resume`: go on in `out` (by default
+    `runs/NAME`) from its newest checkpoint, from the beginning where there is none; `overrides`: fields of the recipe.
 
     **Returns:** the finished `Run`.
 
@@ -47,4 +52,6 @@ def train(
         resolved = replace(resolved, **overrides)
     except TypeError as error:
         raise ValueError(f"a recipe has no field {str(error).rpartition(' ')[2]}") from error
-    return fit(resolved, free_path(Path("runs") / resolved.name) if out is None else Path(out), watch)
+    default = Path("runs") / resolved.name
+    path = Path(out) if out is not None else default if resume else free_path(default)
+    return fit(resolved, path, watch, resume)

@@ -1,9 +1,11 @@
 """Recipe -> run."""
 
 from .evaluation import Evaluation, Prediction, data_config, evaluate, label_names, predict, resolve_device
-from .loop import Status, TrainingDivergedError, fit
+from .loop import TrainingDivergedError, fit
+from .meter import Status
 from .recipe import Recipe
 from .run import Run, free_path
+from .stop import TrainingStoppedError
 
 __all__ = [
     "Evaluation",
@@ -12,6 +14,7 @@ __all__ = [
     "Run",
     "Status",
     "TrainingDivergedError",
+    "TrainingStoppedError",
     "data_config",
     "evaluate",
     "fit",

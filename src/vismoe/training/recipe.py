@@ -1,7 +1,11 @@
 """Everything that defines one training run."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from .schedule import Schedule
+
+Optimizer = Literal["adamw", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,12 @@ class Recipe:
     """Experts each token goes to; the preset's unless said."""
     balance: Literal["preset", "bias", "loss", "none"] = "preset"
     """What keeps the experts' load even; preset: as the preset has it."""
+    noise_std: float | None = None
+    """Noise on the routers' logits in training, times 1/E; the preset's unless said."""
+    drop_path: float = 0.0
+    """Share of images that skip the last block in training; fewer skip each one before it (stochastic depth)."""
     data: str = "digits"
-    """"digits", or a folder with train/CLASS/… and val/CLASS/… images."""
+    """"digits", "fashion-mnist", or a folder with train/CLASS/… and val/CLASS/… images."""
     split_seed: int = 0
     """Which random part is held out, where the set comes in one piece."""
     steps: int = 1000
@@ -30,9 +38,19 @@ class Recipe:
     batch_size: int = 64
     """Images of a step."""
     learning_rate: float = 2e-3
-    """Peak rate of AdamW; a cosine to 0 follows the warm-up."""
+    """Peak learning rate."""
+    optimizer: Optimizer = "adamw"
+    """adamw, or sgd with Nesterov's momentum of 0.9."""
+    schedule: Schedule = "cosine"
+    """How the rate goes on after the warm-up: cosine or linear to 0, rsqrt, constant."""
     warmup_steps: int = 50
     """Steps of linear warm-up."""
+    layer_decay: float = 1.0
+    """Each block's rate is this times the rate of the next one above it."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, for less memory; each moves the balancing bias."""
+    average_decay: float = 0.0
+    """Of an average of weights, which is evaluated and kept in place of the last ones; 0: none."""
     weight_decay: float = 0.05
     """Decoupled decay of weight matrices."""
     label_smoothing: float = 0.05
@@ -47,10 +65,22 @@ class Recipe:
     """Training images are scaled by a factor within 1 ± this."""
     shear: float = 5.0
     """Training images are sheared by up to so many degrees."""
+    flip: float = 0.0
+    """Share of the training images that are mirrored, left and right."""
+    mixup: float = 0.0
+    """Mixes pairs of images with a share drawn from Beta(mixup, mixup); 0: does not."""
+    cutmix: float = 0.0
+    """Pastes a part of one image into another, its share drawn likewise; 0: does not. With both, either by chance."""
     seed: int = 0
     """Decides initial weights, order and augmentation."""
     evaluate_every: int = 200
     """Steps between evaluations on the held-out part."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints, beside those of the best evaluations; 0: none but when asked to stop."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints are kept, beside the best."""
+    max_skipped: int = 10
+    """Steps in a row whose loss or gradient is not finite, each of them skipped, that end the run."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -59,20 +89,39 @@ class Recipe:
     """Processes that prepare images; 0: this one. The images do not depend on it."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "evaluate_every"):
+        for name in ("steps", "batch_size", "evaluate_every", "accumulate", "keep_checkpoints", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: it must be positive and finite")
-        for name in ("warmup_steps", "weight_decay", "workers", "degrees", "translate", "shear"):
+        for name in (
+            "warmup_steps",
+            "weight_decay",
+            "workers",
+            "degrees",
+            "translate",
+            "shear",
+            "checkpoint_every",
+            "mixup",
+            "cutmix",
+        ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: it must not be negative")
-        for name in ("scale", "translate", "label_smoothing"):
+        for name in ("scale", "translate", "label_smoothing", "average_decay", "flip", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
         if not 0 <= self.seed < 2**63 or not 0 <= self.split_seed < 2**32:
             raise ValueError(f"seed={self.seed}, split_seed={self.split_seed}: accepted are 0…2^63 − 1 and 0…2^32 − 1")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: accepted is a number above 0 and up to 1")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate={self.accumulate} parts of batch_size={self.batch_size} images: too many")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(f"batch_size={self.batch_size}: mixup and cutmix pair images, it must be even")
+        for name, accepted in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(accepted)}")
         if not self.data:
             raise ValueError('data="": accepted are "digits" and folders of images')
         if self.warmup_steps and self.warmup_steps >= self.steps:
@@ -81,7 +130,8 @@ class Recipe:
     @property
     def overrides(self) -> dict[str, Any]:
         """What the recipe changes of its preset."""
-        named = {name: getattr(self, name) for name in ("num_experts", "experts_per_token", "balance")}
+        names = ("num_experts", "experts_per_token", "balance", "noise_std")
+        named = {name: getattr(self, name) for name in names} | {"drop_path_rate": self.drop_path or None}
         return {name: value for name, value in named.items() if value not in (None, "preset")}
 
     def to_json(self) -> dict[str, Any]:

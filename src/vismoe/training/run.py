@@ -15,12 +15,16 @@ from vismoe.weights import load
 
 from .recipe import Recipe
 
-RECIPE, ENVIRONMENT, METRICS, SUMMARY, MODEL = (
+FREE = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints")
+"""What a resumed run may have otherwise: it decides nothing of the result (of one kind of device)."""
+
+RECIPE, ENVIRONMENT, METRICS, SUMMARY, MODEL, CHECKPOINTS = (
     "recipe.json",
     "environment.json",
     "metrics.jsonl",
     "summary.json",
     "model",
+    "checkpoints",
 )
 
 
@@ -43,6 +47,35 @@ class Run:
         run.write(RECIPE, recipe.to_json())
         run.write(ENVIRONMENT, environment())
         return run
+
+    @staticmethod
+    def reopen(path: Path, recipe: Recipe) -> "Run":
+        """A run that was begun before, to be gone on with.
+
+        **Raises:** ValueError where its recipe is another in what decides its result.
+        """
+        run = Run(path)
+        ours, theirs = recipe.to_json(), run.recipe.to_json()
+        if other := [name for name in ours if ours[name] != theirs[name] and name not in FREE]:
+            told = ", ".join(f"{name}={theirs[name]} there, {ours[name]} here" for name in other)
+            raise ValueError(
+                f"{path} was begun with another recipe ({told}): resume it as it was, or choose another --out"
+            )
+        return run
+
+    def forget_after(self, step: int) -> None:
+        """Takes from the metrics what came after a step, and a line that was cut off."""
+        path = self.path / METRICS
+        if path.exists():
+            kept = []
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] > step:
+                        break
+                except ValueError:
+                    break
+                kept.append(line + "\n")
+            path.write_text("".join(kept))
 
     @staticmethod
     def of(path: str | Path) -> "Run | None":

@@ -1,0 +1,187 @@
+"""pytest tests/training/test_resume.py: a run that is killed and resumed ends as one that never was.
+
+The runs are processes of their own, really killed.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from vismoe.training import Recipe, Run, fit
+
+from .tiny import tiny
+
+STEPS = 12
+EVERYTHING = {
+    "steps": STEPS,
+    "checkpoint_every": 3,
+    "evaluate_every": 5,
+    "noise_std": 1.0,
+    "drop_path": 0.2,
+    "mixup": 0.2,
+    "cutmix": 0.5,
+    "flip": 0.5,
+    "average_decay": 0.9,
+    "accumulate": 2,
+}
+
+# One process imports, then forks one child a run: each is killed, or ends, on its own.
+DRIVER = """
+    import json, os, signal, sys
+    from pathlib import Path
+    import torch
+    from vismoe.training import Recipe, fit
+    from vismoe.training import checkpoint, loop
+    torch.set_num_threads(1)
+    plain, sync, synced = loop._step, checkpoint._sync, []
+
+    def run(recipe, out, kill_in):
+        def step(run, recipe, state, *rest):
+            seen = plain(run, recipe, state, *rest)
+            if state.step == kill_in:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return seen
+        def sync_or_die(path):
+            synced.append(path)
+            if kill_in == -len(synced):
+                os.kill(os.getpid(), signal.SIGKILL)
+            sync(path)
+        loop._step, checkpoint._sync = step, sync_or_die
+        loop.routing_pictures = loop.draw_curves = loop.draw_confusion = lambda *arguments: None
+        fit(Recipe.from_json(recipe), Path(out), resume=True)
+
+    for recipe, out, kill_in in json.loads(sys.argv[1]):
+        child = os.fork()
+        if not child:
+            run(recipe, out, kill_in)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def drive(*runs):
+    """Exit codes of runs, one after the other: (recipe, folder, step to be killed in, or minus the number of the file
+    to be killed at while a checkpoint is written, or None)."""
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(DRIVER),
+        json.dumps([(r.to_json(), str(o), k) for r, o, k in runs]),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    return list(map(int, done.stdout.split())), done.stderr
+
+
+def weights(folder):
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("workers", "then"), [(0, 0), (2, 0), (0, 2)])
+def test_killed_at_random_steps(tmp_path, workers, then):
+    """kill -9 in the middle of ten random steps: bit-equal in the end, with workers, and when their number changes.
+
+    With balancing, router noise, stochastic depth, mixup, cutmix, flips, affine maps, an average of weights and
+    accumulation.
+    """
+    first, second = (tiny(**EVERYTHING, workers=number) for number in (workers, then))
+    kills = random.Random(workers).sample(range(1, STEPS + 1), 10 if workers == then == 0 else 2)
+    runs = [(first, tmp_path / "whole", None)]
+    for kill in kills:
+        runs += [(first, tmp_path / f"{kill}", kill), (second, tmp_path / f"{kill}", None)]
+    codes, errors = drive(*runs)
+    assert codes == [0] + [-signal.SIGKILL, 0] * len(kills), errors
+    whole = Run(tmp_path / "whole")
+    for kill in kills:
+        assert weights(tmp_path / f"{kill}") == weights(whole.path), f"killed in step {kill}"
+        assert Run(tmp_path / f"{kill}").summary["top1"] == whole.summary["top1"]
+
+
+def test_killed_while_a_checkpoint_is_written(tmp_path):
+    """Whichever of its files was just written, what is there is whole, and the run ends bit-equal."""
+    recipe = tiny(**EVERYTHING)
+    runs = [(recipe, tmp_path / "whole", None)]
+    for number in (1, 4, 5, 7, 10):
+        runs += [(recipe, tmp_path / f"{number}", -number), (recipe, tmp_path / f"{number}", None)]
+    codes, errors = drive(*runs)
+    assert codes == [0] + [-signal.SIGKILL, 0] * 5, errors
+    assert "damaged" not in errors
+    for number in (1, 4, 5, 7, 10):
+        assert weights(tmp_path / f"{number}") == weights(tmp_path / "whole")
+        names = {path.name for path in (tmp_path / f"{number}" / "checkpoints").iterdir()}
+        assert all(name.startswith("step-") for name in names)
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path):
+    """The checkpoint before it is used, a line says which file was damaged, and the end is bit-equal."""
+    recipe = tiny(**EVERYTHING)
+    codes, _ = drive((recipe, tmp_path / "whole", None), (recipe, tmp_path / "run", 11))
+    assert codes == [0, -signal.SIGKILL]
+    damaged = tmp_path / "run" / "checkpoints" / "step-000009" / "tensors.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    codes, errors = drive((recipe, tmp_path / "run", None))
+    assert codes == [0]
+    assert sum("checkpoints/step-000009/tensors.safetensors" in line for line in errors.splitlines()) == 1
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_nothing_to_resume_is_a_beginning(tmp_path):
+    """resume=True where there is no run, and where there is one without a checkpoint."""
+    for _ in range(2):
+        run = fit(tiny(), tmp_path / "run", resume=True)
+        assert run.metrics[-1]["step"] == 4
+    assert sum("top1" in line for line in run.metrics) == 1
+
+
+def test_another_recipe_is_not_resumed(tmp_path, run):
+    """What decides the result must be as it was; the error names what is not. Workers decide nothing."""
+    with pytest.raises(ValueError, match=r"learning_rate=0\.002 there, 0\.5 here"):
+        fit(tiny(learning_rate=0.5), run.path, resume=True)
+    assert Run.reopen(run.path, tiny(workers=1)).path == run.path
+    with pytest.raises(FileExistsError):
+        fit(tiny(), run.path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop(tmp_path, number, code):
+    """SIGTERM and Ctrl-C: a checkpoint after the step, one line, a code of its own; resumed, it ends."""
+    arguments = ["train", "digits", "--steps", "100000", "--batch-size", "8", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-m", "vismoe", *arguments], stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        try:
+            process.wait(0.1)
+        except subprocess.TimeoutExpired:
+            continue
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert len(errors.splitlines()) == 1
+    assert f"{number.name}: stopped after step" in errors
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+    assert isinstance(Run(tmp_path / "run").recipe, Recipe)
+
+
+def test_what_is_not_finite_never_reaches_the_weights(tmp_path, monkeypatch):
+    """A loss that is NaN at one step: the step is skipped, counted and named, the run goes on as if it had not been."""
+    from vismoe.training import loop
+
+    plain, calls = loop._loss, []
+
+    def sometimes_nan(*arguments):
+        loss, logits = plain(*arguments)
+        calls.append(1)
+        return (loss * float("nan") if len(calls) == 2 else loss), logits
+
+    monkeypatch.setattr(loop, "_loss", sometimes_nan)
+    run = fit(tiny(), tmp_path / "run")
+    assert [line for line in run.metrics if "skipped" in line] == [{"step": 2, "skipped": "the loss is nan"}]
+    assert run.summary["skipped_steps"] == 1
+    assert all(tensor.isfinite().all() for tensor in run.load_model().state_dict().values())
