@@ -68,7 +68,9 @@ def test_a_folder_of_images_without_classes_is_an_error(tmp_path):
 @pytest.mark.parametrize("name", ["no/such/folder", "digit"])
 def test_a_missing_folder_is_an_error(name):
     """What is neither a set nor a folder is said to be none, with what is accepted."""
-    with pytest.raises(FileNotFoundError, match='no such folder; accepted are "digits" and folders of images'):
+    with pytest.raises(
+        FileNotFoundError, match='no such folder; accepted are "digits" and "fashion-mnist", and folders of images'
+    ):
         open_data(name)
 
 

@@ -133,7 +133,7 @@ def test_the_model_folder_holds_what_was_trained(tmp_path, monkeypatch):
     from vismoe.training import fit, loop
 
     trained = []
-    monkeypatch.setattr(loop, "finish", lambda run, model, *rest: trained.append(model))
+    monkeypatch.setattr(loop, "finish", lambda run, state, *rest: trained.append(state.model))
     fit(tiny(steps=2), tmp_path / "run")
     pictures = torch.rand(4, 1, 8, 8)
     with torch.inference_mode():

@@ -51,6 +51,9 @@ def evaluate_model(
         "data": data,
         "images": len(opened.val),
         "top1": result.top1,
+        "top5": result.top5,
+        "per_class": dict(zip(opened.classes, result.per_class, strict=True)),
+        "calibration_error": result.calibration_error,
         "loss": result.loss,
         "images_per_second": result.images_per_second,
         "load": result.load,
@@ -59,7 +62,12 @@ def evaluate_model(
         print(json_format.dumps(figures))
         return
     speed = f"{result.images_per_second:.0f} images/s"
-    print(f"top-1 {result.top1:.4f}, loss {result.loss:.4f} on {len(opened.val)} images, {speed}")
+    print(
+        f"top-1 {result.top1:.4f}, top-5 {result.top5:.4f}, loss {result.loss:.4f}, expected calibration error "
+        f"{result.calibration_error:.4f} on {len(opened.val)} images, {speed}"
+    )
+    worst = sorted(zip(result.per_class, opened.classes, strict=True))
+    print(f"top-1 by class, worst first: {', '.join(f'{name} {share:.4f}' for share, name in worst)}")
     for name, load in result.load.items():
         print(f"{name}: load of the experts {load}, max ÷ mean {max(load) * len(load) / max(1, sum(load)):.2f}")
     sys.stdout.flush()

@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data.model_config import resolve_input_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from vismoe.data import ImageSet, evaluation_batches, evaluation_transform, list_images, read_image
 from vismoe.moe import record
@@ -19,10 +19,15 @@ from vismoe.moe import record
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`top1` in 0…1, mean cross-entropy `loss`, `labels` and `predictions` (N,), `images_per_second` of the forward
-    passes alone, `load`: choices of each expert by layer."""
+    """`top1` and `top5` (top-k where there are only k < 5 classes) in 0…1, `per_class`: top1 of each class's images,
+    NaN where there are none; `calibration_error`: mean distance of confidence and accuracy over 15 bins of confidence
+    (Guo et al. 2017); mean cross-entropy `loss`; `labels` and `predictions` (N,); `images_per_second` of the forward
+    passes alone; `load`: choices of each expert by layer."""
 
     top1: float
+    top5: float
+    per_class: list[float]
+    calibration_error: float
     loss: float
     labels: Tensor
     predictions: Tensor
@@ -76,8 +81,13 @@ def evaluate(model: nn.Module, images: ImageSet, batch_size: int = 256, workers:
             load[name] = load[name] + counts if name in load else counts
     model.train(was_training)
     scores, labels = torch.cat(logits), torch.tensor(images.labels)
+    classes, hits = scores.shape[1], scores.argmax(1) == labels
+    top5 = multiclass_accuracy(scores, labels, num_classes=classes, average="micro", top_k=min(5, classes))
     return Evaluation(
-        top1=multiclass_accuracy(scores, labels, num_classes=scores.shape[1], average="micro").item(),
+        top1=multiclass_accuracy(scores, labels, num_classes=classes, average="micro").item(),
+        top5=top5.item(),
+        per_class=[hits[labels == number].float().mean().item() for number in range(classes)],
+        calibration_error=multiclass_calibration_error(scores.softmax(1), labels, num_classes=classes).item(),
         loss=F.cross_entropy(scores, labels).item(),
         labels=labels,
         predictions=scores.argmax(1),

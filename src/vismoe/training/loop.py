@@ -107,8 +107,9 @@ def _optimise(run: Run, recipe: Recipe, state: State, data: Data, watch: Callabl
                 watch(status)
             due = recipe.checkpoint_every and (best or state.step % recipe.checkpoint_every == 0)
             if due or (stop.asked and not last):
-                write_checkpoint(run.path / CHECKPOINTS, state.step, state.tensors(), state.values())
-                keep_checkpoints(run.path / CHECKPOINTS, recipe.keep_checkpoints, state.best_step)
+                with meter.paused():
+                    write_checkpoint(run.path / CHECKPOINTS, state.step, state.tensors(), state.values())
+                    keep_checkpoints(run.path / CHECKPOINTS, recipe.keep_checkpoints, state.best_step)
             if stop.asked and not last:
                 name = signal.Signals(stop.asked).name
                 raise TrainingStoppedError(stop.asked, f"{name}: stopped after step {state.step}, go on with resume")

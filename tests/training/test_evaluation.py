@@ -1,0 +1,39 @@
+"""pytest tests/training/test_evaluation.py: what an evaluation says, against figures worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from vismoe.data import ImageSet
+from vismoe.training import evaluate
+
+PROBABILITIES = [[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.4, 0.5, 0.1], [0.9, 0.05, 0.05]]
+
+
+class Table(nn.Module):
+    """Gives the i-th row of PROBABILITIES for a picture of grey level i."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(PROBABILITIES).log())
+        self.pretrained_cfg = {"input_size": (1, 2, 2), "mean": (0,), "std": (1,), "crop_pct": 1.0}
+
+    def forward(self, pictures):
+        return self.logits[(pictures[:, 0, 0, 0] * 255).round().long()]
+
+
+def test_by_hand():
+    """Two hits of four, classes 0 and 1 half each, class 2 without images, every picture in a bin of its own."""
+    images = ImageSet([0, 1, 0, 1], lambda number: Image.new("L", (2, 2), number))
+    found = evaluate(Table(), images)
+    assert found.predictions.tolist() == [0, 1, 1, 0]
+    assert (found.top1, found.top5) == (0.5, 1.0)
+    assert found.per_class[:2] == [0.5, 0.5]
+    assert math.isnan(found.per_class[2])
+    # Each picture is alone in its bin: |1 - 0.7|, |1 - 0.6|, |0 - 0.5|, |0 - 0.9|.
+    assert found.calibration_error == pytest.approx((0.3 + 0.4 + 0.5 + 0.9) / 4, abs=1e-6)
+    expected = -sum(math.log(p) for p in (0.7, 0.6, 0.4, 0.05)) / 4
+    assert found.loss == pytest.approx(expected, abs=1e-6)
