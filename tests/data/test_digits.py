@@ -39,7 +39,7 @@ def test_labels_stay_with_their_pictures(digits):
 
 def test_the_split_is_stratified(digits):
     """Each class gives a quarter of its own images, to within one image."""
-    held_out, every = Counter(digits.val.labels), Counter(load_digits().target.tolist())
+    held_out, every = Counter(digits.val.labels.tolist()), Counter(load_digits().target.tolist())
     for number, count in every.items():
         assert abs(held_out[number] - count / 4) <= 1
 

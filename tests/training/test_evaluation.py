@@ -27,13 +27,13 @@ class Table(nn.Module):
 
 def test_by_hand():
     """Two hits of four, classes 0 and 1 half each, class 2 without images, every picture in a bin of its own."""
-    images = ImageSet([0, 1, 0, 1], lambda number: Image.new("L", (2, 2), number))
+    images = ImageSet(torch.tensor([0, 1, 0, 1]), lambda number: Image.new("L", (2, 2), number))
     found = evaluate(Table(), images)
-    assert found.predictions.tolist() == [0, 1, 1, 0]
-    assert (found.top1, found.top5) == (0.5, 1.0)
+    assert found.scores.argmax(1).tolist() == [0, 1, 1, 0]
+    assert (found.score, found.figures["top1"], found.figures["top5"]) == (0.5, 0.5, 1.0)
     assert found.per_class[:2] == [0.5, 0.5]
     assert math.isnan(found.per_class[2])
     # Each picture is alone in its bin: |1 - 0.7|, |1 - 0.6|, |0 - 0.5|, |0 - 0.9|.
-    assert found.calibration_error == pytest.approx((0.3 + 0.4 + 0.5 + 0.9) / 4, abs=1e-6)
+    assert found.figures["calibration_error"] == pytest.approx((0.3 + 0.4 + 0.5 + 0.9) / 4, abs=1e-6)
     expected = -sum(math.log(p) for p in (0.7, 0.6, 0.4, 0.05)) / 4
-    assert found.loss == pytest.approx(expected, abs=1e-6)
+    assert found.figures["loss"] == pytest.approx(expected, abs=1e-6)

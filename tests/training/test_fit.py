@@ -7,6 +7,7 @@ from torch.nn import functional as F
 import vismoe
 from vismoe.data import open_data
 from vismoe.training import TrainingDivergedError, fit, loop
+from vismoe.training.step import Trainer
 
 from .tiny import tiny
 
@@ -45,15 +46,15 @@ def test_watching_changes_nothing(run, tmp_path):
 def test_twins_see_the_same_batches(tmp_path, monkeypatch):
     """The sparse model and its dense twin are trained on equal pictures in equal order."""
     seen = {}
-    plain = loop._loss
+    plain = Trainer._loss
 
     for model in ("vmoe_pico_patch2_8_every2_e8", "vmoe_pico_patch2_8_dense"):
 
-        def watched(recipe, network, pictures, labels):
-            seen.setdefault(recipe.model, []).append((pictures.clone(), labels.clone()))
-            return plain(recipe, network, pictures, labels)
+        def watched(trainer, pictures, labels, *rest):
+            seen.setdefault(trainer.recipe.model, []).append((pictures.clone(), labels.clone()))
+            return plain(trainer, pictures, labels, *rest)
 
-        monkeypatch.setattr(loop, "_loss", watched)
+        monkeypatch.setattr(Trainer, "_loss", watched)
         fit(tiny(model=model, steps=3), tmp_path / model)
     sparse, dense = seen.values()
     assert len(sparse) == len(dense) == 3
@@ -83,18 +84,18 @@ def test_auxiliary_losses_are_trained_on(tmp_path, monkeypatch):
     """With balance="loss" the gradient is that of cross-entropy plus the auxiliary loss, not of cross-entropy alone."""
     recipe = tiny(balance="loss", steps=1, warmup_steps=0, label_smoothing=0.0)
     gradients, batches = {}, []
-    plain, clip = loop._loss, loop.nn.utils.clip_grad_norm_
+    plain, clip = Trainer._loss, torch.nn.utils.clip_grad_norm_
 
-    def watched(recipe, network, pictures, labels):
+    def watched(trainer, pictures, labels, *rest):
         batches.append((pictures, labels))
-        return plain(recipe, network, pictures, labels)
+        return plain(trainer, pictures, labels, *rest)
 
     def before_clipping(parameters, norm):
         gradients["fit"] = [parameter.grad.clone() for parameter in parameters]
         return clip([], norm)
 
-    monkeypatch.setattr(loop, "_loss", watched)
-    monkeypatch.setattr(loop.nn.utils, "clip_grad_norm_", before_clipping)
+    monkeypatch.setattr(Trainer, "_loss", watched)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", before_clipping)
     fit(recipe, tmp_path / "run")
     pictures, labels = batches[0]
     for wanted in ("both", "cross-entropy"):

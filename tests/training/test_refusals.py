@@ -27,10 +27,10 @@ def test_nothing_is_written_before_the_recipe_can_be_followed(tmp_path, changes,
 
 
 def test_data_without_a_part_to_train_on_is_refused(tmp_path):
-    """Class folders alone are not split by guess: train/ and val/ are asked for."""
-    (tmp_path / "data" / "a").mkdir(parents=True)
-    Image.new("L", (8, 8)).save(tmp_path / "data" / "a" / "x.png")
-    with pytest.raises(ValueError, match="train/CLASS/… to train on"):
+    """A folder that has nothing but a held-out part is not trained on it."""
+    (tmp_path / "data" / "val" / "a").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "data" / "val" / "a" / "x.png")
+    with pytest.raises(ValueError, match=r"expected .*data/train to train on"):
         fit(tiny(data=str(tmp_path / "data")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

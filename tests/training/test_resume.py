@@ -13,7 +13,9 @@ import textwrap
 
 import pytest
 
+from vismoe.data import open_data
 from vismoe.training import Recipe, Run, fit
+from vismoe.training.step import Trainer
 
 from .tiny import tiny
 
@@ -37,23 +39,24 @@ DRIVER = """
     from pathlib import Path
     import torch
     from vismoe.training import Recipe, fit
-    from vismoe.training import checkpoint, loop
+    from vismoe.training import checkpoint, report
+    from vismoe.training.step import Trainer
     torch.set_num_threads(1)
-    plain, sync, synced = loop._step, checkpoint._sync, []
+    plain, sync, synced = Trainer.step, checkpoint._sync, []
 
     def run(recipe, out, kill_in):
-        def step(run, recipe, state, *rest):
-            seen = plain(run, recipe, state, *rest)
-            if state.step == kill_in:
+        def step(trainer, *rest, **options):
+            outcome = plain(trainer, *rest, **options)
+            if trainer.state.step == kill_in:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return seen
+            return outcome
         def sync_or_die(path):
             synced.append(path)
             if kill_in == -len(synced):
                 os.kill(os.getpid(), signal.SIGKILL)
             sync(path)
-        loop._step, checkpoint._sync = step, sync_or_die
-        loop.routing_pictures = loop.draw_curves = loop.draw_confusion = lambda *arguments: None
+        Trainer.step, checkpoint._sync = step, sync_or_die
+        report.routing_pictures = report.draw_curves = report.draw_confusion = lambda *arguments: None
         fit(Recipe.from_json(recipe), Path(out), resume=True)
 
     for recipe, out, kill_in in json.loads(sys.argv[1]):
@@ -144,7 +147,7 @@ def test_another_recipe_is_not_resumed(tmp_path, run):
     """What decides the result must be as it was; the error names what is not. Workers decide nothing."""
     with pytest.raises(ValueError, match=r"learning_rate=0\.002 there, 0\.5 here"):
         fit(tiny(learning_rate=0.5), run.path, resume=True)
-    assert Run.reopen(run.path, tiny(workers=1)).path == run.path
+    assert Run.reopen(run.path, tiny(workers=1), open_data("digits", 0)).path == run.path
     with pytest.raises(FileExistsError):
         fit(tiny(), run.path)
 
@@ -171,16 +174,14 @@ def test_asked_to_stop(tmp_path, number, code):
 
 def test_what_is_not_finite_never_reaches_the_weights(tmp_path, monkeypatch):
     """A loss that is NaN at one step: the step is skipped, counted and named, the run goes on as if it had not been."""
-    from vismoe.training import loop
-
-    plain, calls = loop._loss, []
+    plain, calls = Trainer._loss, []
 
     def sometimes_nan(*arguments):
         loss, logits = plain(*arguments)
         calls.append(1)
         return (loss * float("nan") if len(calls) == 2 else loss), logits
 
-    monkeypatch.setattr(loop, "_loss", sometimes_nan)
+    monkeypatch.setattr(Trainer, "_loss", sometimes_nan)
     run = fit(tiny(), tmp_path / "run")
     assert [line for line in run.metrics if "skipped" in line] == [{"step": 2, "skipped": "the loss is nan"}]
     assert run.summary["skipped_steps"] == 1

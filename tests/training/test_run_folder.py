@@ -20,6 +20,7 @@ def test_everything_promised_is_there(run):
     assert files == {
         "recipe.json",
         "environment.json",
+        "data.json",
         "metrics.jsonl",
         "summary.json",
         "curves.png",
@@ -107,9 +108,9 @@ def test_the_summary_is_the_trained_model_s(run):
     """summary.json says what the model in the folder really does on the held-out part."""
     again = evaluate(vismoe.load(run.path), open_data("digits").val)
     assert run.summary["held_out_images"] == 450
-    assert run.summary["top1"] == again.top1
+    assert run.summary["top1"] == again.score
     assert run.summary["load"] == again.load
-    assert abs(run.summary["val_loss"] - again.loss) < 1e-6
+    assert abs(run.summary["val_loss"] - again.figures["loss"]) < 1e-6
 
 
 def test_the_model_folder_opens_everywhere(run):
@@ -133,7 +134,7 @@ def test_the_model_folder_holds_what_was_trained(tmp_path, monkeypatch):
     from vismoe.training import fit, loop
 
     trained = []
-    monkeypatch.setattr(loop, "finish", lambda run, state, *rest: trained.append(state.model))
+    monkeypatch.setattr(loop, "write_report", lambda run, state, *rest: trained.append(state.model))
     fit(tiny(steps=2), tmp_path / "run")
     pictures = torch.rand(4, 1, 8, 8)
     with torch.inference_mode():

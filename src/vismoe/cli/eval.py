@@ -1,14 +1,17 @@
 """vismoe eval"""
 
 import json as json_format
+import math
 import sys
-from typing import Annotated, Literal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
-from vismoe.data import NAMED, open_data
-from vismoe.training import Run, evaluate, label_names, resolve_device
+from vismoe.data import NAMED, Data, open_data, survey
+from vismoe.training import Evaluation, Run, as_known_to, by_group, evaluate, resolve_device
 
 from .model import open_model
 
@@ -17,6 +20,8 @@ def evaluate_model(
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
     data: str,
+    group: str | None = None,
+    max_unreadable: float = 0.1,
     json: bool = False,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -29,8 +34,11 @@ def evaluate_model(
 
     Args:
         model: A run folder, a model folder, or a preset (with random weights).
-        data: "digits", "fashion-mnist", or a folder of class folders (or of train/ and val/, of which val/ is used).
-        json: Print one JSON object; top1 is in 0…1.
+        data: "digits", "fashion-mnist", or a folder of class folders, or of images with a metadata.csv; of one with
+            train/ and val/ the latter is used, else all. Classes are matched by name.
+        group: A column of metadata.csv: adds the accuracy on each of its values, worst first, with 95 % intervals.
+        max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
+        json: Print one JSON object; shares are in 0…1.
         device: auto, cpu, cuda or mps.
         dtype: float32, or bfloat16 by autocast.
         batch_size: Images of one forward pass.
@@ -40,41 +48,82 @@ def evaluate_model(
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
     network = open_model(model, num_classes=10 if data in NAMED else None).to(resolve_device(device))
     run = Run.of(model)
-    opened = open_data(data, run.recipe.split_seed if run is not None and run.recipe.data == data else 0)
-    known = list(label_names(network))
-    if len(known) != len(opened.classes) or (known != opened.classes and known != [str(i) for i in range(len(known))]):
-        raise ValueError(f"{model} knows {len(known)} classes ({_some(known)}), {data} has {_some(opened.classes)}")
+    own = run if run is not None and _same(run.recipe.data, data) else None
+    opened = as_known_to(network, open_data(data, own.recipe.split_seed if own and data in NAMED else None))
+    groups = _column(opened, group)
+    opened = survey(opened, max_unreadable, workers)
+    for entry in opened.left_out:
+        print(f"vismoe: note: {entry.file!r} is left out: {entry.reason}", file=sys.stderr)
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers)
-    figures = {
+    figures: dict[str, Any] = {
         "model": model,
         "data": data,
         "images": len(opened.val),
-        "top1": result.top1,
-        "top5": result.top5,
-        "per_class": dict(zip(opened.classes, result.per_class, strict=True)),
-        "calibration_error": result.calibration_error,
-        "loss": result.loss,
+        "unreadable": len(opened.left_out),
+        **result.figures,
+        "per_class": dict(zip(opened.classes, map(_number, result.per_class), strict=True)),
         "images_per_second": result.images_per_second,
         "load": result.load,
     }
-    if json:
-        print(json_format.dumps(figures))
-        return
-    speed = f"{result.images_per_second:.0f} images/s"
-    print(
-        f"top-1 {result.top1:.4f}, top-5 {result.top5:.4f}, loss {result.loss:.4f}, expected calibration error "
-        f"{result.calibration_error:.4f} on {len(opened.val)} images, {speed}"
-    )
-    worst = sorted(zip(result.per_class, opened.classes, strict=True))
-    print(f"top-1 by class, worst first: {', '.join(f'{name} {share:.4f}' for share, name in worst)}")
-    for name, load in result.load.items():
-        print(f"{name}: load of the experts {load}, max ÷ mean {max(load) * len(load) / max(1, sum(load)):.2f}")
+    if groups is not None:
+        figures["groups"] = [asdict(each) for each in by_group(result, list(opened.val.columns[groups]))]
+    if own is not None and data not in NAMED:
+        figures |= _unseen(own, opened, result)
+    print(json_format.dumps(figures) if json else _report(figures, group))
     sys.stdout.flush()
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+def _same(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).resolve()
+
+
+def _column(data: Data, name: str | None) -> str | None:
+    if name is not None and name not in data.val.columns:
+        there = ", ".join(data.val.columns) or "none beside file_name and the labels"
+        raise ValueError(f"group={name!r}: {data.name} has no such column in a metadata.csv; there are {there}")
+    return name
+
+
+def _unseen(run: Run, data: Data, result: Evaluation) -> dict[str, Any]:
+    """Of a folder in one piece that the run was trained on: how it does on the part that it was not trained on."""
+    held_out = set(open_data(run.recipe.data, run.recipe.split_seed).val.files)
+    places = [place for place, file in enumerate(data.val.files) if file in held_out]
+    if len(places) == len(data.val) or not places:
+        return {}
+    return {"unseen": {"images": len(places), "accuracy": result.right[places].float().mean().item()}}
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _report(figures: dict[str, Any], group: str | None) -> str:
+    titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
+    names = ("top1", "top5", "mean_average_precision", "exact_match", "loss", "calibration_error")
+    told = [f"{titles.get(name, name.replace('_', ' '))} {figures[name]:.4f}" for name in names if name in figures]
+    left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
+    lines = [f"{', '.join(told)} on {figures['images']} images{left_out}, {figures['images_per_second']:.0f} images/s"]
+    if unseen := figures.get("unseen"):
+        lines.append(
+            f"the model was trained on most of these: right on {unseen['accuracy']:.4f} of the {unseen['images']} that "
+            "were held out"
+        )
+    what = "top-1" if "top1" in figures else "average precision"
+    worst = sorted((share, name) for name, share in figures["per_class"].items() if share is not None)
+    lines.append(f"{what} by class, worst first: {', '.join(f'{name} {share:.4f}' for share, name in worst)}")
+    if groups := figures.get("groups"):
+        told = [
+            f"{each['name']} {each['accuracy']:.4f} ({each['images']} images, 95 % interval "
+            f"{each['low']:.4f} to {each['high']:.4f})"
+            for each in groups
+        ]
+        lines.append(f"right by {group}, worst first: {', '.join(told)}")
+    for name, load in figures["load"].items():
+        uneven = max(load) * len(load) / max(1, sum(load))
+        lines.append(f"{name}: load of the experts {load}, max ÷ mean {uneven:.2f}")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> None:

@@ -50,7 +50,7 @@ class TrainingProgress:
 
 
 def _line(status: Status) -> str:
-    held_out = "" if status.top1 is None else f", held-out accuracy {status.top1:.4f}"
+    held_out = "" if status.score is None else f", held out {status.score:.4f}"
     uneven = [f"{max(load) * len(load):.2f}" for load in status.load.values()]
     load = f", max ÷ mean load {' '.join(uneven)}" if uneven else ""
     return (
@@ -62,7 +62,7 @@ def _line(status: Status) -> str:
 
 def _figures(status: Status) -> Table:
     table = Table.grid(padding=(0, 2))
-    held_out = "–" if status.top1 is None else f"{status.top1:.4f}"
+    held_out = "–" if status.score is None else f"{status.score:.4f}"
     table.add_row("loss", f"{status.loss:.3f}", "training accuracy", f"{status.accuracy:.3f}", "held out", held_out)
     table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
     for name, load in status.load.items():

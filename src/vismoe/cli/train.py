@@ -1,5 +1,6 @@
 """vismoe train"""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,8 +42,10 @@ def main(arguments: list[str]) -> None:
         """
         with TrainingProgress(recipe.name) as progress:
             run = train(recipe, out, progress, resume == "auto")
-        print(f"held-out accuracy {run.summary['top1']:.4f}; everything is in {run.path}")
-        print(f"next: vismoe eval {run.path} --data {recipe.data}")
+        if run.writes:
+            name, score = next(iter(run.summary.items()))
+            print(f"held out: {name.replace('_', ' ')} {score:.4f}; everything is in {run.path}")
+            print(f"next: vismoe eval {shlex.quote(str(run.path))} --data {shlex.quote(recipe.data)}")
 
     tyro.cli(
         command, args=rest, prog=f"vismoe train {name}", description=f"{RECIPES[name].__doc__}\n\n{_example(name)}"

@@ -1,19 +1,17 @@
 """Images in: named sets and folders, transforms, batches in an order that can be had again."""
 
-from .pipeline import (
-    evaluation_batches,
-    evaluation_transform,
-    flatten_alpha,
-    mix_seeds,
-    training_batches,
-    training_transform,
-)
-from .sets import NAMED, Data, ImageSet, list_images, open_data, read_image
+from .image_set import Data, ImageSet
+from .images import Unreadable, flatten_alpha, list_images, read_image
+from .pipeline import evaluation_batches, evaluation_transform, training_batches, training_transform
+from .seeds import mix_seeds
+from .sets import NAMED, open_data
+from .survey import survey, without
 
 __all__ = [
     "NAMED",
     "Data",
     "ImageSet",
+    "Unreadable",
     "evaluation_batches",
     "evaluation_transform",
     "flatten_alpha",
@@ -21,6 +19,8 @@ __all__ = [
     "mix_seeds",
     "open_data",
     "read_image",
+    "survey",
     "training_batches",
     "training_transform",
+    "without",
 ]

@@ -1,20 +1,24 @@
 """From pictures to batches: transforms, and an order that depends on nothing but (seed, epoch, index)."""
 
+import itertools
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
 
-from .sets import ImageSet
+from .image_set import ImageSet
+from .images import eight_bits, flatten_alpha
+from .seeds import mix_seeds
 
 Transform = Callable[[Image.Image], Tensor]
+LONGEST = 20
 
 
 def evaluation_transform(config: dict[str, Any]) -> Transform:
@@ -29,27 +33,38 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
 
 
 def training_transform(
-    config: dict[str, Any], degrees: float, translate: float, scale: float, shear: float, flip: float = 0.0
+    config: dict[str, Any],
+    degrees: float = 0.0,
+    translate: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    flip: float = 0.0,
+    crop: float = 1.0,
 ) -> Transform:
-    """The same with a random affine map: rotation and shear up to so many degrees, shift up to a share of the size,
-    scale within 1 ± `scale`. What comes in from outside is white. `flip`: share of pictures that are mirrored."""
-    channels, height, width = config["input_size"]
+    """The same, drawn at random: `crop`: a crop of at least this share of the picture's area, of a shape up to 4:3
+    either way, in place of the centre; `flip`: share of pictures that are mirrored; an affine map: rotation and shear
+    up to so many degrees, shift up to a share of the size, scale within 1 ± `scale`; what comes in from outside is
+    white."""
+    channels, *size = config["input_size"]
+    interpolation = InterpolationMode(config["interpolation"])
+    centre = [ResizeKeepRatio(size, interpolation=config["interpolation"]), v2.CenterCrop(size)]
+    affine = v2.RandomAffine(
+        degrees,
+        translate=(translate, translate),
+        scale=(1 - scale, 1 + scale),
+        shear=shear,
+        interpolation=InterpolationMode.BILINEAR,
+        fill=[(1 - mean) / std for mean, std in zip(config["mean"], config["std"], strict=True)],
+    )
     return v2.Compose(
         [
             _channels(channels),
+            *(centre if crop == 1 else [v2.RandomResizedCrop(size, (crop, 1.0), (3 / 4, 4 / 3), interpolation)]),
             v2.ToImage(),
-            v2.Resize((height, width), InterpolationMode(config["interpolation"])),
             v2.ToDtype(torch.float32, scale=True),
             _normalize(config),
             *([v2.RandomHorizontalFlip(flip)] if flip else []),
-            v2.RandomAffine(
-                degrees,
-                translate=(translate, translate),
-                scale=(1 - scale, 1 + scale),
-                shear=shear,
-                interpolation=InterpolationMode.BILINEAR,
-                fill=[(1 - mean) / std for mean, std in zip(config["mean"], config["std"], strict=True)],
-            ),
+            *([affine] if degrees or translate or scale or shear else []),
         ]
     )
 
@@ -58,22 +73,18 @@ def _channels(channels: int) -> Transform:
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
         raise ValueError(f"the network takes {channels} channels; pictures can be had with 1 (grey) or 3 (colour)")
-    return v2.Lambda(lambda picture: flatten_alpha(_eight_bits(picture)).convert(mode))
+    return v2.Lambda(lambda picture: flatten_alpha(eight_bits(_shortened(picture))).convert(mode))
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Sixteen-bit grey as eight-bit grey, which Pillow's own conversion cuts off at 255; others as they are."""
-    if not picture.mode.startswith("I;16"):
+def _shortened(picture: Image.Image) -> Image.Image:
+    """A picture's middle, of at most LONGEST times the length of its short side: scaled up by it, a hairline of a few
+    kilobytes would fill all memory, and no network is shown its ends."""
+    width, height = picture.size
+    most = LONGEST * min(width, height)
+    if max(width, height) <= most:
         return picture
-    return Image.fromarray((np.asarray(picture).astype(np.float32) / 257).round().astype(np.uint8))
-
-
-def flatten_alpha(picture: Image.Image) -> Image.Image:
-    """A picture with transparency on white ground; others as they are."""
-    if "A" not in picture.getbands() and "transparency" not in picture.info:
-        return picture
-    colours = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
+    left, top = ((length - min(length, most)) // 2 for length in (width, height))
+    return picture.crop((left, top, left + min(width, most), top + min(height, most)))
 
 
 def _normalize(config: dict[str, Any]) -> Transform:
@@ -82,7 +93,7 @@ def _normalize(config: dict[str, Any]) -> Transform:
     return v2.Normalize(mean, std)
 
 
-class Samples(Dataset[tuple[Tensor, int]]):
+class Samples(Dataset[tuple[Tensor, Tensor]]):
     """Transformed pictures by (epoch, index). Each draws its randomness from (seed, epoch, index) alone, so any number
     of workers gives the same stream."""
 
@@ -92,7 +103,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
         state = torch.default_generator.get_state()
         torch.default_generator.manual_seed(mix_seeds(self.seed, epoch, index))
@@ -117,12 +128,40 @@ class ShuffledForever(Sampler[tuple[int, int]]):
             epoch, position = epoch + 1, 0
 
 
+class SharedBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of an endless stream, of each the share of one of `ranks` processes.
+
+    A process gets what stands at both ends of its batch in turn, so that it holds with each picture the one that mixup
+    pairs it with, and with each part of its share (gradient accumulation) a part of the same part of the whole.
+    """
+
+    def __init__(self, stream: ShuffledForever, batch_size: int, rank: int = 0, ranks: int = 1):
+        if ranks > 1 and batch_size % (2 * ranks):
+            raise ValueError(f"batch_size={batch_size} for {ranks} processes: it must be a multiple of {2 * ranks}")
+        self.stream, self.batch_size = stream, batch_size
+        last = batch_size - 1
+        self.mine = [place for place in range(batch_size) if min(place, last - place) % ranks == rank]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        stream = iter(self.stream)
+        while batch := list(itertools.islice(stream, self.batch_size)):
+            yield [batch[place] for place in self.mine]
+
+
 def training_batches(
-    images: ImageSet, transform: Transform, batch_size: int, seed: int, workers: int = 0, start: int = 0
+    images: ImageSet,
+    transform: Transform,
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    start: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> DataLoader[Any]:
-    """Endless shuffled batches, from the `start`-th picture of the stream on."""
-    sampler, samples = ShuffledForever(len(images), seed, start), Samples(images, transform, seed)
-    return DataLoader(samples, batch_size, sampler=sampler, num_workers=workers, worker_init_fn=_leave_stopping)
+    """Endless shuffled batches, from the `start`-th picture of the stream on; of each, the share of a process."""
+    batches = SharedBatches(ShuffledForever(len(images), seed, start), batch_size, rank, ranks)
+    samples = Samples(images, transform, seed)
+    return DataLoader(samples, batch_sampler=batches, num_workers=workers, worker_init_fn=_leave_stopping)
 
 
 def _leave_stopping(worker: int) -> None:
@@ -133,15 +172,6 @@ def _leave_stopping(worker: int) -> None:
 def evaluation_batches(images: ImageSet, transform: Transform, batch_size: int, workers: int = 0) -> DataLoader[Any]:
     """Every picture once, in order."""
     keys = [(0, index) for index in range(len(images))]
-    return DataLoader(Samples(images, transform), batch_size, sampler=keys, num_workers=workers)
-
-
-def mix_seeds(*numbers: int) -> int:
-    """One well-mixed 63-bit seed of several numbers (splitmix64)."""
-    mixed = 0
-    for number in numbers:
-        mixed = (mixed + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        mixed ^= mixed >> 31
-    return mixed >> 1
+    return DataLoader(
+        Samples(images, transform), batch_size, sampler=keys, num_workers=workers, worker_init_fn=_leave_stopping
+    )

@@ -28,7 +28,6 @@ def routing_pictures(
     routing = route(model, images, config)
     if not routing:
         return None
-    labels = torch.tensor(images.labels)
     samples = _samples(images.labels, SAMPLES)
     rows = 1 + len(routing)
     figure = Figure(figsize=(1.15 * len(samples) + 0.4, 1.25 * rows + 0.3 + 2.9), layout="constrained")
@@ -40,26 +39,33 @@ def routing_pictures(
     for column, number in enumerate(samples):
         picture = _pixels(transform(images.picture(number)), config)
         _show(grid[0, column], picture)
-        grid[0, column].set_title(plain_text(classes[images.labels[number]]), fontsize=9)
+        grid[0, column].set_title(plain_text(_title_of(images.labels[number], classes)), fontsize=9)
         for row, layer in enumerate(routing.values(), start=1):
             _overlay(grid[row, column], picture, layer, number, grid_size)
     for row, name in enumerate(routing, start=1):
         grid[row, 0].set_ylabel(_title(name), fontsize=9)
     for axes, (name, layer) in zip(lower.subplots(1, len(routing), squeeze=False)[0], routing.items(), strict=True):
-        _heat_map(axes, layer, labels, classes, _title(name))
+        _heat_map(axes, layer, images.labels, classes, _title(name))
     path = folder / "routing.png"
     figure.savefig(path, dpi=130)
     return path
 
 
-def _samples(labels: Sequence[int], wanted: int) -> list[int]:
-    """The first picture of each class, then the second of each, …, as many as wanted."""
+def _samples(labels: Tensor, wanted: int) -> list[int]:
+    """The first picture of each class, then the second of each, …, as many as wanted; of pictures that may show several
+    classes, the first is its own."""
     seen: dict[int, int] = {}
     turns = []
-    for number, label in enumerate(labels):
+    for number, label in enumerate((labels if labels.ndim == 1 else labels.int().argmax(1)).tolist()):
         seen[label] = seen.get(label, -1) + 1
         turns.append((seen[label], label, number))
     return [number for _, _, number in sorted(turns)[:wanted]]
+
+
+def _title_of(label: Tensor, classes: Sequence[str]) -> str:
+    """The class of a picture, or its classes."""
+    numbers = label.nonzero()[:, 0].tolist() if label.ndim else [int(label)]
+    return ", ".join(classes[number] for number in numbers)
 
 
 def _grid(model: Any) -> tuple[int, int]:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
 from vismoe.moe import SparsePlan, record
@@ -19,11 +20,13 @@ class LayerRouting:
     expert: Int[Tensor, "N S k"]
     num_experts: int
 
-    def by_class(self, labels: Int[Tensor, " N"], num_classes: int) -> Int[Tensor, "E classes"]:
-        """How many tokens of each class's pictures each expert got."""
-        pairs = self.expert * num_classes + labels[:, None, None]
-        counts = torch.bincount(pairs[self.expert >= 0], minlength=self.num_experts * num_classes)
-        return counts.view(self.num_experts, num_classes)
+    def by_class(self, labels: Int[Tensor, " N"] | Bool[Tensor, "N classes"], num_classes: int) -> Tensor:
+        """(E, classes): how many tokens of each class's pictures each expert got."""
+        shown = labels if labels.ndim == 2 else one_hot(labels, num_classes)
+        own = self.expert.flatten(1)
+        counts = torch.zeros(len(own), self.num_experts + 1, dtype=torch.int64, device=own.device)
+        counts.scatter_add_(1, own + 1, torch.ones_like(own))  # the first column takes what was dropped
+        return counts[:, 1:].T @ shown.long().to(own.device)
 
 
 def experts_of_tokens(plan: SparsePlan) -> Int[Tensor, "N k"]:

@@ -4,6 +4,7 @@ Dimension letters: B images, G groups, S tokens of a group, N = G·S tokens, E e
 R rows = (token, expert) pairs, d width, h hidden width.
 """
 
+from .balancing import BalancedRouter
 from .capacity import compute_capacity
 from .condition import condition
 from .dispatch import combine, dispatch
@@ -17,6 +18,7 @@ from .top_k import TopKRouter
 
 __all__ = [
     "Backend",
+    "BalancedRouter",
     "LayerRecord",
     "MLPExperts",
     "MoE",

@@ -81,15 +81,15 @@ def _compare(runs: list[Run], models: list[nn.Module], data: Data) -> list[Conte
     for number, (run, model) in enumerate(zip(runs, models, strict=True)):
         speed = statistics.median(results[number].images_per_second for results in rounds)
         counted = cost(model, data_config(model)["input_size"])
-        contestants.append(Contestant(run, counted, rounds[0][number].top1, speed))
+        contestants.append(Contestant(run, counted, rounds[0][number].score, speed))
     return contestants
 
 
 def nearest_neighbours(data: Data, k: int = 3) -> float:
     """Accuracy of k-nearest-neighbours on raw pixels."""
     assert data.train is not None
-    classifier = KNeighborsClassifier(k).fit(_pixels(data.train), data.train.labels)
-    return float(classifier.score(_pixels(data.val), data.val.labels))
+    classifier = KNeighborsClassifier(k).fit(_pixels(data.train), data.train.labels.numpy())
+    return float(classifier.score(_pixels(data.val), data.val.labels.numpy()))
 
 
 def _pixels(images: ImageSet) -> np.ndarray:

@@ -1,24 +1,32 @@
 """Recipe -> run."""
 
-from .evaluation import Evaluation, Prediction, data_config, evaluate, label_names, predict, resolve_device
-from .loop import TrainingDivergedError, fit
+from .device import resolve_device
+from .evaluation import Evaluation, Group, by_group, data_config, evaluate
+from .labels import as_known_to, is_multi_label, label_names
+from .loop import fit
 from .meter import Status
+from .prediction import Prediction, predict
 from .recipe import Recipe
 from .run import Run, free_path
+from .step import TrainingDivergedError
 from .stop import TrainingStoppedError
 
 __all__ = [
     "Evaluation",
+    "Group",
     "Prediction",
     "Recipe",
     "Run",
     "Status",
     "TrainingDivergedError",
     "TrainingStoppedError",
+    "as_known_to",
+    "by_group",
     "data_config",
     "evaluate",
     "fit",
     "free_path",
+    "is_multi_label",
     "label_names",
     "predict",
     "resolve_device",

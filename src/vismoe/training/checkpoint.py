@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 TENSORS, VALUES, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION, RENAMED = 2, {"best_top1": "best_score"}
+"""Format 1 had other names."""
 
 
 class DamagedCheckpointError(ValueError):
@@ -61,7 +62,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         manifest = (path / MANIFEST).read_bytes()
         sums = json.loads(manifest)["files"]
-        if manifest != _manifest(sums) or set(sums) != {TENSORS, VALUES}:
+        if manifest not in (_manifest(sums, version) for version in range(1, FORMAT_VERSION + 1)) or set(sums) != {
+            TENSORS,
+            VALUES,
+        }:
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path / MANIFEST) from error
@@ -72,7 +76,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise _damaged(path / name) from error
         if found != expected:
             raise _damaged(path / name)
-    return load_file(path / TENSORS), json.loads((path / VALUES).read_text())
+    values = json.loads((path / VALUES).read_text())
+    return load_file(path / TENSORS), {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def newest_checkpoint(folder: Path, complain: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -103,10 +108,10 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
-def _manifest(sums: dict[str, str]) -> bytes:
+def _manifest(sums: dict[str, str], version: int = FORMAT_VERSION) -> bytes:
     """One text for one set of sums: another text, however alike, is a damaged one."""
     own = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
-    content = {"format": FORMAT_VERSION, "files": sums, "sha256": own}
+    content = {"format": version, "files": sums, "sha256": own}
     return json.dumps(content, sort_keys=True, indent=1).encode()
 
 

@@ -1,46 +1,74 @@
-"""How good a network is on pictures it has not seen, and what it says of single ones."""
+"""How good a network is on pictures it has not seen."""
 
 import time
-from collections.abc import Iterable, Sequence
+import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from PIL import Image
+from scipy.stats import binomtest
 from timm.data.model_config import resolve_input_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multilabel_average_precision,
+)
 
-from vismoe.data import ImageSet, evaluation_batches, evaluation_transform, list_images, read_image
+from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
 from vismoe.moe import record
+from vismoe.parallel import World
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`top1` and `top5` (top-k where there are only k < 5 classes) in 0…1, `per_class`: top1 of each class's images,
-    NaN where there are none; `calibration_error`: mean distance of confidence and accuracy over 15 bins of confidence
-    (Guo et al. 2017); mean cross-entropy `loss`; `labels` and `predictions` (N,); `images_per_second` of the forward
-    passes alone; `load`: choices of each expert by layer."""
+    """What a network makes of N pictures.
 
-    top1: float
-    top5: float
+    `figures`, the first of them the one to go by: where each picture shows one class, `top1`, `top5` (top-k where there
+    are only k < 5 classes); where it may show several, `mean_average_precision` over the classes that occur and
+    `exact_match`, the share of pictures with every class right at a probability of one half; then `calibration_error`:
+    mean distance of confidence and accuracy over 15 bins of confidence (Guo et al. 2017), and mean cross-entropy
+    `loss`. All but the last are in 0…1. `per_class`: accuracy on each class's pictures, or its average precision; NaN
+    where there are none. `labels`: as the set has them; `scores` (N, K): logits; `images_per_second` of the forward
+    passes alone; `load`: choices of each expert by layer.
+    """
+
+    figures: dict[str, float]
     per_class: list[float]
-    calibration_error: float
-    loss: float
     labels: Tensor
-    predictions: Tensor
+    scores: Tensor
     images_per_second: float
     load: dict[str, list[int]]
 
+    @property
+    def score(self) -> float:
+        """The figure to go by: the larger, the better."""
+        return next(iter(self.figures.values()))
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """The figures under the names that a run's files give them."""
+        return {"val_loss" if name == "loss" else name: value for name, value in self.figures.items()}
+
+    @property
+    def right(self) -> Tensor:
+        """(N,): whether the answer for each picture is right, with every class of it."""
+        if self.labels.ndim == 2:
+            return ((self.scores > 0) == self.labels).all(1)
+        return self.scores.argmax(1) == self.labels
+
 
 @dataclass(frozen=True)
-class Prediction:
-    """The likeliest classes of one picture, best first, as (name, probability)."""
+class Group:
+    """How many pictures of a group were answered right; `low` and `high`: the 95 % interval of that share (Wilson)."""
 
-    image: str
-    classes: list[tuple[str, float]]
+    name: str
+    images: int
+    accuracy: float
+    low: float
+    high: float
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
@@ -49,29 +77,20 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     return config
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto`: CUDA, else MPS, else CPU.
-
-    **Raises:** ValueError for a device that is not here.
-    """
-    number = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    if name == "auto":
-        return torch.device(next(device for device, there in number.items() if there))
-    here = [device for device, there in number.items() if there]
-    here += [f"{device}:{index}" for device in here for index in range(number[device])]
-    if name not in here:
-        raise ValueError(f"device {name!r} is not here; accepted are auto, {', '.join(here)}")
-    return torch.device(name)
-
-
 @torch.inference_mode()
-def evaluate(model: nn.Module, images: ImageSet, batch_size: int = 256, workers: int = 0) -> Evaluation:
-    """Runs a network over a set, once, at evaluation. Leaves it in the mode it was in."""
+def evaluate(
+    model: nn.Module, images: ImageSet, batch_size: int = 256, workers: int = 0, world: World | None = None
+) -> Evaluation:
+    """Runs a network over a set, once, at evaluation. Leaves it in the mode it was in. The processes of a `world` that
+    all call it share the work."""
+    world = World() if world is None or world.size > len(images) else world
+    mine = range(world.rank, len(images), world.size)
+    part = images if world.size == 1 else images.subset(mine)
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     load: dict[str, Tensor] = {}
     logits, seconds = [], 0.0
-    for pictures, _ in evaluation_batches(images, evaluation_transform(data_config(model)), batch_size, workers):
+    for pictures, _ in evaluation_batches(part, evaluation_transform(data_config(model)), batch_size, workers):
         start = time.perf_counter()
         with record(model) as routing:
             logits.append(model(pictures.to(device)).float().cpu())
@@ -80,76 +99,52 @@ def evaluate(model: nn.Module, images: ImageSet, batch_size: int = 256, workers:
             counts = torch.stack([call.load.cpu() for call in calls]).sum(0)
             load[name] = load[name] + counts if name in load else counts
     model.train(was_training)
-    scores, labels = torch.cat(logits), torch.tensor(images.labels)
-    classes, hits = scores.shape[1], scores.argmax(1) == labels
-    top5 = multiclass_accuracy(scores, labels, num_classes=classes, average="micro", top_k=min(5, classes))
+    own = torch.cat(logits)
+    scores = torch.zeros(len(images), own.shape[1])
+    scores[list(mine)] = own
+    scores, labels = world.sum(scores), images.labels
+    figures, per_class = (_of_several if labels.ndim == 2 else _of_one)(scores, labels)
     return Evaluation(
-        top1=multiclass_accuracy(scores, labels, num_classes=classes, average="micro").item(),
-        top5=top5.item(),
-        per_class=[hits[labels == number].float().mean().item() for number in range(classes)],
-        calibration_error=multiclass_calibration_error(scores.softmax(1), labels, num_classes=classes).item(),
-        loss=F.cross_entropy(scores, labels).item(),
-        labels=labels,
-        predictions=scores.argmax(1),
-        images_per_second=len(labels) / seconds,
-        load={name: counts.tolist() for name, counts in load.items()},
+        figures,
+        per_class,
+        labels,
+        scores,
+        images_per_second=len(images) / seconds,
+        load={name: world.sum(counts).tolist() for name, counts in load.items()},
     )
 
 
-@torch.inference_mode()
-def predict(
-    model: nn.Module,
-    images: str | Path | Image.Image | Iterable[str | Path | Image.Image],
-    topk: int = 5,
-    batch_size: int = 64,
-) -> list[Prediction]:
-    """What a network says of pictures: files, folders of them, or PIL images; one prediction a picture.
-
-    **Raises:** ValueError for what is no picture, FileNotFoundError for what is not there.
-    """
-    for name, number in (("topk", topk), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"{name}={number}: it must be at least 1")
-    if (classes := getattr(model, "num_classes", None)) is not None and classes < 1:
-        raise ValueError("this model has no classes (num_classes=0): it gives features, not predictions")
-    pictures = _pictures([images] if isinstance(images, str | Path | Image.Image) else list(images))
-    transform, device = evaluation_transform(data_config(model)), next(model.parameters()).device
-    names = label_names(model)
-    predictions = []
-    for start in range(0, len(pictures), batch_size):
-        batch = pictures[start : start + batch_size]
-        pixels = torch.stack([transform(p if isinstance(p, Image.Image) else read_image(p)) for p in batch])
-        logits = model.eval()(pixels.to(device))
-        if logits.ndim != 2:
-            raise ValueError(f"this model gives {tuple(logits.shape[1:])} values an image, not one for each class")
-        probabilities = logits.float().softmax(-1).cpu()
-        best = probabilities.topk(min(topk, probabilities.shape[1]))
-        for picture, values, indices in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
-            title = (
-                str(getattr(picture, "filename", "") or "image") if isinstance(picture, Image.Image) else str(picture)
-            )
-            predictions.append(Prediction(title, [(names[i], v) for i, v in zip(indices, values, strict=True)]))
-    return predictions
+def _of_one(scores: Tensor, labels: Tensor) -> tuple[dict[str, float], list[float]]:
+    classes, hits = scores.shape[1], scores.argmax(1) == labels
+    figures = {
+        "top1": multiclass_accuracy(scores, labels, num_classes=classes, average="micro"),
+        "top5": multiclass_accuracy(scores, labels, num_classes=classes, average="micro", top_k=min(5, classes)),
+        "calibration_error": multiclass_calibration_error(scores.softmax(1), labels, num_classes=classes),
+        "loss": F.cross_entropy(scores, labels),
+    }
+    per_class = [hits[labels == number].float().mean().item() for number in range(classes)]
+    return {name: value.item() for name, value in figures.items()}, per_class
 
 
-def label_names(model: nn.Module) -> Sequence[str]:
-    """The names of a network's classes; their numbers where it does not know any."""
-    config: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    return config.get("label_names") or [str(number) for number in range(cast(int, model.num_classes))]
+def _of_several(scores: Tensor, labels: Tensor) -> tuple[dict[str, float], list[float]]:
+    probabilities, numbers = scores.sigmoid(), labels.long()
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of classes that do not occur
+        precision = multilabel_average_precision(probabilities, numbers, num_labels=scores.shape[1], average="none")
+    precision = torch.where(labels.any(0), precision, torch.nan)
+    figures = {
+        "mean_average_precision": precision.nanmean(),
+        "exact_match": ((scores > 0) == labels).all(1).float().mean(),
+        "calibration_error": binary_calibration_error(probabilities.flatten(), numbers.flatten()),
+        "loss": F.binary_cross_entropy_with_logits(scores, labels.float()),
+    }
+    return {name: value.item() for name, value in figures.items()}, precision.tolist()
 
 
-def _pictures(given: Sequence[str | Path | Image.Image]) -> list[Path | Image.Image]:
-    pictures: list[Path | Image.Image] = []
-    for item in given:
-        if isinstance(item, Image.Image):
-            pictures.append(item)
-        elif Path(item).is_dir():
-            found = list_images(Path(item))
-            if not found:
-                raise ValueError(f"{item} holds no images")
-            pictures.extend(found)
-        elif Path(item).is_file():
-            pictures.append(Path(item))
-        else:
-            raise FileNotFoundError(f"{item}: no such image or folder")
-    return pictures
+def by_group(evaluation: Evaluation, groups: list[str]) -> list[Group]:
+    """The accuracy on each group of pictures, worst first. `groups`: each picture's, by name."""
+    right, found = evaluation.right.tolist(), []
+    for name in sorted(set(groups)):
+        hits = [hit for hit, group in zip(right, groups, strict=True) if group == name]
+        interval = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+        found.append(Group(name, len(hits), sum(hits) / len(hits), float(interval.low), float(interval.high)))
+    return sorted(found, key=lambda group: group.accuracy)

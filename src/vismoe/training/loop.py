@@ -1,41 +1,34 @@
 """Recipe in, run out."""
 
-import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm.optim
 import torch
-from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vismoe.data import Data, mix_seeds, open_data, training_batches, training_transform
-from vismoe.explain import routing_pictures
-from vismoe.moe import MoE, Recording, record
-from vismoe.weights import create_model, save
+from vismoe.data import Data, open_data, survey, training_batches, training_transform, without
+from vismoe.parallel import World, join_world
+from vismoe.weights import MULTI_LABEL, create_model, save
 
 from .checkpoint import keep_checkpoints, newest_checkpoint, write_checkpoint
-from .evaluation import Evaluation, data_config, evaluate, resolve_device
+from .device import resolve_device
+from .evaluation import Evaluation, data_config, evaluate
 from .meter import Meter, Status
 from .recipe import Recipe
-from .report import draw_confusion, draw_curves
-from .run import CHECKPOINTS, MODEL, SUMMARY, Run
-from .schedule import rate_after
+from .report import write_report
+from .run import CHECKPOINTS, DATA, MODEL, Run
 from .state import State
+from .step import Trainer
 from .stop import Stop, TrainingStoppedError
+from .track import Log, check_tracker, tracking
 
 LOG_EVERY = 20
-
-
-class TrainingDivergedError(RuntimeError):
-    """Too many steps in a row had a loss or a gradient that was no finite number."""
 
 
 def fit(recipe: Recipe, out: Path, watch: Callable[[Status], None] | None = None, resume: bool = False) -> Run:
@@ -44,26 +37,51 @@ def fit(recipe: Recipe, out: Path, watch: Callable[[Status], None] | None = None
     **Arguments:** `resume`: go on from the newest checkpoint in `out` that is whole; from the beginning where there is
     none. The result is bit-equal to that of a run that was never interrupted.
 
+    Of several processes that `torchrun` started each computes its share of every batch, and the first writes the run.
+
     **Raises:** FileExistsError where `out` exists and `resume` is not said; ValueError, FileNotFoundError where the
-    recipe cannot be followed, or is not the one of the run to resume: all before anything is written.
-    TrainingDivergedError; TrainingStoppedError after SIGTERM or SIGINT, once a checkpoint is written.
+    recipe cannot be followed, too many files cannot be read, or the run to resume has another recipe or set: all before
+    anything is written. TrainingDivergedError; TrainingStoppedError after SIGTERM or SIGINT, once a checkpoint is
+    written.
     """
-    device = resolve_device(recipe.device)
-    data = open_data(recipe.data, recipe.split_seed)
-    if data.train is None:
-        raise ValueError(f"{recipe.data}: expected {recipe.data}/train/CLASS/… to train on and /val/CLASS/… held out")
-    if len(data.classes) < 2:
-        raise ValueError(f"{recipe.data} has one class, {data.classes[0]}: a classifier needs at least two")
-    state = begin(build(recipe, data).to(device), recipe)
-    run = Run.reopen(out, recipe) if resume and Run.of(out) == Run(out) else Run.create(out, recipe)
-    found = newest_checkpoint(run.path / CHECKPOINTS, lambda text: print(f"vismoe: {text}", file=sys.stderr))
-    if found is not None:
-        state.restore(*found)
-    run.forget_after(state.step)
-    evaluation = _optimise(run, recipe, state, data, watch or (lambda status: None))
-    save(state.evaluated, run.path / MODEL, label_names=data.classes, preprocessing=data_config(state.model))
-    finish(run, state, data, evaluation)
+    check_tracker(recipe.track)
+    with join_world() as world:
+        device = world.device(resolve_device(recipe.device))
+        data = open_data(recipe.data, recipe.split_seed)
+        if data.train is None:
+            raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
+        if len(data.classes) < 2:
+            raise ValueError(f"{recipe.data} has one class, {data.classes[0]}: a classifier needs at least two")
+        state = begin(build(recipe, data).to(device), recipe)
+        run, left_out = world.from_leader(lambda: _open(recipe, out, data, resume))
+        run, data = replace(run, writes=world.leads), without(data, left_out)
+        found = newest_checkpoint(run.path / CHECKPOINTS, _tell if world.leads else lambda text: None)
+        if found is not None:
+            state.restore(*found)
+        run.forget_after(state.step)
+        with tracking(run, recipe, state.step) as log:
+            evaluation = _optimise(run, recipe, state, data, world, log, watch)
+        if world.leads:
+            kind = MULTI_LABEL if data.multi_label else None
+            save(state.evaluated, run.path / MODEL, data.classes, data_config(state.model), kind)
+            write_report(run, state, data, evaluation)
     return run
+
+
+def _open(recipe: Recipe, out: Path, data: Data, resume: bool) -> tuple[Run, Any]:
+    """The run to begin or go on with, and the files of its set that it does without."""
+    if resume and Run.of(out) == Run(out):
+        run = Run.reopen(out, recipe, data)
+    else:
+        Run.refuse(out)
+        run = Run.create(out, recipe, survey(data, recipe.max_unreadable, recipe.workers))
+    if left_out := run.left_out:
+        _tell(f"{len(left_out)} files cannot be used and are left out: {run.path / DATA} names them")
+    return run, left_out
+
+
+def _tell(text: str) -> None:
+    print(f"vismoe: {text}", file=sys.stderr)
 
 
 def build(recipe: Recipe, data: Data) -> nn.Module:
@@ -85,131 +103,56 @@ def begin(model: nn.Module, recipe: Recipe) -> State:
     return State(model, optimizer, average)
 
 
-def _optimise(run: Run, recipe: Recipe, state: State, data: Data, watch: Callable[[Status], None]) -> Evaluation:
-    meter, evaluation = Meter(recipe, state.step), None
+def _optimise(
+    run: Run, recipe: Recipe, state: State, data: Data, world: World, log: Log, watch: Callable[[Status], None] | None
+) -> Evaluation:
+    trainer, meter, evaluation = Trainer(recipe, state, world, log), Meter(recipe, state.step), None
     every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
     with Stop() as stop:
-        for pictures, labels in _batches(recipe, state, data):
+        for pictures, labels in _batches(recipe, state, data, world):
             state.step += 1
             last = state.step == recipe.steps
-            logging = state.step % every == 0 or last
-            routing = _step(run, recipe, state, pictures, labels, meter, logging)
+            outcome = trainer.step(pictures, labels, look=state.step % every == 0 or last)
+            meter.add(outcome)
             best = False
             if state.step % recipe.evaluate_every == 0 or last:
                 with meter.paused():
-                    evaluation = evaluate(state.evaluated, data.val)
-                run.log({"step": state.step, "top1": evaluation.top1, "val_loss": evaluation.loss})
-                if best := evaluation.top1 > state.best_top1:
-                    state.best_top1, state.best_step = evaluation.top1, state.step
-            if logging and routing is not None:
-                status = meter.status(state.step, routing, None if evaluation is None else evaluation.top1)
-                run.log({"step": state.step, "loss": status.loss, "accuracy": status.accuracy, "load": status.load})
-                watch(status)
+                    evaluation = _evaluate(recipe, state, data, world)
+                log({"step": state.step} | evaluation.logged)
+                if best := evaluation.score > state.best_score:
+                    state.best_score, state.best_step = evaluation.score, state.step
+            if outcome.load is not None:
+                status = meter.status(state.step, outcome.load, None if evaluation is None else evaluation.score)
+                log({"step": state.step, "loss": status.loss, "accuracy": status.accuracy, "load": status.load})
+                if watch is not None and world.leads:
+                    watch(status)
+            asked = world.largest(stop.asked or 0)
             due = recipe.checkpoint_every and (best or state.step % recipe.checkpoint_every == 0)
-            if due or (stop.asked and not last):
+            if world.leads and (due or (asked and not last)):
                 with meter.paused():
                     write_checkpoint(run.path / CHECKPOINTS, state.step, state.tensors(), state.values())
                     keep_checkpoints(run.path / CHECKPOINTS, recipe.keep_checkpoints, state.best_step)
-            if stop.asked and not last:
-                name = signal.Signals(stop.asked).name
-                raise TrainingStoppedError(stop.asked, f"{name}: stopped after step {state.step}, go on with resume")
-    return evaluation or evaluate(state.evaluated, data.val)
+            if asked and not last:
+                name = signal.Signals(asked).name
+                raise TrainingStoppedError(asked, f"{name}: stopped after step {state.step}, go on with resume")
+    return evaluation or _evaluate(recipe, state, data, world)
 
 
-def _batches(recipe: Recipe, state: State, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
-    """What is left of the run's stream of batches, on the model's device."""
+def _batches(recipe: Recipe, state: State, data: Data, world: World) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is left of the run's stream of batches, this process's share of each, on the model's device."""
     assert data.train is not None
-    config, device = data_config(state.model), next(state.model.parameters()).device
-    transform = training_transform(config, recipe.degrees, recipe.translate, recipe.scale, recipe.shear, recipe.flip)
-    seen = state.step * recipe.batch_size
-    batches = iter(training_batches(data.train, transform, recipe.batch_size, recipe.seed, recipe.workers, seen))
+    device, augmentation = next(state.model.parameters()).device, recipe.augmentation
+    transform, seen = training_transform(data_config(state.model), **augmentation), state.step * recipe.batch_size
+    batches = iter(
+        training_batches(
+            data.train, transform, recipe.batch_size, recipe.seed, recipe.workers, seen, world.rank, world.size
+        )
+    )
     for _ in range(recipe.steps - state.step):
         pictures, labels = next(batches)
         yield pictures.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _step(
-    run: Run, recipe: Recipe, state: State, pictures: Tensor, labels: Tensor, meter: Meter, logging: bool
-) -> Recording | None:
-    """One optimiser step; what its last forward did, where that is asked for. Nothing that is not finite reaches the
-    weights."""
-    model, optimizer = state.model.train(), state.optimizer
-    seed = mix_seeds(recipe.seed, state.step)
-    torch.manual_seed(seed)
-    rate = recipe.learning_rate * rate_after(recipe.schedule, state.step - 1, recipe.steps, recipe.warmup_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
-    mixed, targets = _mix(recipe, pictures, labels, model.num_classes, seed)
-    by_losses = any(isinstance(layer, MoE) and layer.router.balance == "loss" for layer in model.modules())
-    losses, observed = [], None
-    parts = zip(*(whole.chunk(recipe.accumulate) for whole in (mixed, targets, labels)), strict=True)
-    for part, target, label in parts:
-        with record(model) if by_losses or logging else nullcontext() as routing:
-            loss, logits = _loss(recipe, model, part, target)
-        share, observed = len(part) / len(mixed), routing
-        total = loss + routing.auxiliary_loss if by_losses and routing is not None else loss
-        (total * share).backward()
-        losses.append(loss.detach() * share)
-        meter.hit(logits, label)
-    loss_of_step = torch.stack(losses).sum()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-    meter.add(loss_of_step)
-    if math.isfinite(loss_of_step) and math.isfinite(norm):
-        state.in_a_row = 0
-        optimizer.step()
-        if state.average is not None:
-            state.average.update(model)
-    else:
-        _skip(run, recipe, state, loss_of_step, norm)
-    optimizer.zero_grad()
-    return observed
-
-
-def _skip(run: Run, recipe: Recipe, state: State, loss: Tensor, norm: Tensor) -> None:
-    state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
-    what = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the gradient's norm is {norm:g}"
-    run.log({"step": state.step, "skipped": what})
-    if state.in_a_row >= recipe.max_skipped:
-        raise TrainingDivergedError(
-            f"{what} at step {state.step}, {state.in_a_row} steps in a row were skipped: try a smaller learning rate"
-        )
-
-
-def _mix(recipe: Recipe, pictures: Tensor, labels: Tensor, classes: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """The batch as mixup and cutmix make it, where the recipe wants either; timm's draw from NumPy's generator."""
-    if not (recipe.mixup or recipe.cutmix):
-        return pictures, labels
-    before = np.random.get_state()
-    np.random.seed(seed % 2**32)
-    try:
-        mixed: tuple[Tensor, Tensor] = Mixup(
-            recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes
-        )(pictures, labels)
-    finally:
-        np.random.set_state(before)
-    return mixed
-
-
-def _loss(recipe: Recipe, model: nn.Module, pictures: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.autocast(pictures.device.type, torch.bfloat16, enabled=recipe.dtype == "bfloat16"):
-        logits = model(pictures).float()
-    smoothing = 0.0 if targets.is_floating_point() else recipe.label_smoothing  # mixed targets are smooth already
-    return F.cross_entropy(logits, targets, label_smoothing=smoothing), logits
-
-
-def finish(run: Run, state: State, data: Data, evaluation: Evaluation) -> None:
-    """Writes a finished run's summary and pictures."""
-    run.write(
-        SUMMARY,
-        {
-            "top1": evaluation.top1,
-            "val_loss": evaluation.loss,
-            "held_out_images": len(data.val),
-            "images_per_second": evaluation.images_per_second,
-            "load": evaluation.load,
-            "skipped_steps": state.skipped,
-        },
-    )
-    draw_curves(run.metrics, run.path / "curves.png")
-    draw_confusion(evaluation.labels, evaluation.predictions, data.classes, run.path / "confusion.png")
-    routing_pictures(state.evaluated, data.val, data.classes, data_config(state.model), run.path)
+def _evaluate(recipe: Recipe, state: State, data: Data, world: World) -> Evaluation:
+    world.follow(state.evaluated.buffers())  # statistics of batch norm are each process's own
+    return evaluate(state.evaluated, data.val, workers=recipe.workers, world=world)

@@ -6,6 +6,10 @@ from typing import Any, Literal, get_args
 from .schedule import Schedule
 
 Optimizer = Literal["adamw", "sgd"]
+Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
+
+
+CHOICES = {"optimizer": get_args(Optimizer), "schedule": get_args(Schedule), "track": get_args(Tracker)}
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,9 @@ class Recipe:
     name: str = "custom"
     """The run's default folder is runs/NAME."""
     model: str = "vmoe_pico_patch2_8_every2_e8"
-    """Preset to train from scratch; `vismoe models` lists them. Images are resized to its size."""
+    """Preset to train from scratch (`vismoe models` lists them), or timm:NAME for any other network of timm's."""
+    image_size: int | None = None
+    """Height and width that images are resized to; the model's own unless said."""
     num_experts: int | None = None
     """Experts of each sparse layer; the preset's unless said."""
     experts_per_token: int | None = None
@@ -30,7 +36,9 @@ class Recipe:
     drop_path: float = 0.0
     """Share of images that skip the last block in training; fewer skip each one before it (stochastic depth)."""
     data: str = "digits"
-    """"digits", "fashion-mnist", or a folder with train/CLASS/… and val/CLASS/… images."""
+    """"digits", "fashion-mnist", or a folder: class folders, or images with a metadata.csv (file_name, label)."""
+    max_unreadable: float = 0.1
+    """Largest share of a folder's files that may be unreadable: they are left out; with more the run does not begin."""
     split_seed: int = 0
     """Which random part is held out, where the set comes in one piece."""
     steps: int = 1000
@@ -67,6 +75,8 @@ class Recipe:
     """Training images are sheared by up to so many degrees."""
     flip: float = 0.0
     """Share of the training images that are mirrored, left and right."""
+    crop: float = 1.0
+    """Training images are random crops of at least this share of their area; 1: the centre, as at evaluation."""
     mixup: float = 0.0
     """Mixes pairs of images with a share drawn from Beta(mixup, mixup); 0: does not."""
     cutmix: float = 0.0
@@ -87,11 +97,17 @@ class Recipe:
     """bfloat16: products in bfloat16 by autocast; weights stay float32."""
     workers: int = 0
     """Processes that prepare images; 0: this one. The images do not depend on it."""
+    track: Tracker = "none"
+    """Where figures go beside metrics.jsonl: tensorboard (into the run folder), trackio, wandb; to be installed."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "evaluate_every", "accumulate", "keep_checkpoints", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size={self.image_size}: it must be at least 1")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop={self.crop}: accepted is a number above 0 and up to 1")
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: it must be positive and finite")
@@ -108,7 +124,7 @@ class Recipe:
         ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: it must not be negative")
-        for name in ("scale", "translate", "label_smoothing", "average_decay", "flip", "drop_path"):
+        for name in ("scale", "translate", "label_smoothing", "average_decay", "flip", "drop_path", "max_unreadable"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
         if not 0 <= self.seed < 2**63 or not 0 <= self.split_seed < 2**32:
@@ -119,7 +135,7 @@ class Recipe:
             raise ValueError(f"accumulate={self.accumulate} parts of batch_size={self.batch_size} images: too many")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"batch_size={self.batch_size}: mixup and cutmix pair images, it must be even")
-        for name, accepted in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
+        for name, accepted in CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(accepted)}")
         if not self.data:
@@ -131,8 +147,14 @@ class Recipe:
     def overrides(self) -> dict[str, Any]:
         """What the recipe changes of its preset."""
         names = ("num_experts", "experts_per_token", "balance", "noise_std")
-        named = {name: getattr(self, name) for name in names} | {"drop_path_rate": self.drop_path or None}
+        named = {name: getattr(self, name) for name in names}
+        named |= {"drop_path_rate": self.drop_path or None, "img_size": self.image_size}
         return {name: value for name, value in named.items() if value not in (None, "preset")}
+
+    @property
+    def augmentation(self) -> dict[str, float]:
+        """What is done to training images one by one."""
+        return {name: getattr(self, name) for name in ("degrees", "translate", "scale", "shear", "flip", "crop")}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Pictures of a training: curves and confusion."""
+"""What a finished training was like: summary and pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,37 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from vismoe.explain import plain_text
+from vismoe.data import Data
+from vismoe.explain import plain_text, routing_pictures
+
+from .evaluation import Evaluation, data_config
+from .run import SUMMARY, Run
+from .state import State
+
+
+def write_report(run: Run, state: State, data: Data, evaluation: Evaluation) -> None:
+    """Writes a run's summary and pictures into its folder."""
+    run.write(
+        SUMMARY,
+        {
+            **evaluation.logged,
+            "held_out_images": len(data.val),
+            "images_per_second": evaluation.images_per_second,
+            "load": evaluation.load,
+            "skipped_steps": state.skipped,
+        },
+    )
+    draw_curves(run.metrics, run.path / "curves.png")
+    if not data.multi_label:
+        draw_confusion(evaluation.labels, evaluation.scores.argmax(1), data.classes, run.path / "confusion.png")
+    routing_pictures(state.evaluated, data.val, data.classes, data_config(state.model), run.path)
 
 
 def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Loss and accuracy over steps, and how uneven the experts were loaded."""
     train = [line for line in metrics if "loss" in line]
-    held_out = [line for line in metrics if "top1" in line]
+    held_out = [line for line in metrics if "val_loss" in line]
+    score = next((name for name in ("top1", "mean_average_precision") if held_out and name in held_out[0]), "top1")
     layers = list(train[-1]["load"]) if train else []
     figure = Figure(figsize=(12 if layers else 8, 3.4), layout="constrained")
     loss, accuracy, *rest = figure.subplots(1, 3 if layers else 2)
@@ -24,8 +48,8 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     highest = max([line["loss"] for line in train] + [line["val_loss"] for line in held_out], default=1)
     loss.set(xlabel="step", ylabel="loss", ylim=(0, 1.05 * highest))
     accuracy.plot([line["step"] for line in train], [line["accuracy"] for line in train], marker=few, label="training")
-    accuracy.plot([line["step"] for line in held_out], [line["top1"] for line in held_out], "o-", label="held out")
-    accuracy.set(xlabel="step", ylabel="accuracy", ylim=(None, 1.005))
+    accuracy.plot([line["step"] for line in held_out], [line[score] for line in held_out], "o-", label="held out")
+    accuracy.set(xlabel="step", ylabel="accuracy" if score == "top1" else score.replace("_", " "), ylim=(None, 1.005))
     for axes in rest:
         for layer in layers:
             uneven = [max(line["load"][layer]) * len(line["load"][layer]) for line in train]

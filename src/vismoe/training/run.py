@@ -1,26 +1,29 @@
 """The folder that one training leaves behind."""
 
+import hashlib
 import importlib.metadata
 import json
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from vismoe.data import Data, Unreadable, without
 from vismoe.weights import load
 
 from .recipe import Recipe
 
-FREE = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints")
+FREE = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
 """What a resumed run may have otherwise: it decides nothing of the result (of one kind of device)."""
 
-RECIPE, ENVIRONMENT, METRICS, SUMMARY, MODEL, CHECKPOINTS = (
+RECIPE, ENVIRONMENT, DATA, METRICS, SUMMARY, MODEL, CHECKPOINTS = (
     "recipe.json",
     "environment.json",
+    "data.json",
     "metrics.jsonl",
     "summary.json",
     "model",
@@ -30,29 +33,37 @@ RECIPE, ENVIRONMENT, METRICS, SUMMARY, MODEL, CHECKPOINTS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: `recipe.json`, `environment.json`, `metrics.jsonl`, `summary.json`, pictures, and `model/`."""
+    """A run folder: `recipe.json`, `environment.json`, `data.json` (what the set was, and which files of it were left
+    out), `metrics.jsonl`, `summary.json`, pictures, and `model/`. `writes`: of several processes one does."""
 
     path: Path
+    writes: bool = True
 
     @staticmethod
-    def create(path: Path, recipe: Recipe) -> "Run":
+    def refuse(path: Path) -> None:
+        """Raises FileExistsError where something is there already."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(f"{path} exists: choose another --out, or remove it")
+
+    @staticmethod
+    def create(path: Path, recipe: Recipe, data: Data) -> "Run":
         """Begins a run folder.
 
         **Raises:** FileExistsError where something is there already.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"{path} exists: choose another --out, or remove it")
+        Run.refuse(path)
         path.mkdir(parents=True, exist_ok=True)
         run = Run(path)
         run.write(RECIPE, recipe.to_json())
         run.write(ENVIRONMENT, environment())
+        run.write(DATA, describe(data))
         return run
 
     @staticmethod
-    def reopen(path: Path, recipe: Recipe) -> "Run":
+    def reopen(path: Path, recipe: Recipe, data: Data) -> "Run":
         """A run that was begun before, to be gone on with.
 
-        **Raises:** ValueError where its recipe is another in what decides its result.
+        **Raises:** ValueError where its recipe is another in what decides its result, or its set is not as it was.
         """
         run = Run(path)
         ours, theirs = recipe.to_json(), run.recipe.to_json()
@@ -61,12 +72,24 @@ class Run:
             raise ValueError(
                 f"{path} was begun with another recipe ({told}): resume it as it was, or choose another --out"
             )
+        now, then = describe(without(data, run.left_out)), run.read(DATA)
+        if now["digest"] != then["digest"]:
+            count = ("{training_images} training and {held_out_images} held-out images").format
+            raise ValueError(
+                f"{data.name} is not what {path} was begun with: {count(**then)} then, {count(**now)} now, or other "
+                "names or labels of them; make it as it was, or choose another --out"
+            )
         return run
+
+    @property
+    def left_out(self) -> list[Unreadable]:
+        """Files of the set that the run does without."""
+        return [Unreadable(**entry) for entry in self.read(DATA)["unreadable"]]
 
     def forget_after(self, step: int) -> None:
         """Takes from the metrics what came after a step, and a line that was cut off."""
         path = self.path / METRICS
-        if path.exists():
+        if self.writes and path.exists():
             kept = []
             for line in path.read_text().splitlines():
                 try:
@@ -98,19 +121,39 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        summary: dict[str, Any] = json.loads((self.path / SUMMARY).read_text())
-        return summary
+        return self.read(SUMMARY)
 
     def load_model(self) -> nn.Module:
         """The trained network, at evaluation."""
         return load(self.path)
 
+    def read(self, name: str) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads((self.path / name).read_text())
+        return values
+
     def write(self, name: str, values: dict[str, Any]) -> None:
         (self.path / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def log(self, values: dict[str, Any]) -> None:
-        with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        if self.writes:
+            with (self.path / METRICS).open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def describe(data: Data) -> dict[str, Any]:
+    """A set in figures. `digest`: of its classes and of its files' names and labels, in order."""
+    digest = hashlib.sha256(json.dumps(data.classes).encode())
+    for part in data.parts:
+        digest.update(json.dumps([part.labels.int().tolist(), list(part.files)]).encode())
+    return {
+        "name": data.name,
+        "classes": data.classes,
+        "multi_label": data.multi_label,
+        "training_images": 0 if data.train is None else len(data.train),
+        "held_out_images": len(data.val),
+        "digest": digest.hexdigest(),
+        "unreadable": [asdict(entry) for entry in data.left_out],
+    }
 
 
 def environment() -> dict[str, Any]:

@@ -15,7 +15,7 @@ class State:
 
     Randomness is no part of it: every step's is a function of the recipe's seed and the step's number, and every
     picture's of (seed, epoch, index). `skipped`: steps whose loss or gradient was not finite, `in_a_row` of them the
-    last. `best_top1`, `best_step`: of the best evaluation so far.
+    last. `best_score`, `best_step`: of the best evaluation so far.
     """
 
     model: nn.Module
@@ -24,7 +24,7 @@ class State:
     step: int = 0
     skipped: int = 0
     in_a_row: int = 0
-    best_top1: float = -1.0
+    best_score: float = -1.0
     best_step: int | None = None
 
     @property
@@ -66,4 +66,4 @@ class State:
             setattr(self, name, values[name])
 
 
-VALUES = ("step", "skipped", "in_a_row", "best_top1", "best_step")
+VALUES = ("step", "skipped", "in_a_row", "best_score", "best_step")

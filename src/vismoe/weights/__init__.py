@@ -1,7 +1,7 @@
 """Files in and out. Importing it registers the presets with timm."""
 
-from .folder import load, save
+from .folder import MULTI_LABEL, load, save
 from .reference import from_reference
 from .registry import create_model, list_models
 
-__all__ = ["create_model", "from_reference", "list_models", "load", "save"]
+__all__ = ["MULTI_LABEL", "create_model", "from_reference", "list_models", "load", "save"]

@@ -23,6 +23,7 @@ from vismoe.vit.sparsify import OVERRIDES
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
+MULTI_LABEL = "multi_label_classification"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
 
 
@@ -31,11 +32,13 @@ def save(
     path: str | Path,
     label_names: Sequence[str] | None = None,
     preprocessing: dict[str, Any] | None = None,
+    problem_type: str | None = None,
 ) -> Path:
     """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
 
     **Arguments:** `model`: made by `create_model` (vismoe's or timm's); `label_names`: its classes in order;
-    `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …).
+    `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …);
+    `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it).
 
     **Raises:** ValueError where `path` holds anything but a model folder's two files, or where `label_names` are not
     one for each class; TypeError for a network that is none of timm's.
@@ -57,7 +60,7 @@ def save(
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, aside / WEIGHTS, metadata={"format": "pt"})
         save_config_for_hf(model, str(aside / CONFIG), data_config=preprocessing)
-        _complete_config(aside / CONFIG, model, label_names)
+        _complete_config(aside / CONFIG, model, label_names, problem_type)
         # safetensors lets only the owner read its file; the configuration has the mode that the user's umask gives.
         (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)
         if path.exists():
@@ -71,7 +74,7 @@ def save(
     return path
 
 
-def _complete_config(path: Path, model: nn.Module, label_names: Sequence[str] | None) -> None:
+def _complete_config(path: Path, model: nn.Module, label_names: Sequence[str] | None, problem_type: str | None) -> None:
     config = json.loads(path.read_text())
     arguments = config.get("model_args", {})
     # transformers passes num_classes by itself and fails where it finds it twice.
@@ -82,6 +85,8 @@ def _complete_config(path: Path, model: nn.Module, label_names: Sequence[str] | 
     config |= {"model_args": arguments, "vismoe_format": FORMAT_VERSION}
     if label_names is not None:
         config["label_names"] = list(label_names)
+    if problem_type is not None:
+        config["problem_type"] = problem_type
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -107,7 +112,7 @@ def load(path: str | Path, preset: str | None = None) -> nn.Module:
     names = config.get("label_names")
     if names is not None and (len(names) != model.num_classes or not all(isinstance(name, str) for name in names)):
         raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
-    model.pretrained_cfg |= {"label_names": names}
+    model.pretrained_cfg |= {"label_names": names, "problem_type": config.get("problem_type")}
     return _fill(model, state, folder / WEIGHTS)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from vismoe.vit import PRESETS, SparseVisionTransformer
 
+TIMM = "timm:"
 ANY_SHAPE = "vmoe_vit"
 """The entry point of networks that are no preset: everything is in its arguments."""
 
@@ -80,16 +81,38 @@ def list_models(pattern: str = "*") -> list[str]:
 def create_model(name: str, num_classes: int = 1000, pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Builds a preset, as `timm.create_model(name)` does once vismoe is imported.
 
-    **Arguments:** `name`: one of `list_models()`; `num_classes`: 0 for features; `overrides`: fields of
-    `vismoe.vit.MoEConfig` (num_experts=, experts_per_token=, moe_layers=, balance=, …) and arguments of timm's
-    VisionTransformer (img_size=, patch_size=, in_chans=, drop_path_rate=, …).
+    **Arguments:** `name`: one of `list_models()`, or `timm:NAME` for any other network of timm's; `num_classes`: 0 for
+    features; `overrides`: fields of `vismoe.vit.MoEConfig` (num_experts=, experts_per_token=, moe_layers=, balance=, …)
+    and arguments of timm's VisionTransformer (img_size=, patch_size=, in_chans=, drop_path_rate=, …).
 
     **Raises:** ValueError for an unknown name (near matches are listed) and for arguments that do not fit.
     """
+    if name.startswith(TIMM):
+        return _of_timm(name.removeprefix(TIMM), num_classes, pretrained, overrides)
     if name not in PRESETS:
         near = get_close_matches(name, PRESETS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "`vismoe models` lists them"
         raise ValueError(f"unknown preset {name!r}; {hint}")
+    return _create(name, num_classes, pretrained, overrides)
+
+
+def _of_timm(name: str, num_classes: int, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
+    """A network of timm's own for images of `img_size`, which those that take any size are not told, and with as many
+    channels as asked for."""
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        raise ValueError(f"timm has no model {name!r}{'; did you mean ' * bool(near)}{' or '.join(near)}")
+    defaults, channels = timm.get_pretrained_cfg(name), overrides.get("in_chans", 3)
+    size = (overrides["img_size"],) * 2 if "img_size" in overrides else defaults.input_size[1:]
+    overlay: dict[str, Any] = {"input_size": (channels, *size)}
+    if channels != 3:
+        overlay |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+    if not defaults.fixed_input_size:
+        overrides = {key: value for key, value in overrides.items() if key != "img_size"}
+    return _create(name, num_classes, pretrained, overrides | {"pretrained_cfg_overlay": overlay})
+
+
+def _create(name: str, num_classes: int, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, num_classes=num_classes, pretrained=pretrained, **overrides)
     except TypeError as error:

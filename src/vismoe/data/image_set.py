@@ -1,0 +1,81 @@
+"""Sets of pictures, whatever they come from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Int
+from PIL import Image
+from torch import Tensor
+
+from .images import Unreadable
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """N pictures and what they show: the number of each one's class (N,), or which of K classes are on each (N, K).
+
+    `picture(i)` gives the i-th as a PIL image; nothing is decoded before. Of files, `files` are their paths below the
+    set's folder and `columns` what its metadata says of each beside the labels.
+    """
+
+    labels: Int[Tensor, " N"] | Bool[Tensor, "N K"]
+    picture: Callable[[int], Image.Image]
+    files: Sequence[str] = ()
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Sequence[int]) -> "ImageSet":
+        """Some of the pictures, in the order given."""
+        return ImageSet(
+            self.labels[list(indices)],
+            lambda index: self.picture(indices[index]),
+            [self.files[index] for index in indices] if self.files else (),
+            {name: [values[index] for index in indices] for name, values in self.columns.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """A set: class names in order, the part to train on (None where all is for evaluation), the held-out part;
+    `channels` of its pictures: 1 where all are grey; `left_out`: files that are no part of it, and why."""
+
+    name: str
+    classes: list[str]
+    train: ImageSet | None
+    val: ImageSet
+    channels: int = 3
+    left_out: tuple[Unreadable, ...] = ()
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a picture may show several classes, or none."""
+        return self.val.labels.ndim == 2
+
+    @property
+    def parts(self) -> list[ImageSet]:
+        return [part for part in (self.train, self.val) if part is not None]
+
+    def numbered_as(self, classes: Sequence[str]) -> "Data":
+        """The same set with the classes of a network, in its order; the set may lack some.
+
+        **Raises:** ValueError for a class that the network does not know.
+        """
+        if unknown := sorted(set(self.classes) - set(classes)):
+            known = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
+            raise ValueError(
+                f"{self.name} has classes that the model does not know: {', '.join(unknown)} ({known} it does)"
+            )
+        number = torch.tensor([list(classes).index(name) for name in self.classes])
+
+        def renumbered(part: ImageSet) -> ImageSet:
+            if not self.multi_label:
+                return replace(part, labels=number[part.labels])
+            labels = torch.zeros(len(part), len(classes), dtype=torch.bool)
+            labels[:, number] = part.labels
+            return replace(part, labels=labels)
+
+        train = None if self.train is None else renumbered(self.train)
+        return replace(self, classes=list(classes), train=train, val=renumbered(self.val))

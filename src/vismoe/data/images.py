@@ -1,0 +1,89 @@
+"""Image files: which are some, and what is on them."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 100_000_000
+"""A picture whose header claims more is not decoded: a small file can claim to be enormous."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that is left out: its path below the set's folder, and why."""
+
+    file: str
+    reason: str
+
+
+def list_images(root: Path) -> tuple[list[Path], list[Unreadable]]:
+    """Every image file below a folder by its suffix, sorted by path, and the links that are not followed: those that
+    lead out of the folder, to another folder, or nowhere. Hidden files and folders are passed over."""
+    inside, found, links = root.resolve(), [], []
+    for path in _walk(root):
+        if path.is_symlink():
+            target = path.resolve()
+            if not target.exists():
+                links.append(Unreadable(path.relative_to(root).as_posix(), "a link that leads nowhere"))
+                continue
+            if target.is_dir() or not target.is_relative_to(inside):
+                what = "to a folder" if target.is_dir() else "that leads out of the folder"
+                links.append(Unreadable(path.relative_to(root).as_posix(), f"a link {what}: not followed"))
+                continue
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            found.append(path)
+    return sorted(found), sorted(links, key=lambda link: link.file)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Files, and links of any kind, that are not hidden."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(folder)
+        yield from (here / name for name in folders if (here / name).is_symlink())
+        yield from (here / name for name in files if not name.startswith("."))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decodes a picture, upright.
+
+    **Raises:** ValueError where it is no picture, is damaged, or its header claims more than MAX_PIXELS.
+    """
+    try:
+        # Pillow warns of what MAX_PIXELS decides.
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as image,
+        ):
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"its header claims {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
+            upright = ImageOps.exif_transpose(image)
+            upright.load()
+            if upright.mode in ("I", "F"):
+                raise ValueError("its 32-bit grey levels have no known range: convert it to 8 or 16 bits")
+            return upright
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} cannot be read as an image: it is none, or of an unknown kind") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """Sixteen-bit grey as eight-bit grey, which Pillow's own conversion cuts off at 255; others as they are."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return Image.fromarray((np.asarray(picture).astype(np.float32) / 257).round().astype(np.uint8))
+
+
+def flatten_alpha(picture: Image.Image) -> Image.Image:
+    """A picture with transparency on white ground; others as they are."""
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
+        return picture
+    colours = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)

@@ -1,0 +1,73 @@
+"""Looking at every file of a set once, before hours are spent on it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch.utils.data import DataLoader, Dataset
+
+from .image_set import Data, ImageSet
+from .images import Unreadable
+
+
+class _Checked(Dataset[str]):
+    """Why each picture cannot be read; "" where it can."""
+
+    def __init__(self, images: ImageSet):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            self.images.picture(index)
+        except ValueError as error:
+            return str(error).partition(" cannot be read as an image: ")[2] or str(error)
+        return ""
+
+
+def survey(data: Data, max_unreadable: float, workers: int = 0) -> Data:
+    """Decodes every file of a folder, and leaves out those that cannot be: `left_out` of the result names them.
+
+    **Raises:** ValueError where their share is above `max_unreadable`.
+    """
+    found = list(data.left_out)
+    for part in data.parts:
+        if part.files:
+            reasons = DataLoader(_Checked(part), 64, num_workers=workers, collate_fn=list)
+            texts = (text for batch in reasons for text in batch)
+            found += [Unreadable(file, text) for file, text in zip(part.files, texts, strict=True) if text]
+    found.sort(key=lambda entry: entry.file)
+    total = sum(map(len, data.parts)) + len(data.left_out)
+    if len(found) > max_unreadable * total:
+        some = "; ".join(f"{entry.file!r}: {entry.reason}" for entry in found[:3])
+        raise ValueError(
+            f"{data.name}: {len(found)} of {total} files cannot be used, more than a share of max_unreadable="
+            f"{max_unreadable:g} ({some}{'; …' if len(found) > 3 else ''}): mend or remove them, or accept more"
+        )
+    return without(data, found)
+
+
+def without(data: Data, left_out: Sequence[Unreadable]) -> Data:
+    """A set without some files.
+
+    **Raises:** ValueError where a class has no image to train on left, or a part none at all.
+    """
+    gone = {entry.file for entry in left_out}
+
+    def rest(part: ImageSet) -> ImageSet:
+        if gone.isdisjoint(part.files):
+            return part
+        return part.subset([index for index, file in enumerate(part.files) if file not in gone])
+
+    train, val = None if data.train is None else rest(data.train), rest(data.val)
+    for part in (train, val):
+        if part is not None and not len(part):
+            raise ValueError(
+                f"{data.name}: no image that can be read is left to {'train' if part is train else 'evaluate'} on"
+            )
+    if train is not None:
+        seen = train.labels.any(0) if data.multi_label else train.labels.bincount(minlength=len(data.classes)) > 0
+        if lost := [name for name, there in zip(data.classes, seen.tolist(), strict=True) if not there]:
+            raise ValueError(f"{data.name}: no image to train on that can be read is left of {', '.join(lost)}")
+    return replace(data, train=train, val=val, left_out=tuple(left_out))

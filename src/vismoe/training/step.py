@@ -1,0 +1,123 @@
+"""One optimiser step."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vismoe.data import mix_seeds
+from vismoe.moe import MoE, Recording, record
+from vismoe.parallel import World
+
+from .recipe import Recipe
+from .schedule import rate_after
+from .state import State
+
+
+class TrainingDivergedError(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that was no finite number."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step was like, over all processes: mean loss, share of right answers, and, where it was looked at, how
+    many choices each expert of a layer got."""
+
+    loss: Tensor
+    accuracy: Tensor
+    load: dict[str, Tensor] | None
+
+
+class Trainer:
+    """Takes the steps of a run. Nothing that is not finite reaches the weights: such a step is skipped, counted, and
+    told to `log`."""
+
+    def __init__(self, recipe: Recipe, state: State, world: World, log: Callable[[dict[str, Any]], None]):
+        self.recipe, self.state, self.world, self.log = recipe, state, world, log
+        self.network = world.replicate(state.model)
+        self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
+
+    def step(self, pictures: Tensor, labels: Tensor, look: bool) -> Outcome:
+        """The step whose number the state has: forward, backward, update."""
+        recipe, state = self.recipe, self.state
+        model, seed = state.model, mix_seeds(recipe.seed, state.step)
+        self.network.train()
+        torch.manual_seed(seed + self.world.rank)
+        rate = recipe.learning_rate * rate_after(recipe.schedule, state.step - 1, recipe.steps, recipe.warmup_steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        multi_label = labels.ndim == 2
+        mixed, targets = self._mix(pictures, labels, seed)
+        parts = [whole.chunk(recipe.accumulate) for whole in (mixed, targets, labels)]
+        losses, hits, seen, last = [], [], None, len(parts[0]) - 1
+        for number, (part, target, label) in enumerate(zip(*parts, strict=True)):
+            with nullcontext() if number == last else self.world.silent(self.network):
+                with record(model) if self.by_losses or look else nullcontext() as seen:
+                    loss, logits = self._loss(part, target, multi_label)
+                share = len(part) / len(mixed)
+                ((loss + seen.auxiliary_loss if self.by_losses and seen is not None else loss) * share).backward()
+            losses.append(loss.detach() * share)
+            hits.append(_right(logits.detach(), label).mean() * share)
+        loss, accuracy = self.world.mean(torch.stack([torch.stack(losses).sum(), torch.stack(hits).sum()]))
+        self._update(loss)
+        return Outcome(loss, accuracy, self._load(seen) if look and seen is not None else None)
+
+    def _mix(self, pictures: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """The batch as mixup and cutmix make it, where the recipe wants either; timm's draw from NumPy's generator."""
+        if not (self.recipe.mixup or self.recipe.cutmix):
+            return pictures, labels
+        before = np.random.get_state()
+        np.random.seed(seed % 2**32)
+        try:
+            # Told that every picture is a class of its own, timm's mixup says which it made of which.
+            size, own = len(pictures), torch.arange(len(pictures), device=pictures.device)
+            mixup = Mixup(self.recipe.mixup, self.recipe.cutmix, label_smoothing=0.0, num_classes=size)
+            mixed, shares = mixup(pictures, own)
+        finally:
+            np.random.set_state(before)
+        whole = labels if labels.ndim == 2 else F.one_hot(labels, cast(int, self.state.model.num_classes))
+        return mixed, shares @ whole.to(shares.dtype)
+
+    def _loss(self, pictures: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
+        with torch.autocast(pictures.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
+            logits = self.network(pictures).float()
+        smoothing = self.recipe.label_smoothing
+        if multi_label:
+            smooth = targets * (1 - smoothing) + smoothing / targets.shape[1]
+            return F.binary_cross_entropy_with_logits(logits, smooth), logits
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing), logits
+
+    def _update(self, loss: Tensor) -> None:
+        state, recipe = self.state, self.recipe
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)
+        if math.isfinite(loss) and math.isfinite(norm):
+            state.in_a_row = 0
+            state.optimizer.step()
+            if state.average is not None:
+                state.average.update(state.model)
+        else:
+            state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
+            what = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the gradient's norm is {norm:g}"
+            self.log({"step": state.step, "skipped": what})
+            if state.in_a_row >= recipe.max_skipped:
+                raise TrainingDivergedError(
+                    f"{what} at step {state.step}, {state.in_a_row} steps in a row were skipped: "
+                    "try a smaller learning rate"
+                )
+        state.optimizer.zero_grad()
+
+    def _load(self, seen: Recording) -> dict[str, Tensor]:
+        return {name: self.world.sum(calls[-1].load) for name, calls in seen.layers.items() if calls}
+
+
+def _right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each picture, or of each picture and class where it may show several, whether the answer is right."""
+    answers = logits > 0 if labels.ndim == 2 else logits.argmax(1)
+    return (answers == labels).float()
