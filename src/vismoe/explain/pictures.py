@@ -1,5 +1,6 @@
 """What routers did, as a picture to show around."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def routing_pictures(
     for axes, (name, layer) in zip(lower.subplots(1, len(routing), squeeze=False)[0], routing.items(), strict=True):
         _heat_map(axes, layer, images.labels, classes, _title(name))
     path = folder / "routing.png"
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
     return path
 
 
@@ -111,8 +112,14 @@ def _colours(num_experts: int) -> np.ndarray:
 
 
 def plain_text(name: str) -> str:
-    """A name as text: a dollar sign would begin a formula."""
-    return name.replace("$", r"\$")
+    """A name as one line of text: a dollar sign would begin a formula."""
+    return " ".join(name.split()).replace("$", r"\$")
+
+
+def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Writes a picture. Signs of a name that no font here has are boxes, without a word."""
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        figure.savefig(path, dpi=dpi)
 
 
 def _heat_map(axes: Axes, layer: LayerRouting, labels: Tensor, classes: Sequence[str], title: str) -> None:

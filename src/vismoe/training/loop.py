@@ -1,5 +1,6 @@
 """Recipe in, run out."""
 
+import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ def fit(recipe: Recipe, out: Path, watch: Callable[[Status], None] | None = None
         data = open_data(recipe.data, recipe.split_seed)
         if data.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
-        if len(data.classes) < 2:
+        if len(data.classes) < 2 and not data.multi_label:
             raise ValueError(f"{recipe.data} has one class, {data.classes[0]}: a classifier needs at least two")
         state = begin(build(recipe, data).to(device), recipe)
         run, left_out = world.from_leader(lambda: _open(recipe, out, data, resume))
@@ -76,7 +77,8 @@ def _open(recipe: Recipe, out: Path, data: Data, resume: bool) -> tuple[Run, Any
         Run.refuse(out)
         run = Run.create(out, recipe, survey(data, recipe.max_unreadable, recipe.workers))
     if left_out := run.left_out:
-        _tell(f"{len(left_out)} files cannot be used and are left out: {run.path / DATA} names them")
+        total = len(left_out) + sum(map(len, without(data, left_out).parts))
+        _tell(f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them")
     return run, left_out
 
 
@@ -113,7 +115,7 @@ def _optimise(
             state.step += 1
             last = state.step == recipe.steps
             outcome = trainer.step(pictures, labels, look=state.step % every == 0 or last)
-            meter.add(outcome)
+            meter.outcomes.append(outcome)
             best = False
             if state.step % recipe.evaluate_every == 0 or last:
                 with meter.paused():
@@ -141,15 +143,10 @@ def _optimise(
 def _batches(recipe: Recipe, state: State, data: Data, world: World) -> Iterator[tuple[Tensor, Tensor]]:
     """What is left of the run's stream of batches, this process's share of each, on the model's device."""
     assert data.train is not None
-    device, augmentation = next(state.model.parameters()).device, recipe.augmentation
-    transform, seen = training_transform(data_config(state.model), **augmentation), state.step * recipe.batch_size
-    batches = iter(
-        training_batches(
-            data.train, transform, recipe.batch_size, recipe.seed, recipe.workers, seen, world.rank, world.size
-        )
-    )
-    for _ in range(recipe.steps - state.step):
-        pictures, labels = next(batches)
+    device, seen = next(state.model.parameters()).device, state.step * recipe.batch_size
+    transform, share = training_transform(data_config(state.model), **recipe.augmentation), (world.rank, world.size)
+    batches = training_batches(data.train, transform, recipe.batch_size, recipe.seed, recipe.workers, seen, *share)
+    for pictures, labels in itertools.islice(batches, recipe.steps - state.step):
         yield pictures.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 

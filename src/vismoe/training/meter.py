@@ -1,6 +1,8 @@
 """How fast and how well a training goes."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +36,12 @@ class Meter:
         self.begun = self.last = time.perf_counter()
         self.pause = 0.0
 
-    def add(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-
-    def paused(self) -> "_Pause":
-        return _Pause(self)
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        start = time.perf_counter()
+        yield
+        self.pause += time.perf_counter() - start
 
     def status(self, step: int, load: dict[str, Tensor], score: float | None) -> Status:
         now = time.perf_counter()
@@ -55,14 +58,3 @@ class Meter:
         )
         self.last, self.pause, self.outcomes = now, 0.0, []
         return status
-
-
-class _Pause:
-    def __init__(self, meter: Meter):
-        self.meter = meter
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.meter.pause += time.perf_counter() - self.start

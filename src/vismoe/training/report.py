@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from vismoe.data import Data
-from vismoe.explain import plain_text, routing_pictures
+from vismoe.explain import plain_text, routing_pictures, save_figure
 
 from .evaluation import Evaluation, data_config
 from .run import SUMMARY, Run
@@ -64,7 +64,7 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (loss, accuracy, *rest):
         axes.set_xlim(0, None)
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], path: Path) -> None:
@@ -89,4 +89,4 @@ def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], 
         axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, classes)) > 2 else 0)
         axes.set_yticks(range(len(classes)), names)
     axes.set(xlabel="predicted", ylabel="true", title="held-out images: errors in red, hits green")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
-from timm.layers import lecun_normal_, to_2tuple
+from timm.layers import HybridEmbed, LayerNorm2d, lecun_normal_, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from vismoe.moe import MLPExperts, MoE
@@ -14,13 +16,34 @@ from vismoe.moe import MLPExperts, MoE
 from .sparsify import OVERRIDES, MoEConfig, fix_init, initialise_experts, sparsify
 
 
+def _stem(stem: str, patch: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's VisionTransformer is told to make tokens by."""
+    if stem == "patch":
+        return {}
+    depth = patch.bit_length() - 1
+    if stem != "conv" or patch != 2**depth or depth < 1:
+        raise ValueError(f'stem={stem!r}, patch_size={patch}: accepted are "patch", and "conv" for 2, 4, 8, 16 or 32')
+    backbone = ConvStem(
+        in_chans=arguments.get("in_chans", 3),
+        depth=depth,
+        channels=arguments.get("embed_dim", 768),
+        stride=(2,) * depth,
+        norm_layer=LayerNorm2d,
+        act_layer=nn.GELU,
+    )
+    return {"embed_layer": partial(HybridEmbed, backbone=backbone, proj=False), "patch_size": 1}
+
+
 class SparseVisionTransformer(VisionTransformer):
     """timm's VisionTransformer, all of whose arguments and methods it has, and three arguments more.
 
     **Arguments:** `moe`: which MLPs become sparse and how (`MoEConfig` or its fields; None: a dense model), single
     fields may be overridden by arguments of their names; `representation_size`: width of a linear layer with tanh
-    before the head, as the reference has it (0: none); `pos_embed_std`: standard deviation of the initial position
-    embedding (timm's and the reference's 0.02 hardly tells patches apart in a short training).
+    before the head, as the reference has it (0: none); `stem`: "patch", one linear map of each patch, or "conv", in its
+    place timm's stack of convolutions, each of which halves height and width (Xiao et al. 2021, *Early Convolutions
+    Help Transformers See Better*; with layer norms, so that the images of a batch do not meet); `pos_embed_std`:
+    standard deviation of the initial position embedding (timm's and the reference's 0.02 hardly tells patches apart in
+    a short training).
 
     **Raises:** ValueError where image and patch size do not fit or the sparse part contradicts itself.
     """
@@ -31,6 +54,7 @@ class SparseVisionTransformer(VisionTransformer):
         self,
         moe: MoEConfig | Mapping[str, Any] | None = None,
         representation_size: int = 0,
+        stem: Literal["patch", "conv"] = "patch",
         pos_embed_std: float = 0.02,
         **arguments: Any,
     ) -> None:
@@ -43,7 +67,7 @@ class SparseVisionTransformer(VisionTransformer):
                 f"image size {image[0]} × {image[1]} is not a multiple of the patch size {patch[0]} × {patch[1]}: "
                 "choose img_size and patch_size so that patches tile the image"
             )
-        super().__init__(**arguments)
+        super().__init__(**arguments | _stem(stem, patch[0], arguments))
         if pos_embed_std != 0.02 and self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=pos_embed_std, a=-2 * pos_embed_std, b=2 * pos_embed_std)
         self.moe: MoEConfig | None = None

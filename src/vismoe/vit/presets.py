@@ -14,9 +14,14 @@ PAPER_MOE = {
 """Riquelme et al. 2021, appendix B: what the paper trained with."""
 
 
+CONV_STEM_AND_MEAN = {"stem": "conv", "class_token": False, "global_pool": "avg"}
+"""What helps a small network when there are few epochs to learn in (docs/training.md, Fashion-MNIST)."""
+
+
 @dataclass(frozen=True)
 class Size:
-    """Shape of a trunk. `placements`: which blocks may be sparse. `experts`: how many there may be."""
+    """Shape of a trunk. `placements`: which blocks may be sparse. `experts`: how many there may be. `parts`: arguments
+    of the network for parts that are not the usual ones."""
 
     dim: int
     depth: int
@@ -28,6 +33,7 @@ class Size:
     experts: tuple[int, ...] = (8, 32)
     paper: bool = False
     pos_embed_std: float = 0.02
+    parts: dict[str, Any] = field(default_factory=dict)
 
 
 SIZES = {
@@ -46,7 +52,7 @@ SIZES = {
     "base_patch16_224": Size(768, 12, 12, 3072, 16, 224),
     # For small images on a CPU.
     "pico_patch2_8": Size(64, 4, 4, 256, 2, 8, ("every-2",), pos_embed_std=1.0),
-    "pico_patch4_28": Size(64, 4, 4, 256, 4, 28, ("every-2",), pos_embed_std=1.0),
+    "pico_patch4_28": Size(64, 4, 4, 256, 4, 28, ("every-2",), pos_embed_std=1.0, parts=CONV_STEM_AND_MEAN),
     "nano_patch4_32": Size(128, 6, 4, 512, 4, 32, pos_embed_std=1.0),
 }
 
@@ -71,6 +77,7 @@ def _arguments(size: Size) -> dict[str, Any]:
         # Xavier, as the reference has it: timm's default starves narrow models, and twins must share a scheme.
         "weight_init": "jax",
     }
+    arguments |= size.parts
     if size.pos_embed_std != 0.02:
         arguments["pos_embed_std"] = size.pos_embed_std
     if size.paper:

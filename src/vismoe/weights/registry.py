@@ -9,7 +9,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
-from vismoe.vit import PRESETS, SparseVisionTransformer
+from vismoe.vit import PRESETS, Preset, SparseVisionTransformer
 
 TIMM = "timm:"
 ANY_SHAPE = "vmoe_vit"
@@ -26,10 +26,16 @@ PREPROCESSING = {
     "classifier": "head",
 }
 
+
+def _inputs(preset: Preset) -> dict[str, Any]:
+    stem = {"first_conv": "patch_embed.backbone.0.conv"} if preset.arguments.get("stem") == "conv" else {}
+    return {"input_size": (3, preset.image, preset.image)} | stem
+
+
 default_cfgs = generate_default_cfgs(
     {
         ANY_SHAPE: PREPROCESSING | {"input_size": (3, 224, 224)},
-        **{name: PREPROCESSING | {"input_size": (3, preset.image, preset.image)} for name, preset in PRESETS.items()},
+        **{name: PREPROCESSING | _inputs(preset) for name, preset in PRESETS.items()},
     }
 )
 
