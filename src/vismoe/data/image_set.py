@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,7 +16,8 @@ from .images import Unreadable
 class ImageSet:
     """N pictures and what they show: the number of each one's class (N,), or which of K classes are on each (N, K).
 
-    `picture(i)` gives the i-th as a PIL image; nothing is decoded before. Of files, `files` are their paths below the
+    `picture(i)` gives the i-th as a PIL image; nothing is decoded before. (It can be pickled: where processes are not
+    forked, those that prepare images are sent it.) Of files, `files` are their paths below the
     set's folder and `columns` what its metadata says of each beside the labels.
     """
 
@@ -31,10 +33,14 @@ class ImageSet:
         """Some of the pictures, in the order given."""
         return ImageSet(
             self.labels[list(indices)],
-            lambda index: self.picture(indices[index]),
+            partial(_chosen, self.picture, indices),
             [self.files[index] for index in indices] if self.files else (),
             {name: [values[index] for index in indices] for name, values in self.columns.items()},
         )
+
+
+def _chosen(picture: Callable[[int], Image.Image], indices: Sequence[int], index: int) -> Image.Image:
+    return picture(indices[index])
 
 
 @dataclass(frozen=True)

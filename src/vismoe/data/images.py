@@ -1,17 +1,32 @@
 """Image files: which are some, and what is on them."""
 
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000
 """A picture whose header claims more is not decoded: a small file can claim to be enormous."""
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its orientation tag (EXIF). Pillow's own function for it also writes the tags anew,
+and fails where one of them is of an odd type."""
+UNREADABLE = (OSError, SyntaxError, ValueError, ArithmeticError, AttributeError, EOFError, LookupError, TypeError)
+"""What Pillow's decoders raise for damaged files, beside errors of their own."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +39,28 @@ class Unreadable:
 
 def list_images(root: Path) -> tuple[list[Path], list[Unreadable]]:
     """Every image file below a folder by its suffix, sorted by path, and the links that are not followed: those that
-    lead out of the folder, to another folder, or nowhere. Hidden files and folders are passed over."""
-    inside, found, links = root.resolve(), [], []
+    lead out of the folder, to another folder, or nowhere; nor are pipes and devices. Hidden files and folders are
+    passed over."""
+    inside, found, left_out = Path(os.path.realpath(root)), [], []
     for path in _walk(root):
-        if path.is_symlink():
-            target = path.resolve()
-            if not target.exists():
-                links.append(Unreadable(path.relative_to(root).as_posix(), "a link that leads nowhere"))
-                continue
-            if target.is_dir() or not target.is_relative_to(inside):
-                what = "to a folder" if target.is_dir() else "that leads out of the folder"
-                links.append(Unreadable(path.relative_to(root).as_posix(), f"a link {what}: not followed"))
-                continue
-        if path.suffix.lower() in IMAGE_SUFFIXES:
+        if reason := _not_a_file(path, inside):
+            left_out.append(Unreadable(path.relative_to(root).as_posix(), reason))
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
             found.append(path)
-    return sorted(found), sorted(links, key=lambda link: link.file)
+    return sorted(found), sorted(left_out, key=lambda entry: entry.file)
+
+
+def _not_a_file(path: Path, inside: Path) -> str:
+    """Why what lies at a path is not opened; "" where it is a file, or a link to one inside."""
+    target = Path(os.path.realpath(path))
+    if path.is_symlink():
+        if not target.exists():
+            return "a link that leads nowhere"
+        if target.is_dir():
+            return "a link to a folder: not followed"
+        if not target.is_relative_to(inside):
+            return "a link that leads out of the folder: not followed"
+    return "" if target.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES else "no regular file"
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -63,14 +85,15 @@ def read_image(path: Path) -> Image.Image:
         ):
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"its header claims {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
-            upright = ImageOps.exif_transpose(image)
-            upright.load()
+            image.load()
+            turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+            upright = image.copy() if turn is None else image.transpose(turn)
             if upright.mode in ("I", "F"):
                 raise ValueError("its 32-bit grey levels have no known range: convert it to 8 or 16 bits")
             return upright
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} cannot be read as an image: it is none, or of an unknown kind") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 

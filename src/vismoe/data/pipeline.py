@@ -3,6 +3,7 @@
 import itertools
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
 from .image_set import ImageSet
 from .images import eight_bits, flatten_alpha
 from .seeds import mix_seeds
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Image.Image], Any]
 LONGEST = 20
 
 
@@ -47,33 +49,43 @@ def training_transform(
     white."""
     channels, *size = config["input_size"]
     interpolation = InterpolationMode(config["interpolation"])
-    centre = [ResizeKeepRatio(size, interpolation=config["interpolation"]), v2.CenterCrop(size)]
+    centre = v2.Compose([ResizeKeepRatio(size, interpolation=config["interpolation"]), v2.CenterCrop(size)])
     affine = v2.RandomAffine(
         degrees,
         translate=(translate, translate),
         scale=(1 - scale, 1 + scale),
         shear=shear,
         interpolation=InterpolationMode.BILINEAR,
-        fill=[(1 - mean) / std for mean, std in zip(config["mean"], config["std"], strict=True)],
+        fill=255,
     )
     return v2.Compose(
         [
             _channels(channels),
-            *(centre if crop == 1 else [v2.RandomResizedCrop(size, (crop, 1.0), (3 / 4, 4 / 3), interpolation)]),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            _normalize(config),
+            partial(_of_size, tuple(size), centre)
+            if crop == 1
+            else v2.RandomResizedCrop(size, (crop, 1.0), (3 / 4, 4 / 3), interpolation),
+            # While the picture is Pillow's, which moves small ones several times as fast as tensors are moved.
             *([v2.RandomHorizontalFlip(flip)] if flip else []),
             *([affine] if degrees or translate or scale or shear else []),
+            _normalized(config),
         ]
     )
+
+
+def _of_size(size: tuple[int, int], change: Transform, picture: Image.Image) -> Image.Image:
+    """A picture, changed to be of a size (height, width) where it is not."""
+    return picture if picture.size == size[::-1] else change(picture)
 
 
 def _channels(channels: int) -> Transform:
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
         raise ValueError(f"the network takes {channels} channels; pictures can be had with 1 (grey) or 3 (colour)")
-    return v2.Lambda(lambda picture: flatten_alpha(eight_bits(_shortened(picture))).convert(mode))
+    return partial(_as_mode, mode)
+
+
+def _as_mode(mode: str, picture: Image.Image) -> Image.Image:
+    return flatten_alpha(eight_bits(_shortened(picture))).convert(mode)
 
 
 def _shortened(picture: Image.Image) -> Image.Image:
@@ -87,10 +99,16 @@ def _shortened(picture: Image.Image) -> Image.Image:
     return picture.crop((left, top, left + min(width, most), top + min(height, most)))
 
 
-def _normalize(config: dict[str, Any]) -> Transform:
+def _normalized(config: dict[str, Any]) -> Transform:
     channels = config["input_size"][0]
-    mean, std = (list(config[name])[:channels] for name in ("mean", "std"))
-    return v2.Normalize(mean, std)
+    mean, std = (list(map(float, config[name]))[:channels] for name in ("mean", "std"))
+    return partial(_as_tensor, mean, std)
+
+
+def _as_tensor(mean: list[float], std: list[float], picture: Image.Image) -> Tensor:
+    """What v2's ToImage, ToDtype and Normalize do, without asking for each picture whether it comes with boxes."""
+    pixels = functional.to_dtype_image(functional.pil_to_tensor(picture), torch.float32, scale=True)
+    return functional.normalize_image(pixels, mean, std)
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):

@@ -1,5 +1,6 @@
 """Sets by name, and folders of images."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def _digits(split_seed: int) -> Data:
     pixels = (255 - digits.images * (255 / 16)).round().astype(np.uint8)
     every = np.arange(len(pixels))
     train, val = train_test_split(every, test_size=HELD_OUT, random_state=split_seed, stratify=digits.target)
-    whole = ImageSet(torch.from_numpy(digits.target), lambda index: Image.fromarray(pixels[index]))
+    whole = ImageSet(torch.from_numpy(digits.target), partial(_picture, pixels))
     names = [str(name) for name in digits.target_names]
     return Data("digits", names, whole.subset(train.tolist()), whole.subset(val.tolist()), channels=1)
 
@@ -59,4 +60,8 @@ def fashion_mnist() -> Data:
 
 
 def _white_ground(pixels: np.ndarray, labels: np.ndarray) -> ImageSet:
-    return ImageSet(torch.from_numpy(labels.astype(np.int64)), lambda index: Image.fromarray(255 - pixels[index]))
+    return ImageSet(torch.from_numpy(labels.astype(np.int64)), partial(_picture, 255 - pixels))
+
+
+def _picture(pixels: np.ndarray, index: int) -> Image.Image:
+    return Image.fromarray(pixels[index])

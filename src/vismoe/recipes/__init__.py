@@ -9,13 +9,22 @@ from typing import Any
 from vismoe.training import Recipe, Run, Status, fit, free_path
 
 from .digits import digits, digits_dense
-from .fashion_mnist import fashion_mnist, fashion_mnist_dense
+from .fashion_mnist import fashion_mnist, fashion_mnist_cnn, fashion_mnist_dense
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (digits, digits_dense, fashion_mnist, fashion_mnist_dense)
+    recipe.__name__: recipe for recipe in (digits, digits_dense, fashion_mnist, fashion_mnist_dense, fashion_mnist_cnn)
 }
 
-__all__ = ["RECIPES", "digits", "digits_dense", "fashion_mnist", "fashion_mnist_dense", "find_recipe", "train"]
+__all__ = [
+    "RECIPES",
+    "digits",
+    "digits_dense",
+    "fashion_mnist",
+    "fashion_mnist_cnn",
+    "fashion_mnist_dense",
+    "find_recipe",
+    "train",
+]
 
 
 def find_recipe(name: str) -> Recipe:

@@ -11,12 +11,14 @@ def fashion_mnist() -> Recipe:
         name="fashion_mnist",
         model="vmoe_pico_patch4_28_every2_e8",
         data="fashion-mnist",
-        steps=7000,
+        steps=6000,
         batch_size=128,
         learning_rate=2e-3,
         warmup_steps=300,
+        # In some thirteen epochs a network this small does not learn all there is: shifted and turned clothes only
+        # slow it down.
         degrees=0.0,
-        translate=0.08,
+        translate=0.0,
         scale=0.0,
         shear=0.0,
         flip=0.5,
@@ -27,3 +29,10 @@ def fashion_mnist() -> Recipe:
 def fashion_mnist_dense() -> Recipe:
     """Its dense twin: the same trunk, initial weights and recipe, no experts."""
     return replace(fashion_mnist(), name="fashion_mnist_dense", model="vmoe_pico_patch4_28_dense")
+
+
+def fashion_mnist_cnn() -> Recipe:
+    """A small convolutional network of timm's for comparison, by the same recipe at its own best learning rate."""
+    return replace(
+        fashion_mnist(), name="fashion_mnist_cnn", model="timm:mobilenetv3_small_100", image_size=56, learning_rate=3e-3
+    )

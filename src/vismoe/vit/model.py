@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from timm.layers import HybridEmbed, LayerNorm2d, lecun_normal_, to_2tuple
@@ -54,7 +54,7 @@ class SparseVisionTransformer(VisionTransformer):
         self,
         moe: MoEConfig | Mapping[str, Any] | None = None,
         representation_size: int = 0,
-        stem: Literal["patch", "conv"] = "patch",
+        stem: str = "patch",
         pos_embed_std: float = 0.02,
         **arguments: Any,
     ) -> None:
