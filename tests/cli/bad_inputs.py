@@ -95,6 +95,12 @@ def empty_file(folder: Path) -> None:
     pictures(folder)[0].write_bytes(b"")
 
 
+def name_that_is_no_text(folder: Path) -> None:
+    pictures(folder)
+    with open(os.fsencode(folder / "cat") + b"/\xff\xfe.png", "w") as file:
+        file.write("no picture")
+
+
 def links(folder: Path) -> None:
     made = pictures(folder)
     (folder / "dog" / "passwd.png").symlink_to("/etc/passwd")
@@ -124,6 +130,7 @@ CASES = [
     Case("1 × 1, 1 × 30,000, and 20,000 × 20,000 pixels in 100 KB", tiny_and_huge, 0, "1 of 40 files cannot be used"),
     Case("a text file named .png", text_as_picture, 0, "1 of 40 files cannot be used"),
     Case("a file of no bytes", empty_file, 0, "1 of 40 files cannot be used"),
+    Case("the same, its name no UTF-8", name_that_is_no_text, 0, "1 of 41 files cannot be used"),
     Case("links out of the folder, one inside it", links, 0, "2 of 43 files cannot be used"),
     Case("metadata.csv that names ../ and what is not there", lost_label, 0, "2 of 42 files cannot be used"),
     Case("metadata.csv without file_name", metadata_without_names, 2, "expected the columns file_name and label"),

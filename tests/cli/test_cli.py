@@ -236,3 +236,58 @@ def test_random_weights_are_said(capsys):
     """A preset has random weights, and the command says so on stderr."""
     assert main(["eval", "vmoe_pico_patch2_8_dense", "--data", "digits", "--json"]) == 0
     assert "its weights are random" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory):
+    """Dark and light pictures in class folders, in one piece, and a run on it."""
+    place = tmp_path_factory.mktemp("shades")
+    for name, grey in (("dark", 40), ("light", 200)):
+        (place / "data" / name).mkdir(parents=True)
+        for number in range(12):
+            Image.new("L", (9, 9), grey + number).save(place / "data" / name / f"{number}.png")
+    arguments = ["train", "digits", "--steps", "20", "--batch-size", "8", "--data", str(place / "data")]
+    assert main([*arguments, "--out", str(place / "run")]) == 0
+    return place
+
+
+def test_a_folder_in_one_piece_is_evaluated_whole(shades, capsys):
+    """All of it, and of the folder that the run was trained on also the part that it was not: the split's own."""
+    arguments = ["eval", str(shades / "run"), "--data", str(shades / "data")]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["unreadable"], found["unseen"]["images"]) == (24, 0, 6)
+    assert found["unseen"]["accuracy"] == json.loads((shades / "run" / "summary.json").read_text())["top1"]
+    assert main(arguments) == 0
+    assert "of the 6 that were held out" in capsys.readouterr().out
+
+
+def test_classes_are_matched_by_name(shades, tmp_path, capsys):
+    """A folder that lacks a class keeps the model's numbers; the class without images has no figure; one that the model
+    does not know is named."""
+    (tmp_path / "data" / "light").mkdir(parents=True)
+    Image.new("L", (9, 9), 205).save(tmp_path / "data" / "light" / "x.png")
+    arguments = ["eval", str(shades / "run"), "--data", str(tmp_path / "data")]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["top1"]) == (1, 1.0)
+    assert found["per_class"] == {"dark": None, "light": 1.0}
+    assert "unseen" not in found
+    (tmp_path / "data" / "light").rename(tmp_path / "data" / "bright")
+    assert main(arguments) == 2
+    assert "classes that the model does not know: bright" in capsys.readouterr().err
+
+
+def test_eval_leaves_out_what_cannot_be_read(shades, tmp_path, capsys):
+    """One of four is too many, unless accepted: then named on stderr, and counted."""
+    (tmp_path / "light").mkdir()
+    for number in range(3):
+        Image.new("L", (9, 9), 205).save(tmp_path / "light" / f"{number}.png")
+    (tmp_path / "light" / "letter.png").write_text("no picture")
+    arguments = ["eval", str(shades / "run"), "--data", str(tmp_path), "--json"]
+    assert main(arguments) == 2
+    assert "1 of 4 files cannot be used, more than a share of max_unreadable=0.1" in capsys.readouterr().err
+    assert main([*arguments, "--max-unreadable", "0.5"]) == 0
+    out, errors = capsys.readouterr()
+    assert (json.loads(out)["images"], json.loads(out)["unreadable"]) == (3, 1)
+    assert errors == "vismoe: note: 'light/letter.png' is left out: no image of a known kind\n"

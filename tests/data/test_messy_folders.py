@@ -61,8 +61,8 @@ def bomb(path):
 
 
 BROKEN = {
-    "text.png": (text_file, "it is none, or of an unknown kind"),
-    "empty.png": (empty_file, "it is none, or of an unknown kind"),
+    "text.png": (text_file, "no image of a known kind"),
+    "empty.png": (empty_file, "no image of a known kind"),
     "cut.jpg": (truncated_jpeg, "truncated"),
     "bomb.png": (bomb, "pixels"),
 }
@@ -254,7 +254,7 @@ def test_a_large_share_is_an_error(tmp_path):
         text_file(tmp_path / "a" / f"bad{number}.png")
     (tmp_path / "a" / "link.png").symlink_to("gone.png")
     with pytest.raises(
-        ValueError, match=r"6 of 10 files cannot be used, .* max_unreadable=0\.1 \('a/bad0\.png': it is"
+        ValueError, match=r"6 of 10 files cannot be used, .* max_unreadable=0\.1 \('a/bad0\.png': no image"
     ):
         survey(open_data(str(tmp_path)), 0.1)
 

@@ -143,11 +143,26 @@ def test_nothing_to_resume_is_a_beginning(tmp_path):
     assert sum("top1" in line for line in run.metrics) == 1
 
 
+def test_killed_while_it_began(tmp_path, run):
+    """Whatever of its first files a run had written, it begins anew; with anything else there, nothing is touched."""
+    for names in ((), (".environment.json",), ("environment.json", ".data.json"), ("environment.json", "data.json")):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        out.mkdir()
+        for name in names:
+            (out / name).write_text("{")
+        assert weights(fit(tiny(), out, resume=True).path) == weights(run.path)
+        assert not list(out.glob(".*"))
+
+
 def test_another_recipe_is_not_resumed(tmp_path, run):
     """What decides the result must be as it was; the error names what is not. Workers decide nothing."""
     with pytest.raises(ValueError, match=r"learning_rate=0\.002 there, 0\.5 here"):
         fit(tiny(learning_rate=0.5), run.path, resume=True)
     assert Run.reopen(run.path, tiny(workers=1), open_data("digits", 0)).path == run.path
+    with pytest.raises(
+        ValueError, match=r"digits is not what .* was begun with: 1347 training and 450 held-out images then"
+    ):
+        Run.reopen(run.path, tiny(), open_data("digits", 1))
     with pytest.raises(FileExistsError):
         fit(tiny(), run.path)
 

@@ -92,7 +92,7 @@ def read_image(path: Path) -> Image.Image:
                 raise ValueError("its 32-bit grey levels have no known range: convert it to 8 or 16 bits")
             return upright
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} cannot be read as an image: it is none, or of an unknown kind") from error
+        raise ValueError(f"{path} cannot be read as an image: no image of a known kind") from error
     except (*UNREADABLE, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 

@@ -62,10 +62,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         manifest = (path / MANIFEST).read_bytes()
         sums = json.loads(manifest)["files"]
-        if manifest not in (_manifest(sums, version) for version in range(1, FORMAT_VERSION + 1)) or set(sums) != {
-            TENSORS,
-            VALUES,
-        }:
+        written = [_manifest(sums, version) for version in range(1, FORMAT_VERSION + 1)]
+        if manifest not in written or set(sums) != {TENSORS, VALUES}:
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path / MANIFEST) from error

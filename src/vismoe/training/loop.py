@@ -101,8 +101,7 @@ def begin(model: nn.Module, recipe: Recipe) -> State:
         weight_decay=recipe.weight_decay,
         layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
     )
-    average = ModelEmaV3(model, decay=recipe.average_decay) if recipe.average_decay else None
-    return State(model, optimizer, average)
+    return State(model, optimizer, ModelEmaV3(model, recipe.average_decay) if recipe.average_decay else None)
 
 
 def _optimise(
@@ -142,10 +141,9 @@ def _optimise(
 
 def _batches(recipe: Recipe, state: State, data: Data, world: World) -> Iterator[tuple[Tensor, Tensor]]:
     """What is left of the run's stream of batches, this process's share of each, on the model's device."""
-    assert data.train is not None
     device, seen = next(state.model.parameters()).device, state.step * recipe.batch_size
     transform, share = training_transform(data_config(state.model), **recipe.augmentation), (world.rank, world.size)
-    batches = training_batches(data.train, transform, recipe.batch_size, recipe.seed, recipe.workers, seen, *share)
+    batches = training_batches(data.parts[0], transform, recipe.batch_size, recipe.seed, recipe.workers, seen, *share)
     for pictures, labels in itertools.islice(batches, recipe.steps - state.step):
         yield pictures.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 

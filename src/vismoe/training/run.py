@@ -41,8 +41,10 @@ class Run:
 
     @staticmethod
     def refuse(path: Path) -> None:
-        """Raises FileExistsError where something is there already."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        """Raises FileExistsError where something is there already, but for what a run that was killed while it began
+        may have left."""
+        begun = {ENVIRONMENT, DATA} | {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE)}
+        if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - begun):
             raise FileExistsError(f"{path} exists: choose another --out, or remove it")
 
     @staticmethod
@@ -54,9 +56,9 @@ class Run:
         Run.refuse(path)
         path.mkdir(parents=True, exist_ok=True)
         run = Run(path)
-        run.write(RECIPE, recipe.to_json())
         run.write(ENVIRONMENT, environment())
         run.write(DATA, describe(data))
+        run.write(RECIPE, recipe.to_json())  # the last: a folder with it is a run
         return run
 
     @staticmethod
@@ -128,11 +130,15 @@ class Run:
         return load(self.path)
 
     def read(self, name: str) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads((self.path / name).read_text())
+        values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
         return values
 
     def write(self, name: str, values: dict[str, Any]) -> None:
-        (self.path / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        aside = self.path / f".{name}"
+        # A file's name need not be text: what is none becomes an escape, which JSON reads back as it was.
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        aside.replace(self.path / name)
 
     def log(self, values: dict[str, Any]) -> None:
         if self.writes:
