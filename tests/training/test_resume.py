@@ -12,6 +12,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 from vismoe.data import open_data
 from vismoe.training import Recipe, Run, fit
@@ -185,6 +186,26 @@ def test_asked_to_stop(tmp_path, number, code):
     assert f"{number.name}: stopped after step" in errors
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
     assert isinstance(Run(tmp_path / "run").recipe, Recipe)
+
+
+def test_a_step_that_is_not_finite_leaves_no_statistics(tmp_path, monkeypatch):
+    """A batch with a NaN in one picture: a batch norm's running statistics are those of the step before."""
+    plain, before = Trainer._loss, []
+
+    def spoiled(trainer, pictures, *rest):
+        if trainer.state.step == 2:
+            before.extend(buffer.clone() for buffer in trainer.statistics)
+            pictures = pictures.clone()
+            pictures[0, 0, 0, 0] = float("nan")
+        if trainer.state.step == 3:
+            assert all(torch.equal(a, b) for a, b in zip(trainer.statistics, before, strict=True))
+        return plain(trainer, pictures, *rest)
+
+    monkeypatch.setattr(Trainer, "_loss", spoiled)
+    run = fit(tiny(model="timm:mobilenetv3_small_050", image_size=32), tmp_path / "run")
+    assert len(before) > 50
+    assert run.summary["skipped_steps"] == 1
+    assert all(tensor.isfinite().all() for tensor in run.load_model().state_dict().values())
 
 
 def test_what_is_not_finite_never_reaches_the_weights(tmp_path, monkeypatch):

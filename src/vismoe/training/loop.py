@@ -61,7 +61,8 @@ def fit(recipe: Recipe, out: Path, watch: Callable[[Status], None] | None = None
             state.restore(*found)
         run.forget_after(state.step)
         with tracking(run, recipe, state.step) as log:
-            evaluation = _optimise(run, recipe, state, data, world, log, watch)
+            told = watch if watch is not None and world.leads else lambda status: None
+            evaluation = _optimise(run, recipe, state, data, world, log, told)
         if world.leads:
             kind = MULTI_LABEL if data.multi_label else None
             save(state.evaluated, run.path / MODEL, data.classes, data_config(state.model), kind)
@@ -105,7 +106,7 @@ def begin(model: nn.Module, recipe: Recipe) -> State:
 
 
 def _optimise(
-    run: Run, recipe: Recipe, state: State, data: Data, world: World, log: Log, watch: Callable[[Status], None] | None
+    run: Run, recipe: Recipe, state: State, data: Data, world: World, log: Log, watch: Callable[[Status], None]
 ) -> Evaluation:
     trainer, meter, evaluation = Trainer(recipe, state, world, log), Meter(recipe, state.step), None
     every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
@@ -125,8 +126,7 @@ def _optimise(
             if outcome.load is not None:
                 status = meter.status(state.step, outcome.load, None if evaluation is None else evaluation.score)
                 log({"step": state.step, "loss": status.loss, "accuracy": status.accuracy, "load": status.load})
-                if watch is not None and world.leads:
-                    watch(status)
+                watch(status)
             asked = world.largest(stop.asked or 0)
             due = recipe.checkpoint_every and (best or state.step % recipe.checkpoint_every == 0)
             if world.leads and (due or (asked and not last)):

@@ -42,6 +42,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, state: State, world: World, log: Callable[[dict[str, Any]], None]):
         self.recipe, self.state, self.world, self.log = recipe, state, world, log
         self.network = world.replicate(state.model).train()
+        norms = [module for module in state.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
 
     def step(self, pictures: Tensor, labels: Tensor, look: bool) -> Outcome:
@@ -54,7 +56,7 @@ class Trainer:
         rate = recipe.learning_rate * rate_after(recipe.schedule, state.step - 1, recipe.steps, recipe.warmup_steps)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        multi_label = labels.ndim == 2
+        multi_label, statistics = labels.ndim == 2, [buffer.clone() for buffer in self.statistics]
         mixed, targets = self._mix(pictures, labels, seed)
         parts = [whole.chunk(recipe.accumulate) for whole in (mixed, targets, labels)]
         losses, hits, seen, last = [], [], None, len(parts[0]) - 1
@@ -65,9 +67,10 @@ class Trainer:
                 share = len(part) / len(mixed)
                 ((loss + seen.auxiliary_loss if self.by_losses and seen is not None else loss) * share).backward()
             losses.append(loss.detach() * share)
-            hits.append(_right(logits.detach(), label).mean() * share)
+            answers = logits > 0 if multi_label else logits.argmax(1)
+            hits.append((answers == label).float().mean() * share)
         loss, accuracy = self.world.mean(torch.stack([torch.stack(losses).sum(), torch.stack(hits).sum()]))
-        self._update(loss)
+        self._update(loss, statistics)
         load = None
         if look and seen is not None:
             load = {name: self.world.sum(calls[-1].load) for name, calls in seen.layers.items()}
@@ -98,7 +101,7 @@ class Trainer:
             return F.binary_cross_entropy_with_logits(logits, smooth), logits
         return F.cross_entropy(logits, targets, label_smoothing=smoothing), logits
 
-    def _update(self, loss: Tensor) -> None:
+    def _update(self, loss: Tensor, statistics: list[Tensor]) -> None:
         state, recipe = self.state, self.recipe
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)
         if math.isfinite(loss) and math.isfinite(norm):
@@ -107,6 +110,8 @@ class Trainer:
             if state.average is not None:
                 state.average.update(state.model)
         else:
+            for buffer, before in zip(self.statistics, statistics, strict=True):
+                buffer.copy_(before)  # a batch norm has taken the step's statistics already
             state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
             what = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the gradient's norm is {norm:g}"
             self.log({"step": state.step, "skipped": what})
@@ -116,9 +121,3 @@ class Trainer:
                     "try a smaller learning rate"
                 )
         state.optimizer.zero_grad()
-
-
-def _right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of each picture, or of each picture and class where it may show several, whether the answer is right."""
-    answers = logits > 0 if labels.ndim == 2 else logits.argmax(1)
-    return (answers == labels).float()
