@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from vismoe.data import open_data
-from vismoe.training import Recipe, Run, fit
+from vismoe.training import Run, fit
 from vismoe.training.step import Trainer
 
 from .tiny import tiny
@@ -168,24 +168,50 @@ def test_another_recipe_is_not_resumed(tmp_path, run):
         fit(tiny(), run.path)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop(tmp_path, number, code):
-    """SIGTERM and Ctrl-C: a checkpoint after the step, one line, a code of its own; resumed, it ends."""
-    arguments = ["train", "digits", "--steps", "100000", "--batch-size", "8", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen([sys.executable, "-m", "vismoe", *arguments], stderr=subprocess.PIPE, text=True)
+def test_asked_to_stop(tmp_path, number, code, workers):
+    """SIGTERM and Ctrl-C to every process of the run, as terminals and systems that shut down send them: a checkpoint
+    after the step, one line, a code of its own, no process left."""
+    options = ["--steps", "100000", "--batch-size", "8", "--workers", str(workers), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "vismoe", "train", "digits", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text()):
         try:
             process.wait(0.1)
         except subprocess.TimeoutExpired:
             continue
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == code, errors
     assert len(errors.splitlines()) == 1
     assert f"{number.name}: stopped after step" in errors
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
-    assert isinstance(Run(tmp_path / "run").recipe, Recipe)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_training_that_crashes_leaves_no_worker(tmp_path):
+    """An error that nobody foresaw, in the middle of a step: the workers end with their parent."""
+    script = f"""
+        from pathlib import Path
+        from vismoe.training import Recipe, fit
+        from vismoe.training.step import Trainer
+
+        def fail(*arguments, **options):
+            raise AttributeError("a mistake")
+
+        Trainer.step = fail
+        fit(Recipe(steps=5, batch_size=8, workers=2, device="cpu"), Path({str(tmp_path / "run")!r}))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.endswith("AttributeError: a mistake\n")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_a_step_that_is_not_finite_leaves_no_statistics(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """From pictures to batches: transforms, and an order that depends on nothing but (seed, epoch, index)."""
 
 import itertools
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -179,17 +181,27 @@ def training_batches(
     """Endless shuffled batches, from the `start`-th picture of the stream on; of each, the share of a process."""
     batches = SharedBatches(ShuffledForever(len(images), seed, start), batch_size, rank, ranks)
     samples = Samples(images, transform, seed)
-    return DataLoader(samples, batch_sampler=batches, num_workers=workers, worker_init_fn=_leave_stopping)
+    return DataLoader(samples, batch_sampler=batches, num_workers=workers, worker_init_fn=leave_stopping)
 
 
-def _leave_stopping(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: when to stop is for the training to say, not for its workers."""
+def leave_stopping(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and a system that shuts down asks every one to end: when to stop is
+    for the training to say, not for its workers. What their parent sends them they obey."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+
+
+def _end_when_the_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def evaluation_batches(images: ImageSet, transform: Transform, batch_size: int, workers: int = 0) -> DataLoader[Any]:
     """Every picture once, in order."""
     keys = [(0, index) for index in range(len(images))]
     return DataLoader(
-        Samples(images, transform), batch_size, sampler=keys, num_workers=workers, worker_init_fn=_leave_stopping
+        Samples(images, transform), batch_size, sampler=keys, num_workers=workers, worker_init_fn=leave_stopping
     )

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .image_set import Data, ImageSet
 from .images import Unreadable
+from .pipeline import leave_stopping
 
 
 class _Checked(Dataset[str]):
@@ -34,7 +35,9 @@ def survey(data: Data, max_unreadable: float, workers: int = 0) -> Data:
     found = list(data.left_out)
     for part in data.parts:
         if part.files:
-            reasons = DataLoader(_Checked(part), 64, num_workers=workers, collate_fn=list)
+            reasons = DataLoader(
+                _Checked(part), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping
+            )
             texts = (text for batch in reasons for text in batch)
             found += [Unreadable(file, text) for file, text in zip(part.files, texts, strict=True) if text]
     found.sort(key=lambda entry: entry.file)
