@@ -100,5 +100,19 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     """The last two and the best of six."""
     for step in range(1, 7):
         write_checkpoint(tmp_path, step, tensors(), {})
-        keep_checkpoints(tmp_path, last=2, best_step=3)
+        keep_checkpoints(tmp_path, step, last=2, best_step=3)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000003", "step-000005", "step-000006"]
+
+
+def test_what_lies_ahead_is_removed_before_what_was_just_written(tmp_path):
+    """A run that went back behind damaged checkpoints keeps its new ones; files and links that have the name of one go,
+    what is called otherwise stays."""
+    for step in (200, 250):
+        write_checkpoint(tmp_path, step, tensors(), {})
+    (tmp_path / "step-000300").write_text("a file")
+    (tmp_path / "step-000350").symlink_to("step-000250")
+    (tmp_path / "step-000200-mine").mkdir()
+    for step in (50, 100):
+        write_checkpoint(tmp_path, step, tensors(), {})
+        keep_checkpoints(tmp_path, step, last=1, best_step=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000100", "step-000200-mine"]

@@ -155,6 +155,19 @@ def test_killed_while_it_began(tmp_path, run):
         assert not list(out.glob(".*"))
 
 
+def test_a_run_that_is_being_written_is_left_alone(tmp_path, run):
+    """A second process that resumes it is refused in one line; what the first one does goes on, and its lock ends."""
+    arguments = ["train", "digits", "--steps", "4", "--batch-size", "8", "--out", str(run.path), "--resume", "auto"]
+    arguments += ["--warmup-steps", "1", "--device", "cpu"]
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with Run(run.path).alone():
+        done = subprocess.run([sys.executable, "-m", "vismoe", *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "is being written by another process" in done.stderr
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+    assert not (run.path / ".lock").exists()
+
+
 def test_another_recipe_is_not_resumed(tmp_path, run):
     """What decides the result must be as it was; the error names what is not. Workers decide nothing."""
     with pytest.raises(ValueError, match=r"learning_rate=0\.002 there, 0\.5 here"):

@@ -213,3 +213,16 @@ def test_bare_weights_need_a_preset(tmp_path):
     assert torch.equal(vismoe.load(file, preset="vmoe_pico_patch2_8_every2_e8")(images), model(images))
     with pytest.raises(ValueError, match="preset="):
         vismoe.load(file)
+
+
+def test_a_loaded_model_keeps_its_names(tmp_path):
+    """Saved again it knows its classes and its type of problem; with a new head it has none."""
+    model = vismoe.create_model("vmoe_pico_patch2_8_dense", num_classes=2)
+    vismoe.save(model, tmp_path / "a", ["x", "y"], problem_type="multi_label_classification")
+    loaded = vismoe.load(tmp_path / "a")
+    vismoe.save(loaded, tmp_path / "b")
+    again = vismoe.load(tmp_path / "b").pretrained_cfg
+    assert (again["label_names"], again["problem_type"]) == (["x", "y"], "multi_label_classification")
+    loaded.reset_classifier(3)
+    vismoe.save(loaded, tmp_path / "c")
+    assert vismoe.load(tmp_path / "c").pretrained_cfg["label_names"] is None

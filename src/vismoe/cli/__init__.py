@@ -63,5 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"vismoe: error: {' '.join(message.split())}", file=sys.stderr)
+    message = message.rpartition("\nValueError: ")[2]  # of a data worker's error, the error alone
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print(f"vismoe: error: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -1,7 +1,6 @@
 """vismoe eval"""
 
 import json as json_format
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +9,17 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from vismoe.data import NAMED, Data, open_data, survey
-from vismoe.training import Evaluation, Run, as_known_to, by_group, evaluate, resolve_device
+from vismoe.data import NAMED, Data, open_data, survey, without
+from vismoe.training import (
+    Evaluation,
+    Run,
+    as_known_to,
+    by_group,
+    describe,
+    evaluate,
+    resolve_device,
+    without_nan,
+)
 
 from .model import open_model
 
@@ -62,7 +70,7 @@ def evaluate_model(
         "images": len(opened.val),
         "unreadable": len(opened.left_out),
         **result.figures,
-        "per_class": dict(zip(opened.classes, map(_number, result.per_class), strict=True)),
+        "per_class": dict(zip(opened.classes, result.per_class, strict=True)),
         "images_per_second": result.images_per_second,
         "load": result.load,
     }
@@ -70,7 +78,8 @@ def evaluate_model(
         figures["groups"] = [asdict(each) for each in by_group(result, list(opened.val.columns[groups]))]
     if own is not None and data not in NAMED:
         figures |= _unseen(own, opened, result)
-    print(json_format.dumps(figures) if json else _report(figures, group))
+    figures = without_nan(figures)
+    print(json_format.dumps(figures, allow_nan=False) if json else _report(figures, group))
     sys.stdout.flush()
 
 
@@ -87,22 +96,25 @@ def _column(data: Data, name: str | None) -> str | None:
 
 def _unseen(run: Run, data: Data, result: Evaluation) -> dict[str, Any]:
     """Of a folder in one piece that the run was trained on: how it does on the part that it was not trained on."""
-    held_out = set(open_data(run.recipe.data, run.recipe.split_seed).val.files)
+    then = without(open_data(run.recipe.data, run.recipe.split_seed), run.left_out)
+    if describe(then)["digest"] != run.data["digest"]:
+        print(f"vismoe: note: {data.name} has changed since {run.path} was trained on it", file=sys.stderr)
+        return {}
+    held_out = set(then.val.files)
     places = [place for place, file in enumerate(data.val.files) if file in held_out]
     if len(places) == len(data.val) or not places:
         return {}
     return {"unseen": {"images": len(places), "accuracy": result.right[places].float().mean().item()}}
 
 
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
-
-
 def _report(figures: dict[str, Any], group: str | None) -> str:
     titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
     names = ("top1", "top5", "mean_average_precision", "exact_match", "loss", "calibration_error")
-    told = [f"{titles.get(name, name.replace('_', ' '))} {figures[name]:.4f}" for name in names if name in figures]
+    told = [
+        f"{titles.get(name, name.replace('_', ' '))} {figures[name]:.4f}"
+        for name in names
+        if figures.get(name) is not None
+    ]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
     lines = [f"{', '.join(told)} on {figures['images']} images{left_out}, {figures['images_per_second']:.0f} images/s"]
     if unseen := figures.get("unseen"):

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
             "Recipes (vismoe train RECIPE --help tells more):\n"
         )
         for known, make in RECIPES.items():
-            print(f"  {known:16}{make.__doc__}")
+            print(f"  {known:20} {(make.__doc__ or '').splitlines()[0]}")
         print("\nExample: vismoe train digits --steps 200 --out runs/try")
         return
     default = find_recipe(name)

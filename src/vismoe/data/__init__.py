@@ -2,7 +2,7 @@
 
 from .image_set import Data, ImageSet
 from .images import Unreadable, flatten_alpha, list_images, read_image
-from .pipeline import evaluation_batches, evaluation_transform, training_batches, training_transform
+from .pipeline import check_shares, evaluation_batches, evaluation_transform, training_batches, training_transform
 from .seeds import mix_seeds
 from .sets import NAMED, open_data
 from .survey import survey, without
@@ -12,6 +12,7 @@ __all__ = [
     "Data",
     "ImageSet",
     "Unreadable",
+    "check_shares",
     "evaluation_batches",
     "evaluation_transform",
     "flatten_alpha",

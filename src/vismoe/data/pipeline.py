@@ -156,8 +156,7 @@ class SharedBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, stream: ShuffledForever, batch_size: int, rank: int = 0, ranks: int = 1):
-        if ranks > 1 and batch_size % (2 * ranks):
-            raise ValueError(f"batch_size={batch_size} for {ranks} processes: it must be a multiple of {2 * ranks}")
+        check_shares(batch_size, ranks)
         self.stream, self.batch_size = stream, batch_size
         last = batch_size - 1
         self.mine = [place for place in range(batch_size) if min(place, last - place) % ranks == rank]
@@ -166,6 +165,12 @@ class SharedBatches(Sampler[list[tuple[int, int]]]):
         stream = iter(self.stream)
         while batch := list(itertools.islice(stream, self.batch_size)):
             yield [batch[place] for place in self.mine]
+
+
+def check_shares(batch_size: int, ranks: int) -> None:
+    """Raises ValueError where so many processes cannot share a batch evenly, in pairs."""
+    if ranks > 1 and batch_size % (2 * ranks):
+        raise ValueError(f"batch_size={batch_size} for {ranks} processes: it must be a multiple of {2 * ranks}")
 
 
 def training_batches(

@@ -64,11 +64,19 @@ class World:
                 dist.broadcast(tensor, 0)
 
     def from_leader(self, make: Callable[[], Any]) -> Any:
-        """What the leading process alone makes, for all."""
+        """What the leading process alone makes, for all; or the error that it meets, which all raise."""
         if self.size == 1:
             return make()
-        box = [make() if self.leads else None]
+        made, error = None, None
+        if self.leads:
+            try:
+                made = make()
+            except Exception as met:
+                error = met
+        box = [made, error]
         dist.broadcast_object_list(box, 0)
+        if box[1] is not None:
+            raise box[1]
         return box[0]
 
     def replicate(self, model: nn.Module) -> nn.Module:

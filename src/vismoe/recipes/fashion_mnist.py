@@ -6,7 +6,11 @@ from vismoe.training import Recipe
 
 
 def fashion_mnist() -> Recipe:
-    """A 64-wide V-MoE, 8 experts in every second block, on Fashion-MNIST's 60,000 pictures of 28 × 28."""
+    """A 64-wide V-MoE, 8 experts in every second block, on Fashion-MNIST's 60,000 pictures of 28 × 28.
+
+    vismoe train fashion_mnist: 18 minutes of one core; top-1 on the test part 0.9170 (0.9156 to 0.9197 over seeds 0 to
+    2, `benchmarks/fashion_mnist.py`).
+    """
     return Recipe(
         name="fashion_mnist",
         model="vmoe_pico_patch4_28_every2_e8",
@@ -27,7 +31,10 @@ def fashion_mnist() -> Recipe:
 
 
 def fashion_mnist_dense() -> Recipe:
-    """Its dense twin: the same trunk, initial weights and recipe, no experts."""
+    """Its dense twin: the same trunk, initial weights and recipe, no experts.
+
+    17 minutes of one core; top-1 0.9127 (0.9116 to 0.9140 over seeds 0 to 2).
+    """
     return replace(fashion_mnist(), name="fashion_mnist_dense", model="vmoe_pico_patch4_28_dense")
 
 

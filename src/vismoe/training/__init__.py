@@ -7,7 +7,7 @@ from .loop import fit
 from .meter import Status
 from .prediction import Prediction, predict
 from .recipe import Recipe
-from .run import Run, free_path
+from .run import Run, describe, free_path, without_nan
 from .step import TrainingDivergedError
 from .stop import TrainingStoppedError
 
@@ -23,6 +23,7 @@ __all__ = [
     "as_known_to",
     "by_group",
     "data_config",
+    "describe",
     "evaluate",
     "fit",
     "free_path",
@@ -30,4 +31,5 @@ __all__ = [
     "label_names",
     "predict",
     "resolve_device",
+    "without_nan",
 ]

@@ -8,6 +8,7 @@ RUN/checkpoints/step-000030/tensors.safetensors   every tensor of the state
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def write_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], values
         (aside / MANIFEST).write_bytes(_manifest(sums))
         for file in (aside / TENSORS, aside / VALUES, aside / MANIFEST, aside):
             _sync(file)
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         aside.rename(path)
         _sync(folder)
     except SafetensorError as error:  # which is how its writer reports a full disk
@@ -89,16 +90,25 @@ def newest_checkpoint(folder: Path, complain: Callable[[str], None]) -> tuple[di
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints by step, oldest first."""
-    return sorted(folder.glob("step-[0-9]*")) if folder.is_dir() else []
+    """Checkpoints by step, oldest first. What is called otherwise is somebody's own."""
+    found = [path for path in (folder.iterdir() if folder.is_dir() else []) if re.fullmatch(r"step-\d{6,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def keep_checkpoints(folder: Path, last: int, best_step: int | None) -> None:
-    """Removes all but the newest `last` checkpoints and that of `best_step`."""
+def keep_checkpoints(folder: Path, step: int, last: int, best_step: int | None) -> None:
+    """Of a run at `step` removes all checkpoints but the newest `last` and that of `best_step`; later ones, which the
+    run has gone back behind, too."""
     paths = list_checkpoints(folder)
-    for path in paths[: max(0, len(paths) - last)]:
-        if best_step is None or path != path_of(folder, best_step):
-            shutil.rmtree(path)
+    until_now = [path for path in paths if int(path.name[5:]) <= step]
+    for path in set(paths) - set(until_now[-last:]) - {path_of(folder, best_step or 0)}:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def path_of(folder: Path, step: int) -> Path:

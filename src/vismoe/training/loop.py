@@ -13,7 +13,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from vismoe.data import Data, open_data, survey, training_batches, training_transform, without
+from vismoe.data import Data, check_shares, open_data, survey, training_batches, training_transform, without
 from vismoe.parallel import World, join_world
 from vismoe.weights import MULTI_LABEL, create_model, save
 
@@ -27,7 +27,7 @@ from .run import CHECKPOINTS, DATA, MODEL, Run
 from .state import State
 from .step import Trainer
 from .stop import Stop, TrainingStoppedError
-from .track import Log, check_tracker, tracking
+from .track import check_tracker, tracking
 
 LOG_EVERY = 20
 
@@ -51,22 +51,24 @@ def fit(recipe: Recipe, out: Path, watch: Callable[[Status], None] | None = None
         data = open_data(recipe.data, recipe.split_seed)
         if data.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
-        if len(data.classes) < 2 and not data.multi_label:
+        if len(data.classes) < 2:
             raise ValueError(f"{recipe.data} has one class, {data.classes[0]}: a classifier needs at least two")
+        check_shares(recipe.batch_size, world.size)
         state = begin(build(recipe, data).to(device), recipe)
         run, left_out = world.from_leader(lambda: _open(recipe, out, data, resume))
         run, data = replace(run, writes=world.leads), without(data, left_out)
-        found = newest_checkpoint(run.path / CHECKPOINTS, _tell if world.leads else lambda text: None)
-        if found is not None:
-            state.restore(*found)
-        run.forget_after(state.step)
-        with tracking(run, recipe, state.step) as log:
-            told = watch if watch is not None and world.leads else lambda status: None
-            evaluation = _optimise(run, recipe, state, data, world, log, told)
-        if world.leads:
-            kind = MULTI_LABEL if data.multi_label else None
-            save(state.evaluated, run.path / MODEL, data.classes, data_config(state.model), kind)
-            write_report(run, state, data, evaluation)
+        with run.alone(), Stop() as stop:
+            found = newest_checkpoint(run.path / CHECKPOINTS, _tell if world.leads else lambda text: None)
+            if found is not None:
+                state.restore(*found)
+            run.forget_after(state.step)
+            with tracking(run, recipe, state.step) as log:
+                trainer = Trainer(recipe, state, world, log)
+                evaluation = _optimise(run, trainer, data, stop, watch if world.leads else None)
+            if world.leads:
+                kind = MULTI_LABEL if data.multi_label else None
+                save(state.evaluated, run.path / MODEL, data.classes, data_config(state.model), kind)
+                write_report(run, state, data, evaluation)
     return run
 
 
@@ -105,37 +107,36 @@ def begin(model: nn.Module, recipe: Recipe) -> State:
     return State(model, optimizer, ModelEmaV3(model, recipe.average_decay) if recipe.average_decay else None)
 
 
-def _optimise(
-    run: Run, recipe: Recipe, state: State, data: Data, world: World, log: Log, watch: Callable[[Status], None]
-) -> Evaluation:
-    trainer, meter, evaluation = Trainer(recipe, state, world, log), Meter(recipe, state.step), None
+def _optimise(run: Run, trainer: Trainer, data: Data, stop: Stop, watch: Callable[[Status], None] | None) -> Evaluation:
+    recipe, state, world, log = trainer.recipe, trainer.state, trainer.world, trainer.log
+    meter, evaluation = Meter(recipe, state.step), None
     every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
-    with Stop() as stop:
-        for pictures, labels in _batches(recipe, state, data, world):
-            state.step += 1
-            last = state.step == recipe.steps
-            outcome = trainer.step(pictures, labels, look=state.step % every == 0 or last)
-            meter.outcomes.append(outcome)
-            best = False
-            if state.step % recipe.evaluate_every == 0 or last:
-                with meter.paused():
-                    evaluation = _evaluate(recipe, state, data, world)
-                log({"step": state.step} | evaluation.logged)
-                if best := evaluation.score > state.best_score:
-                    state.best_score, state.best_step = evaluation.score, state.step
-            if outcome.load is not None:
-                status = meter.status(state.step, outcome.load, None if evaluation is None else evaluation.score)
-                log({"step": state.step, "loss": status.loss, "accuracy": status.accuracy, "load": status.load})
+    for pictures, labels in _batches(recipe, state, data, world):
+        state.step += 1
+        last = state.step == recipe.steps
+        outcome = trainer.step(pictures, labels, look=state.step % every == 0 or last)
+        meter.outcomes.append(outcome)
+        best = False
+        if state.step % recipe.evaluate_every == 0 or last:
+            with meter.paused():
+                evaluation = _evaluate(recipe, state, data, world)
+            log({"step": state.step} | evaluation.logged)
+            if best := evaluation.score > state.best_score:
+                state.best_score, state.best_step = evaluation.score, state.step
+        if outcome.load is not None:
+            status = meter.status(state.step, outcome.load, None if evaluation is None else evaluation.score)
+            log({"step": state.step, "loss": status.loss, "accuracy": status.accuracy, "load": status.load})
+            if watch is not None:
                 watch(status)
-            asked = world.largest(stop.asked or 0)
-            due = recipe.checkpoint_every and (best or state.step % recipe.checkpoint_every == 0)
-            if world.leads and (due or (asked and not last)):
-                with meter.paused():
-                    write_checkpoint(run.path / CHECKPOINTS, state.step, state.tensors(), state.values())
-                    keep_checkpoints(run.path / CHECKPOINTS, recipe.keep_checkpoints, state.best_step)
-            if asked and not last:
-                name = signal.Signals(asked).name
-                raise TrainingStoppedError(asked, f"{name}: stopped after step {state.step}, go on with resume")
+        asked = world.largest(stop.asked or 0)
+        due = recipe.checkpoint_every and (best or state.step % recipe.checkpoint_every == 0)
+        if world.leads and (due or (asked and not last)):
+            with meter.paused():
+                write_checkpoint(run.path / CHECKPOINTS, state.step, state.tensors(), state.values())
+                keep_checkpoints(run.path / CHECKPOINTS, state.step, recipe.keep_checkpoints, state.best_step)
+        if asked and not last:
+            name = signal.Signals(asked).name
+            raise TrainingStoppedError(asked, f"{name}: stopped after step {state.step}; --resume auto goes on")
     return evaluation or _evaluate(recipe, state, data, world)
 
 

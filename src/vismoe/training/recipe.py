@@ -131,8 +131,12 @@ class Recipe:
             raise ValueError(f"seed={self.seed}, split_seed={self.split_seed}: accepted are 0…2^63 − 1 and 0…2^32 − 1")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay}: accepted is a number above 0 and up to 1")
-        if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate={self.accumulate} parts of batch_size={self.batch_size} images: too many")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} parts of batch_size={self.batch_size} images: uneven")
+        if self.degrees > 180 or self.shear >= 90:
+            raise ValueError(f"degrees={self.degrees}, shear={self.shear}: accepted are up to 180 and below 90")
+        if not self.name:
+            raise ValueError('name="": it is the name of the default folder')
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"batch_size={self.batch_size}: mixup and cutmix pair images, it must be even")
         for name, accepted in CHOICES.items():

@@ -36,8 +36,8 @@ def write_report(run: Run, state: State, data: Data, evaluation: Evaluation) -> 
 
 def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Loss and accuracy over steps, and how uneven the experts were loaded."""
-    train = [line for line in metrics if "loss" in line]
-    held_out = [line for line in metrics if "val_loss" in line]
+    train = [line for line in metrics if line.get("loss") is not None]
+    held_out = [line for line in metrics if line.get("val_loss") is not None]
     score = next((name for name in ("top1", "mean_average_precision") if held_out and name in held_out[0]), "top1")
     layers = list(train[-1]["load"]) if train else []
     figure = Figure(figsize=(12 if layers else 8, 3.4), layout="constrained")

@@ -3,8 +3,12 @@
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from vismoe.weights import load
 
 from .recipe import Recipe
 
+LOCK = ".lock"
 FREE = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
 """What a resumed run may have otherwise: it decides nothing of the result (of one kind of device)."""
 
@@ -43,7 +48,7 @@ class Run:
     def refuse(path: Path) -> None:
         """Raises FileExistsError where something is there already, but for what a run that was killed while it began
         may have left."""
-        begun = {ENVIRONMENT, DATA} | {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE)}
+        begun = {ENVIRONMENT, DATA, LOCK} | {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE)}
         if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - begun):
             raise FileExistsError(f"{path} exists: choose another --out, or remove it")
 
@@ -74,7 +79,7 @@ class Run:
             raise ValueError(
                 f"{path} was begun with another recipe ({told}): resume it as it was, or choose another --out"
             )
-        now, then = describe(without(data, run.left_out)), run.read(DATA)
+        now, then = describe(without(data, run.left_out)), run.data
         if now["digest"] != then["digest"]:
             count = ("{training_images} training and {held_out_images} held-out images").format
             raise ValueError(
@@ -86,14 +91,51 @@ class Run:
     @property
     def left_out(self) -> list[Unreadable]:
         """Files of the set that the run does without."""
-        return [Unreadable(**entry) for entry in self.read(DATA)["unreadable"]]
+        return [Unreadable(**entry) for entry in self.data["unreadable"]]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the set was, as `describe` tells it.
+
+        **Raises:** ValueError where it cannot be read.
+        """
+        try:
+            found = self.read(DATA)
+            if {"digest", "unreadable"} <= found.keys():
+                return found
+        except (OSError, ValueError, AttributeError):
+            pass
+        raise ValueError(f"{self.path / DATA} does not say what the set was: it is damaged")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, no other process of this machine may write the run.
+
+        **Raises:** FileExistsError where one does.
+        """
+        with (self.path / LOCK).open("a") as file:
+            if self.writes and sys.platform != "win32":
+                import fcntl
+
+                try:
+                    # Not flock, which data workers would inherit and hold a while after their parent was killed.
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError) as error:
+                    raise FileExistsError(
+                        f"{self.path} is being written by another process: wait, or end it"
+                    ) from error
+            try:
+                yield
+            finally:
+                if self.writes:
+                    (self.path / LOCK).unlink(missing_ok=True)
 
     def forget_after(self, step: int) -> None:
         """Takes from the metrics what came after a step, and a line that was cut off."""
         path = self.path / METRICS
         if self.writes and path.exists():
             kept = []
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["step"] > step:
                         break
@@ -134,7 +176,7 @@ class Run:
         return values
 
     def write(self, name: str, values: dict[str, Any]) -> None:
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(without_nan(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         aside = self.path / f".{name}"
         # A file's name need not be text: what is none becomes an escape, which JSON reads back as it was.
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -143,7 +185,16 @@ class Run:
     def log(self, values: dict[str, Any]) -> None:
         if self.writes:
             with (self.path / METRICS).open("a") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(json.dumps(without_nan(values), allow_nan=False) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None in place of numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def describe(data: Data) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def tracking(run: Run, recipe: Recipe, step: int) -> Iterator[Log]:
 
 def check_tracker(name: Tracker) -> None:
     """Raises ValueError where a tracker is not installed."""
-    if name != "none" and find_spec(name) is None:
+    if name != "none" and ((found := find_spec(name)) is None or found.origin is None):  # a folder called so is none
         raise ValueError(f"track={name}: {name} is not installed here: pip install {name}")
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import timm
@@ -36,7 +36,8 @@ def save(
 ) -> Path:
     """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
 
-    **Arguments:** `model`: made by `create_model` (vismoe's or timm's); `label_names`: its classes in order;
+    **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or loaded: then names and type of problem are
+    those that it has, unless others are given; `label_names`: its classes in order;
     `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …);
     `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it).
 
@@ -49,6 +50,9 @@ def save(
             f"{type(model).__name__} was not made by create_model, so config.json could not say how to build it: "
             "write its weights with safetensors.torch.save_model instead"
         )
+    known = cast(dict[str, Any], model.pretrained_cfg)
+    if label_names is None and len(known.get("label_names") or ()) == model.num_classes:  # it may have a new head
+        label_names, problem_type = known["label_names"], problem_type or known.get("problem_type")
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes")
     if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG, WEIGHTS}):
