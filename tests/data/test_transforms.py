@@ -50,11 +50,14 @@ def test_oblong_networks_get_oblong_pictures():
     assert dark.any(0).sum() == dark.any(1).sum() == 10
 
 
-def test_training_without_augmentation_is_evaluation():
-    """With every range 0 a square picture is shown as at evaluation: the two differ by the affine map alone."""
-    picture = photograph(48, 48)
-    plain = training_transform(config(), degrees=0.0, translate=0.0, scale=0.0, shear=0.0)(picture)
-    torch.testing.assert_close(plain, evaluation_transform(config())(picture), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize(("width", "height"), [(48, 48), (32, 32), (36, 36), (64, 40)])
+def test_training_without_augmentation_is_evaluation(width, height, crop_pct):
+    """With every range 0 a picture is shown as at evaluation, cut as much, too."""
+    picture, given = photograph(width, height), config(crop_pct=crop_pct)
+    torch.testing.assert_close(
+        training_transform(given)(picture), evaluation_transform(given)(picture), rtol=0, atol=1e-5
+    )
 
 
 def test_what_comes_in_from_outside_is_white():

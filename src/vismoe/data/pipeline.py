@@ -51,7 +51,12 @@ def training_transform(
     white."""
     channels, *size = config["input_size"]
     interpolation = InterpolationMode(config["interpolation"])
-    centre = v2.Compose([ResizeKeepRatio(size, interpolation=config["interpolation"]), v2.CenterCrop(size)])
+    scaled = [int(length / config["crop_pct"]) for length in size]
+    square = scaled[0] == scaled[1]  # for which timm rounds the long side otherwise
+    whole = (
+        v2.Resize(scaled[0], interpolation) if square else ResizeKeepRatio(scaled, interpolation=interpolation.value)
+    )
+    centre = v2.Compose([whole, v2.CenterCrop(size)])
     affine = v2.RandomAffine(
         degrees,
         translate=(translate, translate),
@@ -63,7 +68,7 @@ def training_transform(
     return v2.Compose(
         [
             _channels(channels),
-            partial(_of_size, tuple(size), centre)
+            (partial(_of_size, tuple(size), centre) if scaled == size else centre)
             if crop == 1
             else v2.RandomResizedCrop(size, (crop, 1.0), (3 / 4, 4 / 3), interpolation),
             # While the picture is Pillow's, which moves small ones several times as fast as tensors are moved.

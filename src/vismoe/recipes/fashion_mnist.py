@@ -39,7 +39,10 @@ def fashion_mnist_dense() -> Recipe:
 
 
 def fashion_mnist_cnn() -> Recipe:
-    """A small convolutional network of timm's for comparison, by the same recipe at its own best learning rate."""
+    """A small convolutional network of timm's for comparison, by the same recipe at its own best learning rate.
+
+    25 minutes of one core; top-1 0.9263 (seed 0 alone).
+    """
     return replace(
         fashion_mnist(), name="fashion_mnist_cnn", model="timm:mobilenetv3_small_100", image_size=56, learning_rate=3e-3
     )

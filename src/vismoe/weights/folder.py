@@ -87,6 +87,9 @@ def _complete_config(path: Path, model: nn.Module, label_names: Sequence[str] | 
     if moe is not None:
         arguments = {name: value for name, value in arguments.items() if name not in OVERRIDES} | {"moe": asdict(moe)}
     config |= {"model_args": arguments, "vismoe_format": FORMAT_VERSION}
+    for name in ("label_names", "problem_type"):  # what a loaded model knows belongs here, not into timm's part
+        config.pop(name, None)
+        config.get("pretrained_cfg", {}).pop(name, None)
     if label_names is not None:
         config["label_names"] = list(label_names)
     if problem_type is not None:

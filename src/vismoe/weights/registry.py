@@ -111,6 +111,8 @@ def _of_timm(name: str, num_classes: int, pretrained: bool, overrides: dict[str,
     defaults, channels = timm.get_pretrained_cfg(name), overrides.get("in_chans", 3)
     size = (overrides["img_size"],) * 2 if "img_size" in overrides else defaults.input_size[1:]
     overlay: dict[str, Any] = {"input_size": (channels, *size)}
+    if "img_size" in overrides:
+        overlay["crop_pct"] = 1.0  # that of its own size is not to be had at others
     if channels != 3:
         overlay |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
     if not defaults.fixed_input_size:
