@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import subprocess
 import sys
 
@@ -72,6 +73,8 @@ def test_eval(run, capsys):
         assert found[-1]["images"] == 450
     expected = json.loads((run / "summary.json").read_text())["top1"]
     assert found[0]["top1"] == pytest.approx(expected) == found[1]["top1"]
+    assert main(["eval", str(run), "--json"]) == 0  # a run's own set is the default
+    assert json.loads(capsys.readouterr().out)["top1"] == found[0]["top1"]
 
 
 def test_predict_formats(run, pictures, capsys):
@@ -87,6 +90,24 @@ def test_predict_formats(run, pictures, capsys):
     assert [row[0] for row in rows[1:]] == [record["image"] for record in records]
     assert main(["predict", str(run), *images]) == 0
     assert "b.png" in capsys.readouterr().out
+
+
+def test_predict_leaves_out_what_cannot_be_read(run, pictures, capsys):
+    """Damaged files and pictures of other kinds in a folder are named on stderr; with nothing left it is an error."""
+    (pictures / "broken.png").write_text("no picture")
+    (pictures / "phone.HEIC").write_bytes(b"ftypheic")
+    assert main(["predict", str(run), str(pictures), "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == 2
+    assert err.splitlines() == [
+        "vismoe: note: 'phone.HEIC' is left out: HEIC is not read: convert it to JPEG",
+        "vismoe: note: 'broken.png' is left out: no image of a known kind",
+    ]
+    for path in pictures.glob("*[a✓].png"):
+        path.unlink()
+    (pictures / "b.png").unlink()
+    assert main(["predict", str(run), str(pictures)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "vismoe: error: none of the images can be read"
 
 
 def test_demo(tmp_path, capsys):
@@ -130,6 +151,15 @@ def test_output_that_nobody_reads_is_no_error(run):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_training_that_nobody_watches_ends_all_the_same(tmp_path):
+    """`vismoe train … | head -n 1`: the run is whole."""
+    words = [sys.executable, "-m", "vismoe", "train", "digits", "--steps", "40", "--batch-size", "8", "--device", "cpu"]
+    line = shlex.join([*words, "--out", str(tmp_path / "run")]) + " | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
 def bad_inputs(run, folder):
     """Arguments and what the line must say."""
     (folder / "empty" / "cats").mkdir(parents=True)
@@ -137,6 +167,8 @@ def bad_inputs(run, folder):
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{")
     (folder / "text.png").write_text("no picture")
+    (folder / "begun").mkdir()
+    (folder / "begun" / "recipe.json").write_bytes((run / "recipe.json").read_bytes())
     (folder / "other" / "cat").mkdir(parents=True)
     Image.new("L", (8, 8)).save(folder / "other" / "cat" / "1.png")
     out = ["--out", str(folder / "out")]
@@ -150,7 +182,10 @@ def bad_inputs(run, folder):
         (["train", "digits", "--experts-per-token", "9", *out], "k=9 experts per token"),
         (["train", "digits", "--steps", "0", *out], "steps=0"),
         (["train", "digits", "--device", "tpu", *out], "device 'tpu'"),
-        (["train", "digits", *TINY, "--out", str(run)], "exists"),
+        (["train", "digits", "--image-size", "1000000", *out], "image_size=1000000"),
+        (["train", "digits", *TINY, "--out", str(run)], "--resume auto goes on with it"),
+        (["eval", "vmoe_pico_patch2_8_dense"], "on which set?"),
+        (["eval", str(folder / "begun")], "has no model yet"),
         (["eval", str(folder / "nothing"), "--data", "digits"], "no such run or model folder"),
         (["eval", str(folder / "broken"), "--data", "digits"], "not readable JSON"),
         (["eval", str(folder / "weights.pt"), "--data", "digits"], "pickled"),

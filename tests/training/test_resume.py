@@ -144,6 +144,16 @@ def test_nothing_to_resume_is_a_beginning(tmp_path):
     assert sum("top1" in line for line in run.metrics) == 1
 
 
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    """One that somebody put there: it is said, and nothing is trained."""
+    fit(tiny(model="vmoe_pico_patch2_8_dense", checkpoint_every=4), tmp_path / "other")
+    run = Run.create(tmp_path / "run", tiny(), open_data("digits", 0))
+    (tmp_path / "other" / "checkpoints").rename(run.path / "checkpoints")
+    with pytest.raises(ValueError, match="another network"):
+        fit(tiny(), run.path, resume=True)
+    assert not run.has_model
+
+
 def test_killed_while_it_began(tmp_path, run):
     """Whatever of its first files a run had written, it begins anew; with anything else there, nothing is touched."""
     for names in ((), (".environment.json",), ("environment.json", ".data.json"), ("environment.json", "data.json")):

@@ -22,12 +22,13 @@ from vismoe.training import (
 )
 
 from .model import open_model
+from .notes import note, note_left_out
 
 
 def evaluate_model(
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
-    data: str,
+    data: str | None = None,
     group: str | None = None,
     max_unreadable: float = 0.1,
     json: bool = False,
@@ -43,7 +44,7 @@ def evaluate_model(
     Args:
         model: A run folder, a model folder, or a preset (with random weights).
         data: "digits", "fashion-mnist", or a folder of class folders, or of images with a metadata.csv; of one with
-            train/ and val/ the latter is used, else all. Classes are matched by name.
+            train/ and val/ the latter is used, else all. Classes are matched by name. Of a run, by default, its own.
         group: A column of metadata.csv: adds the accuracy on each of its values, worst first, with 95 % intervals.
         max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
         json: Print one JSON object; shares are in 0…1.
@@ -54,14 +55,18 @@ def evaluate_model(
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
-    network = open_model(model, num_classes=10 if data in NAMED else None).to(resolve_device(device))
     run = Run.of(model)
+    if data is None:
+        if run is None:
+            raise ValueError(f"on which set? {model} is no run, whose own would do: name one with --data")
+        data = run.recipe.data
+    network = open_model(model, num_classes=10 if data in NAMED else None).to(resolve_device(device))
     own = run if run is not None and _same(run.recipe.data, data) else None
     opened = as_known_to(network, open_data(data, own.recipe.split_seed if own and data in NAMED else None))
     groups = _column(opened, group)
     opened = survey(opened, max_unreadable, workers)
     for entry in opened.left_out:
-        print(f"vismoe: note: {entry.file!r} is left out: {entry.reason}", file=sys.stderr)
+        note_left_out(entry)
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers)
     figures: dict[str, Any] = {
@@ -98,7 +103,7 @@ def _unseen(run: Run, data: Data, result: Evaluation) -> dict[str, Any]:
     """Of a folder in one piece that the run was trained on: how it does on the part that it was not trained on."""
     then = without(open_data(run.recipe.data, run.recipe.split_seed), run.left_out)
     if describe(then)["digest"] != run.data["digest"]:
-        print(f"vismoe: note: {data.name} has changed since {run.path} was trained on it", file=sys.stderr)
+        note(f"{data.name} has changed since {run.path} was trained on it")
         return {}
     held_out = set(then.val.files)
     places = [place for place, file in enumerate(data.val.files) if file in held_out]

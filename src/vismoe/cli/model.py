@@ -1,12 +1,14 @@
 """What MODEL means on the command line."""
 
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from vismoe import create_model, list_models, load
+from vismoe.training import Run
+
+from .notes import note
 
 
 def open_model(name: str, num_classes: int | None = None) -> nn.Module:
@@ -15,11 +17,14 @@ def open_model(name: str, num_classes: int | None = None) -> nn.Module:
     **Raises:** ValueError, FileNotFoundError where it is none of these.
     """
     if Path(name).exists():
+        run = Run.of(name)
+        if run is not None and not run.has_model:
+            raise FileNotFoundError(f"{run.path} has no model yet: its training goes on with --resume auto")
         return load(name)
     if "/" in name or name.endswith(".safetensors") or not name.startswith("vmoe"):
         raise FileNotFoundError(f"{name}: no such run or model folder, and no preset (`vismoe models` lists those)")
     if name not in list_models():
         create_model(name)
-    print(f"vismoe: note: {name} is a preset: its weights are random", file=sys.stderr)
+    note(f"{name} is a preset: its weights are random")
     torch.manual_seed(0)
     return create_model(name, num_classes=1000 if num_classes is None else num_classes).eval()

@@ -14,6 +14,7 @@ from rich.table import Table
 from vismoe.training import Prediction, predict, resolve_device
 
 from .model import open_model
+from .notes import note_left_out
 
 
 def predict_images(
@@ -31,7 +32,7 @@ def predict_images(
 
     Args:
         model: A run folder, a model folder, or a preset (with random weights).
-        images: Image files, or folders of them.
+        images: Image files, or folders of them, whose damaged files are named and left out.
         topk: How many classes to name.
         format: table, json (one array) or csv (with a header).
         device: auto, cpu, cuda or mps.
@@ -40,7 +41,9 @@ def predict_images(
     if not images or Path("") in images:
         raise ValueError(f"which images? name files or folders: vismoe predict {model} IMAGE…")
     network = open_model(model).to(resolve_device(device))
-    found = predict(network, images, topk, batch_size)
+    found = predict(network, images, topk, batch_size, note_left_out)
+    if not found:
+        raise ValueError("none of the images can be read")
     {"table": _table, "json": _json, "csv": _csv}[format](found)
 
 

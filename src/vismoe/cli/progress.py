@@ -1,5 +1,6 @@
 """How a training shows itself: live in a terminal, a line now and then elsewhere."""
 
+import math
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -44,9 +45,15 @@ class TrainingProgress:
             done = f"{status.step}/{status.steps}"
             self.bar.update(self.task, completed=status.step, total=status.steps, done=done)
             self.live.update(Group(self.bar, _figures(status)))
-        elif status.step / status.steps >= self.printed + 0.1 or status.step == status.steps:
+        elif status.step / status.steps >= self.printed + 0.1 or (status.step == status.steps > self.printed):
             self.printed = status.step / status.steps
-            self.console.print(f"{self.title}: {_line(status)}", soft_wrap=True)
+            self._print(f"{self.title}: {_line(status)}")
+
+    def _print(self, line: str) -> None:
+        try:
+            print(line, file=self.console.file, flush=True)
+        except BrokenPipeError:  # who reads has enough, as `head` does: no reason to end a training
+            self.printed = math.inf
 
 
 def _line(status: Status) -> str:

@@ -2,6 +2,7 @@
 
 from .image_set import Data, ImageSet
 from .images import Unreadable, flatten_alpha, list_images, read_image
+from .mixing import mix
 from .pipeline import check_shares, evaluation_batches, evaluation_transform, training_batches, training_transform
 from .seeds import mix_seeds
 from .sets import NAMED, open_data
@@ -17,6 +18,7 @@ __all__ = [
     "evaluation_transform",
     "flatten_alpha",
     "list_images",
+    "mix",
     "mix_seeds",
     "open_data",
     "read_image",

@@ -11,9 +11,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+OTHER_SUFFIXES = (".avif", ".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga")
+"""Of pictures that are not read: passing over them in silence would lose somebody's photographs."""
 MAX_PIXELS = 100_000_000
 """A picture whose header claims more is not decoded: a small file can claim to be enormous."""
 ORIENTATION = 0x0112
+FAILED = " cannot be read as an image: "
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,10 +39,15 @@ class Unreadable:
     file: str
     reason: str
 
+    @staticmethod
+    def of(file: str | Path, error: ValueError) -> "Unreadable":
+        """What `read_image` raised for a file."""
+        return Unreadable(Path(file).as_posix(), str(error).partition(FAILED)[2] or str(error))
+
 
 def list_images(root: Path) -> tuple[list[Path], list[Unreadable]]:
-    """Every image file below a folder by its suffix, sorted by path, and the links that are not followed: those that
-    lead out of the folder, to another folder, or nowhere; nor are pipes and devices. Hidden files and folders are
+    """Every image file below a folder by its suffix, sorted by path, and what is left out: pictures of other kinds,
+    links that lead out of the folder, to another folder, or nowhere, pipes and devices. Hidden files and folders are
     passed over."""
     inside, found, left_out = Path(os.path.realpath(root)), [], []
     for path in _walk(root):
@@ -47,6 +55,9 @@ def list_images(root: Path) -> tuple[list[Path], list[Unreadable]]:
             left_out.append(Unreadable(path.relative_to(root).as_posix(), reason))
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             found.append(path)
+        elif path.suffix.lower() in OTHER_SUFFIXES:
+            kind = path.suffix[1:].upper()
+            left_out.append(Unreadable(path.relative_to(root).as_posix(), f"{kind} is not read: convert it to JPEG"))
     return sorted(found), sorted(left_out, key=lambda entry: entry.file)
 
 
@@ -92,9 +103,9 @@ def read_image(path: Path) -> Image.Image:
                 raise ValueError("its 32-bit grey levels have no known range: convert it to 8 or 16 bits")
             return upright
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} cannot be read as an image: no image of a known kind") from error
+        raise ValueError(f"{path}{FAILED}no image of a known kind") from error
     except (*UNREADABLE, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        raise ValueError(f"{path}{FAILED}{error}") from error
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:

@@ -10,8 +10,8 @@ from .images import Unreadable
 from .pipeline import leave_stopping
 
 
-class _Checked(Dataset[str]):
-    """Why each picture cannot be read; "" where it can."""
+class _Checked(Dataset[Unreadable | None]):
+    """What cannot be read of each picture; None where it can."""
 
     def __init__(self, images: ImageSet):
         self.images = images
@@ -19,12 +19,12 @@ class _Checked(Dataset[str]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> Unreadable | None:
         try:
             self.images.picture(index)
         except ValueError as error:
-            return str(error).partition(" cannot be read as an image: ")[2] or str(error)
-        return ""
+            return Unreadable.of(self.images.files[index], error)
+        return None
 
 
 def survey(data: Data, max_unreadable: float, workers: int = 0) -> Data:
@@ -35,11 +35,10 @@ def survey(data: Data, max_unreadable: float, workers: int = 0) -> Data:
     found = list(data.left_out)
     for part in data.parts:
         if part.files:
-            reasons = DataLoader(
+            checked = DataLoader(
                 _Checked(part), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping
             )
-            texts = (text for batch in reasons for text in batch)
-            found += [Unreadable(file, text) for file, text in zip(part.files, texts, strict=True) if text]
+            found += [entry for batch in checked for entry in batch if entry is not None]
     found.sort(key=lambda entry: entry.file)
     total = sum(map(len, data.parts)) + len(data.left_out)
     if len(found) > max_unreadable * total:

@@ -16,7 +16,7 @@ from vismoe.data import ImageSet, evaluation_transform
 
 from .routing import LayerRouting, route
 
-SAMPLES = 10
+SAMPLES, LETTERS = 10, 14
 DISTINCT = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
 """Colours that the colour-blind can tell apart too (Okabe and Ito 2008), grey for the eighth."""
 
@@ -40,7 +40,7 @@ def routing_pictures(
     for column, number in enumerate(samples):
         picture = _pixels(transform(images.picture(number)), config)
         _show(grid[0, column], picture)
-        grid[0, column].set_title(plain_text(_title_of(images.labels[number], classes)), fontsize=9)
+        grid[0, column].set_title(_title_of(images.labels[number], classes), fontsize=9)
         for row, layer in enumerate(routing.values(), start=1):
             _overlay(grid[row, column], picture, layer, number, grid_size)
     for row, name in enumerate(routing, start=1):
@@ -64,9 +64,10 @@ def _samples(labels: Tensor, wanted: int) -> list[int]:
 
 
 def _title_of(label: Tensor, classes: Sequence[str]) -> str:
-    """The class of a picture, or its classes."""
+    """The class of a picture, or its classes, as far as there is room."""
     numbers = label.nonzero()[:, 0].tolist() if label.ndim else [int(label)]
-    return ", ".join(classes[number] for number in numbers)
+    names = ", ".join(classes[number] for number in numbers) or "–"
+    return plain_text(names if len(names) <= LETTERS else f"{names[: LETTERS - 1]}…")
 
 
 def _grid(model: Any) -> tuple[int, int]:

@@ -52,7 +52,7 @@ class Recipe:
     schedule: Schedule = "cosine"
     """How the rate goes on after the warm-up: cosine or linear to 0, rsqrt, constant."""
     warmup_steps: int = 50
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up; a tenth of the run where it is no longer than this."""
     layer_decay: float = 1.0
     """Each block's rate is this times the rate of the next one above it."""
     accumulate: int = 1
@@ -104,8 +104,8 @@ class Recipe:
         for name in ("steps", "batch_size", "evaluate_every", "accumulate", "keep_checkpoints", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size={self.image_size}: it must be at least 1")
+        if self.image_size is not None and not 1 <= self.image_size <= 4096:
+            raise ValueError(f"image_size={self.image_size}: accepted are 1 to 4096")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop={self.crop}: accepted is a number above 0 and up to 1")
         for name in ("learning_rate", "clip_norm"):

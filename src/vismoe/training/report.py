@@ -47,7 +47,9 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     loss.plot([line["step"] for line in held_out], [line["val_loss"] for line in held_out], "o-", label="held out")
     highest = max([line["loss"] for line in train] + [line["val_loss"] for line in held_out], default=1)
     loss.set(xlabel="step", ylabel="loss", ylim=(0, 1.05 * highest))
-    accuracy.plot([line["step"] for line in train], [line["accuracy"] for line in train], marker=few, label="training")
+    if score == "top1":  # of training batches mean average precision is not known
+        steps, shares = [line["step"] for line in train], [line["accuracy"] for line in train]
+        accuracy.plot(steps, shares, marker=few, label="training")
     accuracy.plot([line["step"] for line in held_out], [line[score] for line in held_out], "o-", label="held out")
     accuracy.set(xlabel="step", ylabel="accuracy" if score == "top1" else score.replace("_", " "), ylim=(None, 1.005))
     for axes in rest:

@@ -50,7 +50,8 @@ class Run:
         may have left."""
         begun = {ENVIRONMENT, DATA, LOCK} | {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE)}
         if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - begun):
-            raise FileExistsError(f"{path} exists: choose another --out, or remove it")
+            go_on = "; it is a run: --resume auto goes on with it" if (path / RECIPE).is_file() else ""
+            raise FileExistsError(f"{path} exists: choose another --out, or remove it{go_on}")
 
     @staticmethod
     def create(path: Path, recipe: Recipe, data: Data) -> "Run":
@@ -166,6 +167,11 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         return self.read(SUMMARY)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether its network is there, which is written at the end."""
+        return (self.path / MODEL).exists()
 
     def load_model(self) -> nn.Module:
         """The trained network, at evaluation."""

@@ -48,15 +48,18 @@ class State:
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Sets everything to what `tensors` and `values` said when it was saved.
 
-        **Raises:** RuntimeError for tensors of another network.
+        **Raises:** ValueError for tensors of another network.
         """
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
-        self.model.load_state_dict(parts["model"])
-        if self.average is not None:
-            self.average.module.load_state_dict(parts["average"])
+        try:
+            self.model.load_state_dict(parts["model"])
+            if self.average is not None:
+                self.average.module.load_state_dict(parts["average"])
+        except RuntimeError as error:
+            raise ValueError("the checkpoint is of another network than the recipe's") from error
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in parts["optimizer"].items():
             number, _, entry = name.partition(".")

@@ -6,13 +6,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
-from timm.data import Mixup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vismoe.data import mix_seeds
+from vismoe.data import mix, mix_seeds
 from vismoe.moe import MoE, record
 from vismoe.parallel import World
 
@@ -57,7 +55,8 @@ class Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         multi_label, statistics = labels.ndim == 2, [buffer.clone() for buffer in self.statistics]
-        mixed, targets = self._mix(pictures, labels, seed)
+        classes = cast(int, model.num_classes)
+        mixed, targets = mix(pictures, labels, classes, recipe.mixup, recipe.cutmix, seed)
         parts = [whole.chunk(recipe.accumulate) for whole in (mixed, targets, labels)]
         losses, hits, seen, last = [], [], None, len(parts[0]) - 1
         for number, (part, target, label) in enumerate(zip(*parts, strict=True)):
@@ -75,22 +74,6 @@ class Trainer:
         if look and seen is not None:
             load = {name: self.world.sum(calls[-1].load) for name, calls in seen.layers.items()}
         return Outcome(loss, accuracy, load)
-
-    def _mix(self, pictures: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """The batch as mixup and cutmix make it, where the recipe wants either; timm's draw from NumPy's generator."""
-        if not (self.recipe.mixup or self.recipe.cutmix):
-            return pictures, labels
-        before = np.random.get_state()
-        np.random.seed(seed % 2**32)
-        try:
-            # Told that every picture is a class of its own, timm's mixup says which it made of which.
-            size, own = len(pictures), torch.arange(len(pictures), device=pictures.device)
-            mixup = Mixup(self.recipe.mixup, self.recipe.cutmix, label_smoothing=0.0, num_classes=size)
-            mixed, shares = mixup(pictures, own)
-        finally:
-            np.random.set_state(before)
-        whole = labels if labels.ndim == 2 else F.one_hot(labels, cast(int, self.state.model.num_classes))
-        return mixed, shares @ whole.to(shares.dtype)
 
     def _loss(self, pictures: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
         with torch.autocast(pictures.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
