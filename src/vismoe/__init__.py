@@ -4,7 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import weights
-from .moe import MLPExperts, MoE, TopKRouter, condition, record
+from .moe import (
+    LowRankExperts,
+    MLPExperts,
+    MLPStructure,
+    MoE,
+    TopKRouter,
+    condition,
+    record,
+    register_mlp,
+)
+from .vit import densify, upcycle
 from .weights import create_model, list_models, load, save
 
 if TYPE_CHECKING:
@@ -14,17 +24,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "LowRankExperts",
     "MLPExperts",
+    "MLPStructure",
     "MoE",
     "TopKRouter",
     "condition",
     "create_model",
+    "densify",
     "list_models",
     "load",
     "predict",
     "record",
+    "register_mlp",
     "save",
     "train",
+    "upcycle",
     "weights",
 ]
 

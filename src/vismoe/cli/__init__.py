@@ -13,6 +13,8 @@ VERBS = {
     "train": "train by a recipe",
     "eval": "evaluate a model on a set",
     "predict": "say what is on pictures",
+    "upcycle": "make a sparse model of a trained dense one",
+    "densify": "make a dense model, or one with fewer experts, of a sparse one",
 }
 
 USAGE = "\n".join(

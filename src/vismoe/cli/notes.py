@@ -1,12 +1,19 @@
 """What the verbs say beside their result, on stderr."""
 
 import sys
+from pathlib import Path
 
 from vismoe.data import Unreadable
 
 
 def note(text: str) -> None:
     print(f"vismoe: note: {text}", file=sys.stderr)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises FileExistsError where something is there already."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists: choose another one, or remove it")
 
 
 def note_left_out(entry: Unreadable) -> None:

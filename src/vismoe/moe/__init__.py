@@ -11,16 +11,22 @@ from .dispatch import combine, dispatch
 from .execute import Backend, execute, grouped, loop, padded
 from .experts import MLPExperts, StackedLinear, StackedNorm
 from .layer import MoE
+from .low_rank import LowRankExperts
+from .mlp import MLP, kind_of
 from .plan import SparsePlan
 from .record import LayerRecord, Recording, record
 from .router import Router, Routing
+from .structures import MLPStructure, read_mlp, register_mlp, structure_of, write_mlp
 from .top_k import TopKRouter
 
 __all__ = [
+    "MLP",
     "Backend",
     "BalancedRouter",
     "LayerRecord",
+    "LowRankExperts",
     "MLPExperts",
+    "MLPStructure",
     "MoE",
     "Recording",
     "Router",
@@ -35,7 +41,12 @@ __all__ = [
     "dispatch",
     "execute",
     "grouped",
+    "kind_of",
     "loop",
     "padded",
+    "read_mlp",
     "record",
+    "register_mlp",
+    "structure_of",
+    "write_mlp",
 ]

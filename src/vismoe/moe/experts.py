@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .mlp import MLP, kind_of
+
 
 class StackedLinear(nn.Module):
     """E linear layers in one parameter: weight (E, out, in), bias (E, out) or None. Executed by a `Layout`."""
@@ -99,3 +101,16 @@ class MLPExperts(nn.Module):
             hidden = F.layer_norm(hidden, (self.hidden_dim,), eps=self.norm_eps)
             hidden = hidden * layout.expand(self.norm.weight) + layout.expand(self.norm.bias)
         return F.dropout(layout.linear(hidden, self.down), self.dropout, self.training)
+
+    def expert(self, number: int) -> MLP:
+        """One expert as an MLP of its own: a copy."""
+        mlp = MLP(self.dim, self.hidden_dim, **kind_of(self)).to(self.up.weight)
+        mlp.load_state_dict({name: stacked[number] for name, stacked in self.state_dict().items()})
+        return mlp.train(self.training)
+
+    @torch.no_grad()
+    def set_expert(self, number: int, mlp: MLP) -> None:
+        """Gives one expert the parameters of an MLP of the same kind and sizes."""
+        given = mlp.state_dict()
+        for name, stacked in self.state_dict().items():
+            stacked[number] = given[name]

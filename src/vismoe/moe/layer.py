@@ -25,6 +25,8 @@ class MoE(Conditioned):
       number of tokens that are routed together; images in order, cutting across them as the reference does.
     - `backend`: carries out the plan; see `vismoe.moe.execute`.
 
+    `origin`: kept for whoever put the layer in another module's place and may want that back.
+
     **Raises:** ValueError where router and experts differ.
     """
 
@@ -45,6 +47,7 @@ class MoE(Conditioned):
             raise ValueError(f'group_size={group_size!r}: accepted are "none" and whole numbers ≥ 1')
         self.router, self.experts, self.shared = router, experts, shared
         self.group_size, self.backend = group_size, backend
+        self.origin: Any = None
         self._warned = False
 
     def forward(

@@ -1,8 +1,25 @@
 """Networks: timm's VisionTransformer with MoE layers, by name or by configuration."""
 
+from .config import MoEConfig
 from .cost import Cost, cost
+from .densify import densify, reduce_experts
 from .model import SparseVisionTransformer
 from .presets import PRESETS, Preset, dense_twin
-from .sparsify import MoEConfig
+from .upcycling import make_sparse, upcycle
+from .usage import Usage, measure_usage
 
-__all__ = ["PRESETS", "Cost", "MoEConfig", "Preset", "SparseVisionTransformer", "cost", "dense_twin"]
+__all__ = [
+    "PRESETS",
+    "Cost",
+    "MoEConfig",
+    "Preset",
+    "SparseVisionTransformer",
+    "Usage",
+    "cost",
+    "dense_twin",
+    "densify",
+    "make_sparse",
+    "measure_usage",
+    "reduce_experts",
+    "upcycle",
+]

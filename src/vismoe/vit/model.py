@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.layers import HybridEmbed, LayerNorm2d, lecun_normal_, to_2tuple
@@ -11,9 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
-from vismoe.moe import MLPExperts, MoE
+from vismoe.moe import MoE
 
-from .sparsify import OVERRIDES, MoEConfig, fix_init, initialise_experts, sparsify
+from .config import OVERRIDES, MoEConfig
+from .sparsify import fix_init, initialise_experts, sparsify
 
 
 def _stem(stem: str, patch: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class SparseVisionTransformer(VisionTransformer):
         super().init_weights(mode, needs_reset)
         for number, block in enumerate(self.blocks):
             if isinstance(block.mlp, MoE):
-                initialise_experts(cast(MLPExperts, block.mlp.experts), mode or self.weight_init_mode)
+                initialise_experts(block.mlp, mode or self.weight_init_mode)
                 for buffer in block.mlp.router.buffers(recurse=False):
                     buffer.zero_()
                 if self.fix_init:

@@ -6,7 +6,6 @@ Weights are never unpickled.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -19,10 +18,13 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from vismoe.moe.record import unwrap
-from vismoe.vit.sparsify import OVERRIDES
+
+from .parent import Parent, differences
+from .upcycled import rebuilding
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
+ENTRIES = {"model_args": dict, "pretrained_cfg": dict, "label_names": list, "vismoe_format": int, "parent": dict}
 MULTI_LABEL = "multi_label_classification"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
 
@@ -33,13 +35,16 @@ def save(
     label_names: Sequence[str] | None = None,
     preprocessing: dict[str, Any] | None = None,
     problem_type: str | None = None,
+    parent: str | Path | None = None,
 ) -> Path:
     """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
 
     **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or loaded: then names and type of problem are
     those that it has, unless others are given; `label_names`: its classes in order;
     `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …);
-    `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it).
+    `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it);
+    `parent`: of an upcycled model, its dense parent, a folder or `timm:NAME`: then only what differs from it is
+    written, with the parent's name and hash, and `vismoe.load` (which alone opens such a folder) reads the rest there.
 
     **Raises:** ValueError where `path` holds anything but a model folder's two files, or where `label_names` are not
     one for each class; TypeError for a network that is none of timm's.
@@ -62,9 +67,12 @@ def save(
     aside.mkdir()
     try:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        source = None if parent is None else Parent.open(parent)
+        if source is not None:
+            state = differences(state, source.sparse_state(getattr(model, "moe", None)))
         save_file(state, aside / WEIGHTS, metadata={"format": "pt"})
         save_config_for_hf(model, str(aside / CONFIG), data_config=preprocessing)
-        _complete_config(aside / CONFIG, model, label_names, problem_type)
+        _complete_config(aside / CONFIG, model, label_names, problem_type, source)
         # safetensors lets only the owner read its file; the configuration has the mode that the user's umask gives.
         (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)
         if path.exists():
@@ -78,15 +86,20 @@ def save(
     return path
 
 
-def _complete_config(path: Path, model: nn.Module, label_names: Sequence[str] | None, problem_type: str | None) -> None:
+def _complete_config(
+    path: Path,
+    model: nn.Module,
+    label_names: Sequence[str] | None,
+    problem_type: str | None,
+    parent: "Parent | None",
+) -> None:
     config = json.loads(path.read_text())
-    arguments = config.get("model_args", {})
+    config |= rebuilding(model, config) | {"vismoe_format": FORMAT_VERSION}
     # transformers passes num_classes by itself and fails where it finds it twice.
-    arguments.pop("num_classes", None)
-    moe = getattr(model, "moe", None)
-    if moe is not None:
-        arguments = {name: value for name, value in arguments.items() if name not in OVERRIDES} | {"moe": asdict(moe)}
-    config |= {"model_args": arguments, "vismoe_format": FORMAT_VERSION}
+    for arguments in (config["model_args"], config["model_args"].get("parent_args", {})):
+        arguments.pop("num_classes", None)
+    if parent is not None:
+        config["parent"] = {"source": parent.source, "sha256": parent.sha256}
     for name in ("label_names", "problem_type"):  # what a loaded model knows belongs here, not into timm's part
         config.pop(name, None)
         config.get("pretrained_cfg", {}).pop(name, None)
@@ -116,6 +129,9 @@ def load(path: str | Path, preset: str | None = None) -> nn.Module:
         model = timm.create_model(f"local-dir:{folder}", pretrained=False)
     except Exception as error:  # whatever timm's constructors raise for values that make no sense
         raise ValueError(f"{folder / CONFIG} describes no network that can be built: {error}") from error
+    if "parent" in config:
+        state = Parent.of_folder(folder, config["parent"]).sparse_state(getattr(model, "moe", None)) | state
+        state = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
     names = config.get("label_names")
     if names is not None and (len(names) != model.num_classes or not all(isinstance(name, str) for name in names)):
         raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
@@ -137,7 +153,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ValueError(f"{path} names no architecture: it is not a model's configuration")
-    for name, kind in (("model_args", dict), ("pretrained_cfg", dict), ("label_names", list), ("vismoe_format", int)):
+    for name, kind in (
+        ("model_args", dict),
+        ("pretrained_cfg", dict),
+        ("label_names", list),
+        ("vismoe_format", int),
+        ("parent", dict),
+    ):
         if name in config and not isinstance(config[name], kind):
             raise ValueError(f"{path}: {name} is {config[name]!r}, expected a {kind.__name__}")
     version = config.get("vismoe_format", 0)

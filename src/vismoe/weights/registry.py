@@ -84,12 +84,13 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in PRESETS if fnmatch.fnmatch(name, pattern)]
 
 
-def create_model(name: str, num_classes: int = 1000, pretrained: bool = False, **overrides: Any) -> nn.Module:
+def create_model(name: str, num_classes: int | None = 1000, pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Builds a preset, as `timm.create_model(name)` does once vismoe is imported.
 
     **Arguments:** `name`: one of `list_models()`, or `timm:NAME` for any other network of timm's; `num_classes`: 0 for
-    features; `overrides`: fields of `vismoe.vit.MoEConfig` (num_experts=, experts_per_token=, moe_layers=, balance=, …)
-    and arguments of timm's VisionTransformer (img_size=, patch_size=, in_chans=, drop_path_rate=, …).
+    features, None for as many as the weights have; `overrides`: fields of `vismoe.vit.MoEConfig` (num_experts=,
+    experts_per_token=, moe_layers=, balance=, …) and arguments of timm's VisionTransformer (img_size=, patch_size=,
+    in_chans=, drop_path_rate=, …).
 
     **Raises:** ValueError for an unknown name (near matches are listed) and for arguments that do not fit.
     """
@@ -99,10 +100,12 @@ def create_model(name: str, num_classes: int = 1000, pretrained: bool = False, *
         near = get_close_matches(name, PRESETS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "`vismoe models` lists them"
         raise ValueError(f"unknown preset {name!r}; {hint}")
+    if overrides.get("experts") == "low-rank":
+        raise ValueError('experts="low-rank" differ from a trained MLP: vismoe.upcycle makes them of a trained model')
     return _create(name, num_classes, pretrained, overrides)
 
 
-def _of_timm(name: str, num_classes: int, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
+def _of_timm(name: str, num_classes: int | None, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
     """A network of timm's own for images of `img_size`, which those that take any size are not told, and with as many
     channels as asked for."""
     if not timm.is_model(name):
@@ -120,7 +123,7 @@ def _of_timm(name: str, num_classes: int, pretrained: bool, overrides: dict[str,
     return _create(name, num_classes, pretrained, overrides | {"pretrained_cfg_overlay": overlay})
 
 
-def _create(name: str, num_classes: int, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
+def _create(name: str, num_classes: int | None, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, num_classes=num_classes, pretrained=pretrained, **overrides)
     except TypeError as error:

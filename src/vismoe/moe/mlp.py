@@ -1,0 +1,63 @@
+"""One MLP in the terms that experts are written in."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Module):
+    """down(norm(activation(up(x)))), or gated: down(norm(activation(gate(x)) · up(x))): what `MLPExperts` has E of.
+
+    **Arguments:** see `MLPExperts`.
+
+    **Parameters:** up.weight (h, d), down.weight (d, h), gate.weight like up's; biases; norm.weight and norm.bias (h,).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        activation: Callable[[Tensor], Tensor],
+        gated: bool = False,
+        bias: bool = True,
+        norm: bool = False,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.dim, self.hidden_dim = dim, hidden_dim
+        self.activation, self.norm_eps, self.dropout = activation, norm_eps, dropout
+        self.up = nn.Linear(dim, hidden_dim, bias)
+        self.gate = nn.Linear(dim, hidden_dim, bias) if gated else None
+        self.norm = nn.LayerNorm(hidden_dim, norm_eps) if norm else None
+        self.down = nn.Linear(hidden_dim, dim, bias)
+
+    def forward(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens d"]:
+        hidden = self.up(x)
+        hidden = self.activation(hidden) if self.gate is None else self.activation(self.gate(x)) * hidden
+        hidden = F.dropout(hidden, self.dropout, self.training)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return F.dropout(self.down(hidden), self.dropout, self.training)
+
+    def empty_like(self, hidden_dim: int | None = None) -> "MLP":
+        """Another of its kind, its parameters still undrawn."""
+        with torch.device("meta"):
+            other = MLP(self.dim, hidden_dim or self.hidden_dim, **kind_of(self))
+        return other.to(self.up.weight.dtype).to_empty(device=self.up.weight.device)
+
+
+def kind_of(mlp: Any) -> dict[str, Any]:
+    """Everything but the sizes of an `MLP`, or of the experts of `MLPExperts`, as arguments."""
+    return {
+        "activation": mlp.activation,
+        "gated": mlp.gate is not None,
+        "bias": mlp.up.bias is not None,
+        "norm": mlp.norm is not None,
+        "norm_eps": mlp.norm_eps,
+        "dropout": mlp.dropout,
+    }

@@ -1,0 +1,158 @@
+"""Back to fewer experts, or to none: a small model for one domain."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from vismoe.moe import MLP, MLPExperts, MoE, StackedLinear, StackedNorm, TopKRouter
+
+from .places import restore_mlp, sparse_layers
+from .usage import Usage, measure_usage
+
+How = Literal["expert", "merge"]
+
+
+def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inplace: bool = False) -> nn.Module:
+    """A dense model for the domain that `batches` (model inputs) are of: in each sparse layer's place an MLP of the
+    class that was there, of the parent's size.
+
+    **Arguments:** `how`: "expert", the one that most of the domain's tokens use (of experts that are parts of an MLP,
+    as many as make one up); "merge", the mean of all experts' weights, each as much as the domain uses it; `inplace`:
+    change `model` itself, otherwise a copy. What it costs is to be measured: `vismoe densify` does.
+
+    **Raises:** ValueError where there is no sparse layer or no batch, and for layers with a shared expert.
+    """
+    _check(how)
+    usage = _usage(model, batches)
+    model = model if inplace else copy.deepcopy(model)
+    for path, layer in sparse_layers(model).items():
+        if layer.shared is not None:
+            raise ValueError(f"{path} has a shared expert, beside which its experts are no MLPs of the parent's size")
+        restore_mlp(model, path, _one_mlp(layer, usage[path], how))
+    cast(Any, model).moe = None
+    return model
+
+
+def reduce_experts(
+    model: nn.Module, num_experts: int, batches: Iterable[Tensor], how: How = "merge", inplace: bool = False
+) -> nn.Module:
+    """A sparse model with fewer experts: of each layer those stay that the domain of `batches` uses most.
+
+    **Arguments:** `how`: "expert", the others are removed; "merge", each of the others is first merged into the one of
+    those that stay whose router row is most like its own, as much as the domain uses it (Li et al. 2023, *Merge, Then
+    Compress*); `inplace`: change `model` itself, otherwise a copy.
+
+    **Raises:** ValueError where there is no sparse layer or no batch, for more experts than there are or fewer than k,
+    and for merging experts that are parts of MLPs or low-rank.
+    """
+    _check(how)
+    usage = _usage(model, batches)
+    model = model if inplace else copy.deepcopy(model)
+    for path, layer in sparse_layers(model).items():
+        router = cast(TopKRouter, layer.router)
+        if not router.k <= num_experts <= router.num_experts:
+            raise ValueError(f"num_experts={num_experts}: {path} has {router.num_experts} and k={router.k}")
+        if how == "merge" and (not isinstance(layer.experts, MLPExperts) or _parts(layer) > 1):
+            raise ValueError(f'how="merge": the experts of {path} are low-rank or parts of MLPs; use how="expert"')
+        stay = usage[path].share.argsort(descending=True, stable=True)[:num_experts].sort().values
+        if how == "merge":
+            _merge_into(layer, usage[path], stay)
+        _keep(layer, stay)
+    config = cast(Any, model).moe
+    if config is not None:
+        cast(Any, model).moe = replace(config, num_experts=num_experts)
+    return model
+
+
+def _check(how: str) -> None:
+    if how not in ("expert", "merge"):
+        raise ValueError(f'how={how!r}: accepted are "expert" and "merge"')
+
+
+def _usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
+    if not sparse_layers(model):
+        raise ValueError("the model has no sparse layer: it is dense already")
+    return measure_usage(model, batches)
+
+
+def _parts(layer: MoE) -> int:
+    """How many experts make up an MLP as wide as the one that was there."""
+    experts: Any = layer.experts
+    whole: int = experts.hidden_dim if layer.origin is None else layer.origin.hidden_dim
+    return max(1, whole // experts.hidden_dim)
+
+
+def _one_mlp(layer: MoE, usage: Usage, how: How) -> MLP:
+    experts: Any = layer.experts
+    parts, every = _parts(layer), range(experts.num_experts)
+    if how == "expert":
+        chosen = usage.share.argsort(descending=True, stable=True)[:parts].sort().values.tolist()
+        groups = [[number] for number in chosen]
+    else:  # the n-th part of each copy of the MLP with each other
+        groups = [list(every[part::parts]) for part in range(parts)]
+    total = usage.weight.sum() / parts
+    merged = []
+    for group in groups:
+        share = usage.weight[group].double()
+        share = share / share.sum() if share.sum() > 0 else torch.full_like(share, 1 / len(group))
+        mlp = _mean([experts.expert(number) for number in group], share)
+        scale = (usage.weight[group].sum() if how == "merge" else total).to(mlp.down.weight)
+        with torch.no_grad():
+            for parameter in mlp.down.parameters():
+                parameter.mul_(scale)
+        merged.append(mlp)
+    return _beside(merged)
+
+
+@torch.no_grad()
+def _mean(mlps: Sequence[MLP], shares: Tensor) -> MLP:
+    mean = mlps[0].empty_like().train(mlps[0].training)
+    for name, parameter in mean.named_parameters():
+        stacked = torch.stack([mlp.get_parameter(name).double() for mlp in mlps], -1)
+        parameter.copy_(stacked @ shares.to(stacked))
+    return mean
+
+
+@torch.no_grad()
+def _beside(mlps: Sequence[MLP]) -> MLP:
+    """The MLP that computes the sum of several: their hidden units beside each other."""
+    if len(mlps) == 1:
+        return mlps[0]
+    whole = mlps[0].empty_like(sum(mlp.hidden_dim for mlp in mlps)).train(mlps[0].training)
+    for name, parameter in whole.named_parameters():
+        found: list[Tensor] = [mlp.get_parameter(name) for mlp in mlps]
+        if name == "down.bias":
+            parameter.copy_(torch.stack(found).sum(0))
+        else:
+            parameter.copy_(torch.cat(found, 1 if name == "down.weight" else 0))
+    return whole
+
+
+@torch.no_grad()
+def _merge_into(layer: MoE, usage: Usage, stay: Tensor) -> None:
+    experts, rows = cast(MLPExperts, layer.experts), nn.functional.normalize(cast(TopKRouter, layer.router).weight)
+    nearest = stay[(rows @ rows[stay].T).argmax(1)].tolist()
+    whole = [experts.expert(number) for number in range(experts.num_experts)]
+    for number in stay.tolist():
+        group = [other for other, into in enumerate(nearest) if into == number]
+        share = usage.share[group].double()
+        share = share / share.sum() if share.sum() > 0 else torch.full_like(share, 1 / len(group))
+        experts.set_expert(number, _mean([whole[other] for other in group], share))
+
+
+@torch.no_grad()
+def _keep(layer: MoE, stay: Tensor) -> None:
+    """Takes away all experts but those, and their rows in router and balancing."""
+    modules: tuple[Any, Any] = (layer.router, layer.experts)
+    for module in modules:
+        for part in module.modules():
+            if part is module or isinstance(part, StackedLinear | StackedNorm):
+                for name, parameter in part.named_parameters(recurse=False):
+                    setattr(part, name, nn.Parameter(parameter[stay].clone(), parameter.requires_grad))
+                for name, buffer in part.named_buffers(recurse=False):
+                    setattr(part, name, buffer[stay].clone())
+        module.num_experts = len(stay)

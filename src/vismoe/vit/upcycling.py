@@ -1,0 +1,143 @@
+"""A trained dense transformer made sparse (Komatsuzaki et al. 2022, *Sparse Upcycling*)."""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from vismoe.moe import MLP, MLPExperts, MoE, StackedLinear, TopKRouter, read_mlp
+
+from .config import OVERRIDES, MoEConfig
+from .places import find_mlps, replace_mlp
+
+
+def upcycle(
+    model: nn.Module,
+    num_experts: int = 8,
+    layers: str | Sequence[int] = "last-2",
+    k: int | None = None,
+    experts: Literal["full", "low-rank"] = "full",
+    rank: int = 16,
+    shared: bool = False,
+    split: int = 1,
+    perturb: float = 0.0,
+    seed: int = 0,
+    inplace: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """A sparse model that starts as its dense parent: some blocks' MLPs become experts, and a router is drawn.
+
+    At step 0 its outputs are the parent's within rounding, as long as the weights of a token's experts sum to 1 (the
+    default), nothing is dropped and nothing perturbed; where an option forbids that, a warning says so.
+
+    **Arguments:**
+
+    - `model`: any timm ViT (plain, DeiT, BEiT, DINOv2/v3, SigLIP, EVA, …), torchvision's, transformers' vision models
+      and their kin for text and sound: whatever has a list of blocks with one MLP each of a class that is known
+      (`vismoe.register_mlp` makes others known).
+    - `num_experts`; `layers`: "last-N" (the last N of the odd blocks 1, 3, 5, …), "every-N", or a list of block numbers
+      from 0; `k`: experts per token, by default 1, or `split`.
+    - `experts`: "full", a copy of the parent's MLP each; "low-rank", the parent's MLP, frozen, and for each expert
+      differences of rank `rank` that start at 0 (`vismoe.LowRankExperts`).
+    - `shared`: the parent's MLP stays, for every token, beside new, smaller experts (`expert_hidden_dim`, by default a
+      quarter of the parent's) whose last layer starts at 0.
+    - `split`: each copy of the parent's MLP becomes so many experts, with a part of its hidden units each, which sum to
+      it. The routers' rows of a copy's parts start equal, so that a token goes to all of them (He et al. 2024,
+      *Upcycling Large Language Models into Mixture of Experts*: virtual groups). `num_experts` is a multiple of it.
+    - `perturb`: noise on the copies but the first, as a share of each weight's standard deviation.
+    - `seed`: of routers and new weights; `inplace`: change `model` itself, otherwise a copy.
+    - `options`: other fields of `vismoe.vit.MoEConfig` (balance=, combine=, noise_std=, capacity_factor=, block_list=,
+      …). `combine` is by default "unit" where k=1 or experts are split, else "renormalized".
+
+    **Raises:** ValueError for a model whose MLPs are not known, options that contradict each other, a sparse model.
+    """
+    if unknown := sorted(set(options) - set(OVERRIDES)):
+        raise ValueError(f"upcycle has no option {', '.join(unknown)}")
+    k = k or split
+    fresh = shared or experts == "low-rank"
+    if split < 1 or (split > 1 and (fresh or k != split or num_experts % split)):
+        raise ValueError(
+            f"split={split}, k={k}, num_experts={num_experts}: split is k, divides num_experts, and goes with "
+            'experts="full" without shared'
+        )
+    if perturb < 0 or (perturb and fresh):
+        raise ValueError(f'perturb={perturb}: accepted are shares ≥ 0, and with experts="full" without shared')
+    summing: Literal["unit", "renormalized"] = "unit" if k == 1 or split > 1 else "renormalized"
+    chosen = {"experts": experts, "rank": rank, "shared": shared, "combine": summing}
+    config = MoEConfig(layers, num_experts, k, **chosen | options)
+    _warn_of_another_start(config, summing, perturb)
+    model = model if inplace else copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer, mlp in make_sparse(model, config, split):
+            _start_as(layer, mlp, split, perturb)
+    return model
+
+
+def _warn_of_another_start(config: MoEConfig, summing: str, perturb: float) -> None:
+    why = [
+        f"{name}={value}"
+        for name in ("capacity_factor", "eval_capacity_factor")
+        if (value := getattr(config, name)) not in ("none", "same")
+    ]
+    if config.combine != summing and not config.shared:
+        why.append(f"combine={config.combine!r} ({summing!r} makes the experts' weights sum to the MLP)")
+    if perturb:
+        why.append(f"perturb={perturb}")
+    if why:
+        warnings.warn(f"the sparse model does not start as its parent, because of {', '.join(why)}", stacklevel=3)
+
+
+def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tuple[MoE, MLP]]:
+    """Replaces the MLPs that `config` names by sparse layers, in place, without a thought for their parameters: the
+    layers, each with the MLP that was there. `model.moe` is the configuration afterwards."""
+    paths = find_mlps(model, config.block_list or None)
+    places = {path: read_mlp(model.get_submodule(path)) for path in (paths[i] for i in config.blocks(len(paths)))}
+    if not config.expert_hidden_dim and (split > 1 or config.shared):
+        parts, widths = 4 if config.shared else split, sorted({mlp.hidden_dim for mlp in places.values()})
+        if len(widths) > 1 or widths[0] % parts:
+            raise ValueError(f"MLPs of hidden width {', '.join(map(str, widths))} cannot be cut into {parts}")
+        config = replace(config, expert_hidden_dim=widths[0] // parts)
+    if split > 1 and any(mlp.norm is not None for mlp in places.values()):
+        raise ValueError(f"split={split}: an MLP with a norm over its hidden units is not the sum of its parts")
+    made = []
+    for path, mlp in places.items():
+        layer = config.layer(mlp)
+        replace_mlp(model, path, layer)
+        made.append((layer, mlp))
+    cast(Any, model).moe = config
+    return made
+
+
+@torch.no_grad()
+def _start_as(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
+    """Gives a new layer the parameters with which it computes what `mlp` does."""
+    experts, router = layer.experts, cast(TopKRouter, layer.router)
+    if not isinstance(experts, MLPExperts):
+        return
+    if layer.shared is not None:
+        for parameter in experts.down.parameters():
+            parameter.zero_()
+        return
+    parts = [_part(mlp, number, split) for number in range(split)]
+    for number in range(experts.num_experts):
+        experts.set_expert(number, parts[number % split])
+    for stacked in (part for part in experts.modules() if perturb and isinstance(part, StackedLinear)):
+        noise = torch.randn_like(stacked.weight[split:])
+        stacked.weight[split:] += perturb * stacked.weight[split:].std((1, 2), keepdim=True) * noise
+    router.weight.copy_(router.weight[::split].repeat_interleave(split, 0))
+
+
+def _part(mlp: MLP, number: int, parts: int) -> MLP:
+    """The `number`-th of so many MLPs that sum to one: a part of its hidden units, and of its last bias."""
+    if parts == 1:
+        return mlp
+    part = mlp.empty_like(mlp.hidden_dim // parts)
+    for name, whole in mlp.state_dict().items():
+        cut = whole / parts if name == "down.bias" else whole.chunk(parts, 1 if name == "down.weight" else 0)[number]
+        part.get_parameter(name).copy_(cut)
+    return part

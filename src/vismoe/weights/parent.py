@@ -1,0 +1,80 @@
+"""The dense parent of an upcycled network, of which a model folder may hold only what is different."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vismoe.vit import MoEConfig, make_sparse
+
+
+@dataclass(frozen=True)
+class Parent:
+    """`source`: a folder's path, or timm:NAME; `sha256`: of its weights; `model`."""
+
+    source: str
+    sha256: str
+    model: nn.Module
+
+    @staticmethod
+    def open(source: str | Path) -> "Parent":
+        """**Raises:** ValueError, FileNotFoundError where there is no such model."""
+        from .folder import load
+        from .registry import TIMM, create_model
+
+        if str(source).startswith(TIMM):
+            model, name = create_model(str(source), num_classes=None, pretrained=True), str(source)
+        else:
+            model, name = load(source), str(Path(source).resolve())
+        return Parent(name, sum_of(model.state_dict()), model)
+
+    @staticmethod
+    def of_folder(folder: Path, entry: Mapping[str, Any]) -> "Parent":
+        """The parent that a model folder names.
+
+        **Raises:** ValueError where it is not there, or is not what it was.
+        """
+        source, expected = str(entry.get("source")), entry.get("sha256")
+        try:
+            parent = Parent.open(source)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{folder} holds what differs from its parent {source}, which is not there: {error}"
+            ) from error
+        if parent.sha256 != expected:
+            raise ValueError(
+                f"{folder} holds what differs from its parent {source}, whose weights have changed since "
+                f"(SHA-256 {parent.sha256}, not {expected})"
+            )
+        return parent
+
+    def sparse_state(self, config: MoEConfig | None) -> dict[str, Tensor]:
+        """Its tensors under the names that they have once it is upcycled as `config` says; those of new parts are as
+        they come. The parent's own network is changed."""
+        if config is None:
+            raise ValueError("a parent is for upcycled models: this one is dense")
+        make_sparse(self.model, config)
+        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+
+
+def sum_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def differences(state: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that are not bit-equal in both."""
+    return {name: tensor for name, tensor in state.items() if name not in base or not _same(tensor, base[name])}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
