@@ -13,6 +13,8 @@ VERBS = {
     "train": "train by a recipe",
     "eval": "evaluate a model on a set",
     "predict": "say what is on pictures",
+    "fewshot": "say how much a few pictures of each class teach, given a model's features",
+    "embed": "write the features of pictures",
 }
 
 USAGE = "\n".join(
