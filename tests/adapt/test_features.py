@@ -134,6 +134,13 @@ def test_transformers(transformers, kind):
     torch.testing.assert_close(features(bare, pictures()), pooled, rtol=1e-4, atol=1e-5)
 
 
+def test_transformers_of_two_towers(transformers):
+    """Where the configuration is one of pictures and text, the size is that of the pictures."""
+    config = transformers.SiglipConfig(vision_config=dict(SMALL, image_size=32, patch_size=8), num_labels=3)
+    model = transformers.SiglipForImageClassification(config).eval()
+    assert features(model, pictures()).shape == (5, 16)
+
+
 def test_what_gives_no_vector_is_refused():
     """Maps of features, and a network whose classifier cannot be told, are named."""
     model = timm.create_model("resnet10t", num_classes=0, global_pool="")

@@ -150,9 +150,11 @@ def _pooled(model: nn.Module, output: Any) -> Tensor:
 
 def _preparation(model: nn.Module, given: Mapping[str, Any] | None) -> dict[str, Any]:
     config = data_config(getattr(model, "timm_model", model))
-    if (size := getattr(getattr(model, "config", None), "image_size", None)) is not None:  # transformers
+    known: Any = getattr(model, "config", None)  # transformers'
+    known = getattr(known, "vision_config", known)
+    if (size := getattr(known, "image_size", None)) is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        channels = cast(Any, model).config.num_channels
+        channels = known.num_channels
         config |= {"input_size": (channels, height, width)}
         config |= {name: config[name][:channels] for name in ("mean", "std")}
     return config | dict(given or {})
