@@ -15,6 +15,8 @@ VERBS = {
     "predict": "say what is on pictures",
     "upcycle": "make a sparse model of a trained dense one",
     "densify": "make a dense model, or one with fewer experts, of a sparse one",
+    "fewshot": "say how much a few pictures of each class teach, given a model's features",
+    "embed": "write the features of pictures",
 }
 
 USAGE = "\n".join(

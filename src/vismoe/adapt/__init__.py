@@ -1,0 +1,29 @@
+"""A person's own pictures: what a frozen network makes of them, and what can be learned from that."""
+
+from .embeddings import check_embeddings, class_names, file_names, open_images, whole, write_embeddings
+from .features import VIEWS, cached_features, classifiers, features
+from .fewshot import FewShot, check_shots, draw, few_shot
+from .neighbours import nearest_neighbours
+from .probe import linear_probe
+from .ridge import L2_GRID, ridge
+
+__all__ = [
+    "L2_GRID",
+    "VIEWS",
+    "FewShot",
+    "cached_features",
+    "check_embeddings",
+    "check_shots",
+    "class_names",
+    "classifiers",
+    "draw",
+    "features",
+    "few_shot",
+    "file_names",
+    "linear_probe",
+    "nearest_neighbours",
+    "open_images",
+    "ridge",
+    "whole",
+    "write_embeddings",
+]

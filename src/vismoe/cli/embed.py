@@ -1,0 +1,62 @@
+"""vismoe embed"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vismoe.adapt import check_embeddings, class_names, features, file_names, open_images, whole, write_embeddings
+from vismoe.data import open_data, survey
+from vismoe.training import resolve_device
+
+from .model import open_model
+from .notes import note_left_out
+
+
+def embed(
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    images: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…")],
+    /,
+    out: Path,
+    data: str | None = None,
+    format: Literal["npy", "parquet"] | None = None,
+    views: tuple[Literal["plain", "mirrored"], ...] = ("plain",),
+    device: str = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+) -> None:
+    """Write the features of pictures, what a network hands its classifier, with each picture's file and label.
+
+    Example: vismoe embed runs/demo --data digits --out digits.npy
+
+    Args:
+        model: A run folder, a model folder, or a preset (with random weights).
+        images: Image files, or folders of them; damaged files are named and left out.
+        out: FILE.npy: a float32 array (pictures, features), with the table FILE.csv beside it; FILE.parquet: both in
+            one. An existing file is not overwritten.
+        data: In place of images "digits", "fashion-mnist", or a folder of class folders, or of images with a
+            metadata.csv: all of it, the training part first.
+        format: By default the one that the suffix of the file names.
+        views: The features are the mean over these.
+        device: auto, cpu, cuda or mps.
+        batch_size: Images of one forward pass.
+        workers: Processes that prepare images; 0 for none.
+    """
+    if (data is None) == (not images):
+        raise ValueError(f"which images? name files or folders, or a set with --data: vismoe embed {model} IMAGE…")
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
+    check_embeddings(out, format)
+    network = open_model(model).to(resolve_device(device))
+    opened = survey(open_images(images) if data is None else whole(open_data(data)), 1.0, workers)
+    for entry in opened.left_out:
+        note_left_out(entry)
+    vectors = features(network, opened.val, batch_size, workers, views)
+    names, labels = file_names(opened.val), class_names(opened.val, opened.classes)
+    written = write_embeddings(out, names, labels, vectors, format)
+    count, width = vectors.shape
+    print(f"{count:,} pictures, {width:,} features each: {', '.join(map(str, reversed(written)))}")
+
+
+def main(arguments: list[str]) -> None:
+    tyro.cli(embed, args=arguments, prog="vismoe embed")

@@ -1,0 +1,101 @@
+"""vismoe fewshot"""
+
+import json as json_format
+import sys
+from statistics import mean, stdev
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from vismoe.adapt import check_shots, few_shot
+from vismoe.data import open_data, survey
+from vismoe.training import Run, resolve_device
+
+from .model import open_model
+from .notes import note, note_left_out
+
+
+def fewshot(
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    /,
+    data: str,
+    shots: str = "1,5,10,25",
+    seeds: int = 3,
+    max_unreadable: float = 0.1,
+    json: bool = False,
+    device: str = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+) -> None:
+    """Say how much a few pictures of each class teach, given a model's features: accuracy on the held-out part of a
+    set, of least squares in closed form and of the 20 nearest neighbours, mean and standard deviation over seeds.
+
+    Example: vismoe fewshot runs/demo --data digits --shots 1,5
+
+    Args:
+        model: A run folder, a model folder, or a preset (with random weights).
+        data: "digits", "fashion-mnist", or a folder of class folders, or of images with a metadata.csv; of one in one
+            piece a quarter is held out: of a run's own set the quarter that was held out then.
+        shots: How many pictures of each class, with commas between. Those that some class has too few pictures for are
+            left out; up to 25 more of each class choose the regularisation.
+        seeds: How often pictures are drawn anew.
+        max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
+        json: Print one JSON object; shares are in 0…1.
+        device: auto, cpu, cuda or mps.
+        batch_size: Images of one forward pass.
+        workers: Processes that prepare images; 0 for none.
+    """
+    if batch_size < 1 or workers < 0 or seeds < 1:
+        raise ValueError(f"batch_size={batch_size}, workers={workers}, seeds={seeds}: accepted are at least 1, 0 and 1")
+    wanted = _numbers(shots)
+    network = open_model(model).to(resolve_device(device))
+    run = Run.of(model)
+    opened = survey(open_data(data, 0 if run is None else run.recipe.split_seed), max_unreadable, workers)
+    for entry in opened.left_out:
+        note_left_out(entry)
+    possible = check_shots(opened, wanted)
+    for number in sorted(set(wanted) - set(possible)):
+        note(f"{number} shots are left out: some class of {data} has too few pictures to train on")
+    found = few_shot(network, opened, possible, seeds, batch_size, workers)
+    rows = [
+        {
+            "shots": each.shots,
+            "l2": each.l2,
+            "closed_form": _figures(each.closed_form),
+            "neighbours": _figures(each.neighbours),
+        }
+        for each in found
+    ]
+    if json:
+        print(
+            json_format.dumps({"model": model, "data": data, "images": len(opened.val), "seeds": seeds, "rows": rows})
+        )
+        return
+    title = f"accuracy on {len(opened.val):,} held-out pictures, mean ± standard deviation over {seeds} seeds"
+    table = Table("shots", "closed form", "its l2", "20 nearest neighbours", title=title)
+    for row in rows:
+        table.add_row(str(row["shots"]), _told(row["closed_form"]), f"{row['l2']:.2g}", _told(row["neighbours"]))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return sorted({int(part) for part in text.split(",")})
+    except ValueError as error:
+        raise ValueError(f"shots={text!r}: expected whole numbers with commas between, such as 1,5,10") from error
+
+
+def _figures(accuracies: list[float]) -> dict[str, Any]:
+    deviation = stdev(accuracies) if len(accuracies) > 1 else None
+    return {"mean": mean(accuracies), "standard_deviation": deviation, "each": accuracies}
+
+
+def _told(figures: Any) -> str:
+    deviation = figures["standard_deviation"]
+    return f"{figures['mean']:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+def main(arguments: list[str]) -> None:
+    tyro.cli(fewshot, args=arguments, prog="vismoe fewshot")

@@ -1,0 +1,189 @@
+"""pytest tests/adapt/test_features.py"""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import vismoe
+from vismoe.adapt import cached_features, classifiers, features
+from vismoe.data import ImageSet, evaluation_transform
+from vismoe.training import data_config
+
+NOISE = np.random.default_rng(0).integers(0, 256, (5, 40, 36, 3), dtype=np.uint8)
+TIMM = {
+    "mobilenetv3_small_050": {},
+    "vit_tiny_patch16_224": {"img_size": 32},
+    "resnet10t": {},
+    "convnext_atto": {},
+    "deit_tiny_distilled_patch16_224": {"img_size": 32},
+    "resnetv2_50": {"layers": (1, 1, 1, 1), "width_factor": 0.25},  # its classifier is a convolution
+}
+
+
+def picture(pixels, index):
+    return Image.fromarray(pixels[index])
+
+
+def pictures(pixels=NOISE):
+    return ImageSet(torch.zeros(len(pixels), dtype=torch.int64), partial(picture, pixels))
+
+
+def sparse(**arguments):
+    torch.manual_seed(0)
+    return vismoe.create_model("vmoe_pico_patch2_8_every2_e8", **({"num_classes": 3} | arguments)).eval()
+
+
+@pytest.fixture
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_they_are_timm_s_pre_logits(name):
+    """Of timm's networks they are what timm calls so, whatever the classifier is, and `linear(features)` the logits."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **TIMM[name]).eval()
+    model.pretrained_cfg["input_size"] = (3, 32, 32)
+    found = features(model, pictures(), batch_size=2)
+    pixels = torch.stack([evaluation_transform(data_config(model))(pictures().picture(i)) for i in range(5)])
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(pixels), pre_logits=True).flatten(1)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        if len(heads := classifiers(model)) == 1 and isinstance(heads[0], nn.Linear):
+            torch.testing.assert_close(heads[0](found), model(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_order_mode_and_batches():
+    """The set's order, whatever the batch; neither mode nor balancing is touched; no inference tensors, which a head
+    could not be trained on."""
+    model = sparse().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = features(model, pictures(), batch_size=2)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert found.shape == (5, model.num_features)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, features(model, pictures(), batch_size=2))
+    torch.testing.assert_close(found[3], features(model, pictures(NOISE[3:4]))[0])
+    nn.Linear(found.shape[1], 2)(found).sum().backward()
+
+
+def test_networks_without_classes_give_their_output():
+    """With num_classes=0 the same weights give the same features."""
+    with_head, without = sparse(), sparse(num_classes=0)
+    without.load_state_dict({k: v for k, v in with_head.state_dict().items() if not k.startswith("head.")})
+    assert torch.equal(features(without, pictures()), features(with_head, pictures()))
+
+
+def test_views():
+    """Mirrored features are those of mirrored pictures; of both views it is the mean."""
+    model = sparse()
+    mirrored = features(model, pictures(np.ascontiguousarray(NOISE[:, :, ::-1])))
+    torch.testing.assert_close(features(model, pictures(), views=("mirrored",)), mirrored)
+    mean = (features(model, pictures()) + mirrored) / 2
+    torch.testing.assert_close(features(model, pictures(), views=("plain", "mirrored")), mean)
+    with pytest.raises(ValueError, match="accepted are some of plain, mirrored"):
+        features(model, pictures(), views=("upside-down",))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_16", "swin_t"])
+def test_torchvision_s(name):
+    """Their classifiers have other names: what the last linear map is handed makes their logits."""
+    torch.manual_seed(0)
+    small = {"image_size": 32} if name == "vit_b_16" else {}
+    model = torchvision.models.get_model(name, weights=None, num_classes=3, **small).eval()
+    preparation = {"input_size": (3, 32, 32)}
+    found = features(model, pictures(), preparation=preparation)
+    transform = evaluation_transform(data_config(model) | preparation)
+    (head,) = classifiers(model)
+    with torch.no_grad():
+        expected = model(torch.stack([transform(pictures().picture(i)) for i in range(5)]))
+        torch.testing.assert_close(head(found), expected, rtol=1e-4, atol=1e-5)
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2", "ConvNext"])
+def test_transformers(transformers, kind):
+    """Of a classifier of transformers': what its head is handed, at its own size. Of the bare network: its pooled
+    output, else the class token."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        **(
+            {"image_size": 32, "num_labels": 3}
+            | (dict(SMALL, patch_size=8) if kind != "ConvNext" else {"depths": [1] * 4})
+        )
+    )
+    model = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    found = features(model, pictures())
+    size = {"input_size": (3, 32, 32)}
+    transform = evaluation_transform(data_config(model) | size)
+    pixels = torch.stack([transform(pictures().picture(i)) for i in range(5)])
+    with torch.no_grad():
+        torch.testing.assert_close(model.classifier(found), model(pixels).logits, rtol=1e-4, atol=1e-5)
+        bare = getattr(model, model.base_model_prefix)
+        output = bare(pixels)
+    pooled = output.pooler_output if output.pooler_output is not None else output.last_hidden_state[:, 0]
+    torch.testing.assert_close(features(bare, pictures()), pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_transformers_of_two_towers(transformers):
+    """Where the configuration is one of pictures and text, the size is that of the pictures."""
+    config = transformers.SiglipConfig(vision_config=dict(SMALL, image_size=32, patch_size=8), num_labels=3)
+    model = transformers.SiglipForImageClassification(config).eval()
+    assert features(model, pictures()).shape == (5, 16)
+
+
+def test_what_gives_no_vector_is_refused():
+    """Maps of features, and a network whose classifier cannot be told, are named."""
+    model = timm.create_model("resnet10t", num_classes=0, global_pool="")
+    model.pretrained_cfg["input_size"] = (3, 64, 64)
+    with pytest.raises(ValueError, match=r"ResNet gives features of shape \(512, 2, 2\), not one vector"):
+        features(model, pictures())
+
+
+def test_cache(tmp_path, monkeypatch):
+    """What is kept is what was computed, and is computed once."""
+    found = cached_features(sparse(), pictures(), tmp_path / "new")
+    assert torch.equal(found, features(sparse(), pictures()))
+    (file,) = (tmp_path / "new").iterdir()
+    monkeypatch.setattr(torch.nn.Module, "__call__", None)
+    assert torch.equal(cached_features(sparse(), pictures(), tmp_path / "new"), found)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    for damaged in (bytes(data), b"", bytes(data[:-5])):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is damaged"):
+            cached_features(sparse(), pictures(), tmp_path / "new")
+
+
+def test_cache_of_something_else(tmp_path):
+    """Other weights, settings, pixels, orders, views have keys of their own; other labels and batches have not."""
+    changed = sparse()
+    with torch.no_grad():
+        changed.patch_embed.proj.bias[0] += 1e-6
+    other = NOISE.copy()
+    other[0, 0, 0, 0] ^= 1
+    cached_features(sparse(), pictures(), tmp_path)
+    cached_features(sparse(), ImageSet(torch.ones(5, dtype=torch.int64), pictures().picture), tmp_path, batch_size=1)
+    assert len(list(tmp_path.iterdir())) == 1
+    for arguments in (
+        (changed, pictures()),
+        (sparse(experts_per_token=2), pictures()),
+        (sparse(global_pool="avg", class_token=True), pictures()),
+        (sparse(), pictures(other)),
+        (sparse(), pictures(NOISE[::-1].copy())),
+    ):
+        before = len(list(tmp_path.iterdir()))
+        cached_features(*arguments, tmp_path)
+        assert len(list(tmp_path.iterdir())) == before + 1
+    cached_features(sparse(), pictures(), tmp_path, views=("mirrored",))
+    cached_features(sparse(), pictures(), tmp_path, preparation={"mean": (0.4, 0.5, 0.5)})
+    assert len(list(tmp_path.iterdir())) == 8

@@ -1,0 +1,111 @@
+"""pytest tests/cli/test_features.py: `vismoe embed` and `vismoe fewshot`."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vismoe
+from vismoe.adapt import few_shot
+from vismoe.cli import main
+from vismoe.data import open_data
+
+PRESET = "vmoe_pico_patch2_8_dense"
+
+
+@pytest.fixture
+def shades(tmp_path):
+    for name, grey in (("dark", 40), ("light", 200)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(12):
+            Image.new("L", (9, 9), grey + number).save(tmp_path / "data" / name / f"{number}.png")
+    return tmp_path / "data"
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return [tuple(row.values()) for row in csv.DictReader(file)]
+
+
+def test_embed_a_set(shades, tmp_path, capsys):
+    """A row for each picture that can be read, with file and class; the others are named."""
+    (shades / "light" / "letter.png").write_text("no picture")
+    assert main(["embed", PRESET, "--data", str(shades), "--out", str(tmp_path / "e.npy")]) == 0
+    out, errors = capsys.readouterr()
+    assert out.startswith("24 pictures, 64 features each: ")
+    assert "'light/letter.png' is left out: no image of a known kind" in errors
+    assert np.load(tmp_path / "e.npy").shape == (24, 64)
+    rows = table(tmp_path / "e.csv")
+    assert len(rows) == 24
+    assert rows[0] == ("dark/0.png", "dark")
+    assert rows[-1] == ("light/9.png", "light")
+
+
+def test_embed_files(shades, tmp_path, capsys):
+    """Files and folders give what the set gives; both views are another thing."""
+    (shades / "dark" / "letter.png").write_text("no picture")
+    where = [str(shades / "dark"), str(shades / "light" / "1.png")]
+    for name, more in (("e", []), ("set", ["--data", str(shades)]), ("views", ["--views", "plain", "mirrored"])):
+        chosen = more if name == "set" else [*where, *more]
+        assert main(["embed", PRESET, *chosen, "--out", str(tmp_path / f"{name}.npy"), "--batch-size", "5"]) == 0
+    found = dict(zip(table(tmp_path / "e.csv"), np.load(tmp_path / "e.npy"), strict=True))
+    assert len(found) == 13
+    assert f"'{shades}/dark/letter.png' is left out" in capsys.readouterr().err
+    same = dict(zip(table(tmp_path / "set.csv"), np.load(tmp_path / "set.npy"), strict=True))
+    vector = found[str(shades / "dark" / "3.png"), ""]
+    np.testing.assert_allclose(vector, same["dark/3.png", "dark"], atol=1e-5)
+    assert table(tmp_path / "views.csv") == table(tmp_path / "e.csv")
+
+
+def test_fewshot(capsys):
+    """Table and JSON hold the figures of `few_shot`, with mean and deviation; too many shots are left out aloud."""
+    arguments = ["fewshot", PRESET, "--data", "digits", "--shots", "5,1,200", "--seeds", "2"]
+    assert main([*arguments, "--json"]) == 0
+    out, errors = capsys.readouterr()
+    assert "200 shots are left out" in errors
+    found = json.loads(out)
+    torch.manual_seed(0)
+    expected = few_shot(vismoe.create_model(PRESET), open_data("digits"), (1, 5), 2)
+    assert (found["images"], found["seeds"]) == (450, 2)
+    for row, each in zip(found["rows"], expected, strict=True):
+        assert (row["shots"], row["l2"]) == (each.shots, each.l2)
+        assert row["closed_form"]["each"] == each.closed_form
+        assert row["neighbours"]["mean"] == pytest.approx(sum(each.neighbours) / 2)
+        deviation = abs(each.neighbours[0] - each.neighbours[1]) / 2**0.5
+        assert row["neighbours"]["standard_deviation"] == pytest.approx(deviation)
+    assert main(arguments) == 0
+    assert f"{found['rows'][1]['closed_form']['mean']:.4f} ± " in capsys.readouterr().out
+
+
+def test_bad_input(shades, tmp_path, capsys, monkeypatch):
+    """One line on stderr, exit code 2, nothing written."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr("vismoe.adapt.embeddings.find_spec", lambda name: None)
+    (tmp_path / "there.npy").write_text("mine")
+    (tmp_path / "letter.png").write_text("no picture")
+    out = ["--out", str(tmp_path / "e.npy")]
+    embed, fewshot = ["embed", PRESET], ["fewshot", PRESET, "--data", str(shades)]
+    for arguments, message in (
+        ([*embed, *out], "which images?"),
+        ([*embed, "x.png", "--data", "digits", *out], "which images?"),
+        ([*embed, str(tmp_path / "gone"), *out], "no such image or folder"),
+        ([*embed, str(tmp_path / "letter.png"), *out], "no image that can be read"),
+        ([*embed, "--data", "digits", "--out", str(tmp_path / "there.npy")], "there.npy exists"),
+        ([*embed, "--data", "digits", "--out", str(tmp_path / "e.parquet")], "pip install 'vismoe[embed]'"),
+        ([*embed, "--data", "digits", "--out", str(tmp_path / "e.json")], "accepted are .npy and .parquet"),
+        ([*embed, "--data", "digits", *out, "--batch-size", "0"], "batch_size=0"),
+        ([*fewshot, "--shots", "one"], "shots='one'"),
+        ([*fewshot, "--shots", "0"], "each must be at least 1"),
+        ([*fewshot, "--shots", "9"], "9 shots, but dark has 9 pictures to train on"),
+        ([*fewshot, "--seeds", "0"], "seeds=0"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        assert main(arguments) == 2, arguments
+        errors = [line for line in capsys.readouterr().err.splitlines() if "note:" not in line]
+        assert len(errors) == 1, (arguments, errors)
+        assert message in errors[0]
+        assert sorted(tmp_path.rglob("*")) == before
