@@ -20,7 +20,7 @@ class Usage:
     weight: Float[Tensor, " E"]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
     """Runs a model over a domain's batches, at evaluation, and tells which experts of each layer it used.
 
