@@ -13,6 +13,7 @@ VERBS = {
     "train": "train by a recipe",
     "eval": "evaluate a model on a set",
     "predict": "say what is on pictures",
+    "export": "write a model as a file for other programs (ONNX)",
 }
 
 USAGE = "\n".join(
