@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from timm.data.model_config import resolve_input_data_config
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vismoe import __version__
@@ -51,43 +52,44 @@ class Description:
 
 
 def describe_model(model: nn.Module, preprocessing: Mapping[str, Any] | None = None) -> Description:
-    """What a network of timm's or of transformers' knows of itself; `preprocessing` comes before that.
+    """What a network of timm's or of transformers' knows of itself; what is in `preprocessing` holds before that.
 
-    transformers' networks know their input_size and classes, but not how pictures are scaled: that is in a file of its
-    own, so it is left unsaid unless it is given.
+    Networks of timm's that were not made by create_model, and transformers', know their input size, but not how
+    pictures are scaled: that is left unsaid unless it is given.
 
-    **Raises:** ValueError where the input size, or the classes, cannot be told.
+    **Raises:** ValueError where the input size or the classes cannot be told.
     """
-    given, config = dict(preprocessing or {}), getattr(model, "config", None)
     if hasattr(model, "pretrained_cfg"):
         known = cast(Mapping[str, Any], model.pretrained_cfg)
         names, problem_type = known.get("label_names"), known.get("problem_type")
-        architecture = known.get("architecture") or type(model).__name__
-        classes = cast(int, model.num_classes)
-        preprocessing = resolve_input_data_config(model)
-    elif config is not None and hasattr(config, "id2label"):
+        found, classes = resolve_input_data_config(model), cast(int, model.num_classes)
+    elif isinstance(model, VisionTransformer):
+        names, problem_type = None, None
+        found, classes = {"input_size": (model.in_chans, *model.patch_embed.img_size)}, model.num_classes
+    elif hasattr(model, "config") and hasattr(model.config, "id2label"):
+        config = cast(Any, model.config)
         names, problem_type = _names(config.id2label), config.problem_type
-        architecture, classes = type(model).__name__, len(config.id2label)
-        preprocessing = _input_size(config)
+        found, classes = _input_size(config), len(config.id2label)
     else:
         raise ValueError(
-            f"{type(model).__name__} does not say which input it takes: accepted are networks made by create_model "
-            "(vismoe's or timm's) and transformers' networks for image classification"
+            f"{type(model).__name__} does not say what goes in and comes out: accepted are timm's networks (and ours), "
+            "and transformers' for image classification"
         )
-    preprocessing = {**preprocessing, **given}
-    if "input_size" not in preprocessing:
-        raise ValueError(f'{architecture} does not say its input size: preprocessing={{"input_size": (3, 224, 224)}}')
+    architecture = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+    found = {**found, **(preprocessing or {})}
+    if "input_size" not in found:
+        raise ValueError(f'{architecture} does not say its input size: give preprocessing={{"input_size": (3, H, W)}}')
     if classes < 1:
         raise ValueError(f"{architecture} has no classes (num_classes=0): it gives features, not logits")
-    if names is not None and len(names) != classes:
-        names = None  # it has a new head
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in preprocessing.items()}
+    if names is not None and len(names) != classes:  # it has a new head
+        names = None
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
     return Description(architecture, plain, None if names is None else list(names), problem_type)
 
 
 def _names(of_number: Mapping[int, str]) -> Sequence[str] | None:
     names = [of_number[number] for number in range(len(of_number))]
-    return None if names == [f"LABEL_{number}" for number in range(len(names))] else names  # transformers' "no names"
+    return None if names == [f"LABEL_{number}" for number in range(len(names))] else names  # transformers' default
 
 
 def _input_size(config: Any) -> dict[str, Any]:
