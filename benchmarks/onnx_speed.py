@@ -1,10 +1,10 @@
 """The exported sparse model beside its dense twin, in ONNX Runtime.
 
-    python benchmarks/onnx_speed.py             # ViT-S at 224 px, batches 1 and 8: about 4 minutes on an idle core
+    python benchmarks/onnx_speed.py             # ViT-S at 224 px, batches 1 and 8: about 4 minutes on one core
 
-float32, one thread, fresh images each time, the models in turn; the figure is the median over rounds of sparse ÷ dense.
-Weights are random, so the routers spread tokens as they happen to: `uneven` is the largest load ÷ the mean one, the mean
-over layers. Writes results/onnx_speed.csv.
+float32, one thread, fresh images each time, the models in turn; the figure is the median over rounds of sparse ÷
+dense. Weights are random, so the routers spread tokens as they happen to: `uneven` is the largest load ÷ the mean one,
+the mean over layers. Writes results/onnx_speed.csv.
 """
 
 import csv

@@ -9,7 +9,18 @@ from pathlib import Path
 import vismoe
 
 SOURCE = Path(vismoe.__file__).parent
-ROOMS = ("cli", "recipes", "deploy", "training", "explain", "data", "weights", "vit", "parallel", "moe")  # from the top down
+ROOMS = (
+    "cli",
+    "recipes",
+    "deploy",
+    "training",
+    "explain",
+    "data",
+    "weights",
+    "vit",
+    "parallel",
+    "moe",
+)  # from the top down
 EXTRAS = ("sklearn", "matplotlib", "torchmetrics", "tyro", "rich")
 
 

@@ -1,4 +1,4 @@
-"""How an exported graph carries out a plan: rows sorted by expert, cut where the counts say, one expert after the other.
+"""How an exported graph carries out a plan: rows sorted by expert, cut where the counts say, an expert at a time.
 
 Each expert computes its own rows only, as many as the input gives it. In ONNX that is one Gather, one Split, the
 experts' own products, one Concat and one Gather back.

@@ -81,7 +81,9 @@ def _description(path: Path, session: onnxruntime.InferenceSession) -> Descripti
         description = Description.from_json(text)
     except ValueError as error:
         raise ValueError(f"{path} does not say how pictures are to be prepared: {error}") from error
-    if missing := [name for name in ("mean", "std", "interpolation", "crop_pct") if name not in description.preprocessing]:
+    if missing := [
+        name for name in ("mean", "std", "interpolation", "crop_pct") if name not in description.preprocessing
+    ]:
         raise ValueError(
             f"{path} does not say how pictures are to be prepared ({', '.join(missing)}): export the model again with "
             "preprocessing="
