@@ -11,6 +11,7 @@ import vismoe
 SOURCE = Path(vismoe.__file__).parent
 ROOMS = (
     "cli",
+    "deploy",
     "adapt",
     "recipes",
     "training",

@@ -42,7 +42,7 @@ def evaluate_model(
     Example: vismoe eval runs/demo --data digits
 
     Args:
-        model: A run folder, a model folder, or a preset (with random weights).
+        model: A run folder, a model folder, an exported .onnx file, or a preset (with random weights).
         data: "digits", "fashion-mnist", or a folder of class folders, or of images with a metadata.csv; of one with
             train/ and val/ the latter is used, else all. Classes are matched by name. Of a run, by default, its own.
         group: A column of metadata.csv: adds the accuracy on each of its values, worst first, with 95 % intervals.

@@ -27,10 +27,14 @@ def open_parent(name: str) -> nn.Module:
 
 
 def open_model(name: str, num_classes: int | None = None) -> nn.Module:
-    """A run folder, a model folder, or a preset, which has random weights and says so.
+    """A run folder, a model folder, an exported file, or a preset, which has random weights and says so.
 
     **Raises:** ValueError, FileNotFoundError where it is none of these.
     """
+    if name.endswith(".onnx"):
+        from vismoe.deploy import OnnxModel  # needs an extra of its own
+
+        return OnnxModel(name)
     if Path(name).exists():
         run = Run.of(name)
         if run is not None and not run.has_model:

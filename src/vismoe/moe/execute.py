@@ -34,7 +34,7 @@ def loop(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
     dtype, start = tokens.dtype, 0
     for number, count in enumerate(plan.count.tolist()):
         rows = slice(start, start + count)
-        output = experts(tokens[plan.token[rows]], _OneExpert(number))
+        output = experts(tokens[plan.token[rows]], OneExpert(number))
         combined = combined.index_add(0, plan.token[rows], output.to(combined.dtype) * plan.weight[rows, None])
         dtype, start = output.dtype, start + count
     return combined.to(dtype)
@@ -64,7 +64,7 @@ def _tiled(plan: SparsePlan, tokens: Tensor, experts: nn.Module, tiles: "_Tiles"
     return combine(plan, torch.where(tiles.live[:, None], y[tiles.slot_of_row], 0))
 
 
-class _OneExpert:
+class OneExpert:
     """Rows (n, d), all of one expert."""
 
     def __init__(self, number: int):

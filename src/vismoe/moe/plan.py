@@ -48,7 +48,7 @@ def plan_from_choices(
     rows = groups * size * k
     expert, index = expert_GSk.reshape(rows), torch.arange(rows, device=expert_GSk.device)
     # Unique integer keys keep ties in order without a stable sort, which ONNX has no lowering for.
-    order = (expert * rows + index).sort().values % max(rows, 1)
+    order = (expert * rows + index).sort().indices
     live = expert < num_experts
     weight = torch.where(live, weight_GSk.reshape(rows), 0)
     return SparsePlan(
