@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from vismoe.data import Data, open_data, training_batches, training_transform
 from vismoe.recipes import find_recipe
 from vismoe.training import Recipe, Status, data_config, fit
-from vismoe.training.loop import begin, build
+from vismoe.training.beginning import begin, build
 
 RESULTS = Path(__file__).parent / "results" / "engine_cost.csv"
 LIMIT = 0.95

@@ -64,6 +64,16 @@ class Data:
     def parts(self) -> list[ImageSet]:
         return [part for part in (self.train, self.val) if part is not None]
 
+    def class_weights(self, power: float) -> Tensor | None:
+        """What each class counts for in training: (mean size ÷ its size) to a power, or, where a picture may show
+        several, (pictures without ÷ pictures with it) to it; None for a power of 0."""
+        if not power:
+            return None
+        labels = self.parts[0].labels
+        sizes = labels.sum(0) if self.multi_label else labels.bincount(minlength=len(self.classes))
+        others = len(labels) - sizes if self.multi_label else sizes.double().mean()
+        return (others / sizes.clamp_min(1)).pow(power).float()
+
     def numbered_as(self, classes: Sequence[str]) -> "Data":
         """The same set with the classes of a network, in its order; the set may lack some.
 

@@ -8,16 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm.optim
-import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from vismoe.data import Data, check_shares, open_data, survey, training_batches, training_transform, without
 from vismoe.parallel import World, join_world
-from vismoe.weights import MULTI_LABEL, create_model, save
+from vismoe.weights import MULTI_LABEL, save
 
-from .checkpoint import keep_checkpoints, newest_checkpoint, write_checkpoint
+from .beginning import begin, build
+from .checkpoint import keep_checkpoints, newest_checkpoint, path_of, read_checkpoint, write_checkpoint
 from .device import resolve_device
 from .evaluation import Evaluation, data_config, evaluate
 from .meter import Meter, Status
@@ -32,11 +30,19 @@ from .track import check_tracker, tracking
 LOG_EVERY = 20
 
 
-def fit(recipe: Recipe, out: Path, watch: Callable[[Status], None] | None = None, resume: bool = False) -> Run:
+def fit(
+    recipe: Recipe,
+    out: Path,
+    watch: Callable[[Status], None] | None = None,
+    resume: bool = False,
+    data: Data | None = None,
+    network: Callable[[], nn.Module] | None = None,
+) -> Run:
     """Trains as `recipe` says and leaves a run folder at `out`. `watch` is told the status every few steps.
 
     **Arguments:** `resume`: go on from the newest checkpoint in `out` that is whole; from the beginning where there is
-    none. The result is bit-equal to that of a run that was never interrupted.
+    none. The result is bit-equal to that of a run that was never interrupted. `data`, `network`: in place of what the
+    recipe names; the network is made as it is to be trained, and what of it has no gradient stays as it is.
 
     Of several processes that `torchrun` started each computes its share of every batch, and the first writes the run.
 
@@ -48,14 +54,15 @@ def fit(recipe: Recipe, out: Path, watch: Callable[[Status], None] | None = None
     check_tracker(recipe.track)
     with join_world() as world:
         device = world.device(resolve_device(recipe.device))
-        data = open_data(recipe.data, recipe.split_seed)
+        data = data or open_data(recipe.data, recipe.split_seed)
         if data.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
         if len(data.classes) < 2:
             raise ValueError(f"{recipe.data} has one class, {data.classes[0]}: a classifier needs at least two")
         check_shares(recipe.batch_size, world.size)
-        state = begin(build(recipe, data).to(device), recipe)
-        run, left_out = world.from_leader(lambda: _open(recipe, out, data, resume))
+        state = begin((build(recipe, data) if network is None else network()).to(device), recipe)
+        given = data
+        run, left_out = world.from_leader(lambda: _open(recipe, out, given, resume))
         run, data = replace(run, writes=world.leads), without(data, left_out)
         with run.alone(), Stop() as stop:
             found = newest_checkpoint(run.path / CHECKPOINTS, _tell if world.leads else lambda text: None)
@@ -63,8 +70,11 @@ def fit(recipe: Recipe, out: Path, watch: Callable[[Status], None] | None = None
                 state.restore(*found)
             run.forget_after(state.step)
             with tracking(run, recipe, state.step) as log:
-                trainer = Trainer(recipe, state, world, log)
+                trainer = Trainer(recipe, state, world, log, data.class_weights(recipe.class_weights))
                 evaluation = _optimise(run, trainer, data, stop, watch if world.leads else None)
+                if recipe.keep == "best" and state.best_step not in (None, state.step):
+                    state.restore(*read_checkpoint(path_of(run.path / CHECKPOINTS, state.best_step)))
+                    evaluation = _evaluate(recipe, state, data, world)
             if world.leads:
                 kind = MULTI_LABEL if data.multi_label else None
                 save(state.evaluated, run.path / MODEL, data.classes, data_config(state.model), kind)
@@ -89,24 +99,6 @@ def _tell(text: str) -> None:
     print(f"vismoe: {text}", file=sys.stderr)
 
 
-def build(recipe: Recipe, data: Data) -> nn.Module:
-    """The recipe's network with initial weights: a function of its seed alone."""
-    torch.manual_seed(recipe.seed)
-    return create_model(recipe.model, num_classes=len(data.classes), in_chans=data.channels, **recipe.overrides)
-
-
-def begin(model: nn.Module, recipe: Recipe) -> State:
-    """The state of a run before its first step."""
-    optimizer = timm.optim.create_optimizer_v2(
-        model,
-        opt=recipe.optimizer,
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
-    )
-    return State(model, optimizer, ModelEmaV3(model, recipe.average_decay) if recipe.average_decay else None)
-
-
 def _optimise(run: Run, trainer: Trainer, data: Data, stop: Stop, watch: Callable[[Status], None] | None) -> Evaluation:
     recipe, state, world, log = trainer.recipe, trainer.state, trainer.world, trainer.log
     meter, evaluation = Meter(recipe, state.step), None
@@ -129,7 +121,8 @@ def _optimise(run: Run, trainer: Trainer, data: Data, stop: Stop, watch: Callabl
             if watch is not None:
                 watch(status)
         asked = world.largest(stop.asked or 0)
-        due = recipe.checkpoint_every and (best or state.step % recipe.checkpoint_every == 0)
+        due = best if recipe.keep == "best" else best and recipe.checkpoint_every > 0
+        due = due or (recipe.checkpoint_every > 0 and state.step % recipe.checkpoint_every == 0)
         if world.leads and (due or (asked and not last)):
             with meter.paused():
                 write_checkpoint(run.path / CHECKPOINTS, state.step, state.tensors(), state.values())
@@ -137,6 +130,8 @@ def _optimise(run: Run, trainer: Trainer, data: Data, stop: Stop, watch: Callabl
         if asked and not last:
             name = signal.Signals(asked).name
             raise TrainingStoppedError(asked, f"{name}: stopped after step {state.step}; --resume auto goes on")
+        if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
+            break
     return evaluation or _evaluate(recipe, state, data, world)
 
 

@@ -7,9 +7,15 @@ from .schedule import Schedule
 
 Optimizer = Literal["adamw", "sgd"]
 Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
+Keep = Literal["last", "best"]
 
 
-CHOICES = {"optimizer": get_args(Optimizer), "schedule": get_args(Schedule), "track": get_args(Tracker)}
+CHOICES = {
+    "optimizer": get_args(Optimizer),
+    "schedule": get_args(Schedule),
+    "track": get_args(Tracker),
+    "keep": get_args(Keep),
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Recipe:
     """Decoupled decay of weight matrices."""
     label_smoothing: float = 0.05
     """Share of the target spread evenly over all classes."""
+    class_weights: float = 0.0
+    """How much more rare classes count in the loss: (mean class size ÷ their size) to this power; 0: no more."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     degrees: float = 10.0
@@ -85,6 +93,10 @@ class Recipe:
     """Decides initial weights, order and augmentation."""
     evaluate_every: int = 200
     """Steps between evaluations on the held-out part."""
+    patience: int = 0
+    """Evaluations in a row without a better score that end the run; 0: none do."""
+    keep: Keep = "last"
+    """Which weights the run ends with: the last, or those of the best evaluation."""
     checkpoint_every: int = 0
     """Steps between checkpoints, beside those of the best evaluations; 0: none but when asked to stop."""
     keep_checkpoints: int = 3
@@ -119,6 +131,8 @@ class Recipe:
             "translate",
             "shear",
             "checkpoint_every",
+            "patience",
+            "class_weights",
             "mixup",
             "cutmix",
         ):

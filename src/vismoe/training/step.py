@@ -37,8 +37,17 @@ class Trainer:
     """Takes the steps of a run. Nothing that is not finite reaches the weights: such a step is skipped, counted, and
     told to `log`."""
 
-    def __init__(self, recipe: Recipe, state: State, world: World, log: Callable[[dict[str, Any]], None]):
+    def __init__(
+        self,
+        recipe: Recipe,
+        state: State,
+        world: World,
+        log: Callable[[dict[str, Any]], None],
+        class_weights: Tensor | None = None,
+    ):
         self.recipe, self.state, self.world, self.log = recipe, state, world, log
+        device = next(state.model.parameters()).device
+        self.class_weights = None if class_weights is None else class_weights.to(device)
         self.network = world.replicate(state.model).train()
         norms = [module for module in state.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
@@ -81,8 +90,8 @@ class Trainer:
         smoothing = self.recipe.label_smoothing
         if multi_label:
             smooth = targets * (1 - smoothing) + smoothing / targets.shape[1]
-            return F.binary_cross_entropy_with_logits(logits, smooth), logits
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing), logits
+            return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=self.class_weights), logits
+        return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing), logits
 
     def _update(self, loss: Tensor, statistics: list[Tensor]) -> None:
         state, recipe = self.state, self.recipe
