@@ -1,5 +1,7 @@
 """Images in: named sets and folders, transforms, batches in an order that can be had again."""
 
+from .duplicates import Duplicates, find_duplicates
+from .fingerprints import Fingerprint, fingerprint, look
 from .image_set import Data, ImageSet
 from .images import Unreadable, flatten_alpha, list_images, read_image
 from .mixing import mix
@@ -11,13 +13,18 @@ from .survey import survey, without
 __all__ = [
     "NAMED",
     "Data",
+    "Duplicates",
+    "Fingerprint",
     "ImageSet",
     "Unreadable",
     "check_shares",
     "evaluation_batches",
     "evaluation_transform",
+    "find_duplicates",
+    "fingerprint",
     "flatten_alpha",
     "list_images",
+    "look",
     "mix",
     "mix_seeds",
     "open_data",
