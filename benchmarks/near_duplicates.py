@@ -21,7 +21,7 @@ from vismoe.data.images import eight_bits
 
 RESULTS = Path(__file__).parent / "results" / "near_duplicates.csv"
 SMALLEST, LARGEST = 64, 4_000_000
-CELL, ROWS = 96, 10
+CELL, ROWS, DRAWN = 96, 10, 100
 
 
 def jpeg(picture: Image.Image) -> Image.Image:
@@ -59,7 +59,8 @@ def chosen(folder: Path, limit: int) -> list[tuple[Path, Image.Image]]:
 
 
 def draw(pairs: list[tuple[Image.Image, Image.Image]], file: Path) -> None:
-    """Pairs side by side, ROWS in a column."""
+    """Pairs side by side, ROWS in a column; of many, DRAWN that are drawn by a seed."""
+    pairs = random.Random(0).sample(pairs, min(DRAWN, len(pairs)))
     columns = -(-len(pairs) // ROWS)
     sheet = Image.new("RGB", (columns * (2 * CELL + 16), ROWS * (CELL + 8)), "gold")
     for number, pair in enumerate(pairs):
@@ -89,7 +90,7 @@ def main(folder: Path, limit: int = 2000, show: Path | None = None, out: Path = 
     row |= {"pairs": len(kinds) * (len(kinds) - 1) // 2, "pairs_called_near": len(near)}
     row |= {f"found_{change}": round(count / len(pictures), 3) for change, count in again.items()}
     print(", ".join(f"{name} {value}" for name, value in row.items()))
-    if show is not None:
+    if show is not None and near:
         draw([(pictures[a][1], pictures[b][1]) for a, b in near], show)
     before = list(csv.DictReader(out.open())) if out.exists() else []
     with out.open("w", newline="") as file:

@@ -14,6 +14,9 @@ from .pipeline import leave_stopping
 from .survey import accept
 
 SIDE, LOW = 32, 8
+NOISE = 4.0
+"""Of a frequency's amplitude (of an orthonormal transform of 1,024 levels of 255): what compression leaves where a
+symmetric picture has none."""
 COLOURLESS = 4
 """Levels, of 255, by which a pixel's channels may differ where a picture counts as grey."""
 
@@ -41,12 +44,12 @@ def fingerprint(picture: Image.Image) -> Fingerprint:
 
     The hash is pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", 3.2.1): the
     picture as 32 × 32 grey levels, of its two-dimensional cosine transform the 8 × 8 lowest frequencies, and of each
-    whether it is above their median.
+    whether it is above their median, by more than NOISE.
     """
     digest, shown, transparent = _opaque(eight_bits(picture))
     colours = np.asarray(shown.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
     levels = colours @ np.array([0.299, 0.587, 0.114], np.float32)
-    low = dctn(levels)[:LOW, :LOW].ravel()
+    low = dctn(levels, norm="ortho")[:LOW, :LOW].ravel()
     thumbnail = colours.reshape(SIDE // 2, 2, SIDE // 2, 2, 3).mean((1, 3)).ravel()
     thumbnail -= thumbnail.mean()
     return Fingerprint(
@@ -54,17 +57,17 @@ def fingerprint(picture: Image.Image) -> Fingerprint:
         grey=bool(np.ptp(colours, axis=2).max() <= COLOURLESS),
         transparent=transparent,
         digest=digest,
-        phash=int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big"),
+        phash=int.from_bytes(np.packbits(low > np.median(low) + NOISE).tobytes(), "big"),
         contrast=float(levels.std()),
         thumbnail=thumbnail / max(float(np.linalg.norm(thumbnail)), 1.0),
     )
 
 
 def _opaque(picture: Image.Image) -> tuple[bytes, Image.Image, bool]:
-    """The digest of all that a picture says, what is seen of it on white ground, and whether any pixel lets it through."""
+    """The digest of all that a picture says, what is seen of it on white ground, and whether there is ground to see."""
     may_be = "A" in picture.getbands() or "transparency" in picture.info
     exact = picture.convert("RGBA" if may_be else "RGB")
-    transparent = may_be and exact.getextrema()[3] != (255, 255)
+    transparent = may_be and exact.getchannel("A").getextrema() != (255, 255)
     shown = flatten_alpha(exact).convert("RGB") if transparent else exact.convert("RGB")
     said = exact if transparent else shown
     return hashlib.sha256(f"{said.mode} {said.size}".encode() + said.tobytes()).digest(), shown, transparent
@@ -101,4 +104,3 @@ def look(data: Data, max_unreadable: float, workers: int = 0) -> tuple[Data, lis
         seen += [entry for batch in looked for entry in batch]
     rest = accept(data, [entry for entry in seen if isinstance(entry, Unreadable)], max_unreadable)
     return rest, [entry for entry in seen if isinstance(entry, Fingerprint)]
-
