@@ -8,7 +8,7 @@ import numpy as np
 
 from .fingerprints import Fingerprint
 
-BITS, CORRELATION, SHAPE = 10, 0.97, 1.1
+BITS, CORRELATION, SHAPE = 6, 0.985, 1.1
 FLAT = 4.0
 """Grey levels, of 255: below this contrast a hash says more of noise than of the picture."""
 
@@ -38,7 +38,7 @@ class Duplicates:
 def find_duplicates(fingerprints: Sequence[Fingerprint]) -> Duplicates:
     """Groups of pictures that are the same, or nearly: chains of such pairs are one group.
 
-    Near are pictures whose hashes differ in up to 10 of 64 bits, whose thumbnails correlate by 0.97 or more, and whose
+    Near are pictures whose hashes differ in up to 6 of 64 bits, whose thumbnails correlate by 0.985 or more, and whose
     shapes (width ÷ height) differ by up to a tenth. Pictures with next to no contrast are near to none. Mirrored or
     turned pictures and crops of more than a few percent are not found.
     """

@@ -19,7 +19,7 @@ TRIES = 8
 def grouped_split(
     labels: Int[Tensor, " N"] | Bool[Tensor, "N K"], groups: Sequence[int], seed: int, share: float = 0.25
 ) -> tuple[list[int], list[int]]:
-    """Indices to train on and indices to hold out, each in order: none of the `groups` (N) is on both sides, and of each
+    """Indices to train on and indices to hold out, in order: none of the `groups` (N) is on both sides, and of each
     class (of pictures without a label too) about that `share` is held out, as near as groups allow.
 
     A class of two groups or more has a picture on either side; one of a single group is trained on alone. Where a group

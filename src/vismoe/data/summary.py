@@ -74,7 +74,7 @@ def _names_of(data: Data, label: Tensor) -> list[str]:
     return [data.classes[number] for number in numbers]
 
 
-def _spread(lengths: Sequence[int]) -> dict[str, float]:
+def _spread(lengths: Sequence[int]) -> dict[str, float | int]:
     return {"min": min(lengths), "median": statistics.median(lengths), "max": max(lengths)}
 
 
