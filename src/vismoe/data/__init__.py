@@ -1,28 +1,43 @@
 """Images in: named sets and folders, transforms, batches in an order that can be had again."""
 
+from .duplicates import Duplicates, find_duplicates
+from .fingerprints import Fingerprint, fingerprint, look
+from .grouped_split import conflicts, grouped_split, hold_out, leakage
 from .image_set import Data, ImageSet
 from .images import Unreadable, flatten_alpha, list_images, read_image
 from .mixing import mix
 from .pipeline import check_shares, evaluation_batches, evaluation_transform, training_batches, training_transform
 from .seeds import mix_seeds
 from .sets import NAMED, open_data
+from .summary import summarise, tell
 from .survey import survey, without
 
 __all__ = [
     "NAMED",
     "Data",
+    "Duplicates",
+    "Fingerprint",
     "ImageSet",
     "Unreadable",
     "check_shares",
+    "conflicts",
     "evaluation_batches",
     "evaluation_transform",
+    "find_duplicates",
+    "fingerprint",
     "flatten_alpha",
+    "grouped_split",
+    "hold_out",
+    "leakage",
     "list_images",
+    "look",
     "mix",
     "mix_seeds",
     "open_data",
     "read_image",
+    "summarise",
     "survey",
+    "tell",
     "training_batches",
     "training_transform",
     "without",

@@ -1,5 +1,6 @@
 """Sets by name, and folders of images."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from .archive import archive_folder
 from .fashion_mnist import CLASSES, read_fashion_mnist
 from .folders import open_folder
 from .image_set import Data, ImageSet
@@ -23,8 +25,9 @@ def open_data(name: str, split_seed: int | None = None) -> Data:
 
     **Arguments:** `name`: "digits" (1,797 real handwritten digits, 8 × 8, that scikit-learn ships; a stratified random
     quarter is held out), "fashion-mnist" (60,000 and 10,000 pictures of clothes, 28 × 28; see `fashion_mnist`), or a
-    path: class folders or images with a `metadata.csv`, in one piece or as `train/` and `val/`; `split_seed`: of the
-    random quarter. Without one a folder in one piece is not split: all of it is for evaluation.
+    path: class folders or images with a `metadata.csv`, in one piece or as `train/` and `val/`, or a zip of such a
+    folder, which is unpacked into a cache (see `archive_folder`); `split_seed`: of the random quarter. Without one a
+    folder in one piece is not split: all of it is for evaluation.
 
     **Raises:** FileNotFoundError, ValueError for what cannot be opened.
     """
@@ -33,10 +36,22 @@ def open_data(name: str, split_seed: int | None = None) -> Data:
     if name == "fashion-mnist":
         return fashion_mnist()
     path = Path(name)
-    if not path.is_dir():
-        named = " and ".join(f'"{known}"' for known in NAMED)
-        raise FileNotFoundError(f"data {name!r}: no such folder; accepted are {named}, and folders of images")
-    return open_folder(path, split_seed, HELD_OUT)
+    if path.is_dir():
+        return open_folder(path, split_seed, HELD_OUT)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return _zipped(path, split_seed)
+    named = " and ".join(f'"{known}"' for known in NAMED)
+    raise FileNotFoundError(
+        f"data {name!r}: no such folder; accepted are {named}, and folders of images or zips of them"
+    )
+
+
+def _zipped(path: Path, split_seed: int | None) -> Data:
+    folder = archive_folder(path)
+    try:
+        return replace(open_folder(folder, split_seed, HELD_OUT), name=str(path))
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(folder), str(path))) from error
 
 
 def _digits(split_seed: int) -> Data:

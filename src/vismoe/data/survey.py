@@ -32,14 +32,22 @@ def survey(data: Data, max_unreadable: float, workers: int = 0) -> Data:
 
     **Raises:** ValueError where their share is above `max_unreadable`.
     """
-    found = list(data.left_out)
+    found: list[Unreadable] = []
     for part in data.parts:
         if part.files:
             checked = DataLoader(
                 _Checked(part), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping
             )
             found += [entry for batch in checked for entry in batch if entry is not None]
-    found.sort(key=lambda entry: entry.file)
+    return accept(data, found, max_unreadable)
+
+
+def accept(data: Data, unreadable: Sequence[Unreadable], max_unreadable: float) -> Data:
+    """A set without files that could not be decoded.
+
+    **Raises:** ValueError where the share of what is left out, they and what was before, is above `max_unreadable`.
+    """
+    found = sorted([*data.left_out, *unreadable], key=lambda entry: entry.file)
     total = sum(map(len, data.parts)) + len(data.left_out)
     if len(found) > max_unreadable * total:
         some = "; ".join(f"{entry.file!r}: {entry.reason}" for entry in found[:3])

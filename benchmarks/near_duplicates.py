@@ -1,0 +1,103 @@
+"""How many changed pictures are found again, and how many others are taken for them.
+
+    python benchmarks/near_duplicates.py --folder FOLDER --limit 2000
+
+Of the pictures below FOLDER with 64 pixels or more a side, drawn by a seed: the share whose change is found to be near
+(recompressed as JPEG of quality 50, half the size, 2 % cropped, 8 % brighter, half the size as JPEG), and the pairs of
+originals that are called near though no pixel-for-pixel copies. Some of the latter are versions of one picture: `--show
+pairs.png` draws them for the eye.
+"""
+
+import csv
+import io
+import random
+from pathlib import Path
+
+import tyro
+from PIL import Image
+
+from vismoe.data import find_duplicates, fingerprint, flatten_alpha, list_images, read_image
+from vismoe.data.images import eight_bits
+
+RESULTS = Path(__file__).parent / "results" / "near_duplicates.csv"
+SMALLEST, LARGEST = 64, 4_000_000
+CELL, ROWS, DRAWN = 96, 10, 100
+
+
+def jpeg(picture: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    picture.save(file, "jpeg", quality=50)
+    return Image.open(file)
+
+
+def changed(picture: Image.Image) -> dict[str, Image.Image]:
+    """The picture on white ground, changed in each way."""
+    plain = flatten_alpha(eight_bits(picture)).convert("RGB")
+    width, height = plain.size
+    half = plain.resize((width // 2, height // 2), Image.Resampling.BICUBIC)
+    left, top = max(1, round(width * 0.01)), max(1, round(height * 0.01))
+    return {
+        "jpeg_q50": jpeg(plain),
+        "half": half,
+        "crop_2_percent": plain.crop((left, top, width - left, height - top)),
+        "brighter_8_percent": plain.point(lambda level: min(255, int(level * 1.08))),
+        "half_jpeg_q50": jpeg(half),
+    }
+
+
+def chosen(folder: Path, limit: int) -> list[tuple[Path, Image.Image]]:
+    files, found = list_images(folder)[0], []
+    random.Random(0).shuffle(files)
+    for file in files:
+        try:
+            picture = read_image(file)
+        except ValueError:
+            continue
+        if len(found) < limit and min(picture.size) >= SMALLEST and picture.width * picture.height <= LARGEST:
+            found.append((file, picture))
+    return found
+
+
+def draw(pairs: list[tuple[Image.Image, Image.Image]], file: Path) -> None:
+    """Pairs side by side, ROWS in a column; of many, DRAWN that are drawn by a seed."""
+    pairs = random.Random(0).sample(pairs, min(DRAWN, len(pairs)))
+    columns = -(-len(pairs) // ROWS)
+    sheet = Image.new("RGB", (columns * (2 * CELL + 16), ROWS * (CELL + 8)), "gold")
+    for number, pair in enumerate(pairs):
+        for side, picture in enumerate(pair):
+            shown = flatten_alpha(eight_bits(picture)).convert("RGB").resize((CELL, CELL))
+            sheet.paste(shown, (number // ROWS * (2 * CELL + 16) + side * CELL, number % ROWS * (CELL + 8)))
+    sheet.save(file)
+
+
+def main(folder: Path, limit: int = 2000, show: Path | None = None, out: Path = RESULTS) -> None:
+    """Measure one folder; print a line and append it to the table."""
+    pictures = chosen(folder, limit)
+    prints = [fingerprint(picture) for _, picture in pictures]
+    again: dict[str, int] = {}
+    for print_, (_, picture) in zip(prints, pictures, strict=True):
+        for change, other in changed(picture).items():
+            again[change] = again.get(change, 0) + (len(set(find_duplicates([print_, fingerprint(other)]).groups)) == 1)
+    first = {print_.digest: index for index, print_ in reversed(list(enumerate(prints)))}
+    kinds = sorted(first.values())
+    near = [
+        (a, b)
+        for place, a in enumerate(kinds)
+        for b in kinds[place + 1 :]
+        if (prints[a].phash ^ prints[b].phash).bit_count() <= 16 and find_duplicates([prints[a], prints[b]]).near
+    ]
+    row = {"folder": folder.name, "pictures": len(pictures), "copies": len(pictures) - len(kinds)}
+    row |= {"pairs": len(kinds) * (len(kinds) - 1) // 2, "pairs_called_near": len(near)}
+    row |= {f"found_{change}": round(count / len(pictures), 3) for change, count in again.items()}
+    print(", ".join(f"{name} {value}" for name, value in row.items()))
+    if show is not None and near:
+        draw([(pictures[a][1], pictures[b][1]) for a, b in near], show)
+    before = list(csv.DictReader(out.open())) if out.exists() else []
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*(line for line in before if line["folder"] != folder.name), row])
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
