@@ -56,7 +56,7 @@ def save(
             "write its weights with safetensors.torch.save_model instead"
         )
     known = cast(dict[str, Any], model.pretrained_cfg)
-    if label_names is None and len(known.get("label_names") or ()) == model.num_classes:  # it may have a new head
+    if label_names is None and 0 < len(known.get("label_names") or ()) == model.num_classes:  # it may have a new head
         label_names, problem_type = known["label_names"], problem_type or known.get("problem_type")
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes")
