@@ -1,0 +1,54 @@
+"""Which parts of a network train."""
+
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from vismoe.moe import LowRankExperts, MoE
+
+from .features import classifiers
+
+Trained = Literal["all", "last-third", "experts", "head"]
+
+
+def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:
+    """Sets which parameters have a gradient.
+
+    **Arguments:** `train`: "all"; "last-third", the last third of the blocks (rounded up), what comes after them, and
+    the head; "experts", sparse layers and the head; "head", the classifier alone. `router`: False freezes routers, and
+    with them their balancing. The MLP inside low-rank experts is frozen in any case.
+
+    **Raises:** ValueError where a network has no list of blocks, no sparse layer or no classifier to tell apart.
+    """
+    if train not in get_args(Trained):
+        raise ValueError(f"train={train!r}: accepted are {', '.join(get_args(Trained))}")
+    layers = [module for module in model.modules() if isinstance(module, MoE)]
+    if train == "experts" and not layers:
+        raise ValueError('train="experts": the model is dense and has none')
+    heads = classifiers(model)
+    if train != "all" and not heads:
+        raise ValueError(f"train={train!r}: the classifier of {type(model).__name__} is not known")
+    model.requires_grad_(train == "all")
+    if train == "last-third":
+        for part in _from_the_last_third_on(model):
+            part.requires_grad_(True)
+    if train == "experts":
+        for layer in layers:
+            layer.requires_grad_(True)
+    for head in heads:
+        head.requires_grad_(True)
+    for layer in layers:
+        if isinstance(layer.experts, LowRankExperts):
+            layer.experts.mlp.requires_grad_(False)
+        if not router:
+            layer.router.requires_grad_(False)
+
+
+def _from_the_last_third_on(model: nn.Module) -> list[nn.Module]:
+    """The last third of the blocks and the modules registered behind them."""
+    blocks: Any = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList | nn.Sequential):
+        raise ValueError(f'train="last-third": {type(model).__name__} has no list `blocks`; use "all" or "head"')
+    children = list(model.children())
+    behind = children[[child is blocks for child in children].index(True) + 1 :]
+    return [*list(blocks)[len(blocks) * 2 // 3 :], *behind]

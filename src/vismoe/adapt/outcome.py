@@ -1,0 +1,127 @@
+"""What an adapted network does on pictures that nothing was chosen by, for people to read."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+from torch import Tensor
+
+from vismoe.data import Data, ImageSet, flatten_alpha
+from vismoe.explain import plain_text, save_figure
+from vismoe.training import Evaluation
+
+MISTAKES, BINS = 24, 10
+
+
+def interval(right: int, of: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson)."""
+    found = binomtest(right, of).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def class_table(evaluation: Evaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a class: its pictures, the share of them that is found (recall) with its 95 % interval (Wilson), the share
+    of the answers of this class that is right (precision), and, of several classes a picture, average precision."""
+    labels, scores = evaluation.labels, evaluation.scores
+    several = labels.ndim == 2
+    rows = []
+    for number, name in enumerate(classes):
+        true = labels[:, number].bool() if several else labels == number
+        said = scores[:, number] > 0 if several else scores.argmax(1) == number
+        pictures, found = int(true.sum()), int((true & said).sum())
+        low, high = interval(found, pictures) if pictures else (math.nan, math.nan)
+        row: dict[str, Any] = {"class": name, "pictures": pictures}
+        row |= {"recall": found / pictures if pictures else math.nan, "low": low, "high": high}
+        row["precision"] = found / int(said.sum()) if int(said.sum()) else math.nan
+        if several:
+            row["average_precision"] = evaluation.per_class[number]
+        rows.append(row)
+    return rows
+
+
+def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
+
+
+def draw_mistakes(evaluation: Evaluation, data: Data, path: Path) -> bool:
+    """The pictures that were answered wrongly with the most confidence, each with its class and the answer; False, and
+    no file, where there are none."""
+    wrong = _worst(evaluation)[:MISTAKES]
+    if not wrong:
+        return False
+    columns = min(6, len(wrong))
+    rows = math.ceil(len(wrong) / columns)
+    figure = Figure(figsize=(1.9 * columns, 2.3 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    figure.suptitle("wrong with the most confidence: true class → answer", fontsize=10)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, (number, true, said, confidence) in zip(grid.flat, wrong, strict=False):
+        axes.imshow(_thumbnail(data.val, number))
+        told = f"{_short(data, true)}\n→ {_short(data, said)} {confidence:.0%}"
+        axes.set_title(told, fontsize=7)
+    save_figure(figure, path, dpi=110)
+    return True
+
+
+def _worst(evaluation: Evaluation) -> list[tuple[int, list[int], list[int], float]]:
+    labels, scores = evaluation.labels, evaluation.scores
+    if labels.ndim == 2:
+        probabilities = scores.sigmoid()
+        off = (probabilities - labels.float()).abs()
+        order = off.amax(1).argsort(descending=True).tolist()
+        return [
+            (n, labels[n].nonzero()[:, 0].tolist(), (scores[n] > 0).nonzero()[:, 0].tolist(), float(off[n].max()))
+            for n in order
+            if not bool(evaluation.right[n])
+        ]
+    confidence, said = scores.softmax(1).max(1)
+    order = confidence.argsort(descending=True).tolist()
+    return [
+        (n, [int(labels[n])], [int(said[n])], float(confidence[n])) for n in order if not bool(evaluation.right[n])
+    ]
+
+
+def _short(data: Data, numbers: Sequence[int]) -> str:
+    name = ", ".join(data.classes[number] for number in numbers) or "–"
+    return plain_text(name if len(name) <= 22 else f"{name[:21]}…")
+
+
+def _thumbnail(images: ImageSet, number: int) -> np.ndarray:
+    picture = flatten_alpha(images.picture(number)).convert("RGB")
+    picture.thumbnail((160, 160))
+    return np.asarray(picture)
+
+
+def draw_calibration(before: Evaluation, scores: Tensor, path: Path) -> None:
+    """How often answers of some confidence are right: with the network's own logits, and with `scores`, those divided by
+    the temperature."""
+    figure = Figure(figsize=(4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    for title, values in (("as trained", before.scores), ("with temperature", scores)):
+        confidence, hit = _confidence(values, before)
+        edges = np.linspace(0, 1, BINS + 1)
+        place = np.clip(np.digitize(confidence, edges) - 1, 0, BINS - 1)
+        full = [number for number in range(BINS) if (place == number).any()]
+        x = [confidence[place == number].mean() for number in full]
+        axes.plot(x, [hit[place == number].mean() for number in full], "o-", label=title, markersize=3)
+    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title="test pictures")
+    axes.legend(frameon=False)
+    save_figure(figure, path, dpi=110)
+
+
+def _confidence(scores: Tensor, evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+    if evaluation.labels.ndim == 2:
+        probabilities = scores.sigmoid()
+        return probabilities.flatten().numpy(), evaluation.labels.flatten().float().numpy()
+    return scores.softmax(1).amax(1).numpy(), evaluation.right.float().numpy()

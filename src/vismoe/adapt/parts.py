@@ -1,0 +1,80 @@
+"""A person's set in three parts: to train on, to choose by, and to report on."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from vismoe.data import Data, Duplicates, find_duplicates, hold_out, leakage, look, open_data, summarise
+
+TEST, VALIDATION = 0.2, 0.2
+
+
+@dataclass(frozen=True)
+class Parts:
+    """`fitting`: what is trained on, and as its held-out part what choices are made by (early stop, temperature), which
+    is the training part itself where there are too few pictures for one of their own (`validated` is False then);
+    `test`: the whole with the test part held out, which nothing is chosen by. `summary`: see `vismoe.data.summarise`.
+    """
+
+    fitting: Data
+    test: Data
+    validated: bool
+    summary: dict[str, Any]
+    dropped: int
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """Each picture's file and part."""
+        train, (fitted, validation) = self.fitting.parts[0], (self.fitting.parts[0], self.fitting.val)
+        rows = [(file, "train") for file in fitted.files]
+        rows += [(file, "validation") for file in validation.files] if self.validated else []
+        assert train is fitted
+        return rows + [(file, "test") for file in self.test.val.files]
+
+
+def open_parts(name: str, seed: int, max_unreadable: float, workers: int = 0) -> Parts:
+    """Opens a folder (or zip, or named set) and splits it, so that no picture and no copy of it, exact or near, is in two
+    parts. A test part of its own (val/ or test/) is kept; what has a copy there is not trained on.
+
+    **Raises:** ValueError, FileNotFoundError for a set that cannot be trained on.
+    """
+    opened = open_data(name)
+    if len(opened.classes) < 2:
+        raise ValueError(f"{name} has one class, {opened.classes[0]}: a classifier needs at least two")
+    data, prints = look(opened, max_unreadable, workers)
+    duplicates = find_duplicates(prints)
+    if data.train is None:
+        data, duplicates = hold_out(data, duplicates, seed, TEST)
+    summary = summarise(data, duplicates)
+    assert data.train is not None
+    leaking = {first for _, first in leakage(data, duplicates)}
+    groups = {duplicates.groups[index] for index in leaking}
+    kept = [index for index in range(len(data.train)) if duplicates.groups[index] not in groups]
+    dropped = len(data.train) - len(kept)
+    data, duplicates = replace(data, train=data.train.subset(kept)), duplicates.subset(kept)
+    _check_classes(data)
+    fitting, validated = _with_validation(data, duplicates, seed)
+    return Parts(fitting, data, validated, summary, dropped)
+
+
+def _with_validation(data: Data, duplicates: Duplicates, seed: int) -> tuple[Data, bool]:
+    assert data.train is not None
+    whole = replace(data, train=None, val=data.train)
+    try:
+        fitting, _ = hold_out(whole, duplicates, seed + 1, VALIDATION)
+    except ValueError:
+        fitting = whole
+    if fitting.train is None or len(fitting.val) < 2 * len(data.classes):
+        return replace(whole, train=data.train), False
+    return fitting, True
+
+
+def _check_classes(data: Data) -> None:
+    assert data.train is not None
+    labels = data.train.labels
+    seen = labels.any(0) if data.multi_label else labels.bincount(minlength=len(data.classes)) > 0
+    if lost := [name for name, there in zip(data.classes, seen.tolist(), strict=True) if not there]:
+        raise ValueError(f"{data.name}: no picture to train on is left of {', '.join(lost)} without copies of test pictures")
+    if int(torch.as_tensor(len(data.val))) == 0:
+        raise ValueError(f"{data.name}: no picture is left to test on")

@@ -1,0 +1,117 @@
+"""How a person's set is trained on, where nothing else is said: rules, each with its reason."""
+
+import math
+import os
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from vismoe.data import Data
+from vismoe.training import Recipe, data_config
+from vismoe.vit import cost
+
+BUDGET = 3e13
+"""Multiplications of a training on a CPU: some eight minutes of two cores (25 images/s of a ViT-S/14 at 112 pixels whose
+last third is trained)."""
+EPOCHS = {True: 12, False: 80}
+"""Of a trained network, and from scratch, at most."""
+CPU_IMAGE, IMAGE = 112, 224
+BATCH = {True: 32, False: 64}
+RATE = {True: 2e-4, False: 2e-3}
+UNEVEN = 3.0
+BYTES_OF_A_TOKEN = 34 * 4
+"""What a block keeps of a token for backward, for each unit of width, in float32 (Korthikanti et al. 2022, eq. 1)."""
+
+
+@dataclass
+class Choice:
+    """A recipe, and why it is so, for people to read."""
+
+    recipe: Recipe
+    reasons: list[str] = field(default_factory=list)
+
+
+def choose_image_size(own: int, patch: int, device: torch.device) -> int:
+    """The largest multiple of the patch up to the network's own size and what a device can train at in minutes."""
+    most = min(own, CPU_IMAGE if device.type == "cpu" else IMAGE)
+    return max(patch, most // patch * patch)
+
+
+def choose(
+    model: nn.Module,
+    data: Data,
+    trained: bool,
+    device: torch.device,
+    share: float,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+) -> Choice:
+    """The recipe for a network and a set with a validation part. `share`: of the blocks that are trained."""
+    images = len(data.parts[0])
+    size = data_config(model)["input_size"]
+    batch = batch_size or min(BATCH[trained], max(2, images // 4 * 2))
+    one = cost(model, size).multiplications * (1 + 2 * share)
+    most = math.inf if device.type != "cpu" else BUDGET / one
+    rounds = epochs or max(1, math.ceil(min(EPOCHS[trained], most / images)))
+    steps = max(1, math.ceil(rounds * images / batch))
+    if epochs is None and device.type == "cpu":
+        steps = max(1, min(steps, int(most / batch)))
+    every = max(1, math.ceil(images / batch))
+    reasons = [
+        f"{size[1]} × {size[2]} pixels",
+        f"{steps} steps of {batch} images ({steps * batch / images:.1f} times the set"
+        + (f", for {BUDGET:.0e} multiplications on a CPU)" if steps * batch < EPOCHS[trained] * images else ")"),
+    ]
+    sizes = data.parts[0].labels.sum(0) if data.multi_label else data.parts[0].labels.bincount()
+    imbalance = float(sizes.max() / sizes.clamp_min(1).min())
+    if imbalance > UNEVEN:
+        reasons.append(f"classes are uneven ({imbalance:.1f} to 1): rare ones count for more in the loss (power 0.5)")
+    accumulate = _parts(model, batch, size, device)
+    if accumulate > 1:
+        reasons.append(f"each batch in {accumulate} parts, to fit in memory")
+    recipe = Recipe(
+        name="finetune",
+        data=data.name,
+        steps=steps,
+        batch_size=batch,
+        accumulate=accumulate,
+        learning_rate=learning_rate or RATE[trained],
+        warmup_steps=max(1, steps // 10),
+        layer_decay=0.75 if trained else 1.0,
+        label_smoothing=0.1,
+        class_weights=0.5 if imbalance > UNEVEN else 0.0,
+        drop_path=0.0,
+        degrees=10.0,
+        translate=0.0,
+        scale=0.0,
+        shear=0.0,
+        flip=0.5,
+        crop=0.5,
+        evaluate_every=min(every, steps) if trained else min(4 * every, steps),
+        checkpoint_every=every,
+        keep_checkpoints=1,
+        patience=4,
+        keep="best",
+    )
+    return Choice(recipe, reasons)
+
+
+def _parts(model: nn.Module, batch: int, size: tuple[int, int, int], device: torch.device) -> int:
+    """Into how many parts a batch is cut so that what backward needs takes a third of the free memory at most."""
+    width, depth = getattr(model, "embed_dim", 384), len(getattr(model, "blocks", range(12)))
+    grid = getattr(getattr(model, "patch_embed", None), "num_patches", (size[1] // 16) * (size[2] // 16))
+    one = (grid + 1) * width * depth * BYTES_OF_A_TOKEN
+    parts = 1
+    while batch / parts * one > _free_memory(device) / 3 and parts < batch and batch % (2 * parts) == 0:
+        parts *= 2
+    return parts
+
+
+def _free_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return math.inf
