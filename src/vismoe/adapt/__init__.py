@@ -3,14 +3,19 @@
 from .embeddings import check_embeddings, class_names, file_names, open_images, whole, write_embeddings
 from .features import VIEWS, cached_features, classifiers, features
 from .fewshot import FewShot, check_shots, draw, few_shot
+from .finetune import Finetuned, Options, finetune
+from .freezing import freeze
 from .neighbours import nearest_neighbours
 from .probe import linear_probe
 from .ridge import L2_GRID, ridge
+from .start import open_trained
 
 __all__ = [
     "L2_GRID",
     "VIEWS",
     "FewShot",
+    "Finetuned",
+    "Options",
     "cached_features",
     "check_embeddings",
     "check_shots",
@@ -20,9 +25,12 @@ __all__ = [
     "features",
     "few_shot",
     "file_names",
+    "finetune",
+    "freeze",
     "linear_probe",
     "nearest_neighbours",
     "open_images",
+    "open_trained",
     "ridge",
     "whole",
     "write_embeddings",

@@ -9,13 +9,71 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
-from torch import Tensor
+from torch import Tensor, nn
 
 from vismoe.data import Data, ImageSet, flatten_alpha
 from vismoe.explain import plain_text, save_figure
-from vismoe.training import Evaluation
+from vismoe.training import Evaluation, Run, data_config, evaluate, resolve_device
+from vismoe.training.report import draw_confusion
+from vismoe.training.run import MODEL
+from vismoe.weights import MULTI_LABEL, save
+
+from .calibrate import divide_logits, fit_temperature
+from .card import write_card
+from .parts import Parts
 
 MISTAKES, BINS = 24, 10
+
+
+def write_outcome(
+    run: Run, model: nn.Module, parts: Parts, probe: dict[str, float] | None, origin: str, workers: int
+) -> dict[str, Any]:
+    """Calibrates the network on the validation part, evaluates it on the test part, and writes model, tables, pictures
+    and card into the run folder.
+
+    **Returns:** the report: `test`, the figures of `Evaluation`; `interval`, of the share of pictures that is right;
+    `validation`, `probe` (None from scratch), `classes` (see `class_table`), `temperature`, `data`.
+    """
+    data, device = parts.test, resolve_device(run.recipe.device)
+    model.to(device)
+    before = evaluate(model, data.val, workers=workers)
+    validation, temperature = evaluate(model, parts.fitting.val, workers=workers), 1.0
+    if parts.validated:
+        temperature = fit_temperature(validation.scores, validation.labels)
+        if not divide_logits(model, temperature):
+            temperature = 1.0
+    kind = MULTI_LABEL if data.multi_label else None
+    found = evaluate(model, data.val, workers=workers)
+    save(model.cpu(), run.path / MODEL, data.classes, data_config(model), kind)
+    rows = class_table(found, data.classes)
+    write_table(rows, run.path / "classes.csv")
+    draw_calibration(before, found.scores, run.path / "calibration.png")
+    draw_mistakes(found, data, run.path / "mistakes.png")
+    if not data.multi_label:
+        draw_confusion(found.labels, found.scores.argmax(1), data.classes, run.path / "confusion.png")
+    right = int(found.right.sum())
+    report = {
+        "score": parts.score,
+        "test": found.figures,
+        "right": right,
+        "interval": interval(right, len(data.val)),
+        "calibration_error_as_trained": before.figures["calibration_error"],
+        "validation": validation.figures if parts.validated else None,
+        "probe": probe,
+        "temperature": temperature,
+        "pictures": {
+            "train": len(parts.fitting.parts[0]),
+            "validation": len(parts.fitting.val) if parts.validated else 0,
+            "test": len(data.val),
+        },
+        "images_per_second": found.images_per_second,
+        "load": found.load,
+        "classes": rows,
+        "origin": origin,
+        "data": parts.summary,
+    }
+    write_card(run.path / MODEL / "README.md", report, parts.summary)
+    return report
 
 
 def interval(right: int, of: int) -> tuple[float, float]:
@@ -86,9 +144,7 @@ def _worst(evaluation: Evaluation) -> list[tuple[int, list[int], list[int], floa
         ]
     confidence, said = scores.softmax(1).max(1)
     order = confidence.argsort(descending=True).tolist()
-    return [
-        (n, [int(labels[n])], [int(said[n])], float(confidence[n])) for n in order if not bool(evaluation.right[n])
-    ]
+    return [(n, [int(labels[n])], [int(said[n])], float(confidence[n])) for n in order if not bool(evaluation.right[n])]
 
 
 def _short(data: Data, numbers: Sequence[int]) -> str:
@@ -103,8 +159,8 @@ def _thumbnail(images: ImageSet, number: int) -> np.ndarray:
 
 
 def draw_calibration(before: Evaluation, scores: Tensor, path: Path) -> None:
-    """How often answers of some confidence are right: with the network's own logits, and with `scores`, those divided by
-    the temperature."""
+    """How often answers of some confidence are right: with the network's own logits, and with `scores`, those divided
+    by the temperature."""
     figure = Figure(figsize=(4, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from vismoe.data import Data, Duplicates, find_duplicates, hold_out, leakage, look, open_data, summarise
 
 TEST, VALIDATION = 0.2, 0.2
+UNEVEN = 3.0
+"""Largest class ÷ smallest, above which rare classes count for more."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,34 @@ class Parts:
     dropped: int
 
     @property
+    def score(self) -> str:
+        """The name of the figure to go by."""
+        return "mean_average_precision" if self.fitting.multi_label else "top1"
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some class has several times as many pictures as another."""
+        return bool(self.summary["imbalance"] > UNEVEN)
+
+    @property
+    def told(self) -> str:
+        """The sizes of the parts, in words."""
+        train, validation, test = len(self.fitting.parts[0]), len(self.fitting.val), len(self.test.val)
+        chosen = f"{validation:,} to choose by" if self.validated else "too few for a part to choose by"
+        dropped = f" ({self.dropped:,} are left out, whose copies are in the test part)" if self.dropped else ""
+        return f"{train:,} pictures to train on{dropped}, {chosen}, {test:,} to test on"
+
+    @property
     def rows(self) -> list[tuple[str, str]]:
         """Each picture's file and part."""
-        train, (fitted, validation) = self.fitting.parts[0], (self.fitting.parts[0], self.fitting.val)
-        rows = [(file, "train") for file in fitted.files]
-        rows += [(file, "validation") for file in validation.files] if self.validated else []
-        assert train is fitted
+        rows = [(file, "train") for file in self.fitting.parts[0].files]
+        rows += [(file, "validation") for file in self.fitting.val.files] if self.validated else []
         return rows + [(file, "test") for file in self.test.val.files]
 
 
 def open_parts(name: str, seed: int, max_unreadable: float, workers: int = 0) -> Parts:
-    """Opens a folder (or zip, or named set) and splits it, so that no picture and no copy of it, exact or near, is in two
-    parts. A test part of its own (val/ or test/) is kept; what has a copy there is not trained on.
+    """Opens a folder (or zip, or named set) and splits it, so that no picture and no copy of it, exact or near, is in
+    two parts. A test part of its own (val/ or test/) is kept; what has a copy there is not trained on.
 
     **Raises:** ValueError, FileNotFoundError for a set that cannot be trained on.
     """
@@ -75,6 +91,6 @@ def _check_classes(data: Data) -> None:
     labels = data.train.labels
     seen = labels.any(0) if data.multi_label else labels.bincount(minlength=len(data.classes)) > 0
     if lost := [name for name, there in zip(data.classes, seen.tolist(), strict=True) if not there]:
-        raise ValueError(f"{data.name}: no picture to train on is left of {', '.join(lost)} without copies of test pictures")
-    if int(torch.as_tensor(len(data.val))) == 0:
-        raise ValueError(f"{data.name}: no picture is left to test on")
+        raise ValueError(
+            f"{data.name}: but for copies of test pictures there is nothing to train on of {', '.join(lost)}"
+        )

@@ -11,15 +11,16 @@ from vismoe.data import Data
 from vismoe.training import Recipe, data_config
 from vismoe.vit import cost
 
+from .parts import UNEVEN
+
 BUDGET = 3e13
-"""Multiplications of a training on a CPU: some eight minutes of two cores (25 images/s of a ViT-S/14 at 112 pixels whose
-last third is trained)."""
+"""Multiplications of a training on a CPU: some eight minutes of two cores (25 images/s of a ViT-S/14 at 112 pixels, the
+last third of which is trained)."""
 EPOCHS = {True: 12, False: 80}
 """Of a trained network, and from scratch, at most."""
 CPU_IMAGE, IMAGE = 112, 224
 BATCH = {True: 32, False: 64}
 RATE = {True: 2e-4, False: 2e-3}
-UNEVEN = 3.0
 BYTES_OF_A_TOKEN = 34 * 4
 """What a block keeps of a token for backward, for each unit of width, in float32 (Korthikanti et al. 2022, eq. 1)."""
 
@@ -32,10 +33,11 @@ class Choice:
     reasons: list[str] = field(default_factory=list)
 
 
-def choose_image_size(own: int, patch: int, device: torch.device) -> int:
+def choose_image_size(model: nn.Module, device: torch.device) -> int:
     """The largest multiple of the patch up to the network's own size and what a device can train at in minutes."""
-    most = min(own, CPU_IMAGE if device.type == "cpu" else IMAGE)
-    return max(patch, most // patch * patch)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (16, 16))[0]
+    most = min(data_config(model)["input_size"][1], CPU_IMAGE if device.type == "cpu" else IMAGE)
+    return int(max(patch, most // patch * patch))
 
 
 def choose(

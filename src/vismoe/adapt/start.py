@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from torch import nn
 
 from vismoe.training import data_config
 from vismoe.vit import PRESETS
 from vismoe.weights import create_model, load
+
+from .rules import choose_image_size
 
 HUB, TIMM, FOLDER = "hf:", "timm:", "local-dir:"
 SCRATCH = {True: "vmoe_nano_patch4_32_every2_e8", False: "vmoe_nano_patch4_32_dense"}
@@ -37,18 +40,21 @@ def open_trained(source: str) -> nn.Module:
     return load(path)
 
 
-def open_start(source: str | None, sparse: bool, num_classes: int, image_size: int | None) -> nn.Module:
+def open_start(
+    source: str | None, sparse: bool, num_classes: int, image_size: int | None, device: torch.device
+) -> nn.Module:
     """A network to train on: what `source` names (also a preset, with random weights), or without one a small preset,
-    with a new head of `num_classes` and for images of `image_size`."""
+    with a new head of `num_classes` and for images of `image_size`, by default what `choose_image_size` says."""
     if source is None or source in PRESETS:
-        size = {} if image_size is None else {"img_size": image_size}
+        size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
         return create_model(source or SCRATCH[sparse], num_classes=num_classes, **size)
     model: Any = open_trained(source)
+    image_size = image_size or choose_image_size(model, device)
     if not hasattr(model, "reset_classifier"):
         raise ValueError(f"{source} is a {type(model).__name__}: its classifier cannot be exchanged")
     model.reset_classifier(num_classes)
     own = data_config(model)["input_size"]
-    if image_size is not None and (image_size, image_size) != tuple(own[1:]):
+    if (image_size, image_size) != tuple(own[1:]):
         if hasattr(model, "set_input_size"):
             model.set_input_size(img_size=image_size)
         model.pretrained_cfg |= {"input_size": (own[0], image_size, image_size), "crop_pct": 1.0}

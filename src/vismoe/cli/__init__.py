@@ -13,6 +13,7 @@ VERBS = {
     "train": "train by a recipe",
     "eval": "evaluate a model on a set",
     "predict": "say what is on pictures",
+    "finetune": "make a classifier of your own pictures",
     "upcycle": "make a sparse model of a trained dense one",
     "densify": "make a dense model, or one with fewer experts, of a sparse one",
     "fewshot": "say how much a few pictures of each class teach, given a model's features",

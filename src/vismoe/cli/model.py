@@ -11,21 +11,6 @@ from vismoe.training import Run
 from .notes import note
 
 
-def open_parent(name: str) -> nn.Module:
-    """A trained model: a run folder, a model folder, or timm:NAME with its published weights.
-
-    **Raises:** ValueError, FileNotFoundError where it is none of these, or cannot be downloaded.
-    """
-    if name.startswith("timm:"):
-        try:
-            return create_model(name, num_classes=None, pretrained=True).eval()
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"the weights of {name} cannot be had: {error}") from error
-    if not Path(name).exists():
-        raise FileNotFoundError(f"{name}: no such run or model folder; timm:NAME is a network of timm's")
-    return open_model(name)
-
-
 def open_model(name: str, num_classes: int | None = None) -> nn.Module:
     """A run folder, a model folder, an exported file, or a preset, which has random weights and says so.
 

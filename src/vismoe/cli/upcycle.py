@@ -7,10 +7,10 @@ import torch
 import tyro
 
 from vismoe import save, upcycle
+from vismoe.adapt import open_trained
 from vismoe.training import data_config
 from vismoe.vit import cost
 
-from .model import open_parent
 from .notes import refuse_existing
 
 IMAGES = 4
@@ -50,7 +50,7 @@ def upcycle_model(
         seed: Of routers and new weights.
     """
     refuse_existing(destination)
-    parent = open_parent(source)
+    parent = open_trained(source)
     chosen = [int(number) for number in layers.split(",")] if layers.replace(",", "").isdigit() else layers
     model = upcycle(parent, num_experts, chosen, k, experts, rank, shared, split, perturb, seed).eval()
     size = data_config(parent)["input_size"]

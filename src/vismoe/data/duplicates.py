@@ -9,8 +9,9 @@ import numpy as np
 from .fingerprints import Fingerprint
 
 BITS, CORRELATION, SHAPE = 6, 0.985, 1.1
-FLAT = 4.0
-"""Grey levels, of 255: below this contrast a hash says more of noise than of the picture."""
+FLAT, FREQUENCIES = 4.0, 12
+"""The contrast (grey levels, of 255) and the set bits of a hash below which it says too little: so it is with empty
+grounds, gradients, and rings of hairlines."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,19 @@ def find_duplicates(fingerprints: Sequence[Fingerprint]) -> Duplicates:
     """Groups of pictures that are the same, or nearly: chains of such pairs are one group.
 
     Near are pictures whose hashes differ in up to 6 of 64 bits, whose thumbnails correlate by 0.985 or more, and whose
-    shapes (width ÷ height) differ by up to a tenth. Pictures with next to no contrast are near to none. Mirrored or
-    turned pictures and crops of more than a few percent are not found.
+    shapes (width ÷ height) differ by up to a tenth. Pictures of next to no contrast, and gradients, are near to none.
+    Mirrored or turned pictures and crops of more than a few percent are not found.
+
+    Measured (benchmarks/near_duplicates.py) on 658 stamps of Tux Paint, 2,000 pictures of openclipart and 2,000 of
+    Fashion-MNIST: found again are, as JPEG of quality 50, 99 %, 96 % and 100 %; at half the size 99 %, 96 % and 100 %;
+    cropped by 2 % 80 %, 83 % and 99 %. Of all pairs 2 (of 0.2 million), 13 (of 1.6) and 7 (of 2.0) are called near:
+    the first two kinds versions of one drawing, the last ones other garments of one cut.
     """
     exact = _exact(fingerprints)
     copies = {copy for _, copy in exact}
     group = np.arange(len(fingerprints))
     near = []
-    kinds = [i for i, print_ in enumerate(fingerprints) if i not in copies and print_.contrast >= FLAT]
+    kinds = [i for i, print_ in enumerate(fingerprints) if i not in copies and _telling(print_)]
     if kinds:
         chosen = [fingerprints[i] for i in kinds]
         joined, found = _near(chosen)
@@ -55,6 +61,10 @@ def find_duplicates(fingerprints: Sequence[Fingerprint]) -> Duplicates:
     for first, copy in exact:
         group[copy] = group[first]
     return Duplicates(fingerprints, _numbered(group.tolist()), exact, near)
+
+
+def _telling(print_: Fingerprint) -> bool:
+    return print_.contrast >= FLAT and print_.phash.bit_count() >= FREQUENCIES
 
 
 def _exact(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:

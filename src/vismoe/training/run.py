@@ -22,6 +22,8 @@ from vismoe.weights import load
 from .recipe import Recipe
 
 LOCK = ".lock"
+ASKED, INITIAL, SPLIT = "finetune.json", "initial", "split.json"
+"""Of a run of `finetune`: what was asked for, the network it began with, which files are in which part."""
 FREE = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
 """What a resumed run may have otherwise: it decides nothing of the result (of one kind of device)."""
 
@@ -48,7 +50,7 @@ class Run:
     def refuse(path: Path) -> None:
         """Raises FileExistsError where something is there already, but for what a run that was killed while it began
         may have left."""
-        begun = {ENVIRONMENT, DATA, LOCK} | {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE)}
+        begun = {ENVIRONMENT, DATA, LOCK, ASKED, INITIAL} | {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE)}
         if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - begun):
             go_on = "; it is a run: --resume auto goes on with it" if (path / RECIPE).is_file() else ""
             raise FileExistsError(f"{path} exists: choose another --out, or remove it{go_on}")

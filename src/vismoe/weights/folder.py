@@ -22,7 +22,7 @@ from vismoe.moe.record import unwrap
 from .parent import Parent, differences
 from .upcycled import rebuilding
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT_VERSION = 1
 ENTRIES = {"model_args": dict, "pretrained_cfg": dict, "label_names": list, "vismoe_format": int, "parent": dict}
 MULTI_LABEL = "multi_label_classification"
@@ -46,7 +46,7 @@ def save(
     `parent`: of an upcycled model, its dense parent, a folder or `timm:NAME`: then only what differs from it is
     written, with the parent's name and hash, and `vismoe.load` (which alone opens such a folder) reads the rest there.
 
-    **Raises:** ValueError where `path` holds anything but a model folder's two files, or where `label_names` are not
+    **Raises:** ValueError where `path` holds anything but a model folder's files, or where `label_names` are not
     one for each class; TypeError for a network that is none of timm's.
     """
     path, model = Path(path).resolve(), unwrap(model)
@@ -60,8 +60,10 @@ def save(
         label_names, problem_type = known["label_names"], problem_type or known.get("problem_type")
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes")
-    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG, WEIGHTS}):
-        raise ValueError(f"{path} exists and holds other files than {CONFIG} and {WEIGHTS}: choose another path")
+    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG, WEIGHTS, CARD}):
+        raise ValueError(
+            f"{path} exists and holds other files than {CONFIG}, {WEIGHTS} and {CARD}: choose another path"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, before = (path.with_name(f".{path.name}.{uuid4().hex}.{what}") for what in ("new", "old"))
     aside.mkdir()

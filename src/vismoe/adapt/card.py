@@ -1,0 +1,64 @@
+"""The model card: what somebody who gets the model is to know."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+WORST = 10
+
+
+def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+    """Writes a README.md as model hubs read it: front matter, then data, figures, use and origin."""
+    classes, test = summary["classes"], report["test"]
+    names = ", ".join(entry["name"] for entry in classes[:30]) + (", …" if len(classes) > 30 else "")
+    score = report["score"]
+    figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in test.items())
+    worst = sorted((row for row in report["classes"] if row["pictures"]), key=lambda row: row["recall"])[:WORST]
+    low, high = report["interval"]
+    lines = [
+        "---",
+        "library_name: timm",
+        "pipeline_tag: image-classification",
+        "tags: [image-classification, mixture-of-experts, vismoe]",
+        "---",
+        "",
+        f"# A classifier of {len(classes)} classes",
+        "",
+        f"Says which of these is on a picture{', several at once' if summary['multi_label'] else ''}: {names}.",
+        "",
+        "## Data",
+        "",
+        f"{report['pictures']['train']:,} pictures to train on, {report['pictures']['validation']:,} to choose by, "
+        f"{report['pictures']['test']:,} to test on; copies, exact and near, are on one side. "
+        f"The largest class is {summary['imbalance']:.3g} times the smallest; {len(summary['left_out'])} files could "
+        f"not be read. Pictures are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
+        "",
+        "## Figures",
+        "",
+        f"On the test part, which nothing was chosen by: {score.replace('_', ' ')} {test[score]:.4f}"
+        f"; right on {report['right']} of {report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}). "
+        f"All: {figures}.",
+        "",
+        *(
+            [f"A linear classifier on the frozen parent has {report['probe']['test']:.4f}.", ""]
+            if report["probe"]
+            else []
+        ),
+        "| class, worst first | test pictures | found | 95 % interval |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {row['class'].replace('|', '/')} | {row['pictures']} | {row['recall']:.3f} "
+            f"| {row['low']:.3f} to {row['high']:.3f} |"
+            for row in worst
+        ),
+        "",
+        "## Use",
+        "",
+        "For pictures like those that it was trained on. It answers with one of its classes whatever it is shown; on "
+        "pictures of another kind, or from another camera, the figures above do not hold: test it there first.",
+        "",
+        "## Origin",
+        "",
+        report["origin"],
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,95 @@
+"""vismoe finetune"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vismoe.adapt import Options, finetune
+
+from .progress import TrainingProgress
+
+
+def finetune_folder(
+    data: str,
+    source: Annotated[str | None, tyro.conf.arg(name="from")] = None,
+    sparse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    dense: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    out: Path | None = None,
+    train: Literal["auto", "all", "last-third", "experts", "head"] = "auto",
+    freeze_router: bool = False,
+    num_experts: int = 8,
+    layers: str = "last-2",
+    experts: Literal["full", "low-rank"] = "full",
+    image_size: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    max_unreadable: float = 0.1,
+    workers: int = 0,
+    device: str = "auto",
+) -> None:
+    """Make a classifier of your own pictures: looks at them, splits, trains, tests, and writes all into a run folder.
+
+    Interrupted, it leaves a model; the same command again goes on. Example: vismoe finetune --data digits --epochs 2
+
+    Args:
+        data: A folder with a folder of images for each class, or with a metadata.csv; a zip of one; or a named set.
+        source: What to start from: a run or model folder, timm:NAME (downloads), hf:ORG/NAME (downloads); a preset has
+            random weights. Without it a small network is trained from scratch: a trained one does much better.
+        sparse: Upcycle a dense network, or train a sparse preset: the default.
+        dense: Leave it dense.
+        out: Run folder; by default the first free one of runs/finetune, runs/finetune-2, …
+        train: all; last-third, of the blocks, and the head; experts, and the head; head, by logistic regression on
+            features; auto: last-third of a trained network on a CPU, else all.
+        freeze_router: Routers and their balancing stay as they are.
+        num_experts: Experts of each layer that is upcycled.
+        layers: Blocks that are upcycled: last-N (of the odd ones), every-N.
+        experts: full, copies of the MLP; low-rank, the MLP frozen and low-rank differences.
+        image_size: Pixels; by default up to 112 on a CPU, 224 elsewhere.
+        epochs: Times that each picture is trained on, at most; by default 12 (80 from scratch) and some 8 minutes of
+            two cores.
+        batch_size: Images of a step; 32, from scratch 64, unless said.
+        learning_rate: Peak rate; 2e-4, from scratch 2e-3, unless said.
+        seed: Of the split, of new weights, order and augmentation.
+        max_unreadable: Largest share of files that may be damaged; they are named and left out.
+        workers: Processes that prepare images; 0 for none.
+        device: auto, cpu, cuda or mps.
+    """
+    if sparse and dense:
+        raise ValueError("--sparse and --dense: one of them")
+    options = Options(
+        data,
+        source,
+        train=train,
+        freeze_router=freeze_router,
+        num_experts=num_experts,
+        layers=layers,
+        experts=experts,
+        image_size=image_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    if sparse or dense:
+        options = replace(options, sparse=sparse)
+    if source is None:
+        print("no --from: a small network is trained from scratch; starting from a trained one does much better")
+    with TrainingProgress("finetune") as progress:
+        done = finetune(options, out, device, workers, max_unreadable, progress, print)
+    report = done.report
+    name, test, (low, high) = report["score"], report["test"], report["interval"]
+    print(
+        f"test part: {name.replace('_', ' ')} {test[name]:.4f}, right on {report['right']} of "
+        f"{report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}), "
+        f"calibration error {test['calibration_error']:.4f}"
+    )
+    print(f"everything is in {done.run.path}: model/, report.json, classes.csv, mistakes.png, confusion.png, …")
+    print(f"next: vismoe predict {done.run.path} PICTURES; vismoe export {done.run.path} model.onnx")
+
+
+def main(arguments: list[str]) -> None:
+    tyro.cli(finetune_folder, args=arguments, prog="vismoe finetune")
