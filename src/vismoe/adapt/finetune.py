@@ -218,8 +218,7 @@ def _fit_head(model: nn.Module, parts: Parts, workers: int) -> None:
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         raise ValueError(f"the classifier of {type(model).__name__} is no one linear layer, which could be fitted")
     train = parts.fitting.parts[0]
-    balanced: Literal["balanced"] | None = "balanced" if parts.uneven else None
-    weight, bias = linear_probe(features(model, train, workers=workers), train.labels, balanced)
+    weight, bias = linear_probe(features(model, train, workers=workers), train.labels)
     heads[0].weight.copy_(weight)
     if heads[0].bias is not None:
         heads[0].bias.copy_(bias)

@@ -83,7 +83,7 @@ def choose(
         warmup_steps=max(1, steps // 10),
         layer_decay=0.75 if trained else 1.0,
         label_smoothing=0.1,
-        class_weights=0.5 if imbalance > UNEVEN else 0.0,
+        class_weights=0.0 if imbalance > UNEVEN else 0.0,
         drop_path=0.0,
         degrees=10.0,
         translate=0.0,
