@@ -1,0 +1,286 @@
+"""pytest tests/adapt/test_finetune.py: from a folder of pictures to a classifier and its report."""
+
+import csv
+import json
+import os
+import signal
+import zipfile
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+import vismoe
+from vismoe.adapt import Options, finetune, freeze
+from vismoe.adapt.calibrate import divide_logits, fit_temperature
+from vismoe.data import open_data
+from vismoe.moe import MoE
+from vismoe.training import TrainingStoppedError, evaluate, predict
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
+
+
+def picture(colour, number):
+    """Noise around a colour, no two alike."""
+    generator = torch.Generator().manual_seed(number * 1000 + sum(colour))
+    noise = torch.randint(-40, 40, (9, 12, 3), generator=generator)
+    return Image.fromarray((torch.tensor(colour) + noise).clamp(0, 255).byte().numpy())
+
+
+def fill(folder, count=24, classes=COLOURS):
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            picture(COLOURS[name], number).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return fill(tmp_path_factory.mktemp("pictures") / "colours")
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """A small dense network, with weights that know little."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7
+    )
+    return vismoe.save(model, tmp_path_factory.mktemp("parent") / "model")
+
+
+def options(folder, parent, **changes):
+    return Options(**{"data": str(folder), "source": str(parent), "epochs": 2, "num_experts": 3} | changes)
+
+
+@pytest.fixture(scope="module")
+def done(folder, parent, tmp_path_factory):
+    told = []
+    found = finetune(options(folder, parent), tmp_path_factory.mktemp("run") / "run", device="cpu", tell=told.append)
+    return found, told
+
+
+def test_all_is_written(done):
+    """Model, report, tables and pictures; the model opens with timm, knows its classes, and predicts."""
+    found, told = done
+    path = found.run.path
+    names = {
+        "report.json",
+        "classes.csv",
+        "calibration.png",
+        "confusion.png",
+        "curves.png",
+        "routing.png",
+        "split.json",
+    }
+    assert names <= {file.name for file in path.iterdir()}
+    assert json.loads((path / "report.json").read_text())["test"] == found.report["test"]
+    model = timm.create_model(f"local-dir:{path / 'model'}", pretrained=True)
+    assert sum(isinstance(module, MoE) for module in model.modules()) == 2
+    (answer,) = predict(found.run.load_model(), picture(COLOURS["blue"], 777))
+    assert {name for name, _ in answer.classes} == set(COLOURS)
+    card = (path / "model" / "README.md").read_text()
+    assert f"{found.report['test']['top1']:.4f}" in card
+    assert "licence" in card
+    assert any("a linear classifier on the frozen network" in line for line in told)
+
+
+def test_the_report_is_of_pictures_that_nothing_was_chosen_by(done, folder):
+    """The three parts are disjoint and make up the set; the figures are those of the test part, computed anew."""
+    found, _ = done
+    split = json.loads((found.run.path / "split.json").read_text())
+    whole = open_data(str(folder)).val
+    assert set(split["files"]) == set(whole.files)
+    counts = {part: list(split["files"].values()).count(part) for part in ("train", "validation", "test")}
+    assert counts == found.report["pictures"]
+    test = whole.subset([place for place, file in enumerate(whole.files) if file in set(split["test"])])
+    again = evaluate(found.run.load_model(), test)
+    assert again.figures == pytest.approx(found.report["test"], abs=1e-5)
+    with (found.run.path / "classes.csv").open() as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    for number, name in enumerate(sorted(COLOURS)):
+        of_class = test.labels == number
+        recall = (again.scores.argmax(1)[of_class] == number).float().mean().item()
+        assert float(rows[name]["recall"]) == pytest.approx(recall, abs=1e-4)
+        assert float(rows[name]["low"]) <= recall + 1e-4
+        assert float(rows[name]["high"]) >= recall - 1e-4
+
+
+def test_it_is_no_worse_than_the_head_alone(folder, parent, tmp_path):
+    """A training that does harm is thrown away: what is kept has the linear classifier's figure on the test part."""
+    told = []
+    found = finetune(options(folder, parent, learning_rate=5.0), tmp_path / "run", device="cpu", tell=told.append)
+    assert any("the linear classifier is kept" in line for line in told)
+    assert found.report["test"]["top1"] == pytest.approx(found.report["probe"]["test"])
+
+
+@pytest.mark.parametrize("train", ["all", "last-third", "experts", "head"])
+def test_what_does_not_train_stays_bit_equal(folder, parent, tmp_path, train):
+    """And what trains has moved; the head alone takes no step."""
+    finetune(options(folder, parent, train=train, freeze_router=True), tmp_path / "run", device="cpu")
+    before = load_file(tmp_path / "run" / "initial" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(".router." in name for name in moved)
+    assert ("patch_embed.proj.weight" in moved) == (train == "all")
+    assert any("blocks.2.attn" in name for name in moved) == (train in ("all", "last-third"))
+    assert any("experts" in name for name in moved) == (train != "head")
+
+
+def test_interrupted_it_leaves_a_model_and_goes_on_to_the_same_end(folder, parent, tmp_path):
+    """SIGTERM in the midst: a model is there; the same call again ends bit-equal to one that was never interrupted."""
+    asked = options(folder, parent, epochs=3)
+    whole = finetune(asked, tmp_path / "whole", device="cpu")
+
+    def stop(status):
+        if status.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingStoppedError, match="the same command again goes on"):
+        finetune(asked, tmp_path / "run", device="cpu", watch=stop)
+    assert {name for name, _ in predict(vismoe.load(tmp_path / "run"), picture((0, 0, 0), 1))[0].classes} == set(
+        COLOURS
+    )
+    with pytest.raises(FileExistsError, match="begun with other options"):
+        finetune(replace(asked, seed=1), tmp_path / "run", device="cpu")
+    again = finetune(asked, tmp_path / "run", device="cpu")
+    one, other = (load_file(each.run.path / "model" / "model.safetensors") for each in (whole, again))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert again.report["test"] == whole.report["test"]
+    with pytest.raises(FileExistsError, match="is finished"):
+        finetune(asked, tmp_path / "run", device="cpu")
+
+
+def test_dense_and_low_rank(folder, parent, tmp_path):
+    """--dense leaves the parent's class; low-rank experts keep its MLPs as they were."""
+    dense = finetune(options(folder, parent, sparse=False, train="all"), tmp_path / "dense", device="cpu")
+    assert not any(isinstance(module, MoE) for module in dense.run.load_model().modules())
+    sparse = finetune(options(folder, parent, experts="low-rank", train="all"), tmp_path / "low", device="cpu")
+    own = vismoe.load(parent).blocks[3].mlp.fc1.weight
+    assert torch.equal(sparse.run.load_model().blocks[3].mlp.experts.mlp.up.weight, own)
+    with pytest.raises(ValueError, match="is sparse: `vismoe densify`"):
+        source = str(sparse.run.path)
+        finetune(options(folder, source, sparse=False), tmp_path / "not", device="cpu")
+
+
+def test_from_scratch_and_from_a_zip(tmp_path, folder, monkeypatch):
+    """No network is needed; a zip is what it holds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with zipfile.ZipFile(tmp_path / "colours.zip", "w") as archive:
+        for file in folder.rglob("*.png"):
+            archive.write(file, file.relative_to(folder.parent))
+    found = finetune(Options(str(tmp_path / "colours.zip"), epochs=1), tmp_path / "run", device="cpu")
+    assert found.report["probe"] is None
+    assert "from scratch" in found.report["origin"]
+    assert found.report["pictures"]["train"] > 30
+
+
+def test_copies_are_on_one_side(tmp_path, parent):
+    """Exact and near copies of a picture never part, and the report counts them."""
+    fill(tmp_path / "data", 12)
+    for name, colour in COLOURS.items():
+        for number in range(6):
+            Image.effect_mandelbrot((60, 50), (-2 + number / 9, -1.2, 0.6, 1.1 + number / 5), 90).convert("RGB").save(
+                tmp_path / "data" / name / f"m{sum(colour)}-{number}.png"
+            )
+            picture(colour, number).save(tmp_path / "data" / name / f"copy-{number}.png")
+    found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu")
+    files = json.loads((tmp_path / "run" / "split.json").read_text())["files"]
+    for name in COLOURS:
+        for number in range(6):
+            assert files[f"{name}/copy-{number}.png"] == files[f"{name}/{number}.png"]
+    assert len(found.report["data"]["exact_duplicates"]) >= 18
+
+
+def test_two_pictures_a_class(tmp_path, parent):
+    """One to train on, one to test on: no part to choose by, so nothing is chosen, and that is said."""
+    told = []
+    fill(tmp_path / "data", 2)
+    found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu", tell=told.append)
+    assert found.report["pictures"] == {"train": 3, "validation": 0, "test": 3}
+    assert found.report["temperature"] == 1.0
+    assert any("too few for a part to choose by" in line for line in told)
+
+
+def test_several_labels_a_picture(tmp_path, parent):
+    """A metadata.csv with several labels a picture: mean average precision, a sigmoid each."""
+    (tmp_path / "data").mkdir()
+    rows = ["file_name,labels"]
+    for number in range(40):
+        names = [name for place, name in enumerate(COLOURS) if number >> place & 1] or ["red"]
+        mean = tuple(int(sum(COLOURS[name][c] for name in names) / len(names)) for c in range(3))
+        picture(mean, number).save(tmp_path / "data" / f"{number}.png")
+        rows.append(f"{number}.png,{'|'.join(names)}")
+    (tmp_path / "data" / "metadata.csv").write_text("\n".join(rows))
+    found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu")
+    assert found.report["score"] == "mean_average_precision"
+    assert {"average_precision", "recall"} <= found.report["classes"][0].keys()
+    assert not (tmp_path / "run" / "confusion.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda place: fill(place, 6, ["red"]), "has one class, red"),
+        (lambda place: place.mkdir(), "no class folders"),
+        (lambda place: fill(place, 1), "two pictures that are not copies"),
+    ],
+)
+def test_sets_that_cannot_be_trained_on(tmp_path, parent, make, message):
+    """A clear error, before anything is trained."""
+    make(tmp_path / "data")
+    with pytest.raises(ValueError, match=message):
+        finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_too_many_unreadable_files(tmp_path, parent):
+    """40 %: refused with names; on request they are left out."""
+    fill(tmp_path / "data", 10)
+    for name in COLOURS:
+        for number in range(4):
+            (tmp_path / "data" / name / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="12 of 30 files cannot be used"):
+        finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu")
+    found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu", max_unreadable=0.5)
+    assert len(found.report["data"]["left_out"]) == 12
+
+
+def test_an_existing_folder_is_left_alone(tmp_path, folder, parent):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="no run of finetune"):
+        finetune(options(folder, parent), tmp_path / "mine", device="cpu")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_temperature_is_the_best_there_is():
+    """Against a fine grid; and built into the head it divides the logits."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, 4, generator=generator)
+    labels = torch.distributions.Categorical(logits=logits / 2.5).sample()
+    found = fit_temperature(logits, labels)
+    grid = torch.linspace(0.5, 6, 2000)
+    losses = torch.stack([nn.functional.cross_entropy(logits / t, labels) for t in grid])
+    assert found == pytest.approx(float(grid[losses.argmin()]), abs=5e-3)
+    model, x = (
+        timm.create_model("vit_tiny_patch16_224", img_size=16, depth=1, num_classes=4).eval(),
+        torch.randn(2, 3, 16, 16),
+    )
+    nn.init.normal_(model.head.bias)
+    before = model(x)
+    assert divide_logits(model, 2.0)
+    torch.testing.assert_close(model(x), before / 2)
+
+
+def test_freeze_says_what_it_cannot():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=16, depth=1, num_classes=0)
+    with pytest.raises(ValueError, match="the model is dense and has none"):
+        freeze(model, "experts")
+    with pytest.raises(ValueError, match="the classifier of VisionTransformer is not known"):
+        freeze(model, "head")
