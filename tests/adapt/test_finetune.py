@@ -163,9 +163,9 @@ def test_dense_and_low_rank(folder, parent, tmp_path):
     sparse = finetune(options(folder, parent, experts="low-rank", train="all"), tmp_path / "low", device="cpu")
     own = vismoe.load(parent).blocks[3].mlp.fc1.weight
     assert torch.equal(sparse.run.load_model().blocks[3].mlp.experts.mlp.up.weight, own)
+    asked = options(folder, sparse.run.path, sparse=False)
     with pytest.raises(ValueError, match="is sparse: `vismoe densify`"):
-        source = str(sparse.run.path)
-        finetune(options(folder, source, sparse=False), tmp_path / "not", device="cpu")
+        finetune(asked, tmp_path / "not", device="cpu")
 
 
 def test_from_scratch_and_from_a_zip(tmp_path, folder, monkeypatch):

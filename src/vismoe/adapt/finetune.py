@@ -61,6 +61,8 @@ class Options:
     """Images of a step; 32 for a trained network, 64 from scratch."""
     learning_rate: float | None = None
     """Peak rate; 2e-4 for a trained network, 2e-3 from scratch."""
+    class_weights: float = 0.0
+    """How much more rare classes count in the loss: (mean class size ÷ their size) to this power."""
     seed: int = 0
     """Of the split, of new weights, order and augmentation."""
 
@@ -124,6 +126,8 @@ def finetune(
         options.epochs,
         options.batch_size,
         options.learning_rate,
+        options.class_weights,
+        parts.uneven,
     )
     tell(f"training {how}: {'; '.join(chosen.reasons)}")
     recipe = replace(

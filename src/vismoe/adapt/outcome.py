@@ -56,6 +56,7 @@ def write_outcome(
         "score": parts.score,
         "test": found.figures,
         "right": right,
+        "mean_recall": mean_recall(rows),
         "interval": interval(right, len(data.val)),
         "calibration_error_as_trained": before.figures["calibration_error"],
         "validation": validation.figures if parts.validated else None,
@@ -100,6 +101,12 @@ def class_table(evaluation: Evaluation, classes: Sequence[str]) -> list[dict[str
             row["average_precision"] = evaluation.per_class[number]
         rows.append(row)
     return rows
+
+
+def mean_recall(rows: Sequence[dict[str, Any]]) -> float:
+    """The mean over the classes that have test pictures of the share of these that is found (balanced accuracy)."""
+    known = [row["recall"] for row in rows if row["pictures"]]
+    return float(np.mean(known))
 
 
 def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -11,8 +11,6 @@ from vismoe.data import Data
 from vismoe.training import Recipe, data_config
 from vismoe.vit import cost
 
-from .parts import UNEVEN
-
 BUDGET = 3e13
 """Multiplications of a training on a CPU: some eight minutes of two cores (25 images/s of a ViT-S/14 at 112 pixels, the
 last third of which is trained)."""
@@ -49,6 +47,8 @@ def choose(
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    class_weights: float = 0.0,
+    uneven: bool = False,
 ) -> Choice:
     """The recipe for a network and a set with a validation part. `share`: of the blocks that are trained."""
     images = len(data.parts[0])
@@ -56,20 +56,23 @@ def choose(
     batch = batch_size or min(BATCH[trained], max(2, images // 4 * 2))
     one = cost(model, size).multiplications * (1 + 2 * share)
     most = math.inf if device.type != "cpu" else BUDGET / one
-    rounds = epochs or max(1, math.ceil(min(EPOCHS[trained], most / images)))
+    rounds = epochs or EPOCHS[trained]
     steps = max(1, math.ceil(rounds * images / batch))
-    if epochs is None and device.type == "cpu":
-        steps = max(1, min(steps, int(most / batch)))
+    limited = epochs is None and most < steps * batch
+    if limited:
+        steps = max(1, int(most / batch))
     every = max(1, math.ceil(images / batch))
     reasons = [
         f"{size[1]} × {size[2]} pixels",
         f"{steps} steps of {batch} images ({steps * batch / images:.1f} times the set"
-        + (f", for {BUDGET:.0e} multiplications on a CPU)" if steps * batch < EPOCHS[trained] * images else ")"),
+        + (f", for {BUDGET:.0e} multiplications on a CPU)" if limited else ")"),
     ]
-    sizes = data.parts[0].labels.sum(0) if data.multi_label else data.parts[0].labels.bincount()
-    imbalance = float(sizes.max() / sizes.clamp_min(1).min())
-    if imbalance > UNEVEN:
-        reasons.append(f"classes are uneven ({imbalance:.1f} to 1): rare ones count for more in the loss (power 0.5)")
+    if uneven:
+        reasons.append(
+            f"classes are uneven, and rare ones count for more in the loss (power {class_weights:g})"
+            if class_weights
+            else "classes are uneven: rare ones will be found less often; --class-weights 0.5 makes them count for more"
+        )
     accumulate = _parts(model, batch, size, device)
     if accumulate > 1:
         reasons.append(f"each batch in {accumulate} parts, to fit in memory")
@@ -83,7 +86,7 @@ def choose(
         warmup_steps=max(1, steps // 10),
         layer_decay=0.75 if trained else 1.0,
         label_smoothing=0.1,
-        class_weights=0.0 if imbalance > UNEVEN else 0.0,
+        class_weights=class_weights,
         drop_path=0.0,
         degrees=10.0,
         translate=0.0,
