@@ -110,6 +110,31 @@ def test_predict_leaves_out_what_cannot_be_read(run, pictures, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "vismoe: error: none of the images can be read"
 
 
+def test_upcycle_and_densify(tmp_path, capsys):
+    """A dense run made sparse, whole and as differences, evaluates as its parent does; and back, with what it costs."""
+    dense, sparse = str(tmp_path / "dense"), str(tmp_path / "sparse")
+    assert main(["train", "digits_dense", *TINY, "--out", dense]) == 0
+    assert main(["upcycle", dense, sparse, "--num-experts", "4", "--layers", "1,3"]) == 0
+    out = capsys.readouterr().out
+    assert "largest difference of their outputs on 4 random images: 0.0e+00" in out
+    small = ["--num-experts", "4", "--experts", "low-rank", "--only-differences"]
+    assert main(["upcycle", dense, str(tmp_path / "small"), *small]) == 0
+    capsys.readouterr()
+    figures = []
+    for model in (dense, sparse, str(tmp_path / "small")):
+        assert main(["eval", model, "--data", "digits", "--json"]) == 0
+        figures.append(json.loads(capsys.readouterr().out)["loss"])
+    assert figures == pytest.approx([figures[0]] * 3, abs=1e-5)
+    assert main(["densify", sparse, str(tmp_path / "back"), "--data", "digits", "--images", "40"]) == 0
+    before, after = (line for line in capsys.readouterr().out.splitlines() if " images, " in line)
+    assert before.split(",")[:2] == [part.replace("after", "before") for part in after.split(",")[:2]]
+    assert main(["densify", sparse, str(tmp_path / "fewer"), "--data", "digits", "--num-experts", "2"]) == 0
+    assert vismoe.load(tmp_path / "fewer").moe.num_experts == 2
+    for arguments in (["upcycle", dense, sparse], ["densify", sparse, str(tmp_path / "back"), "--data", "digits"]):
+        assert main(arguments) == 2
+    assert capsys.readouterr().err.count("exists: choose another one") == 2
+
+
 def test_demo(tmp_path, capsys):
     """The demo trains both twins, shows table, picture's path and what to type next; a second one begins afresh."""
     out = tmp_path / "demo"
