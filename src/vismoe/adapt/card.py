@@ -30,8 +30,8 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "",
         f"{report['pictures']['train']:,} pictures to train on, {report['pictures']['validation']:,} to choose by, "
         f"{report['pictures']['test']:,} to test on; copies, exact and near, are on one side. "
-        f"The largest class is {summary['imbalance']:.3g} times the smallest; {len(summary['left_out'])} files could "
-        f"not be read. Pictures are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
+        f"The largest class is {summary['imbalance']:.3g} times the smallest; {len(summary['left_out'])} of the "
+        f"files could not be read. Pictures are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
         "",
         "## Figures",
         "",

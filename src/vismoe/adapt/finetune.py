@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from vismoe.data import Data, shrunk
 from vismoe.data import tell as tell_summary
 from vismoe.moe import MoE
 from vismoe.training import Recipe, Run, Status, TrainingStoppedError, data_config, evaluate, fit, resolve_device
@@ -25,7 +26,7 @@ from .freezing import Trained, freeze
 from .outcome import write_outcome
 from .parts import Parts, open_parts
 from .probe import linear_probe
-from .rules import choose
+from .rules import choose, kept_side
 from .start import open_start
 
 REPORT = "report.json"
@@ -230,7 +231,7 @@ def _fit_head(model: nn.Module, parts: Parts, workers: int) -> None:
 
 def _fit(recipe: Recipe, path: Path, parts: Parts, start: nn.Module, watch: Callable[[Status], None] | None) -> Run:
     try:
-        return fit(recipe, path, watch, resume=True, data=parts.fitting, network=lambda: start)
+        return fit(recipe, path, watch, resume=True, data=_kept_small(parts.fitting, start), network=lambda: start)
     except TrainingStoppedError as error:
         found = newest_checkpoint(path / CHECKPOINTS, lambda text: None)
         if found is not None:
@@ -241,6 +242,13 @@ def _fit(recipe: Recipe, path: Path, parts: Parts, start: nn.Module, watch: Call
         raise TrainingStoppedError(
             error.signal, f"{error}; the model as it is now is in {path}, the same command again goes on"
         ) from error
+
+
+def _kept_small(data: Data, model: nn.Module) -> Data:
+    """The set with its training pictures kept in memory, where that is large enough."""
+    train = data.parts[0]
+    side = kept_side(train, max(data_config(model)["input_size"][1:]))
+    return data if side is None else replace(data, train=shrunk(train, side))
 
 
 def _head_alone(recipe: Recipe, path: Path, parts: Parts, start: nn.Module) -> Run:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from vismoe.data import Data
+from vismoe.data import Data, ImageSet, memory_of
 from vismoe.training import Recipe, data_config
 from vismoe.vit import cost
 
@@ -103,18 +103,25 @@ def choose(
     return Choice(recipe, reasons)
 
 
+def kept_side(images: ImageSet, image_size: int) -> int | None:
+    """The short side at which training pictures are kept in memory: twice what the network sees, so that a crop of half
+    the area loses nothing; None where that would take more than a quarter of the free memory."""
+    side = 2 * image_size
+    return side if memory_of(images, side) < free_memory(torch.device("cpu")) / 4 else None
+
+
 def _parts(model: nn.Module, batch: int, size: tuple[int, int, int], device: torch.device) -> int:
     """Into how many parts a batch is cut so that what backward needs takes a third of the free memory at most."""
     width, depth = getattr(model, "embed_dim", 384), len(getattr(model, "blocks", range(12)))
     grid = getattr(getattr(model, "patch_embed", None), "num_patches", (size[1] // 16) * (size[2] // 16))
     one = (grid + 1) * width * depth * BYTES_OF_A_TOKEN
     parts = 1
-    while batch / parts * one > _free_memory(device) / 3 and parts < batch and batch % (2 * parts) == 0:
+    while batch / parts * one > free_memory(device) / 3 and parts < batch and batch % (2 * parts) == 0:
         parts *= 2
     return parts
 
 
-def _free_memory(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:

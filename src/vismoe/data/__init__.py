@@ -9,6 +9,7 @@ from .mixing import mix
 from .pipeline import check_shares, evaluation_batches, evaluation_transform, training_batches, training_transform
 from .seeds import mix_seeds
 from .sets import NAMED, open_data
+from .shrunk import memory_of, shrunk
 from .summary import summarise, tell
 from .survey import survey, without
 
@@ -31,10 +32,12 @@ __all__ = [
     "leakage",
     "list_images",
     "look",
+    "memory_of",
     "mix",
     "mix_seeds",
     "open_data",
     "read_image",
+    "shrunk",
     "summarise",
     "survey",
     "tell",

@@ -1,0 +1,39 @@
+"""pytest tests/data/test_shrunk.py"""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vismoe.data import ImageSet, memory_of, shrunk
+
+PICTURES = [
+    Image.effect_noise((100, 60), 80).convert("RGB"),
+    Image.effect_noise((20, 30), 80),
+    Image.new("RGBA", (90, 90), (200, 0, 0, 0)),
+    Image.fromarray(np.full((80, 80), 32896, np.uint16)),
+    Image.new("P", (70, 140), 3),
+]
+
+
+def test_pictures_are_decoded_once_and_kept_small():
+    """The short side is at most what was said, small ones are untouched, transparency is white, 16 bits are 8."""
+    asked = []
+
+    def picture(index):
+        asked.append(index)
+        return PICTURES[index]
+
+    images = ImageSet(torch.arange(5), picture)
+    kept = shrunk(images, 30)
+    first = [kept.picture(index) for index in range(5)]
+    again = [kept.picture(index) for index in range(5)]
+    assert asked == [0, 1, 2, 3, 4]
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    assert [each.size for each in first] == [(50, 30), (20, 30), (30, 30), (30, 30), (30, 60)]
+    assert first[2].getpixel((5, 5)) == (255, 255, 255)
+    assert first[3].getpixel((5, 5)) == 128
+    assert np.array_equal(np.asarray(first[1]), np.asarray(PICTURES[1]))
+    means = [float(np.asarray(each, dtype=np.float32).mean()) for each in (first[0], PICTURES[0])]
+    assert abs(means[0] - means[1]) < 2  # a box filter keeps the mean
+    assert memory_of(images, 30) >= sum(len(each.tobytes()) for each in first[:1])
+    assert kept.subset([4, 0]).picture(1) is first[0]
