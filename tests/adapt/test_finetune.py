@@ -236,7 +236,7 @@ def test_sets_that_cannot_be_trained_on(tmp_path, parent, make, message):
     make(tmp_path / "data")
     with pytest.raises(ValueError, match=message):
         finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu")
-    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_too_many_unreadable_files(tmp_path, parent):

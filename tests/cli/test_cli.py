@@ -322,6 +322,23 @@ def test_a_folder_in_one_piece_is_evaluated_whole(shades, capsys):
     assert "of the 6 that were held out" in capsys.readouterr().out
 
 
+def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, capsys):
+    """Beside the figure of the whole folder stands that of the test part, which is the report's."""
+    out, data = str(shades / "tuned"), str(shades / "data")
+    assert main(["finetune", "--data", data, "--epochs", "1", "--out", out, "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "a small network is trained from scratch" in said
+    assert "pictures to train on" in said
+    report = json.loads((shades / "tuned" / "report.json").read_text())
+    assert main(["eval", out, "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["unseen"] == {"images": report["pictures"]["test"], "accuracy": report["test"]["top1"]}
+    assert main(["finetune", "--data", data, "--sparse", "--dense"]) == 2
+    assert main(["finetune", "--data", data, "--from", str(shades / "nothing")]) == 2
+    assert main(["finetune", "--data", data, "--from", "timm:nothing"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
 def test_classes_are_matched_by_name(shades, tmp_path, capsys):
     """A folder that lacks a class keeps the model's numbers; the class without images has no figure; one that the model
     does not know is named."""

@@ -106,7 +106,8 @@ def finetune(
     else; TrainingStoppedError when asked to stop, once a model as it was then is in the run folder.
     """
     began, where = time.monotonic(), resolve_device(device)
-    path = _claimed(options, Path(out) if out is not None else _free(options))
+    path = Path(out) if out is not None else _free(options)
+    _check(options, path)
     parts = open_parts(options.data, options.seed, max_unreadable, workers)
     tell(tell_summary(parts.summary))
     tell(parts.told)
@@ -169,8 +170,8 @@ def _asked(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _claimed(options: Options, path: Path) -> Path:
-    """A folder that is free or an unfinished run of the same options."""
+def _check(options: Options, path: Path) -> None:
+    """Raises FileExistsError for a folder that is neither free nor an unfinished run of the same options."""
     if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
         asked = _asked(path)
         if asked is None:
@@ -181,12 +182,13 @@ def _claimed(options: Options, path: Path) -> Path:
             raise FileExistsError(f"{path} was begun with other options ({told}): choose another --out")
         if (path / REPORT).exists():
             raise FileExistsError(f"{path} is finished: choose another --out, or remove it")
-        return path
+
+
+def _claim(options: Options, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     aside = path / f".{ASKED}"
     aside.write_text(json.dumps(asdict(options), indent=2) + "\n", encoding="utf-8")
     aside.replace(path / ASKED)
-    return path
 
 
 def _start(
@@ -209,6 +211,7 @@ def _start(
             start = upcycle(
                 start, options.num_experts, options.layers, experts=options.experts, seed=options.seed, inplace=True
             )
+        _claim(options, path)
         kind = MULTI_LABEL if data.multi_label else None
         save(start.cpu(), kept, data.classes, data_config(start), kind)
     if not options.trained:

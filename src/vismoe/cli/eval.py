@@ -101,11 +101,13 @@ def _column(data: Data, name: str | None) -> str | None:
 
 def _unseen(run: Run, data: Data, result: Evaluation) -> dict[str, Any]:
     """Of a folder in one piece that the run was trained on: how it does on the part that it was not trained on."""
-    then = without(open_data(run.recipe.data, run.recipe.split_seed), run.left_out)
-    if describe(then)["digest"] != run.data["digest"]:
-        note(f"{data.name} has changed since {run.path} was trained on it")
-        return {}
-    held_out = set(then.val.files)
+    held_out = set(run.test_files or [])
+    if not held_out:
+        then = without(open_data(run.recipe.data, run.recipe.split_seed), run.left_out)
+        if describe(then)["digest"] != run.data["digest"]:
+            note(f"{data.name} has changed since {run.path} was trained on it")
+            return {}
+        held_out = set(then.val.files)
     places = [place for place, file in enumerate(data.val.files) if file in held_out]
     if len(places) == len(data.val) or not places:
         return {}

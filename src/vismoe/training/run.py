@@ -171,6 +171,11 @@ class Run:
         return self.read(SUMMARY)
 
     @property
+    def test_files(self) -> list[str] | None:
+        """Files of its set that it was tested on and that nothing was chosen by, where it has written them down."""
+        return list(self.read(SPLIT)["test"]) if (self.path / SPLIT).is_file() else None
+
+    @property
     def has_model(self) -> bool:
         """Whether its network is there, which is written at the end."""
         return (self.path / MODEL).exists()
