@@ -40,7 +40,7 @@ def is_even(model, images):
 
 
 def test_the_parts_of_timms_training_script():
-    """Model, optimiser, schedule, mixup, loss, average of weights and clipping as timm's train.py puts them together."""
+    """Model, optimiser, schedule, mixup, loss, average of weights, clipping: as timm's train.py puts them together."""
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=4, **SMALL)
     model = vismoe.upcycle(model, num_experts=4)  # the one line

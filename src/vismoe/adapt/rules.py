@@ -97,7 +97,7 @@ def choose(
         evaluate_every=min(every, steps) if trained else min(4 * every, steps),
         checkpoint_every=every,
         keep_checkpoints=1,
-        patience=4,
+        patience=4 if trained else 6,
         keep="best",
     )
     return Choice(recipe, reasons)

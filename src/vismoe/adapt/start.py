@@ -9,13 +9,15 @@ from torch import nn
 
 from vismoe.training import data_config
 from vismoe.vit import PRESETS
+from vismoe.vit.presets import CONV_STEM_AND_MEAN
 from vismoe.weights import create_model, load
 
 from .rules import choose_image_size
 
 HUB, TIMM, FOLDER = "hf:", "timm:", "local-dir:"
 SCRATCH = {True: "vmoe_nano_patch4_32_every2_e8", False: "vmoe_nano_patch4_32_dense"}
-"""What trains from scratch, sparse and dense, where nothing trained is given."""
+"""What trains from scratch, sparse and dense, where nothing trained is given: with a stem of convolutions and the mean of
+its tokens, which learn more from few pictures."""
 
 
 def open_trained(source: str) -> nn.Module:
@@ -47,6 +49,8 @@ def open_start(
     with a new head of `num_classes` and for images of `image_size`, by default what `choose_image_size` says."""
     if source is None or source in PRESETS:
         size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+        if source is None:
+            size |= CONV_STEM_AND_MEAN
         return create_model(source or SCRATCH[sparse], num_classes=num_classes, **size)
     model: Any = open_trained(source)
     image_size = image_size or choose_image_size(model, device)

@@ -5,7 +5,8 @@ Weights are never unpickled.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -20,6 +21,7 @@ from torch import nn
 from vismoe.moe.record import unwrap
 
 from .parent import Parent, differences
+from .transformers_folder import is_transformers, of_transformers, read_transformers, write_transformers
 from .upcycled import rebuilding
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -39,7 +41,8 @@ def save(
 ) -> Path:
     """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
 
-    **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or loaded: then names and type of problem are
+    **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or transformers', which takes no other argument
+    but `path`; or loaded: then names and type of problem are
     those that it has, unless others are given; `label_names`: its classes in order;
     `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …);
     `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it);
@@ -50,6 +53,10 @@ def save(
     one for each class; TypeError for a network that is none of timm's.
     """
     path, model = Path(path).resolve(), unwrap(model)
+    if is_transformers(model):
+        with whole_folder(path) as aside:
+            write_transformers(model, aside)
+        return path
     if not hasattr(model, "pretrained_cfg"):
         raise TypeError(
             f"{type(model).__name__} was not made by create_model, so config.json could not say how to build it: "
@@ -60,14 +67,7 @@ def save(
         label_names, problem_type = known["label_names"], problem_type or known.get("problem_type")
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes")
-    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG, WEIGHTS, CARD}):
-        raise ValueError(
-            f"{path} exists and holds other files than {CONFIG}, {WEIGHTS} and {CARD}: choose another path"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside, before = (path.with_name(f".{path.name}.{uuid4().hex}.{what}") for what in ("new", "old"))
-    aside.mkdir()
-    try:
+    with whole_folder(path) as aside:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         source = None if parent is None else Parent.open(parent)
         if source is not None:
@@ -77,6 +77,23 @@ def save(
         _complete_config(aside / CONFIG, model, label_names, problem_type, source)
         # safetensors lets only the owner read its file; the configuration has the mode that the user's umask gives.
         (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)
+    return path
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write a model into, which takes the place of an older model folder at `path` once it is whole.
+
+    **Raises:** ValueError where `path` holds anything but a model folder's files.
+    """
+    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG, WEIGHTS, CARD}):
+        ours = f"{CONFIG}, {WEIGHTS} and {CARD}"
+        raise ValueError(f"{path} exists and holds other files than {ours}: choose another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside, before = (path.with_name(f".{path.name}.{uuid4().hex}.{what}") for what in ("new", "old"))
+    aside.mkdir()
+    try:
+        yield aside
         if path.exists():
             path.rename(before)
         aside.rename(path)
@@ -85,7 +102,6 @@ def save(
             before.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
-    return path
 
 
 def _complete_config(
@@ -113,7 +129,7 @@ def _complete_config(
 
 
 def load(path: str | Path, preset: str | None = None) -> nn.Module:
-    """Opens a run folder, a model folder or any folder timm wrote with safetensors, at evaluation.
+    """Opens a run folder, a model folder, any folder timm or transformers wrote with safetensors, at evaluation.
 
     **Arguments:** `path`; `preset`: the architecture, for a bare `.safetensors` file that does not say it.
 
@@ -126,6 +142,8 @@ def load(path: str | Path, preset: str | None = None) -> nn.Module:
     if path.is_file():
         return _load_file(path, preset)
     config = read_config(folder)
+    if "architecture" not in config:
+        return read_transformers(folder, config)
     state = _read_weights(folder / WEIGHTS)
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=False)
@@ -153,7 +171,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+    named = isinstance(config, dict) and (isinstance(config.get("architecture"), str) or of_transformers(config))
+    if not named:
         raise ValueError(f"{path} names no architecture: it is not a model's configuration")
     for name, kind in (
         ("model_args", dict),
