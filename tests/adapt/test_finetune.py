@@ -251,6 +251,16 @@ def test_too_many_unreadable_files(tmp_path, parent):
     assert len(found.report["data"]["left_out"]) == 12
 
 
+def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
+    """A convolutional network cannot be upcycled: the error says how to go on, and that works."""
+    model = timm.create_model("mobilenetv3_small_050", num_classes=3)
+    asked = options(folder, vismoe.save(model, tmp_path / "cnn"), image_size=32, epochs=1)
+    with pytest.raises(ValueError, match="--dense trains it as it is"):
+        finetune(asked, tmp_path / "run", device="cpu")
+    found = finetune(replace(asked, sparse=False), tmp_path / "run", device="cpu")
+    assert found.report["probe"] is not None
+
+
 def test_an_existing_folder_is_left_alone(tmp_path, folder, parent):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")

@@ -208,9 +208,7 @@ def _start(
         if options.trained:
             _fit_head(start.to(device), parts, workers)
         if options.sparse and not sparse:
-            start = upcycle(
-                start, options.num_experts, options.layers, experts=options.experts, seed=options.seed, inplace=True
-            )
+            start = _upcycled(start, options)
         _claim(options, path)
         kind = MULTI_LABEL if data.multi_label else None
         save(start.cpu(), kept, data.classes, data_config(start), kind)
@@ -218,6 +216,15 @@ def _start(
         return start, None
     found = [evaluate(start.to(device), part, workers=workers).score for part in (data.val, parts.test.val)]
     return start, {"validation": found[0], "test": found[1]}
+
+
+def _upcycled(model: nn.Module, options: Options) -> nn.Module:
+    try:
+        return upcycle(
+            model, options.num_experts, options.layers, experts=options.experts, seed=options.seed, inplace=True
+        )
+    except ValueError as error:
+        raise ValueError(f"{options.source} cannot be made sparse ({error}): --dense trains it as it is") from error
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from .rules import choose_image_size
 
 HUB, TIMM, FOLDER = "hf:", "timm:", "local-dir:"
 SCRATCH = {True: "vmoe_nano_patch4_32_every2_e8", False: "vmoe_nano_patch4_32_dense"}
-"""What trains from scratch, sparse and dense, where nothing trained is given: with a stem of convolutions and the mean of
-its tokens, which learn more from few pictures."""
+"""What trains from scratch, sparse and dense, where nothing trained is given: with a stem of convolutions and the mean
+of its tokens, which learn more from few pictures."""
 
 
 def open_trained(source: str) -> nn.Module:
