@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import vismoe
-from vismoe.adapt import cached_features, classifiers, features
+from vismoe.adapt import classifiers, features
 from vismoe.data import ImageSet, evaluation_transform
 from vismoe.training import data_config
 
@@ -147,43 +147,3 @@ def test_what_gives_no_vector_is_refused():
     model.pretrained_cfg["input_size"] = (3, 64, 64)
     with pytest.raises(ValueError, match=r"ResNet gives features of shape \(512, 2, 2\), not one vector"):
         features(model, pictures())
-
-
-def test_cache(tmp_path, monkeypatch):
-    """What is kept is what was computed, and is computed once."""
-    found = cached_features(sparse(), pictures(), tmp_path / "new")
-    assert torch.equal(found, features(sparse(), pictures()))
-    (file,) = (tmp_path / "new").iterdir()
-    monkeypatch.setattr(torch.nn.Module, "__call__", None)
-    assert torch.equal(cached_features(sparse(), pictures(), tmp_path / "new"), found)
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    for damaged in (bytes(data), b"", bytes(data[:-5])):
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match="is damaged"):
-            cached_features(sparse(), pictures(), tmp_path / "new")
-
-
-def test_cache_of_something_else(tmp_path):
-    """Other weights, settings, pixels, orders, views have keys of their own; other labels and batches have not."""
-    changed = sparse()
-    with torch.no_grad():
-        changed.patch_embed.proj.bias[0] += 1e-6
-    other = NOISE.copy()
-    other[0, 0, 0, 0] ^= 1
-    cached_features(sparse(), pictures(), tmp_path)
-    cached_features(sparse(), ImageSet(torch.ones(5, dtype=torch.int64), pictures().picture), tmp_path, batch_size=1)
-    assert len(list(tmp_path.iterdir())) == 1
-    for arguments in (
-        (changed, pictures()),
-        (sparse(experts_per_token=2), pictures()),
-        (sparse(global_pool="avg", class_token=True), pictures()),
-        (sparse(), pictures(other)),
-        (sparse(), pictures(NOISE[::-1].copy())),
-    ):
-        before = len(list(tmp_path.iterdir()))
-        cached_features(*arguments, tmp_path)
-        assert len(list(tmp_path.iterdir())) == before + 1
-    cached_features(sparse(), pictures(), tmp_path, views=("mirrored",))
-    cached_features(sparse(), pictures(), tmp_path, preparation={"mean": (0.4, 0.5, 0.5)})
-    assert len(list(tmp_path.iterdir())) == 8

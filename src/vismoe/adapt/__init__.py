@@ -1,7 +1,7 @@
 """A person's own pictures: what a frozen network makes of them, and what can be learned from that."""
 
 from .embeddings import check_embeddings, class_names, file_names, open_images, whole, write_embeddings
-from .features import VIEWS, cached_features, classifiers, features
+from .features import VIEWS, classifiers, features
 from .fewshot import FewShot, check_shots, draw, few_shot
 from .finetune import Finetuned, Options, finetune
 from .freezing import freeze
@@ -16,7 +16,6 @@ __all__ = [
     "FewShot",
     "Finetuned",
     "Options",
-    "cached_features",
     "check_embeddings",
     "check_shots",
     "class_names",

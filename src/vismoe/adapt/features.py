@@ -1,21 +1,13 @@
 """What a network makes of pictures: what the linear map that gives its logits is handed."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
-from vismoe.data.pipeline import leave_stopping
 from vismoe.moe.record import unwrap
 from vismoe.training import data_config
 
@@ -62,42 +54,6 @@ def features(
     finally:
         model.train(was_training)
     return torch.cat(found)
-
-
-def cached_features(
-    model: nn.Module,
-    images: ImageSet,
-    folder: str | Path,
-    batch_size: int = 64,
-    workers: int = 0,
-    views: Sequence[str] = ("plain",),
-    preparation: Mapping[str, Any] | None = None,
-) -> Float[Tensor, "N d"]:
-    """The same, kept in `folder/KEY.safetensors` and read from there the next time.
-
-    KEY is a SHA-256 of the network (classes, settings and weights), the preparation, the views and every picture's
-    pixels: a file that was changed has features of its own. So pictures are decoded each time, and only the network's
-    work is saved.
-
-    **Raises:** ValueError also for a kept file that is not what was written.
-    """
-    _check(views)
-    model = unwrap(model)
-    key = _key(model, images, _preparation(model, preparation), views, workers)
-    path = Path(folder) / f"{key}.safetensors"
-    if path.exists():
-        return _read(path)
-    found = features(model, images, batch_size, workers, views, preparation)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid4().hex}.new")
-    try:
-        save_file({"features": found}, aside, metadata={"sha256": _sum_of(found)})
-        aside.replace(path)
-    except SafetensorError as error:  # which is how its writer reports a full disk
-        raise OSError(f"{path} could not be written: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
-    return found
 
 
 def classifiers(model: nn.Module) -> list[nn.Module]:
@@ -163,65 +119,3 @@ def _preparation(model: nn.Module, given: Mapping[str, Any] | None) -> dict[str,
 def _check(views: Sequence[str]) -> None:
     if not views or set(views) - set(VIEWS):
         raise ValueError(f"views={tuple(views)}: accepted are some of {', '.join(VIEWS)}")
-
-
-def _key(model: nn.Module, images: ImageSet, preparation: Mapping[str, Any], views: Sequence[str], workers: int) -> str:
-    device = next(model.parameters()).device.type
-    autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
-    digest = hashlib.sha256(json.dumps([sorted(preparation.items()), sorted(views), device, autocast]).encode())
-    for name, module in model.named_modules():
-        digest.update(json.dumps([name, type(module).__qualname__, _settings(module)]).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(_bytes_of(tensor))
-    pictures = DataLoader(_Sums(images), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping)
-    for batch in pictures:
-        digest.update("".join(batch).encode())
-    return digest.hexdigest()
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """A module's own plain values, which decide what it computes as its weights do."""
-    plain = bool | int | float | str
-    return {
-        name: value
-        for name, value in sorted(vars(module).items())
-        if name != "training"
-        and (isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(each, plain) for each in value)))
-    }
-
-
-class _Sums(Dataset[str]):
-    """The SHA-256 of each picture's pixels."""
-
-    def __init__(self, images: ImageSet):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> str:
-        picture = self.images.picture(index)
-        digest = hashlib.sha256(json.dumps([picture.mode, picture.size, picture.getpalette()]).encode())
-        digest.update(picture.tobytes())
-        return digest.hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _sum_of(tensor: Tensor) -> str:
-    shape = json.dumps(list(tensor.shape)).encode()
-    return hashlib.sha256(shape + _bytes_of(tensor)).hexdigest()
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        with safe_open(path, "pt") as file:
-            found, expected = file.get_tensor("features"), (file.metadata() or {}).get("sha256")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, and it is made anew") from error
-    if expected != _sum_of(found):
-        raise ValueError(f"{path} is damaged: remove it, and it is made anew")
-    return cast(Tensor, found)
