@@ -104,7 +104,7 @@ class MLPExperts(nn.Module):
 
     def expert(self, number: int) -> MLP:
         """One expert as an MLP of its own: a copy."""
-        mlp = MLP(self.dim, self.hidden_dim, **kind_of(self)).to(self.up.weight)
+        mlp = MLP.undrawn(self.up.weight, self.dim, self.hidden_dim, **kind_of(self))
         mlp.load_state_dict({name: stacked[number] for name, stacked in self.state_dict().items()})
         return mlp.train(self.training)
 

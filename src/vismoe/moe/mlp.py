@@ -44,11 +44,16 @@ class MLP(nn.Module):
             hidden = self.norm(hidden)
         return F.dropout(self.down(hidden), self.dropout, self.training)
 
-    def empty_like(self, hidden_dim: int | None = None) -> "MLP":
-        """Another of its kind, its parameters still undrawn."""
+    @staticmethod
+    def undrawn(like: Tensor, dim: int, hidden_dim: int, **kind: Any) -> "MLP":
+        """One whose parameters hold anything, of the type and on the device of a tensor; no random number is drawn."""
         with torch.device("meta"):
-            other = MLP(self.dim, hidden_dim or self.hidden_dim, **kind_of(self))
-        return other.to(self.up.weight.dtype).to_empty(device=self.up.weight.device)
+            mlp = MLP(dim, hidden_dim, **kind)
+        return mlp.to(like.dtype).to_empty(device=like.device)
+
+    def empty_like(self, hidden_dim: int | None = None) -> "MLP":
+        """Another of its kind, undrawn."""
+        return MLP.undrawn(self.up.weight, self.dim, hidden_dim or self.hidden_dim, **kind_of(self))
 
 
 def kind_of(mlp: Any) -> dict[str, Any]:

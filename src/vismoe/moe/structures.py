@@ -109,16 +109,17 @@ def read_mlp(module: nn.Module) -> MLP:
         raise ValueError(
             f"{type(module).__name__} maps {dim} to {up.out_features} and {hidden_dim} to {down.out_features}"
         )
-    mlp = MLP(
+    mlp = MLP.undrawn(
+        up.weight,
         dim,
         hidden_dim,
-        activation,
+        activation=activation,
         gated=packed or "gate" in linears,
         bias=any(linear.bias is not None for linear in linears.values()),
         norm=isinstance(norm, nn.LayerNorm),
         norm_eps=norm.eps if isinstance(norm, nn.LayerNorm) else 1e-6,
         dropout=shares.pop() if shares else 0.0,
-    ).to(up.weight)
+    )
     _copy(mlp, module, structure, into_module=False)
     return mlp.train(module.training)
 
