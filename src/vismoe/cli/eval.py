@@ -44,7 +44,8 @@ def evaluate_model(
     Args:
         model: A run folder, a model folder, an exported .onnx file, or a preset (with random weights).
         data: "digits", "fashion-mnist", or a folder (or zip) of class folders, or of images with a metadata.csv; of
-            one with train/ and val/ the latter is used, else all. Classes are matched by name. Of a run, by default, its own.
+            one with train/ and val/ the latter is used, else all. Classes are matched by name. Of a run, by default,
+            its own.
         group: A column of metadata.csv: adds the accuracy on each of its values, worst first, with 95 % intervals.
         max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
         json: Print one JSON object; shares are in 0…1.
