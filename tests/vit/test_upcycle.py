@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 import vismoe
-from vismoe.moe import MLP, LowRankExperts, MoE, loop, read_mlp, register_mlp, structure_of
+from vismoe.moe import LowRankExperts, MoE, loop, read_mlp, register_mlp, structure_of
 from vismoe.vit import make_sparse
 from vismoe.vit.places import find_mlps
 
@@ -252,7 +252,6 @@ def test_read_mlp_gives_what_it_read():
             nn.init.normal_(parameter)
         assert structure_of(module) is not None
         mlp = read_mlp(module)
-        assert isinstance(mlp, MLP)
         torch.testing.assert_close(mlp(x), module(x))
     with pytest.raises(ValueError, match="Linear is no MLP of a known class"):
         read_mlp(nn.Linear(2, 2))
