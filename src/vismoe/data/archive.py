@@ -22,7 +22,7 @@ FREE_BYTES = 64 * 2**20
 CHUNK = 2**20
 LONGEST_NAME = 255
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError, ValueError)
-"""What zipfile raises for members that cannot be read; NotImplementedError of its own: a compression it does not know."""
+"""What zipfile raises for members that it cannot read; NotImplementedError: of a compression that it does not know."""
 
 
 def archive_folder(path: Path) -> Path:
