@@ -8,8 +8,6 @@ from torch import nn
 
 from vismoe.moe import MLP, MLPStructure, MoE, structure_of, write_mlp
 
-LISTS = (nn.ModuleList, nn.Sequential)
-
 
 @dataclass(frozen=True)
 class Origin:

@@ -174,13 +174,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     named = isinstance(config, dict) and (isinstance(config.get("architecture"), str) or of_transformers(config))
     if not named:
         raise ValueError(f"{path} names no architecture: it is not a model's configuration")
-    for name, kind in (
-        ("model_args", dict),
-        ("pretrained_cfg", dict),
-        ("label_names", list),
-        ("vismoe_format", int),
-        ("parent", dict),
-    ):
+    for name, kind in ENTRIES.items():
         if name in config and not isinstance(config[name], kind):
             raise ValueError(f"{path}: {name} is {config[name]!r}, expected a {kind.__name__}")
     version = config.get("vismoe_format", 0)
