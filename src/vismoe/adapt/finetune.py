@@ -26,7 +26,7 @@ from .freezing import Trained, freeze
 from .outcome import write_outcome
 from .parts import Parts, open_parts
 from .probe import linear_probe
-from .rules import choose, kept_side
+from .rules import Products, choose, kept_side
 from .start import open_start
 
 REPORT = "report.json"
@@ -64,6 +64,8 @@ class Options:
     """Peak rate; 2e-4 for a trained network, 2e-3 from scratch."""
     class_weights: float = 0.0
     """How much more rare classes count in the loss: (mean class size ÷ their size) to this power."""
+    dtype: Products | Literal["auto"] = "auto"
+    """Of products while training; auto: bfloat16 where the device multiplies it natively, which is twice as fast."""
     seed: int = 0
     """Of the split, of new weights, order and augmentation."""
 
@@ -130,6 +132,7 @@ def finetune(
         options.learning_rate,
         options.class_weights,
         parts.uneven,
+        options.dtype,
     )
     tell(f"training {how}: {'; '.join(chosen.reasons)}")
     recipe = replace(

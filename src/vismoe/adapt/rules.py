@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -11,9 +12,9 @@ from vismoe.data import Data, ImageSet, memory_of
 from vismoe.training import Recipe, data_config
 from vismoe.vit import cost
 
-BUDGET = 3e13
-"""Multiplications of a training on a CPU: some eight minutes of two cores (25 images/s of a ViT-S/14 at 112 pixels, the
-last third of which is trained)."""
+BUDGET = {"float32": 3e13, "bfloat16": 5e13}
+"""Multiplications of a training on a CPU: some eight minutes of two cores (25 and 50 images/s of a ViT-S/14 at 112
+pixels, the last third of which is trained)."""
 EPOCHS = {True: 12, False: 80}
 """Of a trained network, and from scratch, at most."""
 CPU_IMAGE, IMAGE = 112, 224
@@ -21,6 +22,9 @@ BATCH = {True: 32, False: 64}
 RATE = {True: 2e-4, False: 2e-3}
 BYTES_OF_A_TOKEN = 34 * 4
 """What a block keeps of a token for backward, for each unit of width, in float32 (Korthikanti et al. 2022, eq. 1)."""
+
+
+Products = Literal["float32", "bfloat16"]
 
 
 @dataclass
@@ -49,13 +53,21 @@ def choose(
     learning_rate: float | None = None,
     class_weights: float = 0.0,
     uneven: bool = False,
+    dtype: Products | Literal["auto"] = "auto",
 ) -> Choice:
-    """The recipe for a network and a set with a validation part. `share`: of the blocks that are trained."""
+    """The recipe for a network and a set with a validation part. `share`: of the blocks that are trained; `dtype`: of
+    products, by default bfloat16 where the device multiplies it natively.
+
+    **Raises:** ValueError for another `dtype`.
+    """
+    if dtype not in (*get_args(Products), "auto"):
+        raise ValueError(f"dtype={dtype!r}: accepted are auto, {', '.join(get_args(Products))}")
+    products: Products = dtype if dtype != "auto" else "bfloat16" if multiplies_bfloat16(device) else "float32"
     images = len(data.parts[0])
     size = data_config(model)["input_size"]
     batch = batch_size or min(BATCH[trained], max(2, images // 4 * 2))
     one = cost(model, size).multiplications * (1 + 2 * share)
-    most = math.inf if device.type != "cpu" else BUDGET / one
+    most = math.inf if device.type != "cpu" else BUDGET[products] / one
     rounds = epochs or EPOCHS[trained]
     steps = max(1, math.ceil(rounds * images / batch))
     limited = epochs is None and most < steps * batch
@@ -64,8 +76,9 @@ def choose(
     every = max(1, math.ceil(images / batch))
     reasons = [
         f"{size[1]} × {size[2]} pixels",
+        f"products in {products}",
         f"{steps} steps of {batch} images ({steps * batch / images:.1f} times the set"
-        + (f", for {BUDGET:.0e} multiplications on a CPU)" if limited else ")"),
+        + (f", for {BUDGET[products]:.0e} multiplications on a CPU)" if limited else ")"),
     ]
     if uneven:
         reasons.append(
@@ -82,6 +95,7 @@ def choose(
         steps=steps,
         batch_size=batch,
         accumulate=accumulate,
+        dtype=products,
         learning_rate=learning_rate or RATE[trained],
         warmup_steps=max(1, steps // 10),
         layer_decay=0.75 if trained else 1.0,
@@ -101,6 +115,15 @@ def choose(
         keep="best",
     )
     return Choice(recipe, reasons)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster than in float32 there: a GPU's tensor cores; a CPU with instructions for
+    them (elsewhere they are emulated)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def kept_side(images: ImageSet, image_size: int) -> int | None:

@@ -27,6 +27,7 @@ def finetune_folder(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     class_weights: float = 0.0,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     seed: int = 0,
     max_unreadable: float = 0.1,
     workers: int = 0,
@@ -55,6 +56,7 @@ def finetune_folder(
         batch_size: Images of a step; 32, from scratch 64, unless said.
         learning_rate: Peak rate; 2e-4, from scratch 2e-3, unless said.
         class_weights: How much more rare classes count in the loss, as a power of their rarity; 0.5 is much.
+        dtype: Of products while training; auto: bfloat16 where the device multiplies it natively.
         seed: Of the split, of new weights, order and augmentation.
         max_unreadable: Largest share of files that may be damaged; they are named and left out.
         workers: Processes that prepare images; 0 for none.
@@ -75,6 +77,7 @@ def finetune_folder(
         batch_size=batch_size,
         learning_rate=learning_rate,
         class_weights=class_weights,
+        dtype=dtype,
         seed=seed,
     )
     if sparse or dense:
