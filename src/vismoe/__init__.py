@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import weights
 from .moe import (
+    HashRouter,
     LowRankExperts,
     MLPExperts,
     MLPStructure,
     MoE,
+    RandomRouter,
     TopKRouter,
     condition,
     record,
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "HashRouter",
     "LowRankExperts",
     "MLPExperts",
     "MLPStructure",
     "MoE",
+    "RandomRouter",
     "TopKRouter",
     "condition",
     "create_model",

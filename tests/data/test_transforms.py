@@ -73,3 +73,43 @@ def test_training_pictures_vary():
     transform = training_transform(config(), degrees=10.0, translate=0.08, scale=0.1, shear=5.0)
     picture = photograph(32, 32)
     assert not torch.equal(transform(picture), transform(picture))
+
+
+def test_colours_move_within_their_range():
+    """color_jitter changes a plain colour's brightness by a factor within 1 ± 0.4, and saturation and contrast too."""
+    transform, plain = training_transform(config(), color_jitter=0.4), Image.new("RGB", (32, 32), (100, 50, 50))
+    torch.manual_seed(0)
+    drawn = torch.stack([transform(plain)[:, 0, 0] for _ in range(200)]) / 2 + 0.5
+    red, green = drawn[:, 0] * 255, drawn[:, 1] * 255
+    grey = 0.299 * red + 0.587 * green + 0.114 * green
+    assert grey.min() < 50
+    assert grey.max() > 75
+    assert grey.min() > 64.9 * 0.6 - 2
+    assert grey.max() < 64.9 * 1.4 + 2
+    assert (red - green).min() > 50 * 0.36 * 0.6
+    assert (red - green).std() > 5
+
+
+def test_noise_has_its_spread():
+    """On a grey picture noise of 0.1 has that standard deviation, of pixels in 0…1, and no value leaves the range."""
+    torch.manual_seed(0)
+    transform = training_transform(config((3, 64, 64)), noise=0.1)
+    pixels = transform(Image.new("RGB", (64, 64), (128, 128, 128))) / 2 + 0.5
+    assert abs(pixels.std() - 0.1) < 0.003
+    assert abs(pixels.mean() - 128 / 255) < 0.003
+    black = transform(Image.new("RGB", (64, 64), (0, 0, 0))) / 2 + 0.5
+    assert black.min() >= 0
+    assert (black == 0).float().mean() > 0.4
+
+
+def test_erasing_paints_a_rectangle():
+    """Half the pictures keep all pixels; of the others a rectangle of 2 % to 33 % has the mean colour, 0."""
+    torch.manual_seed(0)
+    transform = training_transform(config(), erase=0.5)
+    shares = torch.tensor(
+        [(transform(Image.new("RGB", (32, 32), (255, 255, 255))) == 0).float().mean() for _ in range(200)]
+    )
+    erased = shares[shares > 0]
+    assert 75 < len(erased) < 125
+    assert erased.min() > 0.01
+    assert 0.25 < erased.max() < 0.36

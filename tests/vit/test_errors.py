@@ -22,7 +22,7 @@ SPARSE, DENSE = "vmoe_pico_patch2_8_every2_e8", "vmoe_pico_patch2_8_dense"
         ("vmoe_l16_dense", {"img_size": 250}, r"image size 250 × 250 is not a multiple of the patch size 16 × 16"),
         (DENSE, {"num_experts": 4}, r"num_experts: this model is dense and has no experts; choose a sparse preset"),
         (DENSE, {"moe_layers": "last-1"}, r"moe_layers: this model is dense"),
-        (SPARSE, {"router": "top-p"}, r"router='top-p': accepted are 'top-k'"),
+        (SPARSE, {"router": "top-p"}, r"router='top-p': accepted are 'top-k', 'hash', 'random'"),
         (SPARSE, {"moe_layers": "first-2"}, r"moe_layers='first-2': accepted are \"every-N\", \"last-N\" or a list"),
         (SPARSE, {"moe_layers": [4]}, r"moe_layers=\[4\]: accepted are block numbers 0 to 3"),
         (SPARSE, {"moe_layers": "last-3"}, r"moe_layers='last-3' asks for more than the 4 blocks have"),

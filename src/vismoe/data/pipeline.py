@@ -44,11 +44,16 @@ def training_transform(
     shear: float = 0.0,
     flip: float = 0.0,
     crop: float = 1.0,
+    color_jitter: float = 0.0,
+    noise: float = 0.0,
+    erase: float = 0.0,
 ) -> Transform:
     """The same, drawn at random: `crop`: a crop of at least this share of the picture's area, of a shape up to 4:3
     either way, in place of the centre; `flip`: share of pictures that are mirrored; an affine map: rotation and shear
     up to so many degrees, shift up to a share of the size, scale within 1 ± `scale`; what comes in from outside is
-    white."""
+    white; `color_jitter`: brightness, contrast and saturation, each times a factor within 1 ± so much; `noise`:
+    standard deviation of what is added to each pixel, in 0…1; `erase`: share of pictures of which a rectangle, 2 % to
+    33 % of the area, gets the mean colour (Zhong et al. 2017)."""
     channels, *size = config["input_size"]
     interpolation = InterpolationMode(config["interpolation"])
     scaled = [int(length / config["crop_pct"]) for length in size]
@@ -74,7 +79,9 @@ def training_transform(
             # While the picture is Pillow's, which moves small ones several times as fast as tensors are moved.
             *([v2.RandomHorizontalFlip(flip)] if flip else []),
             *([affine] if degrees or translate or scale or shear else []),
-            _normalized(config),
+            *([v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []),
+            _normalized(config, noise),
+            *([v2.RandomErasing(erase)] if erase else []),
         ]
     )
 
@@ -106,15 +113,18 @@ def _shortened(picture: Image.Image) -> Image.Image:
     return picture.crop((left, top, left + min(width, most), top + min(height, most)))
 
 
-def _normalized(config: dict[str, Any]) -> Transform:
+def _normalized(config: dict[str, Any], noise: float) -> Transform:
     channels = config["input_size"][0]
     mean, std = (list(map(float, config[name]))[:channels] for name in ("mean", "std"))
-    return partial(_as_tensor, mean, std)
+    return partial(_as_tensor, mean, std, noise)
 
 
-def _as_tensor(mean: list[float], std: list[float], picture: Image.Image) -> Tensor:
-    """What v2's ToImage, ToDtype and Normalize do, without asking for each picture whether it comes with boxes."""
+def _as_tensor(mean: list[float], std: list[float], noise: float, picture: Image.Image) -> Tensor:
+    """What v2's ToImage, ToDtype, GaussianNoise and Normalize do, without asking for each picture whether it comes with
+    boxes."""
     pixels = functional.to_dtype_image(functional.pil_to_tensor(picture), torch.float32, scale=True)
+    if noise:
+        pixels = (pixels + noise * torch.randn_like(pixels)).clamp(0, 1)
     return functional.normalize_image(pixels, mean, std)
 
 

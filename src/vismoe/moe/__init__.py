@@ -10,6 +10,7 @@ from .condition import condition
 from .dispatch import combine, dispatch
 from .execute import Backend, execute, grouped, loop, padded
 from .experts import MLPExperts, StackedLinear, StackedNorm
+from .fixed import HashRouter, RandomRouter
 from .layer import MoE
 from .low_rank import LowRankExperts
 from .mlp import MLP, kind_of
@@ -19,15 +20,21 @@ from .router import Router, Routing
 from .structures import MLPStructure, read_mlp, register_mlp, structure_of, write_mlp
 from .top_k import TopKRouter
 
+ROUTERS = {"top-k": TopKRouter, "hash": HashRouter, "random": RandomRouter}
+"""By the name that configurations give them."""
+
 __all__ = [
     "MLP",
+    "ROUTERS",
     "Backend",
     "BalancedRouter",
+    "HashRouter",
     "LayerRecord",
     "LowRankExperts",
     "MLPExperts",
     "MLPStructure",
     "MoE",
+    "RandomRouter",
     "Recording",
     "Router",
     "Routing",

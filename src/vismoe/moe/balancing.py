@@ -93,12 +93,24 @@ class BalancedRouter(Router):
     def balance_group(self, group: torch.distributed.ProcessGroup | None) -> None:
         self._balance_group = "" if group is None else group.group_name  # a name can be copied and pickled
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing of it is trained: then its bias stays too."""
+        return not any(parameter.requires_grad for parameter in self.parameters(recurse=False))
+
+    @torch.no_grad()
+    def reset_balance(self) -> None:
+        """Balancing starts from nothing."""
+        for buffer in (self.balance_bias, self.balance_count):
+            if buffer is not None:
+                buffer.zero_()
+
     def is_counting(self) -> bool:
         """Only a training forward counts: no evaluation, no teacher, no frozen router. (The operators below leave out
         recomputes.)"""
         if self.balance_bias is None or not (self.training and torch.is_grad_enabled()):
             return False
-        if not any(parameter.requires_grad for parameter in self.parameters(recurse=False)):
+        if self.is_frozen:
             return False
         if not torch.compiler.is_compiling() and not self._counted:
             self._counted = True

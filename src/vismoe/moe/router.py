@@ -1,6 +1,7 @@
 """What every router is: a module that turns tokens into a routing."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -55,3 +56,11 @@ class Router(nn.Module):
     def auxiliary_loss(self, losses: dict[str, Float[Tensor, " G"]]) -> Float[Tensor, " G"] | None:
         """The weighted sum of `losses` that training adds to its own loss; None where this router has none."""
         return None
+
+
+def check_k(k: Any, num_experts: int) -> int:
+    """Raises ValueError where a token cannot go to so many experts."""
+    if not isinstance(k, int) or not 1 <= k <= num_experts:
+        there = f"there are only num_experts={num_experts}"
+        raise ValueError(f"k={k} experts per token, but {there}: choose a whole number 1 ≤ k ≤ num_experts")
+    return k

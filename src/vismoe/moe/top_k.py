@@ -14,7 +14,7 @@ from . import losses
 from .balancing import BalancedRouter
 from .capacity import Rounding, claim_capacity, compute_capacity
 from .plan import count_experts, plan_from_choices
-from .router import Routing
+from .router import Routing, check_k
 
 PAPER_LOSSES = {"importance": 0.005, "load": 0.005}
 LOSSES = ("importance", "load", "gshard", "z")
@@ -69,9 +69,7 @@ class TopKRouter(BalancedRouter):
         self.reset_parameters()
 
     def _check(self) -> None:
-        if not isinstance(self.k, int) or not 1 <= self.k <= self.num_experts:
-            there = f"there are only num_experts={self.num_experts}"
-            raise ValueError(f"k={self.k} experts per token, but {there}: choose a whole number 1 ≤ k ≤ num_experts")
+        check_k(self.k, self.num_experts)
         if self.combine not in ("gate", "renormalized", "unit"):
             raise ValueError(f'combine={self.combine!r}: accepted are "gate", "renormalized" and "unit"')
         if self.combine == "renormalized" and self.k == 1:

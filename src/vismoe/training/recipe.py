@@ -16,6 +16,8 @@ CHOICES = {
     "track": get_args(Tracker),
     "keep": get_args(Keep),
 }
+AUGMENTATION = ("degrees", "translate", "scale", "shear", "flip", "crop", "color_jitter", "noise", "erase")
+"""Fields that `vismoe.data.training_transform` has, under the same names."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ class Recipe:
     """Share of the training images that are mirrored, left and right."""
     crop: float = 1.0
     """Training images are random crops of at least this share of their area; 1: the centre, as at evaluation."""
+    color_jitter: float = 0.0
+    """Training images change brightness, contrast and saturation, each by a factor within 1 ± this."""
+    noise: float = 0.0
+    """Standard deviation of the noise on each pixel of the training images, of which white is 1."""
+    erase: float = 0.0
+    """Share of the training images of which a random rectangle is painted over (random erasing)."""
     mixup: float = 0.0
     """Mixes pairs of images with a share drawn from Beta(mixup, mixup); 0: does not."""
     cutmix: float = 0.0
@@ -133,12 +141,23 @@ class Recipe:
             "checkpoint_every",
             "patience",
             "class_weights",
+            "color_jitter",
+            "noise",
             "mixup",
             "cutmix",
         ):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: it must not be negative")
-        for name in ("scale", "translate", "label_smoothing", "average_decay", "flip", "drop_path", "max_unreadable"):
+        for name in (
+            "scale",
+            "translate",
+            "label_smoothing",
+            "average_decay",
+            "flip",
+            "erase",
+            "drop_path",
+            "max_unreadable",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
         if not 0 <= self.seed < 2**63 or not 0 <= self.split_seed < 2**32:
@@ -172,7 +191,7 @@ class Recipe:
     @property
     def augmentation(self) -> dict[str, float]:
         """What is done to training images one by one."""
-        return {name: getattr(self, name) for name in ("degrees", "translate", "scale", "shear", "flip", "crop")}
+        return {name: getattr(self, name) for name in AUGMENTATION}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

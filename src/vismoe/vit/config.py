@@ -3,13 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from inspect import signature
+from typing import Any, Literal
 
 from torch import nn
 
-from vismoe.moe import MLP, LowRankExperts, MLPExperts, MoE, TopKRouter, kind_of
-
-ROUTERS = {"top-k": TopKRouter}
+from vismoe.moe import MLP, ROUTERS, LowRankExperts, MLPExperts, MoE, kind_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,8 @@ class MoEConfig:
     - `num_experts`, `experts_per_token`; `experts`: "full", an MLP each, or "low-rank", of a frozen MLP and low-rank
       differences; `expert_hidden_dim`: a full expert's, 0 for the replaced MLP's; `rank`: a difference's; `shared`:
       whether the MLP that was there stays, beside the experts, for every token.
-    - `router`: "top-k". `balance`, `combine`, `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`,
+    - `router`: "top-k" (`vismoe.TopKRouter`), "hash", "random" (`vismoe.HashRouter`, `vismoe.RandomRouter`: controls
+      that learn nothing). `balance`, `combine`, `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`,
       `capacity_multiple_of`, `batch_priority`, `noise_std`, `loss_weights`: see `vismoe.TopKRouter`.
     - `group_size`: see `vismoe.MoE`. `block_list`: path of the list of blocks, in networks with several.
     """
@@ -79,20 +79,7 @@ class MoEConfig:
 
     def layer(self, mlp: MLP) -> MoE:
         """The sparse layer that takes the place of `mlp`: its router and experts as they are drawn by themselves."""
-        router = ROUTERS[self.router](
-            mlp.dim,
-            self.num_experts,
-            k=self.experts_per_token,
-            balance=self.balance,
-            combine=self.combine,
-            noise_std=self.noise_std,
-            capacity_factor=self.capacity_factor,
-            eval_capacity_factor=self.eval_capacity_factor,
-            batch_priority=self.batch_priority,
-            capacity_rounding=self.capacity_rounding,
-            capacity_multiple_of=self.capacity_multiple_of,
-            loss_weights=self.loss_weights,
-        )
+        router = ROUTERS[self.router](mlp.dim, self.num_experts, **self._router_options())
         hidden_dim = self.expert_hidden_dim or mlp.hidden_dim
         experts: nn.Module = (
             LowRankExperts(mlp, self.num_experts, self.rank)
@@ -102,5 +89,27 @@ class MoEConfig:
         layer = MoE(router, experts, shared=mlp if self.shared else None, group_size=self.group_size)
         return layer.to(mlp.up.weight).train(mlp.training)
 
+    def _router_options(self) -> dict[str, Any]:
+        """What of the configuration is for its router; what another kind of router has, and was changed, is refused."""
+        accepted = signature(ROUTERS[self.router]).parameters
+        options = {"k": self.experts_per_token} | {name: getattr(self, name) for name in ROUTER_FIELDS}
+        defaults = {field.name: field.default for field in fields(self)}
+        if idle := [name for name in ROUTER_FIELDS if name not in accepted and options[name] != defaults[name]]:
+            told = ", ".join(f"{name}={options[name]!r}" for name in idle)
+            raise ValueError(f"{told}: no option of router={self.router!r}")
+        return {name: value for name, value in options.items() if name in accepted}
 
+
+ROUTER_FIELDS = (
+    "balance",
+    "combine",
+    "noise_std",
+    "capacity_factor",
+    "eval_capacity_factor",
+    "batch_priority",
+    "capacity_rounding",
+    "capacity_multiple_of",
+    "loss_weights",
+)
+"""Fields of the configuration that are, under the same names, options of routers."""
 OVERRIDES = tuple(field.name for field in fields(MoEConfig))

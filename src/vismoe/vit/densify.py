@@ -54,6 +54,8 @@ def reduce_experts(
     model = model if inplace else copy.deepcopy(model)
     for path, layer in sparse_layers(model).items():
         router = cast(TopKRouter, layer.router)
+        if not isinstance(getattr(router, "weight", None), Tensor):
+            raise ValueError(f"the {type(router).__name__} of {path} has no row for each expert, of which some stay")
         if not router.k <= num_experts <= router.num_experts:
             raise ValueError(f"num_experts={num_experts}: {path} has {router.num_experts} and k={router.k}")
         if how == "merge" and (not isinstance(layer.experts, MLPExperts) or _parts(layer) > 1):

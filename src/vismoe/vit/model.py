@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
-from vismoe.moe import MoE
+from vismoe.moe import BalancedRouter, MoE
 
 from .config import OVERRIDES, MoEConfig
 from .sparsify import fix_init, initialise_experts, sparsify
@@ -93,8 +93,8 @@ class SparseVisionTransformer(VisionTransformer):
         for number, block in enumerate(self.blocks):
             if isinstance(block.mlp, MoE):
                 initialise_experts(block.mlp, mode or self.weight_init_mode)
-                for buffer in block.mlp.router.buffers(recurse=False):
-                    buffer.zero_()
+                if isinstance(block.mlp.router, BalancedRouter):
+                    block.mlp.router.reset_balance()
                 if self.fix_init:
                     fix_init(block.mlp, number)
 
