@@ -10,12 +10,22 @@ from torch import nn
 
 from vismoe.data import Data, shrunk
 from vismoe.data import tell as tell_summary
-from vismoe.training import Recipe, Run, Status, TrainingStoppedError, data_config, evaluate, fit, resolve_device
+from vismoe.training import (
+    Recipe,
+    Run,
+    Status,
+    TrainingStoppedError,
+    data_config,
+    evaluate,
+    fit,
+    resolve_device,
+    save_classifier,
+)
 from vismoe.training.beginning import begin
 from vismoe.training.checkpoint import newest_checkpoint
 from vismoe.training.report import write_report
 from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
-from vismoe.weights import MULTI_LABEL, load, save
+from vismoe.weights import load
 
 from .claim import REPORT, check, free
 from .freezing import Trained, freeze
@@ -120,8 +130,7 @@ def _fit(recipe: Recipe, path: Path, parts: Parts, start: nn.Module, watch: Call
         if found is not None:
             state = {name[6:]: tensor for name, tensor in found[0].items() if name.startswith("model.")}
             start.load_state_dict(state)
-            data = parts.fitting
-            save(start, path / MODEL, data.classes, data_config(start), MULTI_LABEL if data.multi_label else None)
+            save_classifier(start, path / MODEL, parts.fitting)
         raise TrainingStoppedError(
             error.signal, f"{error}; the model as it is now is in {path}, the same command again goes on"
         ) from error
@@ -139,7 +148,7 @@ def _head_alone(recipe: Recipe, path: Path, parts: Parts, start: nn.Module) -> R
     run, data = Run.create(path, recipe, parts.fitting), parts.fitting
     state, evaluation = begin(start, recipe), evaluate(start, data.val)
     run.log({"step": 0} | evaluation.logged)
-    save(start, run.path / MODEL, data.classes, data_config(start), MULTI_LABEL if data.multi_label else None)
+    save_classifier(start, run.path / MODEL, data)
     write_report(run, state, data, evaluation)
     return run
 

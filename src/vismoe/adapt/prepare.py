@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from vismoe.moe import MoE
-from vismoe.training import data_config, evaluate
+from vismoe.training import evaluate, save_classifier
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
-from vismoe.weights import MULTI_LABEL, load, save
+from vismoe.weights import load
 
 from .claim import claim
 from .features import classifiers, features
@@ -39,8 +39,7 @@ def prepare(
         if options.sparse and not sparse:
             start = _upcycled(start, options)
         claim(options, path)
-        kind = MULTI_LABEL if data.multi_label else None
-        save(start.cpu(), kept, data.classes, data_config(start), kind)
+        save_classifier(start.cpu(), kept, data)
     if not options.trained:
         return start, None
     found = [evaluate(start.to(device), part, workers=workers).score for part in (data.val, parts.test.val)]

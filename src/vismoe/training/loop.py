@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from vismoe.data import Data, check_shares, open_data, survey, training_batches, training_transform, without
 from vismoe.parallel import World, join_world
-from vismoe.weights import MULTI_LABEL, save
 
 from .beginning import begin, build
 from .checkpoint import keep_checkpoints, newest_checkpoint, path_of, read_checkpoint, write_checkpoint
 from .device import resolve_device
 from .evaluation import Evaluation, data_config, evaluate
+from .labels import save_classifier
 from .meter import Meter, Status
 from .recipe import Recipe
 from .report import write_report
@@ -76,8 +76,7 @@ def fit(
                     state.restore(*read_checkpoint(path_of(run.path / CHECKPOINTS, state.best_step)))
                     evaluation = _evaluate(recipe, state, data, world)
             if world.leads:
-                kind = MULTI_LABEL if data.multi_label else None
-                save(state.evaluated, run.path / MODEL, data.classes, data_config(state.model), kind)
+                save_classifier(state.evaluated, run.path / MODEL, data)
                 write_report(run, state, data, evaluation)
     return run
 

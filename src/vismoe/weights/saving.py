@@ -33,10 +33,10 @@ def save(
     """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
 
     **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or transformers', which takes no other argument
-    but `path`; or loaded: then names and type of problem are
-    those that it has, unless others are given; `label_names`: its classes in order;
-    `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …);
-    `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it);
+    but `path`; or loaded: then names and type of problem are those that it has, unless others are given;
+    `label_names`: its classes in order; `preprocessing`: timm's data configuration where it differs from the preset's
+    (mean, std, interpolation, …); `problem_type`: "multi_label_classification" where an image may show several classes
+    (transformers' word for it);
     `parent`: of an upcycled model, its dense parent, a folder or `timm:NAME`: then only what differs from it is
     written, with the parent's name and hash, and `vismoe.load` (which alone opens such a folder) reads the rest there.
 
