@@ -10,7 +10,6 @@ averaged over 10 batches, stays below 2; its mean over the last 50 batches; the 
 there. Each is one row appended to results/balance_rules.csv.
 """
 
-import csv
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import tyro
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -128,15 +128,10 @@ def main(
 ) -> None:
     """Measure the rules; print and append one row for each run and number of steps."""
     torch.set_num_threads(threads)
-    out.parent.mkdir(exist_ok=True)
+    table = Table(out)
     for experts, skew_router, seed, rule in product(num_experts, skewed, seeds, rules):
         for row in run(rule, experts, steps, skew_router, seed):
-            fresh = not out.exists()
-            with out.open("a", newline="") as file:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                if fresh:
-                    writer.writeheader()
-                writer.writerow(row)
+            table.append(row)
             print(*row.values(), sep="\t", flush=True)
 
 

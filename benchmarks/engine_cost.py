@@ -11,7 +11,6 @@ a bare loop has not, do not. 40 steps of warm-up, then rounds of 100: median, lo
 Writes results/engine_cost.csv. Checkpoints are synced to disk, in TMPDIR: its speed shows.
 """
 
-import csv
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from table import Table
 from torch import nn
 from torch.nn import functional as F
 
@@ -118,11 +118,7 @@ def main(rounds: int = 5, threads: int = 1, out: Path = RESULTS) -> None:
                 f"bare loop {bare:,.0f}, ratio {ratio} ({lowest} to {highest}; limit {LIMIT})",
                 flush=True,
             )
-    out.parent.mkdir(exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    Table(out).write(rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Appends a row a finished run to results/fashion_mnist.csv and skips what is ther
 its last checkpoint. A row has the processor time of the run's last sitting, start and evaluations included.
 """
 
-import csv
 import os
 import resource
 import subprocess
@@ -18,17 +17,10 @@ from statistics import mean, stdev
 
 import tyro
 from scipy.stats import t
+from table import Table
 
-RESULTS = Path(__file__).parent / "results" / "fashion_mnist.csv"
-COLUMNS = ("recipe", "seed", "steps", "top1", "val_loss", "cpu_seconds")
+RESULTS = Table(Path(__file__).parent / "results" / "fashion_mnist.csv")
 RECIPES = ("fashion_mnist", "fashion_mnist_dense", "fashion_mnist_cnn")
-
-
-def rows() -> list[dict[str, str]]:
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open() as file:
-        return list(csv.DictReader(file))
 
 
 def train_one(recipe: str, seed: int, runs: Path) -> None:
@@ -44,17 +36,13 @@ def train_one(recipe: str, seed: int, runs: Path) -> None:
     figures = {"top1": round(run.summary["top1"], 4), "val_loss": round(run.summary["val_loss"], 4)}
     row = {"recipe": recipe, "seed": seed, "steps": run.recipe.steps} | figures
     row["cpu_seconds"] = round(used.ru_utime + used.ru_stime)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    RESULTS.append(row)
     print(row, flush=True)
 
 
 def print_table() -> None:
-    found = {recipe: {row["seed"]: row for row in rows() if row["recipe"] == recipe} for recipe in RECIPES}
+    rows = RESULTS.rows()
+    found = {recipe: {row["seed"]: row for row in rows if row["recipe"] == recipe} for recipe in RECIPES}
     print("| recipe | seeds | top-1, mean | each | standard deviation | CPU minutes |")
     print("| --- | --- | --- | --- | --- | --- |")
     for recipe, by_seed in found.items():
@@ -92,8 +80,8 @@ def main(
     if one is not None:
         train_one(*one, runs)
         return
-    done = {(row["recipe"], int(row["seed"])) for row in rows()}
-    left = [(recipe, seed) for seed in seeds for recipe in RECIPES if (recipe, seed) not in done]
+    done = RESULTS.done("recipe", "seed")
+    left = [(recipe, seed) for seed in seeds for recipe in RECIPES if (recipe, str(seed)) not in done]
     left.sort(key=lambda each: each[0] == "fashion_mnist_cnn")  # the twins first
 
     def start(each: tuple[str, int]) -> None:

@@ -8,7 +8,6 @@ and order; test pictures of `openclipart` are a fifth, of `emoji` those of anoth
 finished run to results/finetune.csv and skips what is there.
 """
 
-import csv
 import resource
 import shutil
 from pathlib import Path
@@ -16,24 +15,17 @@ from statistics import mean, stdev
 from typing import Any
 
 import tyro
+from table import Table
 
 from vismoe.adapt import Options, finetune
 
-RESULTS = Path(__file__).parent / "results" / "finetune.csv"
-COLUMNS = ("set", "arm", "seed", "top1", "mean_recall", "probe", "pictures", "minutes", "cpu_minutes", "peak_megabytes")
+RESULTS = Table(Path(__file__).parent / "results" / "finetune.csv")
 ARMS: dict[str, dict[str, Any]] = {
     "frozen + linear": {"train": "head", "sparse": False},
     "dense": {"sparse": False},
     "sparse": {},
     "sparse, low-rank": {"experts": "low-rank"},
 }
-
-
-def rows() -> list[dict[str, str]]:
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open() as file:
-        return list(csv.DictReader(file))
 
 
 def run_one(parent: Path, data: Path, arm: str, seed: int, out: Path) -> dict[str, Any]:
@@ -59,7 +51,7 @@ def run_one(parent: Path, data: Path, arm: str, seed: int, out: Path) -> dict[st
 def print_table() -> None:
     print("| set | arm | seeds | top-1, mean | each | standard deviation | minutes |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    found = rows()
+    found = RESULTS.rows()
     for name in sorted({row["set"] for row in found}):
         for arm in ARMS:
             own = sorted((row for row in found if (row["set"], row["arm"]) == (name, arm)), key=lambda row: row["seed"])
@@ -89,17 +81,12 @@ def main(
         runs: Where the run folders go; an interrupted one goes on.
         table: Run nothing.
     """
-    done = {(row["set"], row["arm"], int(row["seed"])) for row in rows()}
-    left = [(name, arm, seed) for seed in seeds for name in names for arm in ARMS if (name, arm, seed) not in done]
+    done = RESULTS.done("set", "arm", "seed")
+    left = [(name, arm, seed) for seed in seeds for name in names for arm in ARMS if (name, arm, str(seed)) not in done]
     for name, arm, seed in left if not table else []:
         out = runs / f"{name}-{arm.replace(' ', '').replace(',', '-')}-{seed}"
         row = run_one(parent, sets / name, arm, seed, out)
-        new = not RESULTS.exists()
-        with RESULTS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        RESULTS.append(row)
         print(row, flush=True)
     print_table()
 

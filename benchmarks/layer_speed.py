@@ -6,7 +6,6 @@ float32, fresh inputs each time, sparse and dense in turn, medians of each; the 
 one and two threads counts. Writes results/layer_speed.csv. On a CUDA device, if there is one, bfloat16 autocast too.
 """
 
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from table import Table
 from torch import Tensor, nn
 
 import vismoe
@@ -139,11 +139,7 @@ def main(threads: tuple[int, ...] = (1, 2), repeats: int = 25, out: Path = RESUL
             name = f"{case.tokens} tokens, d={case.dim}, E={case.num_experts}, k={case.k}"
             name += ", half on one" if case.skewed else ""
             print(f"{name}, {direction}: {figures}" + (f" (limit {limit})" if limit else ""), flush=True)
-    out.parent.mkdir(exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    Table(out).write(rows)
 
 
 if __name__ == "__main__":

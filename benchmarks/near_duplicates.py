@@ -12,13 +12,13 @@ hairlines, apart); tiles of 96 × 96 pixels of scikit-image's and scikit-learn's
 paper; the first 2,000 pictures of Fashion-MNIST at 112 × 112.
 """
 
-import csv
 import io
 import random
 from pathlib import Path
 
 import tyro
 from PIL import Image
+from table import Table
 
 from vismoe.data import find_duplicates, fingerprint, flatten_alpha, list_images, read_image
 from vismoe.data.images import eight_bits
@@ -96,11 +96,9 @@ def main(folder: Path, limit: int = 2000, show: Path | None = None, out: Path = 
     print(", ".join(f"{name} {value}" for name, value in row.items()))
     if show is not None and near:
         draw([(pictures[a][1], pictures[b][1]) for a, b in near], show)
-    before = list(csv.DictReader(out.open())) if out.exists() else []
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*(line for line in before if line["folder"] != folder.name), row])
+    table = Table(out)
+    others = [line for line in table.rows() if line["folder"] != folder.name]
+    table.write([*others, row])
 
 
 if __name__ == "__main__":

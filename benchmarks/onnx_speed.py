@@ -7,7 +7,6 @@ dense. Weights are random, so the routers spread tokens as they happen to: `unev
 the mean over layers. Writes results/onnx_speed.csv.
 """
 
-import csv
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import onnxruntime
 import torch
 import tyro
+from table import Table
 
 import vismoe
 from vismoe.deploy import export_onnx
@@ -88,11 +88,7 @@ def main(rounds: int = 40, threads: int = 1, out: Path = RESULTS) -> None:
             rows.append(row)
             figures = f"{row['sparse_ms']:9}{row['dense_ms']:10}{row['ratio']:7}{limit:7}{row['uneven']:8}"
             print(f"{name:36}{batch:6}{figures}", flush=True)
-    out.parent.mkdir(exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    Table(out).write(rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ of the tenth around 20 % of the run. Afterwards no worker may be left. Writes re
 asks /proc.
 """
 
-import csv
 import multiprocessing
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from table import Table
 
 import vismoe
 
@@ -60,17 +60,17 @@ def sample(step: str) -> dict[str, str | float]:
 def train(out: Path, steps: int, threads: int, **fields: int) -> None:
     """Trains; writes a row at every status and one after the end."""
     torch.set_num_threads(threads)
-    with out.open("w", newline="") as file, tempfile.TemporaryDirectory() as folder:
-        writer = csv.DictWriter(file, list(sample(AFTER)), lineterminator="\n")
-        writer.writeheader()
+    out.unlink(missing_ok=True)
+    table = Table(out)
+    with tempfile.TemporaryDirectory() as folder:
         vismoe.train(
             "digits",
             Path(folder) / "run",
-            lambda status: writer.writerow(sample(str(status.step))),
+            lambda status: table.append(sample(str(status.step))),
             steps=steps,
             **fields,
         )
-        writer.writerow(sample(AFTER))
+        table.append(sample(AFTER))
 
 
 def report(rows: list[dict[str, float]], after: dict[str, float], steps: int) -> None:
@@ -102,15 +102,13 @@ def main(
     out: Path = RESULTS,
 ) -> None:
     """Train in a process of its own; write every sample and print what was held on to."""
-    out.parent.mkdir(exist_ok=True)
     fields = {"workers": workers, "evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
     process = multiprocessing.get_context("fork").Process(target=train, args=(out, steps, threads), kwargs=fields)
     process.start()
     process.join()
     if process.exitcode:
         raise SystemExit(f"the training ended with exit code {process.exitcode}")
-    with out.open(newline="") as file:
-        *samples, last = csv.DictReader(file)
+    *samples, last = Table(out).rows()
     rows = [{name: float(value) for name, value in row.items()} for row in samples]
     report(rows, {name: float(value) for name, value in last.items() if name != "step"}, steps)
 

@@ -251,6 +251,16 @@ def test_too_many_unreadable_files(tmp_path, parent):
     assert len(found.report["data"]["left_out"]) == 12
 
 
+def test_as_many_unreadable_files_as_are_accepted(tmp_path, parent):
+    """10 % of the files, no more than the limit, of the set: not of the part of it that is trained on."""
+    fill(tmp_path / "data", 20)
+    broken = [f"{name}/{number}.png" for name in sorted(COLOURS) for number in (0, 1)]
+    for file in broken:
+        (tmp_path / "data" / file).write_bytes(b"no picture")
+    found = finetune(options(tmp_path / "data", parent, epochs=1), tmp_path / "run", device="cpu", max_unreadable=0.1)
+    assert [entry["file"] for entry in found.run.data["unreadable"]] == broken
+
+
 def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
     """A convolutional network cannot be upcycled: the error says how to go on, and that works."""
     model = timm.create_model("mobilenetv3_small_050", num_classes=3)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import vismoe
-from vismoe.weights import folder as folders
+from vismoe.weights import saving
 
 SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}
 
@@ -83,7 +83,7 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(folders, "save_config_for_hf", full_disk)
+    monkeypatch.setattr(saving, "save_config_for_hf", full_disk)
     with pytest.raises(OSError, match="no space"):
         vismoe.save(small(num_experts=2), tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before

@@ -3,9 +3,10 @@
 from .embeddings import check_embeddings, class_names, file_names, open_images, whole, write_embeddings
 from .features import VIEWS, classifiers, features
 from .fewshot import FewShot, check_shots, draw, few_shot
-from .finetune import Finetuned, Options, finetune
+from .finetune import Finetuned, finetune
 from .freezing import freeze
 from .neighbours import nearest_neighbours
+from .options import Options
 from .probe import linear_probe
 from .ridge import L2_GRID, ridge
 from .start import open_trained

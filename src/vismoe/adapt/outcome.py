@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from vismoe.data import Data, ImageSet, flatten_alpha
 from vismoe.explain import plain_text, save_figure
-from vismoe.training import Evaluation, Run, data_config, evaluate, resolve_device
+from vismoe.training import Evaluation, Run, evaluate, resolve_device, save_classifier
 from vismoe.training.report import draw_confusion
 from vismoe.training.run import MODEL
-from vismoe.weights import MULTI_LABEL, save
 
 from .calibrate import divide_logits, fit_temperature
 from .card import write_card
@@ -42,9 +41,8 @@ def write_outcome(
         temperature = fit_temperature(validation.scores, validation.labels)
         if not divide_logits(model, temperature):
             temperature = 1.0
-    kind = MULTI_LABEL if data.multi_label else None
     found = evaluate(model, data.val, workers=workers)
-    save(model.cpu(), run.path / MODEL, data.classes, data_config(model), kind)
+    save_classifier(model.cpu(), run.path / MODEL, data)
     rows = class_table(found, data.classes)
     write_table(rows, run.path / "classes.csv")
     draw_calibration(before, found.scores, run.path / "calibration.png")

@@ -1,6 +1,5 @@
 """vismoe finetune"""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,6 +66,7 @@ def finetune_folder(
     options = Options(
         data,
         source,
+        sparse=not dense,
         train=train,
         freeze_router=freeze_router,
         num_experts=num_experts,
@@ -80,8 +80,6 @@ def finetune_folder(
         dtype=dtype,
         seed=seed,
     )
-    if sparse or dense:
-        options = replace(options, sparse=sparse)
     if source is None:
         print("no --from: a small network is trained from scratch; starting from a trained one does much better")
     with TrainingProgress("finetune") as progress:

@@ -2,7 +2,7 @@
 
 from .device import resolve_device
 from .evaluation import Evaluation, Group, by_group, data_config, evaluate
-from .labels import as_known_to, is_multi_label, label_names
+from .labels import as_known_to, is_multi_label, label_names, save_classifier
 from .loop import fit
 from .meter import Status
 from .prediction import Prediction, predict
@@ -31,5 +31,6 @@ __all__ = [
     "label_names",
     "predict",
     "resolve_device",
+    "save_classifier",
     "without_nan",
 ]

@@ -1,12 +1,20 @@
 """What a network's outputs stand for."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
 from vismoe.data import Data
-from vismoe.weights import MULTI_LABEL
+from vismoe.weights import MULTI_LABEL, save
+
+from .evaluation import data_config
+
+
+def save_classifier(model: nn.Module, path: Path, data: Data) -> None:
+    """Writes a network as a model folder that knows the classes of a set and how its pictures are prepared."""
+    save(model, path, data.classes, data_config(model), MULTI_LABEL if data.multi_label else None)
 
 
 def label_names(model: nn.Module) -> Sequence[str]:

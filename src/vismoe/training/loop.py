@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from vismoe.data import Data, check_shares, open_data, survey, training_batches, training_transform, without
 from vismoe.parallel import World, join_world
-from vismoe.weights import MULTI_LABEL, save
 
 from .beginning import begin, build
 from .checkpoint import keep_checkpoints, newest_checkpoint, path_of, read_checkpoint, write_checkpoint
 from .device import resolve_device
 from .evaluation import Evaluation, data_config, evaluate
+from .labels import save_classifier
 from .meter import Meter, Status
 from .recipe import Recipe
 from .report import write_report
@@ -42,7 +42,8 @@ def fit(
 
     **Arguments:** `resume`: go on from the newest checkpoint in `out` that is whole; from the beginning where there is
     none. The result is bit-equal to that of a run that was never interrupted. `data`, `network`: in place of what the
-    recipe names; the network is made as it is to be trained, and what of it has no gradient stays as it is.
+    recipe names; the set without what cannot be read (see `vismoe.data.look`), the network made as it is to be trained:
+    what of it has no gradient stays as it is.
 
     Of several processes that `torchrun` started each computes its share of every batch, and the first writes the run.
 
@@ -54,16 +55,15 @@ def fit(
     check_tracker(recipe.track)
     with join_world() as world:
         device = world.device(resolve_device(recipe.device))
-        data = data or open_data(recipe.data, recipe.split_seed)
-        if data.train is None:
+        opened = open_data(recipe.data, recipe.split_seed) if data is None else data
+        if opened.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
-        if len(data.classes) < 2:
-            raise ValueError(f"{recipe.data} has one class, {data.classes[0]}: a classifier needs at least two")
+        if len(opened.classes) < 2:
+            raise ValueError(f"{recipe.data} has one class, {opened.classes[0]}: a classifier needs at least two")
         check_shares(recipe.batch_size, world.size)
-        state = begin((build(recipe, data) if network is None else network()).to(device), recipe)
-        given = data
-        run, left_out = world.from_leader(lambda: _open(recipe, out, given, resume))
-        run, data = replace(run, writes=world.leads), without(data, left_out)
+        state = begin((build(recipe, opened) if network is None else network()).to(device), recipe)
+        run, left_out = world.from_leader(lambda: _open(recipe, out, opened, resume, data is None))
+        run, data = replace(run, writes=world.leads), without(opened, left_out)
         with run.alone(), Stop() as stop:
             found = newest_checkpoint(run.path / CHECKPOINTS, _tell if world.leads else lambda text: None)
             if found is not None:
@@ -76,19 +76,20 @@ def fit(
                     state.restore(*read_checkpoint(path_of(run.path / CHECKPOINTS, state.best_step)))
                     evaluation = _evaluate(recipe, state, data, world)
             if world.leads:
-                kind = MULTI_LABEL if data.multi_label else None
-                save(state.evaluated, run.path / MODEL, data.classes, data_config(state.model), kind)
+                save_classifier(state.evaluated, run.path / MODEL, data)
                 write_report(run, state, data, evaluation)
     return run
 
 
-def _open(recipe: Recipe, out: Path, data: Data, resume: bool) -> tuple[Run, Any]:
-    """The run to begin or go on with, and the files of its set that it does without."""
+def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> tuple[Run, Any]:
+    """The run to begin or go on with, and the files of its set that it does without, which of an unseen one are to be
+    found."""
     if resume and Run.of(out) == Run(out):
         run = Run.reopen(out, recipe, data)
     else:
         Run.refuse(out)
-        run = Run.create(out, recipe, survey(data, recipe.max_unreadable, recipe.workers))
+        data = survey(data, recipe.max_unreadable, recipe.workers) if unseen else data
+        run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))
         _tell(f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them")

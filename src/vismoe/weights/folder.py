@@ -1,131 +1,28 @@
-"""Model folders: `config.json` and `model.safetensors`, which timm opens by itself once vismoe is imported.
+"""Model folders in: `config.json` and `model.safetensors`, which timm opens by itself once vismoe is imported.
 
 Weights are never unpickled.
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
-from uuid import uuid4
+from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from timm.models._hub import save_config_for_hf
+from safetensors.torch import load_file
 from torch import nn
 
-from vismoe.moe.record import unwrap
+from .parent import Parent, sum_of
+from .registry import TIMM, create_model
+from .transformers_folder import of_transformers, read_transformers
 
-from .parent import Parent, differences
-from .transformers_folder import is_transformers, of_transformers, read_transformers, write_transformers
-from .upcycled import rebuilding
-
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
 ENTRIES = {"model_args": dict, "pretrained_cfg": dict, "label_names": list, "vismoe_format": int, "parent": dict}
 MULTI_LABEL = "multi_label_classification"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
-
-
-def save(
-    model: nn.Module,
-    path: str | Path,
-    label_names: Sequence[str] | None = None,
-    preprocessing: dict[str, Any] | None = None,
-    problem_type: str | None = None,
-    parent: str | Path | None = None,
-) -> Path:
-    """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
-
-    **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or transformers', which takes no other argument
-    but `path`; or loaded: then names and type of problem are
-    those that it has, unless others are given; `label_names`: its classes in order;
-    `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …);
-    `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it);
-    `parent`: of an upcycled model, its dense parent, a folder or `timm:NAME`: then only what differs from it is
-    written, with the parent's name and hash, and `vismoe.load` (which alone opens such a folder) reads the rest there.
-
-    **Raises:** ValueError where `path` holds anything but a model folder's files, or where `label_names` are not
-    one for each class; TypeError for a network that is none of timm's.
-    """
-    path, model = Path(path).resolve(), unwrap(model)
-    if is_transformers(model):
-        with whole_folder(path) as aside:
-            write_transformers(model, aside)
-        return path
-    if not hasattr(model, "pretrained_cfg"):
-        raise TypeError(
-            f"{type(model).__name__} was not made by create_model, so config.json could not say how to build it: "
-            "write its weights with safetensors.torch.save_model instead"
-        )
-    known = cast(dict[str, Any], model.pretrained_cfg)
-    if label_names is None and 0 < len(known.get("label_names") or ()) == model.num_classes:  # it may have a new head
-        label_names, problem_type = known["label_names"], problem_type or known.get("problem_type")
-    if label_names is not None and len(label_names) != model.num_classes:
-        raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes")
-    with whole_folder(path) as aside:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        source = None if parent is None else Parent.open(parent)
-        if source is not None:
-            state = differences(state, source.sparse_state(getattr(model, "moe", None)))
-        save_file(state, aside / WEIGHTS, metadata={"format": "pt"})
-        save_config_for_hf(model, str(aside / CONFIG), data_config=preprocessing)
-        _complete_config(aside / CONFIG, model, label_names, problem_type, source)
-        # safetensors lets only the owner read its file; the configuration has the mode that the user's umask gives.
-        (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)
-    return path
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write a model into, which takes the place of an older model folder at `path` once it is whole.
-
-    **Raises:** ValueError where `path` holds anything but a model folder's files.
-    """
-    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG, WEIGHTS, CARD}):
-        ours = f"{CONFIG}, {WEIGHTS} and {CARD}"
-        raise ValueError(f"{path} exists and holds other files than {ours}: choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside, before = (path.with_name(f".{path.name}.{uuid4().hex}.{what}") for what in ("new", "old"))
-    aside.mkdir()
-    try:
-        yield aside
-        if path.exists():
-            path.rename(before)
-        aside.rename(path)
-    finally:
-        if before.exists() and not path.exists():
-            before.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
-
-
-def _complete_config(
-    path: Path,
-    model: nn.Module,
-    label_names: Sequence[str] | None,
-    problem_type: str | None,
-    parent: "Parent | None",
-) -> None:
-    config = json.loads(path.read_text())
-    config |= rebuilding(model, config) | {"vismoe_format": FORMAT_VERSION}
-    # transformers passes num_classes by itself and fails where it finds it twice.
-    for arguments in (config["model_args"], config["model_args"].get("parent_args", {})):
-        arguments.pop("num_classes", None)
-    if parent is not None:
-        config["parent"] = {"source": parent.source, "sha256": parent.sha256}
-    for name in ("label_names", "problem_type"):  # what a loaded model knows belongs here, not into timm's part
-        config.pop(name, None)
-        config.get("pretrained_cfg", {}).pop(name, None)
-    if label_names is not None:
-        config["label_names"] = list(label_names)
-    if problem_type is not None:
-        config["problem_type"] = problem_type
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def load(path: str | Path, preset: str | None = None) -> nn.Module:
@@ -150,13 +47,45 @@ def load(path: str | Path, preset: str | None = None) -> nn.Module:
     except Exception as error:  # whatever timm's constructors raise for values that make no sense
         raise ValueError(f"{folder / CONFIG} describes no network that can be built: {error}") from error
     if "parent" in config:
-        state = Parent.of_folder(folder, config["parent"]).sparse_state(getattr(model, "moe", None)) | state
+        state = _parent_of(folder, config["parent"]).sparse_state(getattr(model, "moe", None)) | state
         state = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
     names = config.get("label_names")
     if names is not None and (len(names) != model.num_classes or not all(isinstance(name, str) for name in names)):
         raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
     model.pretrained_cfg |= {"label_names": names, "problem_type": config.get("problem_type")}
     return _fill(model, state, folder / WEIGHTS)
+
+
+def open_parent(source: str | Path) -> Parent:
+    """A dense network: of a run or model folder, or timm:NAME with its published weights.
+
+    **Raises:** ValueError, FileNotFoundError where there is no such model.
+    """
+    if str(source).startswith(TIMM):
+        model, name = create_model(str(source), num_classes=None, pretrained=True), str(source)
+    else:
+        model, name = load(source), str(Path(source).resolve())
+    return Parent(name, sum_of(model.state_dict()), model)
+
+
+def _parent_of(folder: Path, entry: Mapping[str, Any]) -> Parent:
+    """The parent that a model folder names.
+
+    **Raises:** ValueError where it is not there, or is not what it was.
+    """
+    source, expected = str(entry.get("source")), entry.get("sha256")
+    try:
+        parent = open_parent(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} holds what differs from its parent {source}, which is not there: {error}"
+        ) from error
+    if parent.sha256 != expected:
+        raise ValueError(
+            f"{folder} holds what differs from its parent {source}, whose weights have changed since "
+            f"(SHA-256 {parent.sha256}, not {expected})"
+        )
+    return parent
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -184,8 +113,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load_file(path: Path, preset: str | None) -> nn.Module:
-    from .registry import create_model
-
     state = _read_weights(path)
     if preset is None:
         raise ValueError(f"{path} holds weights only: say which architecture they are of (preset=…)")

@@ -3,8 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,38 +17,6 @@ class Parent:
     source: str
     sha256: str
     model: nn.Module
-
-    @staticmethod
-    def open(source: str | Path) -> "Parent":
-        """**Raises:** ValueError, FileNotFoundError where there is no such model."""
-        from .folder import load
-        from .registry import TIMM, create_model
-
-        if str(source).startswith(TIMM):
-            model, name = create_model(str(source), num_classes=None, pretrained=True), str(source)
-        else:
-            model, name = load(source), str(Path(source).resolve())
-        return Parent(name, sum_of(model.state_dict()), model)
-
-    @staticmethod
-    def of_folder(folder: Path, entry: Mapping[str, Any]) -> "Parent":
-        """The parent that a model folder names.
-
-        **Raises:** ValueError where it is not there, or is not what it was.
-        """
-        source, expected = str(entry.get("source")), entry.get("sha256")
-        try:
-            parent = Parent.open(source)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{folder} holds what differs from its parent {source}, which is not there: {error}"
-            ) from error
-        if parent.sha256 != expected:
-            raise ValueError(
-                f"{folder} holds what differs from its parent {source}, whose weights have changed since "
-                f"(SHA-256 {parent.sha256}, not {expected})"
-            )
-        return parent
 
     def sparse_state(self, config: MoEConfig | None) -> dict[str, Tensor]:
         """Its tensors under the names that they have once it is upcycled as `config` says; those of new parts are as

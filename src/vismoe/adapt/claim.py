@@ -1,0 +1,51 @@
+"""Whose a run folder is: free, begun with the same options, or another's."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vismoe.training.run import ASKED
+
+from .options import Options
+
+REPORT = "report.json"
+"""Written last: a run that has it is finished."""
+
+
+def free(options: Options) -> Path:
+    """The first of `runs/finetune`, `runs/finetune-2`, … that is not there, or an unfinished run of these options."""
+    path, number = Path("runs/finetune"), 2
+    while path.exists() and not (_asked(path) == asdict(options) and not (path / REPORT).exists()):
+        path, number = Path(f"runs/finetune-{number}"), number + 1
+    return path
+
+
+def _asked(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads((path / ASKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def check(options: Options, path: Path) -> None:
+    """Raises FileExistsError for a folder that is neither free nor an unfinished run of the same options."""
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        asked = _asked(path)
+        if asked is None:
+            raise FileExistsError(f"{path} exists and is no run of finetune: choose another --out, or remove it")
+        ours = asdict(options)
+        if other := [name for name in ours if asked.get(name) != ours[name]]:
+            told = ", ".join(f"{name}={asked.get(name)} there, {ours[name]} here" for name in other)
+            raise FileExistsError(f"{path} was begun with other options ({told}): choose another --out")
+        if (path / REPORT).exists():
+            raise FileExistsError(f"{path} is finished: choose another --out, or remove it")
+
+
+def claim(options: Options, path: Path) -> None:
+    """Writes what is asked for into a run folder: another `finetune` may go on with it if it asks for the same."""
+    path.mkdir(parents=True, exist_ok=True)
+    aside = path / f".{ASKED}"
+    aside.write_text(json.dumps(asdict(options), indent=2) + "\n", encoding="utf-8")
+    aside.replace(path / ASKED)

@@ -1,0 +1,67 @@
+"""The network as its training begins: with a head that is fitted, and with experts."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vismoe.moe import MoE
+from vismoe.training import evaluate, save_classifier
+from vismoe.training.run import INITIAL
+from vismoe.vit import upcycle
+from vismoe.weights import load
+
+from .claim import claim
+from .features import classifiers, features
+from .options import Options
+from .parts import Parts
+from .probe import linear_probe
+from .start import open_start
+
+
+def prepare(
+    options: Options, parts: Parts, path: Path, device: torch.device, workers: int
+) -> tuple[Any, dict[str, float] | None]:
+    """The network to train and how its head alone does on validation and test part, where it knows something; made once
+    a run."""
+    data, kept = parts.fitting, path / INITIAL
+    if (kept / "config.json").exists():
+        start: Any = load(kept)
+    else:
+        torch.manual_seed(options.seed)
+        start = open_start(options.source, options.sparse, len(data.classes), options.image_size, device)
+        sparse = any(isinstance(module, MoE) for module in start.modules())
+        if sparse and not options.sparse:
+            raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
+        if options.trained:
+            _fit_head(start.to(device), parts, workers)
+        if options.sparse and not sparse:
+            start = _upcycled(start, options)
+        claim(options, path)
+        save_classifier(start.cpu(), kept, data)
+    if not options.trained:
+        return start, None
+    found = [evaluate(start.to(device), part, workers=workers).score for part in (data.val, parts.test.val)]
+    return start, {"validation": found[0], "test": found[1]}
+
+
+def _upcycled(model: nn.Module, options: Options) -> nn.Module:
+    try:
+        return upcycle(
+            model, options.num_experts, options.layers, experts=options.experts, seed=options.seed, inplace=True
+        )
+    except ValueError as error:
+        raise ValueError(f"{options.source} cannot be made sparse ({error}): --dense trains it as it is") from error
+
+
+@torch.no_grad()
+def _fit_head(model: nn.Module, parts: Parts, workers: int) -> None:
+    heads = classifiers(model)
+    if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
+        raise ValueError(f"the classifier of {type(model).__name__} is no one linear layer, which could be fitted")
+    train = parts.fitting.parts[0]
+    weight, bias = linear_probe(features(model, train, workers=workers), train.labels)
+    heads[0].weight.copy_(weight)
+    if heads[0].bias is not None:
+        heads[0].bias.copy_(bias)
