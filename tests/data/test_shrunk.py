@@ -1,10 +1,11 @@
 """pytest tests/data/test_shrunk.py"""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from vismoe.data import ImageSet, memory_of, shrunk
+from vismoe.data import ImageSet, evaluation_transform, memory_of, scaled, shrunk
 
 PICTURES = [
     Image.effect_noise((100, 60), 80).convert("RGB"),
@@ -37,3 +38,18 @@ def test_pictures_are_decoded_once_and_kept_small():
     assert abs(means[0] - means[1]) < 2  # a box filter keeps the mean
     assert memory_of(images, 30) >= sum(len(each.tobytes()) for each in first[:1])
     assert kept.subset([4, 0]).picture(1) is first[0]
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_kept_for_evaluation_are_evaluated_as_they_were(crop_pct, channels):
+    """What a network is shown of a picture kept in its scale is bit-equal to what it is shown of the picture."""
+    size, statistics = (channels, 28, 28), {"mean": (0.4,) * channels, "std": (0.3,) * channels}
+    config = {"input_size": size, "interpolation": "bicubic", "crop_pct": crop_pct, **statistics}
+    long = Image.effect_noise((3000, 40), 80)
+    images = ImageSet(torch.arange(6), [*PICTURES, long].__getitem__)
+    kept, transform = scaled(images, config), evaluation_transform(config)
+    for index in range(6):
+        assert torch.equal(transform(kept.picture(index)), transform(images.picture(index)))
+    assert kept.picture(0) is kept.picture(0)
+    assert min(kept.picture(0).size) == int(28 / crop_pct)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vismoe.data import Data, shrunk
+from vismoe.data import Data, scaled, shrunk
 from vismoe.data import tell as tell_summary
 from vismoe.training import (
     Recipe,
@@ -137,10 +137,10 @@ def _fit(recipe: Recipe, path: Path, parts: Parts, start: nn.Module, watch: Call
 
 
 def _kept_small(data: Data, model: nn.Module) -> Data:
-    """The set with its training pictures kept in memory, where that is large enough."""
-    train = data.parts[0]
-    side = kept_side(train, max(data_config(model)["input_size"][1:]))
-    return data if side is None else replace(data, train=shrunk(train, side))
+    """The set with its pictures kept in memory, as large as they are needed, where that is large enough."""
+    train, config = data.parts[0], data_config(model)
+    side = kept_side(train, max(config["input_size"][1:]))
+    return data if side is None else replace(data, train=shrunk(train, side), val=scaled(data.val, config))
 
 
 def _head_alone(recipe: Recipe, path: Path, parts: Parts, start: nn.Module) -> Run:

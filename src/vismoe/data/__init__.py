@@ -9,7 +9,7 @@ from .mixing import mix
 from .pipeline import check_shares, evaluation_batches, evaluation_transform, training_batches, training_transform
 from .seeds import mix_seeds
 from .sets import NAMED, open_data
-from .shrunk import memory_of, shrunk
+from .shrunk import memory_of, scaled, shrunk
 from .summary import summarise, tell
 from .survey import survey, without
 
@@ -37,6 +37,7 @@ __all__ = [
     "mix_seeds",
     "open_data",
     "read_image",
+    "scaled",
     "shrunk",
     "summarise",
     "survey",

@@ -36,6 +36,13 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
         raise ValueError(f"the model's data configuration {config} cannot be followed: {error!r}") from error
 
 
+def evaluation_scale(config: dict[str, Any]) -> Transform:
+    """A picture in the channels and the scale of evaluation, its centre not yet cut out: what `evaluation_transform`
+    makes of it is, bit for bit, what it makes of the picture."""
+    whole, *_ = create_transform(**config).transforms
+    return v2.Compose([_channels(config["input_size"][0]), whole])
+
+
 def training_transform(
     config: dict[str, Any],
     degrees: float = 0.0,
