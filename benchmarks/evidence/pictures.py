@@ -1,0 +1,151 @@
+"""Every distinct picture of five collections: what "which picture is this?" asks about.
+
+    PYTHONPATH=benchmarks python -m evidence.pictures      # some ten minutes
+
+Emoji in three drawing styles, the drawings of openclipart, the stamps of Tux Paint; of pictures that cannot be told
+apart at 48 pixels one is kept. Leaves pictures.npy, (N, 64, 64, 4) RGBA, and pictures.csv, where each is from.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+
+import vismoe
+from vismoe.adapt import features
+from vismoe.data import ImageSet, find_duplicates, fingerprint, read_image
+
+from .packages import unpacked
+
+SIDE = 64
+ALIKE = 0.95
+"""Cosine of a trained ViT-S/14's class tokens from which two pictures count as one; chosen by looking at pairs."""
+COLUMNS = ("collection", "file", "name", "category")
+
+
+def emoji(root: Path) -> Iterator[tuple[str, Path, str, str]]:
+    """Collection, file, name and category of each, skin tones left out."""
+    entries = {
+        style: json.loads((unpacked(style, root) / "package/emoji.json").read_text()) for style in ("google", "twitter")
+    }
+    for style, known in entries.items():
+        for entry in known:
+            if entry[f"has_img_{style}"] and entry["category"] != "Component":
+                file = unpacked(style, root) / "package/img" / style / "64" / entry["image"]
+                yield style, file, entry["name"].lower(), entry["category"]
+    named = {_plain(entry["unified"]): entry for entry in entries["google"]}
+    for file in sorted((unpacked("fluent", root) / "package/assets").glob("*.webp")):
+        entry = named.get(_plain(file.stem))
+        if entry is not None and entry["category"] != "Component":
+            yield "fluent", file, entry["name"].lower(), entry["category"]
+
+
+def _plain(code: str) -> str:
+    return "-".join(part for part in code.lower().split("-") if part != "fe0f")
+
+
+def drawings(root: Path) -> Iterator[tuple[str, Path, str, str]]:
+    folder = unpacked("openclipart", root) / "usr/share/openclipart/png"
+    for file in sorted(folder.rglob("*.png")):
+        yield "openclipart", file, file.stem.replace("_", " "), file.relative_to(folder).parts[0]
+
+
+def stamps(root: Path) -> Iterator[tuple[str, Path, str, str]]:
+    folder = unpacked("stamps", root) / "usr/share/tuxpaint/stamps"
+    for file in sorted(folder.rglob("*.png")):
+        told = file.with_suffix(".txt")
+        name = told.read_text(encoding="utf-8").splitlines()[0] if told.exists() else file.stem
+        yield "stamps", file, name, file.relative_to(folder).parts[0]
+
+
+def small(file: Path) -> Image.Image:
+    """A picture in the middle of a transparent square."""
+    picture = read_image(file).convert("RGBA")
+    bounds = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox()
+    if bounds is None:
+        raise ValueError(f"{file} is transparent all over")
+    picture = picture.crop(bounds)
+    factor = SIDE / max(picture.size)
+    width, height = (max(1, round(length * factor)) for length in picture.size)
+    # Premultiplied, so that no colour of what is transparent bleeds in.
+    picture = (
+        picture.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0).convert("RGBA")
+    )
+    square = Image.new("RGBA", (SIDE, SIDE), (255, 255, 255, 0))
+    square.paste(picture, ((SIDE - width) // 2, (SIDE - height) // 2))
+    return square
+
+
+def picture_of(pixels: np.ndarray, index: int) -> Image.Image:
+    return Image.fromarray(np.asarray(pixels[index]))
+
+
+def distinct(pixels: np.ndarray, parent: Path) -> list[int]:
+    """Of pictures that are alike, by hash or by a trained network's features, the first."""
+    images = ImageSet(torch.zeros(len(pixels), dtype=torch.int64), partial(picture_of, pixels))
+    seen = find_duplicates([fingerprint(images.picture(index)) for index in range(len(images))])
+    model: Any = vismoe.load(parent)
+    model.set_input_size(img_size=112)
+    preparation = {"input_size": (3, 112, 112), "crop_pct": 1.0}
+    vectors = torch.nn.functional.normalize(features(model, images, preparation=preparation), dim=1)
+    kept: list[int] = []
+    groups: set[int] = set()
+    for index, group in enumerate(seen.groups):
+        if group in groups or (kept and (vectors[kept] @ vectors[index]).max() >= ALIKE):
+            continue
+        groups.add(group)
+        kept.append(index)
+    return kept
+
+
+def main(root: Path = Path("runs/evidence"), parent: Path | None = None) -> None:
+    """Fetch, shrink, and keep what is distinct.
+
+    Args:
+        root: Where packages, pictures and runs go.
+        parent: Model folder of the trained ViT-S/14 (vit_s14_parent.py makes it), by default ROOT/vit-s14.
+    """
+    rows, found, left_out = [], [], []
+    for make in (emoji, drawings, stamps):
+        for collection, file, name, category in make(root):
+            try:
+                found.append(np.asarray(small(file)))
+            except ValueError as error:
+                left_out.append(str(error))
+                continue
+            rows.append((collection, file.relative_to(root).as_posix(), name, category))
+    print(f"{len(found)} pictures, {len(left_out)} cannot be used: {'; '.join(left_out)}", flush=True)
+    pixels = np.stack(found)
+    kept = distinct(pixels, parent or root / "vit-s14")
+    np.save(root / ".pictures.npy", pixels[kept])
+    os.replace(root / ".pictures.npy", root / "pictures.npy")
+    with (root / "pictures.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(rows[index] for index in kept)
+    print(f"{len(kept)} distinct; SHA-256 of their pixels {digest(pixels[kept])}")
+
+
+def digest(pixels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def opened(root: Path) -> tuple[Any, list[dict[str, str]]]:
+    """The pixels, not read yet, and the rows of pictures.csv."""
+    if not (root / "pictures.csv").exists():
+        raise FileNotFoundError(f"{root}/pictures.csv: PYTHONPATH=benchmarks python -m evidence.pictures makes it")
+    with (root / "pictures.csv").open(encoding="utf-8", newline="") as file:
+        return np.load(root / "pictures.npy", mmap_mode="r"), list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

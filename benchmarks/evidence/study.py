@@ -1,0 +1,136 @@
+"""The study's queue: trains what is missing, a row a finished run, safe to kill.
+
+    PYTHONPATH=benchmarks python -m evidence.study             # two runs at a time, a thread each
+    PYTHONPATH=benchmarks python -m evidence.study --left      # what is missing, and about how long it takes
+
+Rows go to results/evidence.csv; the loss on each picture's test views to results/evidence/*.npy, for intervals. A run
+that was stopped goes on from its last checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from table import Table
+from torch.nn import functional as F
+
+from vismoe.training import evaluate, fit
+
+from .families import multiplications
+from .runs import KEY, Run, pilots
+from .tasks import Task, which_picture
+
+RESULTS = Table(Path(__file__).parents[1] / "results" / "evidence.csv")
+LOSSES = Path(__file__).parents[1] / "results" / "evidence"
+QUARTERS = (25, 50, 75, 100)
+
+
+def train_one(run: Run, root: Path) -> dict[str, Any]:
+    """Trains it, in this process, and gives its row."""
+    torch.set_num_threads(1)
+    task = which_picture(root, run.classes)
+    data = task.validation if run.stage == "pilot" else task.data
+    classes = len(data.classes)
+    recipe = run.recipe(data.name, classes)
+    out = root / "runs" / "-".join(run.key).replace(" ", "")
+    used = _Used(out.with_name(out.name + ".cpu"))
+    done = fit(recipe, out, lambda status: used.write(), True, data, lambda: run.network(classes))
+    used.write()
+    network = done.load_model()
+    held_out = [line for line in done.metrics if "val_loss" in line]
+    trunk, classifier = multiplications(network)
+    row: dict[str, Any] = dict(zip(KEY, run.key, strict=True))
+    row |= {
+        "recipe": _hash(recipe.to_json()),
+        "steps": recipe.steps,
+        "trunk": trunk,
+        "classifier": classifier,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "cpu_seconds": round(used.total),
+    }
+    for share, line in zip(QUARTERS, held_out[:3] + held_out[-1:], strict=True):
+        row |= {f"{name}_{share}": round(line[name], 5) for name in ("val_loss", "top1", "top5")}
+    if run.stage != "pilot":
+        _write_losses(run, network, task)
+    shutil.rmtree(out)
+    used.path.unlink()
+    return row
+
+
+class _Used:
+    """The processor time of all sittings of a run, kept beside it."""
+
+    def __init__(self, path: Path):
+        self.path, self.before = path, float(path.read_text()) if path.exists() else 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def total(self) -> float:
+        here = resource.getrusage(resource.RUSAGE_SELF)
+        return self.before + here.ru_utime + here.ru_stime
+
+    def write(self) -> None:
+        self.path.write_text(f"{self.total:.1f}")
+
+
+def _write_losses(run: Run, network: torch.nn.Module, task: Task) -> None:
+    """Each picture's loss, the mean over its test views."""
+    found = evaluate(network, task.data.val)
+    loss = F.cross_entropy(found.scores, found.labels, reduction="none")
+    pictures = torch.tensor(task.picture)
+    mean = torch.zeros(len(task.data.classes)).index_add(0, pictures, loss) / pictures.bincount()
+    LOSSES.mkdir(parents=True, exist_ok=True)
+    np.save(LOSSES / ("-".join(run.key).replace(" ", "") + ".npy"), mean.numpy().astype(np.float16))
+
+
+def _hash(recipe: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def queue() -> list[Run]:
+    """All runs, in order."""
+    return pilots()
+
+
+def main(root: Path = Path("runs/evidence"), jobs: int = 2, left: bool = False, one: int | None = None) -> None:
+    """Train what is missing.
+
+    Args:
+        root: Where pictures.npy is, and runs go.
+        jobs: Runs at a time, a thread each.
+        left: Train nothing, say what is missing.
+        one: The number of a run in the queue, to be trained in this process.
+    """
+    runs = queue()
+    if one is not None:
+        row = train_one(runs[one], root)
+        RESULTS.append(row)
+        print(row, flush=True)
+        return
+    done = RESULTS.done(*KEY)
+    missing = [number for number, run in enumerate(runs) if run.key not in done]
+    print(f"{len(missing)} of {len(runs)} runs are missing", flush=True)
+    if left:
+        print("\n".join(", ".join(runs[number].key) for number in missing))
+        return
+
+    def start(number: int) -> None:
+        command = [sys.executable, "-m", "evidence.study", "--root", str(root), "--one", str(number)]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(start, missing))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
