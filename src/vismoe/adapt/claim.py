@@ -11,6 +11,8 @@ from .options import Options
 
 REPORT = "report.json"
 """Written last: a run that has it is finished."""
+ASIDE = f".{ASKED}"
+"""What a run that was killed while it claimed its folder may have left."""
 
 
 def free(options: Options) -> Path:
@@ -31,7 +33,7 @@ def _asked(path: Path) -> dict[str, Any] | None:
 
 def check(options: Options, path: Path) -> None:
     """Raises FileExistsError for a folder that is neither free nor an unfinished run of the same options."""
-    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {ASIDE}):
         asked = _asked(path)
         if asked is None:
             raise FileExistsError(f"{path} exists and is no run of finetune: choose another --out, or remove it")
@@ -46,6 +48,6 @@ def check(options: Options, path: Path) -> None:
 def claim(options: Options, path: Path) -> None:
     """Writes what is asked for into a run folder: another `finetune` may go on with it if it asks for the same."""
     path.mkdir(parents=True, exist_ok=True)
-    aside = path / f".{ASKED}"
+    aside = path / ASIDE
     aside.write_text(json.dumps(asdict(options), indent=2) + "\n", encoding="utf-8")
     aside.replace(path / ASKED)

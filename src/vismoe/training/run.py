@@ -50,7 +50,7 @@ class Run:
     def refuse(path: Path) -> None:
         """Raises FileExistsError where something is there already, but for what a run that was killed while it began
         may have left."""
-        begun = {ENVIRONMENT, DATA, LOCK, ASKED, INITIAL} | {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE)}
+        begun = {ENVIRONMENT, DATA, LOCK, ASKED, INITIAL} | {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE, ASKED)}
         if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - begun):
             go_on = "; it is a run: --resume auto goes on with it" if (path / RECIPE).is_file() else ""
             raise FileExistsError(f"{path} exists: choose another --out, or remove it{go_on}")
