@@ -19,7 +19,7 @@ from vismoe.training.checkpoint import newest_checkpoint
 from vismoe.training.report import write_report
 from vismoe.training.run import ASKED, CHECKPOINTS, INITIAL, MODEL, SPLIT
 from vismoe.vit import PRESETS, upcycle
-from vismoe.weights import MULTI_LABEL, load, save
+from vismoe.weights import MULTI_LABEL, load_network, save
 
 from .features import classifiers, features
 from .freezing import Trained, freeze
@@ -151,7 +151,7 @@ def finetune(
     network = run.load_model()
     if probe is not None and parts.validated and run.summary[parts.score] < probe["validation"]:
         tell(f"training made it no better ({run.summary[parts.score]:.4f}): the linear classifier is kept")
-        network = load(path / INITIAL)
+        network = load_network(path / INITIAL)
     report = write_outcome(run, network, parts, probe, _origin(options, how, start), workers)
     report["minutes"] = round((time.monotonic() - began) / 60, 2)
     run.write(REPORT, report)
@@ -201,7 +201,7 @@ def _start(
     a run."""
     data, kept = parts.fitting, path / INITIAL
     if (kept / "config.json").exists():
-        start: Any = load(kept)
+        start: Any = load_network(kept)
     else:
         torch.manual_seed(options.seed)
         start = open_start(options.source, options.sparse, len(data.classes), options.image_size, device)

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vismoe import create_model, list_models, load
+from vismoe import create_model, list_models
 from vismoe.training import Run
+from vismoe.weights import load_network
 
 from .notes import note
 
@@ -24,7 +25,7 @@ def open_model(name: str, num_classes: int | None = None) -> nn.Module:
         run = Run.of(name)
         if run is not None and not run.has_model:
             raise FileNotFoundError(f"{run.path} has no model yet: its training goes on with --resume auto")
-        return load(name)
+        return load_network(name)
     if "/" in name or name.endswith(".safetensors") or not name.startswith("vmoe"):
         raise FileNotFoundError(f"{name}: no such run or model folder, and no preset (`vismoe models` lists those)")
     if name not in list_models():

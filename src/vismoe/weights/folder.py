@@ -21,10 +21,13 @@ from torch import nn
 from vismoe.moe.record import unwrap
 
 from .parent import Parent, differences
+from .processor import PROCESSOR
 from .transformers_folder import is_transformers, of_transformers, read_transformers, write_transformers
+from .transformers_network import TransformersNetwork, as_network
 from .upcycled import rebuilding
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = {CONFIG, WEIGHTS, CARD, PROCESSOR}
 FORMAT_VERSION = 1
 ENTRIES = {"model_args": dict, "pretrained_cfg": dict, "label_names": list, "vismoe_format": int, "parent": dict}
 MULTI_LABEL = "multi_label_classification"
@@ -41,9 +44,8 @@ def save(
 ) -> Path:
     """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
 
-    **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or transformers', which takes no other argument
-    but `path`; or loaded: then names and type of problem are
-    those that it has, unless others are given; `label_names`: its classes in order;
+    **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or transformers'; or loaded: then names and
+    type of problem are those that it has, unless others are given; `label_names`: its classes in order;
     `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …);
     `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it);
     `parent`: of an upcycled model, its dense parent, a folder or `timm:NAME`: then only what differs from it is
@@ -53,9 +55,17 @@ def save(
     one for each class; TypeError for a network that is none of timm's.
     """
     path, model = Path(path).resolve(), unwrap(model)
-    if is_transformers(model):
+    network = as_network(model)
+    if is_transformers(model) or isinstance(network, TransformersNetwork):
+        inner: Any = network.model if isinstance(network, TransformersNetwork) else model
+        if parent is not None:
+            raise ValueError(f"{type(inner).__name__} is transformers': only whole models of those are written")
+        if label_names is not None and len(label_names) != inner.config.num_labels:
+            raise ValueError(f"{len(label_names)} label_names for a network of {inner.config.num_labels} classes")
+        if preprocessing is None and isinstance(network, TransformersNetwork):
+            preprocessing = network.pretrained_cfg
         with whole_folder(path) as aside:
-            write_transformers(model, aside)
+            write_transformers(inner, aside, label_names, preprocessing, problem_type)
         return path
     if not hasattr(model, "pretrained_cfg"):
         raise TypeError(
@@ -86,8 +96,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     **Raises:** ValueError where `path` holds anything but a model folder's files.
     """
-    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG, WEIGHTS, CARD}):
-        ours = f"{CONFIG}, {WEIGHTS} and {CARD}"
+    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - FILES):
+        ours = ", ".join(sorted(FILES))
         raise ValueError(f"{path} exists and holds other files than {ours}: choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, before = (path.with_name(f".{path.name}.{uuid4().hex}.{what}") for what in ("new", "old"))
@@ -157,6 +167,12 @@ def load(path: str | Path, preset: str | None = None) -> nn.Module:
         raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
     model.pretrained_cfg |= {"label_names": names, "problem_type": config.get("problem_type")}
     return _fill(model, state, folder / WEIGHTS)
+
+
+def load_network(path: str | Path) -> nn.Module:
+    """As `load`, but networks of transformers' for pictures come as `TransformersNetwork`: called with pixels alone
+    they give logits alone."""
+    return as_network(load(path))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
