@@ -1,5 +1,6 @@
 """The network that an adaptation starts from."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from vismoe.vit import PRESETS
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
 from vismoe.weights import TransformersNetwork, create_model, download, load_network
 from vismoe.weights.folder import CONFIG, read_config
+from vismoe.weights.hub import downloading
 
 from .rules import choose_image_size
 
@@ -43,11 +45,8 @@ def open_trained(source: str) -> nn.Module:
 def _of_hub(name: str) -> nn.Module:
     config = read_config(download(name, (CONFIG,)))
     if "architecture" in config and "vismoe_format" not in config:  # timm's, whose weights timm may have to rename
-        try:
-            return cast(nn.Module, timm.create_model(f"hf-hub:{name}", pretrained=True)).eval()
-        except (OSError, RuntimeError) as error:
-            told = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"the weights of hf:{name} cannot be had (is there a network?): {told}") from error
+        with_weights = partial(timm.create_model, f"hf-hub:{name}", pretrained=True)
+        return downloading(f"hf:{name}", with_weights).eval()
     return load_network(download(name))
 
 

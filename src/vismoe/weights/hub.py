@@ -1,6 +1,9 @@
 """The Hugging Face hub: model folders from there, and there."""
 
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import nn
 
 from .folder import CARD, CONFIG, FILES, WEIGHTS, read_config
 from .processor import PROCESSOR
@@ -33,6 +36,19 @@ def download(name: str, files: tuple[str, ...] = (CONFIG, WEIGHTS, PROCESSOR, CA
     except _failures() as error:
         raise ValueError(
             f"{name} cannot be had from the hub, and is not in its cache (is there a network?): {_first_line(error)}"
+        ) from error
+
+
+def downloading(source: str, create: Callable[[], nn.Module]) -> nn.Module:
+    """What `create` gives, which downloads.
+
+    **Raises:** ValueError where that fails.
+    """
+    try:
+        return create()
+    except (OSError, RuntimeError, _http_error()) as error:
+        raise ValueError(
+            f"the weights of {source} cannot be had (is there a network?): {_first_line(error)}"
         ) from error
 
 
@@ -78,11 +94,16 @@ def push_to_hub(
     return str(where)
 
 
-def _failures() -> tuple[type[BaseException], ...]:
-    """What huggingface_hub raises where a request fails: errors of its HTTP library, and OSError."""
+def _failures() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where a request fails, or is answered by something else than the hub."""
+    return (OSError, ValueError, _http_error())
+
+
+def _http_error() -> type[Exception]:
+    """What all errors of its HTTP library are, which its own derive from."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return HfHubHTTPError.__bases__
+    return HfHubHTTPError.__bases__[0]
 
 
 def _first_line(error: BaseException) -> str:

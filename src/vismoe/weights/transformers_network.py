@@ -20,6 +20,8 @@ from .transformers_folder import INSIDE, is_transformers
 
 CLASSIFIERS = ("classifier", "heads", "head", "fc")
 """Where transformers and torchvision keep what gives the logits."""
+OF_TWO_TOWERS = "get_image_features"
+"""What networks of pictures and text have for pictures alone."""
 
 
 def as_network(model: nn.Module) -> nn.Module:
@@ -30,15 +32,20 @@ def as_network(model: nn.Module) -> nn.Module:
     model = getattr(model, INSIDE[:-1], model)
     if isinstance(inner := getattr(model, "timm_model", None), nn.Module):
         return inner
-    return TransformersNetwork(model) if getattr(model, "main_input_name", "") == "pixel_values" else model
+    sees = getattr(model, "main_input_name", "") == "pixel_values" or hasattr(model, OF_TWO_TOWERS)
+    return TransformersNetwork(model) if sees else model
 
 
 @dataclass(frozen=True)
 class Patches:
-    """`patch_size`: height and width in pixels; `num_patches` of a picture."""
+    """`patch_size`: height and width in pixels; `grid_size`: in patches, of a picture."""
 
     patch_size: tuple[int, int]
-    num_patches: int
+    grid_size: tuple[int, int]
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size[0] * self.grid_size[1]
 
 
 class TransformersNetwork(nn.Module):
@@ -71,7 +78,9 @@ class TransformersNetwork(nn.Module):
         own = getattr(self._vision, "image_size", None)
         other = own is not None and tuple(pixels.shape[-2:]) != _pair(own)
         interpolate = {"interpolate_pos_encoding": True} if other and self._interpolates else {}
-        output = self.model(pixel_values=pixels, **interpolate)
+        output = self._call(pixel_values=pixels, **interpolate)
+        if isinstance(output, Tensor):
+            return output
         if (logits := getattr(output, "logits", None)) is not None:
             return cast(Tensor, logits)
         if getattr(output, "pooler_output", None) is not None:
@@ -89,8 +98,13 @@ class TransformersNetwork(nn.Module):
         return getattr(self.model.config, "vision_config", self.model.config)
 
     @property
+    def _call(self) -> Any:
+        return getattr(self.model, OF_TWO_TOWERS, self.model)
+
+    @property
     def _interpolates(self) -> bool:
-        return "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        call = self.model.forward if self._call is self.model else self._call
+        return "interpolate_pos_encoding" in inspect.signature(call).parameters
 
     @property
     def num_classes(self) -> int:
@@ -117,7 +131,7 @@ class TransformersNetwork(nn.Module):
     def patch_embed(self) -> Patches:
         patch = _pair(getattr(self._vision, "patch_size", 16))
         height, width = self.pretrained_cfg["input_size"][1:]
-        return Patches(patch, (height // patch[0]) * (width // patch[1]))
+        return Patches(patch, (height // patch[0], width // patch[1]))
 
     @property
     def _head(self) -> str | None:
@@ -152,7 +166,7 @@ class TransformersNetwork(nn.Module):
         from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
         config = copy.deepcopy(self.model.config)
-        known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config))
+        known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)
         cls = known[0] if isinstance(known, tuple) else known
         name = type(self.model).__name__
         if cls is None:
@@ -232,7 +246,7 @@ class TransformersNetwork(nn.Module):
             before.append(re.escape(name))
         if path is None:
             return {}
-        return {"stem": rf"^({'|'.join(before)})$", "blocks": rf"^{re.escape(path)}\.(\d+)"}
+        return {"stem": rf"^(?:{'|'.join(before)})$", "blocks": rf"^{re.escape(path)}\.(\d+)"}
 
     def no_weight_decay(self) -> set[str]:
         blocks = find_blocks(self)

@@ -1,6 +1,5 @@
 """The configuration of upcycled networks of transformers'. Imported once transformers is: see `register_upcycled`."""
 
-from dataclasses import field
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -13,8 +12,12 @@ class UpcycledConfig(PreTrainedConfig):
     `vismoe.vit.MoEConfig`. Labels are this configuration's own."""
 
     model_type = UPCYCLED
-    dense: dict[str, Any] = field(default_factory=dict)
-    vismoe_moe: dict[str, Any] = field(default_factory=dict)
+
+    def __init__(
+        self, dense: dict[str, Any] | None = None, vismoe_moe: dict[str, Any] | None = None, **entries: Any
+    ) -> None:
+        super().__init__(**entries)
+        self.dense, self.vismoe_moe = dense or {}, vismoe_moe or {}
 
     def dense_config(self) -> Any:
         """The dense network's configuration, of transformers' class, with these labels."""
