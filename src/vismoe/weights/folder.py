@@ -27,7 +27,7 @@ from .transformers_network import TransformersNetwork, as_network
 from .upcycled import rebuilding
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-FILES = {CONFIG, WEIGHTS, CARD, PROCESSOR}
+FILES = (CONFIG, WEIGHTS, PROCESSOR, CARD)
 FORMAT_VERSION = 1
 ENTRIES = {"model_args": dict, "pretrained_cfg": dict, "label_names": list, "vismoe_format": int, "parent": dict}
 MULTI_LABEL = "multi_label_classification"
@@ -96,8 +96,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     **Raises:** ValueError where `path` holds anything but a model folder's files.
     """
-    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - FILES):
-        ours = ", ".join(sorted(FILES))
+    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - set(FILES)):
+        ours = ", ".join(FILES)
         raise ValueError(f"{path} exists and holds other files than {ours}: choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, before = (path.with_name(f".{path.name}.{uuid4().hex}.{what}") for what in ("new", "old"))

@@ -5,14 +5,13 @@ from pathlib import Path
 
 from torch import nn
 
-from .folder import CARD, CONFIG, FILES, WEIGHTS, read_config
-from .processor import PROCESSOR
+from .folder import CONFIG, FILES, WEIGHTS, read_config
 
 SIZE_TIMEOUT = 10.0
 """Seconds that the hub may take to say what a repository holds."""
 
 
-def download(name: str, files: tuple[str, ...] = (CONFIG, WEIGHTS, PROCESSOR, CARD)) -> Path:
+def download(name: str, files: tuple[str, ...] = FILES) -> Path:
     """The folder with these files, where they exist, of the repository `ORG/NAME`: downloaded, with progress, but for
     what the hub's cache has already; without a network what is there.
 
@@ -84,9 +83,7 @@ def push_to_hub(
     api = HfApi(token=token)
     try:
         where = api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
-        api.upload_folder(
-            repo_id=where.repo_id, folder_path=folder, commit_message=message, allow_patterns=sorted(FILES)
-        )
+        api.upload_folder(repo_id=where.repo_id, folder_path=folder, commit_message=message, allow_patterns=list(FILES))
     except HFValidationError as error:
         raise ValueError(f"repo_id={repo_id!r}: expected ORG/NAME, of letters, digits, -, _ and .") from error
     except _failures() as error:
