@@ -1,12 +1,16 @@
 """pytest tests/weights/test_transformers_folder.py: transformers' networks, upcycled, as folders."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from PIL import Image
 
 import vismoe
 from vismoe.moe import MoE
+from vismoe.training import predict
 
 transformers = pytest.importorskip("transformers")
 
@@ -54,6 +58,70 @@ def test_what_transformers_wrote_is_a_parent(tmp_path):
     torch.testing.assert_close(logits(opened, "vit"), logits(dense, "vit"))
 
 
+def test_folders_of_the_first_format(tmp_path):
+    """The dense configuration with one entry more, as this was written before, opens with vismoe.load."""
+    model = vismoe.upcycle(NETWORKS["vit"]()).eval()
+    folder = vismoe.save(model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    labels = {name: config[name] for name in ("id2label", "label2id", "problem_type", "vismoe_moe")}
+    (folder / "config.json").write_text(json.dumps(config["dense"] | labels))
+    torch.testing.assert_close(logits(vismoe.load(folder), "vit"), logits(model, "vit"), rtol=0, atol=0)
+
+
+AUTO = {"vit": "AutoModelForImageClassification", "dinov2": "AutoModelForImageClassification"}
+AUTO["bert with shared weights"] = "AutoModelForMaskedLM"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_upcycled_folders_open_with_transformers_auto_classes(name, tmp_path):
+    """The same outputs; what is saved again, by transformers or by vismoe.save, opens with vismoe.load."""
+    torch.manual_seed(0)
+    model = vismoe.upcycle(NETWORKS[name](), experts="low-rank", rank=2).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    folder = vismoe.save(model, tmp_path / "model")
+    auto = getattr(transformers, AUTO[name])
+    opened = auto.from_pretrained(folder).eval()
+    torch.testing.assert_close(logits(opened, name), logits(model, name), rtol=0, atol=1e-6)
+    opened.save_pretrained(tmp_path / "theirs")
+    vismoe.save(opened, tmp_path / "ours")
+    for again in (vismoe.load(tmp_path / "theirs"), vismoe.load(tmp_path / "ours")):
+        assert type(again) is type(model)
+        torch.testing.assert_close(logits(again, name), logits(model, name), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"vismoe\.load does"):
+        transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2"])
+def test_pipeline(name, tmp_path):
+    """transformers' pipeline gives the answers of vismoe.predict, with the names of the classes."""
+    torch.manual_seed(0)
+    model = vismoe.upcycle(NETWORKS[name]()).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    preprocessing = {"input_size": (3, 32, 32), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "crop_pct": 1.0}
+    folder = vismoe.save(model, tmp_path / "model", ["ant", "bee", "cat"], preprocessing)
+    picture = Image.effect_noise((32, 32), 80).convert("RGB")
+    answers = transformers.pipeline("image-classification", model=str(folder))(picture)
+    (ours,) = predict(vismoe.load(folder), picture)
+    assert [answer["label"] for answer in answers] == [label for label, _ in ours.classes]
+    assert [answer["score"] for answer in answers] == pytest.approx([score for _, score in ours.classes], abs=1e-4)
+
+
+@pytest.mark.parametrize("first", ["vismoe", "transformers"])
+def test_it_does_not_matter_what_is_imported_first(first, tmp_path):
+    """And `import vismoe` alone does not import transformers, which takes a second."""
+    second = {"vismoe": "transformers", "transformers": "vismoe"}[first]
+    folder = vismoe.save(vismoe.upcycle(NETWORKS["vit"]()), tmp_path / "model")
+    code = (
+        f"import sys, {first}; assert {first != 'vismoe'} == ('transformers' in sys.modules); import {second}; "
+        "from transformers import AutoConfig, AutoModelForImageClassification as Auto; "
+        f"print(AutoConfig.from_pretrained({str(folder)!r}).model_type, type(Auto.from_pretrained({str(folder)!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "vismoe_upcycled" in done.stdout, done.stderr
+    assert "UpcycledForImageClassification" in done.stdout, done.stderr
+
+
 def test_folders_that_cannot_be_read(tmp_path):
     """Another class than a model of transformers', weights that are not there or of another size."""
     folder = vismoe.save(vismoe.upcycle(NETWORKS["vit"]()), tmp_path / "model")
@@ -63,7 +131,7 @@ def test_folders_that_cannot_be_read(tmp_path):
         ({"architectures": ["NoSuchModel"]}, "no model class NoSuchModel"),
         ({"hidden_size": 64}, "does not fit ViTForImageClassification"),
     ):
-        (folder / "config.json").write_text(json.dumps(config | change))
+        (folder / "config.json").write_text(json.dumps(config | {"dense": config["dense"] | change}))
         with pytest.raises(ValueError, match=message):
             vismoe.load(folder)
     (folder / "config.json").write_text(json.dumps(config))

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vismoe.weights.folder import read_config
+from vismoe.weights.transformers_folder import of_transformers
+
 WORST = 10
 
 
@@ -17,7 +20,7 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
     low, high = report["interval"]
     lines = [
         "---",
-        "library_name: timm",
+        f"library_name: {_library(path.parent)}",
         "pipeline_tag: image-classification",
         "tags: [image-classification, mixture-of-experts, vismoe]",
         "---",
@@ -62,3 +65,7 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         report["origin"],
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def _library(folder: Path) -> str:
+    return "transformers" if of_transformers(read_config(folder)) else "timm"

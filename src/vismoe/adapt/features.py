@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
 from vismoe.moe.record import unwrap
 from vismoe.training import data_config
+from vismoe.weights import as_network
+from vismoe.weights.transformers_network import CLASSIFIERS
 
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "plain": lambda pixels: pixels,
     "mirrored": lambda pixels: pixels.flip(-1),
 }
-CLASSIFIERS = ("classifier", "heads", "head", "fc")
-"""Where transformers and torchvision keep what gives the logits; timm's networks say it themselves."""
 
 
 @torch.no_grad()
@@ -36,15 +36,15 @@ def features(
     output: of transformers' the pooled one, else the class token, else the mean of the last hidden state.
 
     **Arguments:** `views`: of "plain" and "mirrored"; the features are the mean over these; `preparation`: what of
-    `vismoe.training.data_config` (input_size, mean, std, interpolation, crop_pct) is to differ. transformers' networks
-    know only their size and channels; mean and std, which belong to their processor, are ImageNet's unless given.
+    `vismoe.training.data_config` (input_size, mean, std, interpolation, crop_pct) is to differ. That of transformers'
+    networks is what the folder says that they were loaded from, else what their class does.
 
     **Raises:** ValueError for unknown views and networks that give no single vector a picture.
     """
     _check(views)
-    model = unwrap(model)
+    model = as_network(unwrap(model))
     was_training, device = model.training, next(model.parameters()).device
-    transform = evaluation_transform(_preparation(model, preparation))
+    transform = evaluation_transform(data_config(model) | dict(preparation or {}))
     model.eval()
     try:
         found = [
@@ -58,7 +58,7 @@ def features(
 
 def classifiers(model: nn.Module) -> list[nn.Module]:
     """The linear maps that give a network's logits: one; of distilled networks two; without classes none."""
-    model = getattr(model, "timm_model", model)  # transformers' wrapper
+    model = as_network(model)
     if hasattr(model, "get_classifier"):
         found = cast(Any, model).get_classifier()
         tops = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
@@ -82,38 +82,12 @@ def _embed(model: nn.Module, pixels: Tensor) -> Float[Tensor, "B d"]:
             hook.remove()
     if len(handed) != len(heads):
         raise ValueError(f"the classifier of {type(model).__name__} was called {len(handed)} times, not {len(heads)}")
-    found = (torch.stack(handed).mean(0) if handed else _pooled(model, output)).float()
+    if not handed and not isinstance(output, Tensor):
+        raise ValueError(f"{type(model).__name__} has no classifier that is known: looked for {', '.join(CLASSIFIERS)}")
+    found = (torch.stack(handed).mean(0) if handed else output).float()
     if found[0].numel() != found.shape[1]:
         raise ValueError(f"{type(model).__name__} gives features of shape {tuple(found.shape[1:])}, not one vector")
     return found.flatten(1)
-
-
-def _pooled(model: nn.Module, output: Any) -> Tensor:
-    """What a network without a classifier has to say of pictures."""
-    if isinstance(output, Tensor):
-        return output
-    if getattr(output, "pooler_output", None) is not None:
-        return cast(Tensor, output.pooler_output)
-    if (hidden := getattr(output, "last_hidden_state", None)) is not None:
-        if hidden.ndim == 4:
-            return cast(Tensor, hidden.mean((2, 3)))
-        of_class = any(name.endswith("cls_token") for name, _ in model.named_parameters())
-        return cast(Tensor, hidden[:, 0] if of_class else hidden.mean(1))
-    if getattr(model, "num_labels", None) == 0:
-        return cast(Tensor, output.logits)
-    raise ValueError(f"{type(model).__name__} has no classifier that is known: looked for {', '.join(CLASSIFIERS)}")
-
-
-def _preparation(model: nn.Module, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    config = data_config(getattr(model, "timm_model", model))
-    known: Any = getattr(model, "config", None)  # transformers'
-    known = getattr(known, "vision_config", known)
-    if (size := getattr(known, "image_size", None)) is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        channels = known.num_channels
-        config |= {"input_size": (channels, height, width)}
-        config |= {name: config[name][:channels] for name in ("mean", "std")}
-    return config | dict(given or {})
 
 
 def _check(views: Sequence[str]) -> None:

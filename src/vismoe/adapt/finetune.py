@@ -25,7 +25,7 @@ from vismoe.training.beginning import begin
 from vismoe.training.checkpoint import newest_checkpoint
 from vismoe.training.report import write_report
 from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
-from vismoe.weights import load
+from vismoe.weights import load_network
 
 from .claim import REPORT, check, free
 from .freezing import Trained, freeze
@@ -115,7 +115,7 @@ def finetune(
     network = run.load_model()
     if probe is not None and parts.validated and run.summary[parts.score] < probe["validation"]:
         tell(f"training made it no better ({run.summary[parts.score]:.4f}): the linear classifier is kept")
-        network = load(path / INITIAL)
+        network = load_network(path / INITIAL)
     report = write_outcome(run, network, parts, probe, _origin(options, how, start), workers)
     report["minutes"] = round((time.monotonic() - began) / 60, 2)
     run.write(REPORT, report)

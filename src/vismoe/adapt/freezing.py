@@ -1,10 +1,11 @@
 """Which parts of a network train."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import nn
 
 from vismoe.moe import LowRankExperts, MoE
+from vismoe.vit.places import find_blocks
 
 from .features import classifiers
 
@@ -46,9 +47,12 @@ def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:
 
 def _from_the_last_third_on(model: nn.Module) -> list[nn.Module]:
     """The last third of the blocks and the modules registered behind them."""
-    blocks: Any = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList | nn.Sequential):
-        raise ValueError(f'train="last-third": {type(model).__name__} has no list `blocks`; use "all" or "head"')
-    children = list(model.children())
-    behind = children[[child is blocks for child in children].index(True) + 1 :]
-    return [*list(blocks)[len(blocks) * 2 // 3 :], *behind]
+    path = find_blocks(model)
+    if path is None:
+        raise ValueError(f'train="last-third": {type(model).__name__} has no list of blocks; use "all" or "head"')
+    blocks, behind, outer = list(model.get_submodule(path).children()), [], model
+    for name in path.split("."):
+        names = [child for child, _ in outer.named_children()]
+        behind += [outer.get_submodule(child) for child in names[names.index(name) + 1 :]]
+        outer = outer.get_submodule(name)
+    return [*blocks[len(blocks) * 2 // 3 :], *behind]

@@ -10,7 +10,8 @@ from vismoe.moe import MoE
 from vismoe.training import evaluate, save_classifier
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
-from vismoe.weights import load
+from vismoe.weights import load_network
+from vismoe.weights.layout import CONFIG
 
 from .claim import claim
 from .features import classifiers, features
@@ -26,8 +27,8 @@ def prepare(
     """The network to train and how its head alone does on validation and test part, where it knows something; made once
     a run."""
     data, kept = parts.fitting, path / INITIAL
-    if (kept / "config.json").exists():
-        start: Any = load(kept)
+    if (kept / CONFIG).exists():
+        start: Any = load_network(kept)
     else:
         torch.manual_seed(options.seed)
         start = open_start(options.source, options.sparse, len(data.classes), options.image_size, device)

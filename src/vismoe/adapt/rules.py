@@ -37,6 +37,8 @@ class Choice:
 
 def choose_image_size(model: nn.Module, device: torch.device) -> int:
     """The largest multiple of the patch up to the network's own size and what a device can train at in minutes."""
+    if not getattr(model, "resizable", True):
+        return int(data_config(model)["input_size"][1])
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (16, 16))[0]
     most = min(data_config(model)["input_size"][1], CPU_IMAGE if device.type == "cpu" else IMAGE)
     return int(max(patch, most // patch * patch))
@@ -75,7 +77,8 @@ def choose(
         steps = max(1, int(most / batch))
     every = max(1, math.ceil(images / batch))
     reasons = [
-        f"{size[1]} × {size[2]} pixels",
+        f"{size[1]} × {size[2]} pixels"
+        + (", the network's only size" if not getattr(model, "resizable", True) else ""),
         f"products in {products}",
         f"{steps} steps of {batch} images ({steps * batch / images:.1f} times the set"
         + (f", for {BUDGET[products]:.0e} multiplications on a CPU)" if limited else ")"),

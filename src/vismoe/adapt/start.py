@@ -1,5 +1,6 @@
 """The network that an adaptation starts from."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,10 @@ from torch import nn
 from vismoe.training import data_config
 from vismoe.vit import PRESETS
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
-from vismoe.weights import create_model, load
+from vismoe.weights import TransformersNetwork, create_model, download, load_network
+from vismoe.weights.download import downloading
+from vismoe.weights.folder import read_config
+from vismoe.weights.layout import CONFIG
 
 from .rules import choose_image_size
 
@@ -21,25 +25,30 @@ of its tokens, which learn more from few pictures."""
 
 
 def open_trained(source: str) -> nn.Module:
-    """A trained network with the classes that it has: a run or model folder (`local-dir:` may stand before it),
-    `timm:NAME` with its published weights, or `hf:ORG/NAME`, timm's networks on the Hugging Face hub.
+    """A trained network with the classes that it has: a run or model folder, timm's and transformers' too
+    (`local-dir:` may stand before it), `timm:NAME` with its published weights, or `hf:ORG/NAME`, a network of timm's,
+    transformers' or vismoe's on the Hugging Face hub.
 
     **Raises:** ValueError, FileNotFoundError for what is none of these or cannot be downloaded.
     """
-    if source.startswith((TIMM, HUB)):
-        try:
-            if source.startswith(TIMM):
-                return create_model(source, num_classes=None, pretrained=True).eval()
-            return cast(nn.Module, timm.create_model(f"hf-hub:{source.removeprefix(HUB)}", pretrained=True)).eval()
-        except (OSError, RuntimeError) as error:
-            told = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"the weights of {source} cannot be had (is there a network?): {told}") from error
+    if source.startswith(TIMM):
+        return create_model(source, num_classes=None, pretrained=True).eval()
+    if source.startswith(HUB):
+        return _of_hub(source.removeprefix(HUB))
     path = Path(source.removeprefix(FOLDER))
     if not path.exists():
         raise FileNotFoundError(
             f"{source}: no such run or model folder; timm:NAME is a network of timm's, hf:ORG/NAME one on a hub"
         )
-    return load(path)
+    return load_network(path)
+
+
+def _of_hub(name: str) -> nn.Module:
+    config = read_config(download(name, (CONFIG,)))
+    if "architecture" in config and "vismoe_format" not in config:  # timm's, whose weights timm may have to rename
+        with_weights = partial(timm.create_model, f"hf-hub:{name}", pretrained=True)
+        return downloading(f"hf:{name}", with_weights).eval()
+    return load_network(download(name))
 
 
 def open_start(
@@ -53,11 +62,13 @@ def open_start(
             size |= CONV_STEM_AND_MEAN
         return create_model(source or SCRATCH[sparse], num_classes=num_classes, **size)
     model: Any = open_trained(source)
-    image_size = image_size or choose_image_size(model, device)
     if not hasattr(model, "reset_classifier"):
         raise ValueError(f"{source} is a {type(model).__name__}: its classifier cannot be exchanged")
     model.reset_classifier(num_classes)
+    image_size = image_size or choose_image_size(model, device)
     own = data_config(model)["input_size"]
+    if isinstance(model, TransformersNetwork) and model.resizable:
+        model.set_input_size(image_size)  # its own need not be that of its pictures
     if (image_size, image_size) != tuple(own[1:]):
         if hasattr(model, "set_input_size"):
             model.set_input_size(img_size=image_size)

@@ -35,7 +35,7 @@ def fewshot(
     Example: vismoe fewshot runs/demo --data digits --shots 1,5
 
     Args:
-        model: A run folder, a model folder, or a preset (with random weights).
+        model: A run folder, a model folder, timm:NAME or hf:ORG/NAME (download), or a preset (random weights).
         data: "digits", "fashion-mnist", or a folder of class folders, or of images with a metadata.csv; of one in one
             piece a quarter is held out: of a run's own set the quarter that was held out then.
         shots: How many pictures of each class, with commas between. Those that some class has too few pictures for are

@@ -5,14 +5,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vismoe import create_model, list_models, load
+from vismoe import create_model, list_models
+from vismoe.adapt.start import FOLDER, HUB, TIMM, open_trained
 from vismoe.training import Run
+from vismoe.weights import load_network
 
 from .notes import note
 
 
 def open_model(name: str, num_classes: int | None = None) -> nn.Module:
-    """A run folder, a model folder, an exported file, or a preset, which has random weights and says so.
+    """A run folder, a model folder, timm:NAME, hf:ORG/NAME, an exported file, or a preset, which has random weights and
+    says so.
 
     **Raises:** ValueError, FileNotFoundError where it is none of these.
     """
@@ -20,11 +23,13 @@ def open_model(name: str, num_classes: int | None = None) -> nn.Module:
         from vismoe.deploy import OnnxModel  # needs an extra of its own
 
         return OnnxModel(name)
+    if name.startswith((HUB, TIMM, FOLDER)):
+        return open_trained(name)
     if Path(name).exists():
         run = Run.of(name)
         if run is not None and not run.has_model:
             raise FileNotFoundError(f"{run.path} has no model yet: its training goes on with --resume auto")
-        return load(name)
+        return load_network(name)
     if "/" in name or name.endswith(".safetensors") or not name.startswith("vmoe"):
         raise FileNotFoundError(f"{name}: no such run or model folder, and no preset (`vismoe models` lists those)")
     if name not in list_models():

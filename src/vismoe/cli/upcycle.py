@@ -36,7 +36,7 @@ def upcycle_model(
     Example: vismoe upcycle runs/digits_dense sparse --num-experts 4
 
     Args:
-        source: A run folder, a model folder, or timm:NAME (downloads its weights).
+        source: A run folder, a model folder, timm:NAME or hf:ORG/NAME (both download weights).
         destination: Model folder to write.
         num_experts: Experts of each sparse layer.
         layers: last-N (the last N of the odd blocks 1, 3, 5, …), every-N, or numbers from 0 with commas between.

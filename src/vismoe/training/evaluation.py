@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import (
 from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
 from vismoe.moe import record
 from vismoe.parallel import World
+from vismoe.weights import as_network
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Group:
 
 def data_config(model: nn.Module) -> dict[str, Any]:
     """How a network wants its pictures: timm's input_size, mean, std (one value a channel), interpolation, crop_pct."""
-    config: dict[str, Any] = resolve_input_data_config(model)
+    config: dict[str, Any] = resolve_input_data_config(as_network(model))
     return config
 
 
@@ -84,6 +85,7 @@ def evaluate(
     """Runs a network over a set, once, at evaluation. Leaves it in the mode it was in. The processes of a `world` that
     all call it share the work."""
     world = World() if world is None or world.size > len(images) else world
+    model = as_network(model)
     mine = range(world.rank, len(images), world.size)
     part = images if world.size == 1 else images.subset(mine)
     was_training, device = model.training, next(model.parameters()).device

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from vismoe.data import Unreadable, evaluation_transform, list_images, read_image
+from vismoe.weights import as_network
 
 from .evaluation import data_config
 from .labels import is_multi_label, label_names
@@ -44,6 +45,7 @@ def predict(
             raise ValueError(f"{name}={number}: it must be at least 1")
     if (classes := getattr(model, "num_classes", None)) is not None and classes < 1:
         raise ValueError("this model has no classes (num_classes=0): it gives features, not predictions")
+    model = as_network(model)
     given = [images] if isinstance(images, str | Path | Image.Image) else list(images)
     pictures = _pictures(given, left_out)
     transform, device = evaluation_transform(data_config(model)), next(model.parameters()).device

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from vismoe.data import Data, Unreadable, without
-from vismoe.weights import load
+from vismoe.weights import load_network
 
 from .recipe import Recipe
 
@@ -182,7 +182,7 @@ class Run:
 
     def load_model(self) -> nn.Module:
         """The trained network, at evaluation."""
-        return load(self.path)
+        return load_network(self.path)
 
     def read(self, name: str) -> dict[str, Any]:
         values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))

@@ -45,6 +45,16 @@ def find_mlps(model: nn.Module, blocks: str | None = None) -> list[str]:
     raise ValueError(_unknown({path: stacks[path] for path in inside}, inside))
 
 
+def find_blocks(model: nn.Module) -> str | None:
+    """The path of the longest list of modules of one class, the first of several; None where there is none."""
+    lists = {
+        path: len(module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len({type(part) for part in module}) == 1
+    }
+    return max(lists, key=lambda path: lists[path], default=None)
+
+
 def _mlps_in(block: nn.Module) -> list[str]:
     """Paths, below a block, of sparse layers and of MLPs of a known class; not of those within others."""
     found: list[str] = []

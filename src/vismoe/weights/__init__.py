@@ -1,8 +1,26 @@
-"""Files in and out. Importing it registers the presets with timm."""
+"""Files in and out. Importing it registers presets and upcycled networks with timm and transformers."""
 
-from .folder import MULTI_LABEL, load
+from .download import download
+from .folder import MULTI_LABEL, load, load_network
+from .push import push_to_hub
 from .reference import from_reference
 from .registry import create_model, list_models
 from .saving import save
+from .transformers_folder import register_upcycled
+from .transformers_network import TransformersNetwork, as_network
 
-__all__ = ["MULTI_LABEL", "create_model", "from_reference", "list_models", "load", "save"]
+register_upcycled()
+
+__all__ = [
+    "MULTI_LABEL",
+    "TransformersNetwork",
+    "as_network",
+    "create_model",
+    "download",
+    "from_reference",
+    "list_models",
+    "load",
+    "load_network",
+    "push_to_hub",
+    "save",
+]

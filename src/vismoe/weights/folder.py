@@ -14,11 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from .layout import CONFIG, WEIGHTS
 from .parent import Parent, sum_of
 from .registry import TIMM, create_model
 from .transformers_folder import of_transformers, read_transformers
+from .transformers_network import as_network
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT_VERSION = 1
 ENTRIES = {"model_args": dict, "pretrained_cfg": dict, "label_names": list, "vismoe_format": int, "parent": dict}
 MULTI_LABEL = "multi_label_classification"
@@ -86,6 +87,12 @@ def _parent_of(folder: Path, entry: Mapping[str, Any]) -> Parent:
             f"(SHA-256 {parent.sha256}, not {expected})"
         )
     return parent
+
+
+def load_network(path: str | Path) -> nn.Module:
+    """As `load`, but networks of transformers' for pictures come as `TransformersNetwork`: called with pixels alone
+    they give logits alone."""
+    return as_network(load(path))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import fnmatch
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import timm
@@ -10,6 +11,9 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from vismoe.vit import PRESETS, Preset, SparseVisionTransformer
+
+from .download import download, downloading
+from .layout import CONFIG
 
 TIMM = "timm:"
 ANY_SHAPE = "vmoe_vit"
@@ -120,7 +124,12 @@ def _of_timm(name: str, num_classes: int | None, pretrained: bool, overrides: di
         overlay |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
     if not defaults.fixed_input_size:
         overrides = {key: value for key, value in overrides.items() if key != "img_size"}
-    return _create(name, num_classes, pretrained, overrides | {"pretrained_cfg_overlay": overlay})
+    create = partial(_create, name, num_classes, pretrained, overrides | {"pretrained_cfg_overlay": overlay})
+    if not pretrained:
+        return create()
+    if defaults.hf_hub_id:
+        download(defaults.hf_hub_id, (CONFIG,))  # where that fails it does so at once, not after timm's many tries
+    return downloading(f"{TIMM}{name}", create)
 
 
 def _create(name: str, num_classes: int | None, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:

@@ -14,12 +14,12 @@ from torch import nn
 
 from vismoe.moe.record import unwrap
 
-from .folder import CONFIG, FORMAT_VERSION, WEIGHTS, open_parent
+from .folder import FORMAT_VERSION, open_parent
+from .layout import CONFIG, FILES, WEIGHTS
 from .parent import Parent, differences
 from .transformers_folder import is_transformers, write_transformers
+from .transformers_network import TransformersNetwork, as_network
 from .upcycled import rebuilding
-
-CARD = "README.md"
 
 
 def save(
@@ -32,11 +32,10 @@ def save(
 ) -> Path:
     """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
 
-    **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or transformers', which takes no other argument
-    but `path`; or loaded: then names and type of problem are those that it has, unless others are given;
-    `label_names`: its classes in order; `preprocessing`: timm's data configuration where it differs from the preset's
-    (mean, std, interpolation, …); `problem_type`: "multi_label_classification" where an image may show several classes
-    (transformers' word for it);
+    **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or transformers'; or loaded: then names and
+    type of problem are those that it has, unless others are given; `label_names`: its classes in order;
+    `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …);
+    `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it);
     `parent`: of an upcycled model, its dense parent, a folder or `timm:NAME`: then only what differs from it is
     written, with the parent's name and hash, and `vismoe.load` (which alone opens such a folder) reads the rest there.
 
@@ -44,9 +43,17 @@ def save(
     one for each class; TypeError for a network that is none of timm's.
     """
     path, model = Path(path).resolve(), unwrap(model)
-    if is_transformers(model):
+    network = as_network(model)
+    if is_transformers(model) or isinstance(network, TransformersNetwork):
+        inner: Any = network.model if isinstance(network, TransformersNetwork) else model
+        if parent is not None:
+            raise ValueError(f"{type(inner).__name__} is transformers': only whole models of those are written")
+        if label_names is not None and len(label_names) != inner.config.num_labels:
+            raise ValueError(f"{len(label_names)} label_names for a network of {inner.config.num_labels} classes")
+        if preprocessing is None and isinstance(network, TransformersNetwork):
+            preprocessing = network.pretrained_cfg
         with whole_folder(path) as aside:
-            write_transformers(model, aside)
+            write_transformers(inner, aside, label_names, preprocessing, problem_type)
         return path
     if not hasattr(model, "pretrained_cfg"):
         raise TypeError(
@@ -77,8 +84,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     **Raises:** ValueError where `path` holds anything but a model folder's files.
     """
-    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG, WEIGHTS, CARD}):
-        ours = f"{CONFIG}, {WEIGHTS} and {CARD}"
+    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - set(FILES)):
+        ours = ", ".join(FILES)
         raise ValueError(f"{path} exists and holds other files than {ours}: choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, before = (path.with_name(f".{path.name}.{uuid4().hex}.{what}") for what in ("new", "old"))
