@@ -1,20 +1,17 @@
 """pytest tests/test_benchmark_table.py: the CSV files that benchmarks leave behind."""
 
 import csv
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from table import Table
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
 def table(tmp_path):
-    spec = spec_from_file_location("table", BENCHMARKS / "table.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Table(tmp_path / "results" / "new.csv")
+    return Table(tmp_path / "results" / "new.csv")
 
 
 def test_rows_are_appended_under_one_header(table):
