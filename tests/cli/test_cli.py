@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 import vismoe
 from vismoe.cli import VERBS, main
+from vismoe.training import Run, own_parts
 
 TINY = ["--steps", "3", "--batch-size", "8"]
 
@@ -312,28 +314,97 @@ def shades(tmp_path_factory):
     return place
 
 
-def test_a_folder_in_one_piece_is_evaluated_whole(shades, capsys):
-    """All of it, and of the folder that the run was trained on also the part that it was not: the split's own."""
-    arguments = ["eval", str(shades / "run"), "--data", str(shades / "data")]
-    assert main([*arguments, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["images"], found["unreadable"], found["unseen"]["images"]) == (24, 0, 6)
-    assert found["unseen"]["accuracy"] == json.loads((shades / "run" / "summary.json").read_text())["top1"]
+def test_a_run_is_evaluated_on_what_it_held_out(shades, tmp_path, capsys):
+    """Of its own folder, named or not, on that part alone; of another one on all; where the folder has changed so that
+    the part cannot be told, on nothing. Of a model that does not know its run, it says so."""
+    summary = json.loads((shades / "run" / "summary.json").read_text())
+    for more in ([], ["--data", str(shades / "data")]):
+        assert main(["eval", str(shades / "run"), *more, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["part"], found["images"], found["unreadable"]) == ("held-out", 6, 0)
+        assert (found["top1"], found["loss"]) == pytest.approx((summary["top1"], summary["val_loss"]))
+    assert main(["eval", str(shades / "run")]) == 0
+    assert "on 6 images of the held-out part" in capsys.readouterr().out
+    shutil.copytree(shades / "data", tmp_path / "data")
+    shutil.copytree(shades / "run" / "model", tmp_path / "model")
+    for model, notes in ((shades / "run", 0), (tmp_path / "model", 1)):
+        assert main(["eval", str(model), "--data", str(tmp_path / "data"), "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert (json.loads(out)["part"], json.loads(out)["images"]) == ("all", 24)
+        assert err.count("on pictures that it was trained on the figures are too good") == notes
+    shutil.copytree(shades / "run", tmp_path / "run")
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe | {"data": str(tmp_path / "data")}))
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    (tmp_path / "data" / "dark" / "1.png").rename(tmp_path / "data" / "dark" / "new.png")
+    assert main(["eval", str(tmp_path / "run")]) == 2
+    assert "which of its pictures were held out cannot be told any more" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def tuned(shades):
+    """A run of finetune on a folder in one piece, with a column beside the labels."""
+    data, out = shades / "tuned-data", shades / "tuned"
+    shutil.copytree(shades / "data", data)
+    rows = [f"{name}/{n}.png,{'ann' if n % 2 else 'bob'}" for name in ("dark", "light") for n in range(12)]
+    (data / "metadata.csv").write_text("\n".join(["file_name,who", *rows]))
+    assert main(["finetune", "--data", str(data), "--epochs", "1", "--out", str(out), "--device", "cpu"]) == 0
+    return out
+
+
+def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, tuned, capsys):
+    """Every figure is of the test part and is the report's, whatever else was put into the folder since."""
+    report = json.loads((tuned / "report.json").read_text())
+    test = json.loads((tuned / "split.json").read_text())["test"]
+    Image.new("L", (9, 9), 90).save(shades / "tuned-data" / "dark" / "later.png")
+    for more in ([], ["--data", str(shades / "tuned-data")]):
+        assert main(["eval", str(tuned), "--json", "--device", "cpu", "--group", "who", *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["part"], found["images"]) == ("test", len(test))
+        assert {name: found[name] for name in report["test"]} == pytest.approx(report["test"], abs=1e-5)
+        recall = {row["class"]: row["recall"] for row in report["classes"]}
+        assert found["per_class"] == pytest.approx(recall)
+        odd = sum(int(file.rpartition("/")[2].removesuffix(".png")) % 2 for file in test)
+        assert {group["name"]: group["images"] for group in found["groups"]} == {"ann": odd, "bob": len(test) - odd}
+    assert main(["eval", str(tuned), "--device", "cpu"]) == 0
+    assert f"on {len(test)} images of the run's test part" in capsys.readouterr().out
+
+
+def test_fewshot_and_densify_keep_to_the_run_s_parts(tuned, tmp_path, capsys):
+    """Pictures are drawn from what the run was trained on, and judged on its test part."""
+    files = json.loads((tuned / "split.json").read_text())["files"]
+    test = [file for file, part in files.items() if part == "test"]
+    data = own_parts(Run(tuned))
+    assert set(data.val.files) == set(test)
+    assert set(data.train.files) == files.keys() - set(test)
+    assert main(["fewshot", str(tuned), "--shots", "1", "--seeds", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == len(test)
+    where = Run(tuned).recipe.data
+    assert main(["densify", str(tuned), str(tmp_path / "dense"), "--data", where]) == 0
+    assert capsys.readouterr().out.count(f"on {len(test)} images") == 2
+
+
+def test_an_unfinished_run_has_no_test_part(tuned, tmp_path, capsys):
+    """Stopped, it has a model, but its own set is not evaluated on, as its parts are not written down."""
+    shutil.copytree(tuned, tmp_path / "run")
+    (tmp_path / "run" / "split.json").unlink()
+    assert main(["eval", str(tmp_path / "run")]) == 2
+    assert "the same `vismoe finetune` goes on" in capsys.readouterr().err
+
+
+def test_a_finetuned_run_on_a_named_set_has_the_set_s_parts(tmp_path, capsys):
+    """Whatever its seed, which draws the validation part alone."""
+    out = tmp_path / "run"
+    arguments = ["finetune", "--data", "digits", "--epochs", "1", "--seed", "3", "--out", str(out), "--device", "cpu"]
     assert main(arguments) == 0
-    assert "of the 6 that were held out" in capsys.readouterr().out
+    capsys.readouterr()
+    assert main(["eval", str(out), "--json", "--device", "cpu"]) == 0
+    found, report = json.loads(capsys.readouterr().out), json.loads((out / "report.json").read_text())
+    assert found["top1"] == pytest.approx(report["test"]["top1"])
 
 
-def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, capsys):
-    """Beside the figure of the whole folder stands that of the test part, which is the report's."""
-    out, data = str(shades / "tuned"), str(shades / "data")
-    assert main(["finetune", "--data", data, "--epochs", "1", "--out", out, "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "a small network is trained from scratch" in said
-    assert "pictures to train on" in said
-    report = json.loads((shades / "tuned" / "report.json").read_text())
-    assert main(["eval", out, "--json", "--device", "cpu"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["unseen"] == {"images": report["pictures"]["test"], "accuracy": report["test"]["top1"]}
+def test_finetune_refuses_what_it_cannot_start_from(shades, capsys):
+    data = str(shades / "data")
     assert main(["finetune", "--data", data, "--sparse", "--dense"]) == 2
     assert main(["finetune", "--data", data, "--from", str(shades / "nothing")]) == 2
     assert main(["finetune", "--data", data, "--from", "timm:nothing"]) == 2
@@ -350,7 +421,6 @@ def test_classes_are_matched_by_name(shades, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["images"], found["top1"]) == (1, 1.0)
     assert found["per_class"] == {"dark": None, "light": 1.0}
-    assert "unseen" not in found
     (tmp_path / "data" / "light").rename(tmp_path / "data" / "bright")
     assert main(arguments) == 2
     assert "classes that the model does not know: bright" in capsys.readouterr().err

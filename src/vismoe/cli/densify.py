@@ -8,10 +8,11 @@ import tyro
 from torch import Tensor, nn
 
 from vismoe import densify, save
-from vismoe.data import Data, evaluation_batches, evaluation_transform, open_data, survey
+from vismoe.data import Data, evaluation_batches, evaluation_transform, survey
 from vismoe.training import as_known_to, data_config, evaluate
 from vismoe.vit import cost, measure_usage, reduce_experts
 
+from .data import open_set
 from .model import open_model
 from .notes import note_left_out, refuse_existing
 
@@ -35,7 +36,7 @@ def densify_model(
     Args:
         model: A run folder or a model folder.
         destination: Model folder to write.
-        data: The domain: digits, fashion-mnist, or a folder (see vismoe eval).
+        data: The domain: digits, fashion-mnist, or a folder (see vismoe eval); a run's own in the run's own parts.
         num_experts: Experts that stay in each layer; 0: none, the model is dense.
         how: merge, the experts' weights are averaged as much as the set uses them; expert, the most used stay as they
             are and the others are dropped.
@@ -47,7 +48,7 @@ def densify_model(
         raise ValueError(f"images={images}, batch_size={batch_size}, num_experts={num_experts}: at least 1, 1 and 0")
     refuse_existing(destination)
     network = open_model(model)
-    opened = survey(as_known_to(network, open_data(data)), max_unreadable)
+    opened = survey(as_known_to(network, open_set(model, data)), max_unreadable)
     for entry in opened.left_out:
         note_left_out(entry)
     for path, usage in measure_usage(network, _pixels(network, opened, images, batch_size)).items():

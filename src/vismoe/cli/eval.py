@@ -2,25 +2,17 @@
 
 import json as json_format
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
-from vismoe.data import NAMED, Data, open_data, survey, without
-from vismoe.training import (
-    Evaluation,
-    Run,
-    as_known_to,
-    by_group,
-    describe,
-    evaluate,
-    resolve_device,
-    without_nan,
-)
+from vismoe.data import NAMED, Data, survey
+from vismoe.training import Run, as_known_to, by_group, evaluate, resolve_device, without_nan
 
+from .data import open_set, own_run
 from .model import open_model
 from .notes import note, note_left_out
 
@@ -37,15 +29,15 @@ def evaluate_model(
     batch_size: int = 256,
     workers: int = 0,
 ) -> None:
-    """Evaluate a model on the held-out part of a set, or on a folder of images.
+    """Evaluate a model on the held-out part of a set, or on a folder of images; a run on its own test part.
 
     Example: vismoe eval runs/demo --data digits
 
     Args:
         model: A run folder, a model folder, an exported .onnx file, or a preset (with random weights).
         data: "digits", "fashion-mnist", or a folder (or zip) of class folders, or of images with a metadata.csv; of
-            one with train/ and val/ the latter is used, else all. Classes are matched by name. Of a run, by default,
-            its own.
+            one with train/ and val/ the latter is used, else all. Classes are matched by name. By default a run's own
+            set, of which only the part is used that the run was tested on.
         group: A column of metadata.csv: adds the accuracy on each of its values, worst first, with 95 % intervals.
         max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
         json: Print one JSON object; shares are in 0…1.
@@ -56,23 +48,25 @@ def evaluate_model(
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
-    run = Run.of(model)
-    if data is None:
-        if run is None:
-            raise ValueError(f"on which set? {model} is no run, whose own would do: name one with --data")
-        data = run.recipe.data
+    own = own_run(model, data)
+    data = data or (own.recipe.data if own is not None else "")
     network = open_model(model, num_classes=10 if data in NAMED else None).to(resolve_device(device))
-    own = run if run is not None and _same(run.recipe.data, data) else None
-    opened = as_known_to(network, open_data(data, own.recipe.split_seed if own and data in NAMED else None))
+    opened = as_known_to(network, open_set(model, data))
+    part = "test" if own is not None and own.test_files is not None else "held-out" if opened.train else "all"
+    if own is not None:
+        opened = replace(opened, train=None)
     groups = _column(opened, group)
     opened = survey(opened, max_unreadable, workers)
     for entry in opened.left_out:
         note_left_out(entry)
+    if part == "all" and Path(model).exists() and Run.of(model) is None:
+        note(f"what {model} was trained on is not known: on pictures that it was trained on the figures are too good")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers)
     figures: dict[str, Any] = {
         "model": model,
         "data": data,
+        "part": part,
         "images": len(opened.val),
         "unreadable": len(opened.left_out),
         **result.figures,
@@ -82,15 +76,9 @@ def evaluate_model(
     }
     if groups is not None:
         figures["groups"] = [asdict(each) for each in by_group(result, list(opened.val.columns[groups]))]
-    if own is not None and data not in NAMED:
-        figures |= _unseen(own, opened, result)
     figures = without_nan(figures)
     print(json_format.dumps(figures, allow_nan=False) if json else _report(figures, group))
     sys.stdout.flush()
-
-
-def _same(one: str, other: str) -> bool:
-    return one == other or Path(one).resolve() == Path(other).resolve()
 
 
 def _column(data: Data, name: str | None) -> str | None:
@@ -98,21 +86,6 @@ def _column(data: Data, name: str | None) -> str | None:
         there = ", ".join(data.val.columns) or "none beside file_name and the labels"
         raise ValueError(f"group={name!r}: {data.name} has no such column in a metadata.csv; there are {there}")
     return name
-
-
-def _unseen(run: Run, data: Data, result: Evaluation) -> dict[str, Any]:
-    """Of a folder in one piece that the run was trained on: how it does on the part that it was not trained on."""
-    held_out = set(run.test_files or [])
-    if not held_out:
-        then = without(open_data(run.recipe.data, run.recipe.split_seed), run.left_out)
-        if describe(then)["digest"] != run.data["digest"]:
-            note(f"{data.name} has changed since {run.path} was trained on it")
-            return {}
-        held_out = set(then.val.files)
-    places = [place for place, file in enumerate(data.val.files) if file in held_out]
-    if len(places) == len(data.val) or not places:
-        return {}
-    return {"unseen": {"images": len(places), "accuracy": result.right[places].float().mean().item()}}
 
 
 def _report(figures: dict[str, Any], group: str | None) -> str:
@@ -124,12 +97,10 @@ def _report(figures: dict[str, Any], group: str | None) -> str:
         if figures.get(name) is not None
     ]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
-    lines = [f"{', '.join(told)} on {figures['images']} images{left_out}, {figures['images_per_second']:.0f} images/s"]
-    if unseen := figures.get("unseen"):
-        lines.append(
-            f"the model was trained on most of these: right on {unseen['accuracy']:.4f} of the {unseen['images']} that "
-            "were held out"
-        )
+    of = {"test": " of the run's test part", "held-out": " of the held-out part", "all": ""}[figures["part"]]
+    lines = [
+        f"{', '.join(told)} on {figures['images']} images{of}{left_out}, {figures['images_per_second']:.0f} images/s"
+    ]
     what = "top-1" if "top1" in figures else "average precision"
     worst = sorted((share, name) for name, share in figures["per_class"].items() if share is not None)
     lines.append(f"{what} by class, worst first: {', '.join(f'{name} {share:.4f}' for share, name in worst)}")

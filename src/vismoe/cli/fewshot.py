@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vismoe.adapt import check_shots, few_shot
-from vismoe.data import open_data, survey
+from vismoe.data import survey
 from vismoe.training import Run, resolve_device
 
+from .data import open_set, own_run
 from .model import open_model
 from .notes import note, note_left_out
 
@@ -20,7 +21,7 @@ from .notes import note, note_left_out
 def fewshot(
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
-    data: str,
+    data: str | None = None,
     shots: str = "1,5,10,25",
     seeds: int = 3,
     max_unreadable: float = 0.1,
@@ -37,7 +38,8 @@ def fewshot(
     Args:
         model: A run folder, a model folder, timm:NAME or hf:ORG/NAME (download), or a preset (random weights).
         data: "digits", "fashion-mnist", or a folder of class folders, or of images with a metadata.csv; of one in one
-            piece a quarter is held out: of a run's own set the quarter that was held out then.
+            piece a quarter is held out. By default a run's own set: pictures are drawn from what it was trained on, and
+            judged are those that it was tested on.
         shots: How many pictures of each class, with commas between. Those that some class has too few pictures for are
             left out; up to 25 more of each class choose the regularisation.
         seeds: How often pictures are drawn anew.
@@ -50,9 +52,11 @@ def fewshot(
     if batch_size < 1 or workers < 0 or seeds < 1:
         raise ValueError(f"batch_size={batch_size}, workers={workers}, seeds={seeds}: accepted are at least 1, 0 and 1")
     wanted = _numbers(shots)
+    own, run = own_run(model, data), Run.of(model)
+    data = data or (own.recipe.data if own is not None else "")
     network = open_model(model).to(resolve_device(device))
-    run = Run.of(model)
-    opened = survey(open_data(data, 0 if run is None else run.recipe.split_seed), max_unreadable, workers)
+    opened = open_set(model, data, 0 if run is None else run.recipe.split_seed)
+    opened = survey(opened, max_unreadable, workers)
     for entry in opened.left_out:
         note_left_out(entry)
     possible = check_shots(opened, wanted)
@@ -73,7 +77,8 @@ def fewshot(
             json_format.dumps({"model": model, "data": data, "images": len(opened.val), "seeds": seeds, "rows": rows})
         )
         return
-    title = f"accuracy on {len(opened.val):,} held-out pictures, mean ± standard deviation over {seeds} seeds"
+    held_out = "held-out pictures" if own is None or own.test_files is None else "pictures of the run's test part"
+    title = f"accuracy on {len(opened.val):,} {held_out}, mean ± standard deviation over {seeds} seeds"
     table = Table("shots", "closed form", "its l2", "20 nearest neighbours", title=title)
     for row in rows:
         table.add_row(str(row["shots"]), _told(row["closed_form"]), f"{row['l2']:.2g}", _told(row["neighbours"]))

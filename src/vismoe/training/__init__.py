@@ -5,6 +5,7 @@ from .evaluation import Evaluation, Group, by_group, data_config, evaluate
 from .labels import as_known_to, is_multi_label, label_names, save_classifier
 from .loop import fit
 from .meter import Status
+from .own_parts import file_parts, own_parts
 from .prediction import Prediction, predict
 from .recipe import Recipe
 from .run import Run, describe, free_path, without_nan
@@ -25,10 +26,12 @@ __all__ = [
     "data_config",
     "describe",
     "evaluate",
+    "file_parts",
     "fit",
     "free_path",
     "is_multi_label",
     "label_names",
+    "own_parts",
     "predict",
     "resolve_device",
     "save_classifier",
