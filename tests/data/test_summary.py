@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vismoe.data import conflicts, find_duplicates, hold_out, leakage, look, open_data, summarise, tell
+from vismoe.data import conflicts, find_duplicates, hold_out, leakage, look, open_data, summarise, tell, tell_imbalance
 
 
 def paint(path, seed, size=(48, 40), **options):
@@ -64,9 +64,9 @@ def test_what_the_terminal_is_told(own_split):
     """In a few lines, what is wrong by name."""
     assert tell(summarise(*looked(own_split))).split("\n") == [
         f"{own_split}: 7 pictures, 5 to train on, 2 held out",
-        "2 classes: cat 3 + 2, dog 2 + 0; the largest is 2.5 times the smallest",
+        "2 classes: cat 3 + 2, dog 2 + 0; the largest class is 2.5 times the smallest",
         "48 to 64 (median 48) wide, 40 to 56 (median 40) high; 0% grey, 0% transparent",
-        "left out: 1 files: val/cat/broken.png (no image of a known kind)",
+        "left out: 1 file: val/cat/broken.png (no image of a known kind)",
         "duplicates: 1 exact, 1 near, in 2 groups: train/cat/1.png = train/dog/twin.bmp, "
         "train/cat/2.png ≈ val/cat/again.jpg",
         "nothing held out of: dog (too few pictures that are no copies)",
@@ -74,6 +74,17 @@ def test_what_the_terminal_is_told(own_split):
         "val/cat/again.jpg ≈ train/cat/2.png",
         "the same picture under other labels: 1: train/cat/1.png (cat) = train/dog/twin.bmp (dog)",
     ]
+
+
+def test_words_and_whole_pixels(tmp_path):
+    """Of classes of one size no ratio is told; a median between two widths is a whole number of pixels."""
+    for number, name in enumerate(("cat", "dog")):
+        paint(tmp_path / name / "0.png", number, (40 + 5 * number, 30))
+    summary = summarise(*looked(tmp_path))
+    assert summary["width"] == {"min": 40, "median": 42, "max": 45}
+    assert "2 classes: cat 0 + 1, dog 0 + 1; classes are even\n" in tell(summary)
+    assert tell_imbalance({"imbalance": 1.004}) == "classes are even"
+    assert tell_imbalance({"imbalance": 1.25}) == "the largest class is 1.25 times the smallest"
 
 
 @pytest.mark.parametrize("seed", range(3))

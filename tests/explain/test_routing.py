@@ -5,6 +5,7 @@ import torch
 import vismoe
 from vismoe.data import open_data
 from vismoe.explain import LayerRouting, experts_of_tokens, route, routing_pictures
+from vismoe.explain.pictures import _title_of
 from vismoe.training import data_config
 
 
@@ -34,6 +35,24 @@ def test_by_class_counts_tokens():
     expert = torch.tensor([[[0], [1], [-1]], [[1], [1], [0]]])
     table = LayerRouting(expert, num_experts=3).by_class(torch.tensor([1, 0]), num_classes=2)
     assert table.tolist() == [[1, 1], [2, 1], [0, 0]]
+
+
+def test_titles_have_room():
+    """A picture's classes are wrapped at commas into two lines; what does not fit is left out or cut; a picture without
+    a class says so; a dollar sign begins no formula."""
+    classes = ["thing", "transparent", "wood", "a$", "electroencephalograph"]
+    for shown, title in (
+        ([0, 1], "thing,\ntransparent"),
+        ([1, 0, 2], "thing,\ntransparent, …"),
+        ([1, 4], "transparent,\nelectroenceph…"),
+        ([], "nothing"),
+        ([3], "a\\$"),
+        ([4], "electroenceph…"),
+    ):
+        label = torch.zeros(len(classes), dtype=torch.bool)
+        label[shown] = True
+        assert _title_of(label, classes) == title
+    assert _title_of(torch.tensor(2), classes) == "wood"
 
 
 def test_pictures(tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vismoe.data import tell_imbalance
 from vismoe.weights.folder import read_config
 from vismoe.weights.transformers_folder import of_transformers
 
@@ -33,7 +34,7 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "",
         f"{report['pictures']['train']:,} pictures to train on, {report['pictures']['validation']:,} to choose by, "
         f"{report['pictures']['test']:,} to test on; copies, exact and near, are on one side. "
-        f"The largest class is {summary['imbalance']:.3g} times the smallest; {len(summary['left_out'])} of the "
+        f"{tell_imbalance(summary).capitalize()}; {len(summary['left_out'])} of the "
         f"files could not be read. Pictures are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
         "",
         "## Figures",

@@ -128,6 +128,7 @@ def draw_mistakes(evaluation: Evaluation, data: Data, path: Path) -> bool:
     figure.suptitle("wrong with the most confidence: true class → answer", fontsize=10)
     for axes in grid.flat:
         axes.set_axis_off()
+        axes.set_anchor("N")  # captions at one height, whatever shape pictures have
     for axes, (number, true, said, confidence) in zip(grid.flat, wrong, strict=False):
         axes.imshow(_thumbnail(data.val, number))
         told = f"{_short(data, true)}\n→ {_short(data, said)} {confidence:.0%}"
@@ -153,7 +154,7 @@ def _worst(evaluation: Evaluation) -> list[tuple[int, list[int], list[int], floa
 
 
 def _short(data: Data, numbers: Sequence[int]) -> str:
-    name = ", ".join(data.classes[number] for number in numbers) or "–"
+    name = ", ".join(data.classes[number] for number in numbers) or "nothing"
     return plain_text(name if len(name) <= 22 else f"{name[:21]}…")
 
 

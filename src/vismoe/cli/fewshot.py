@@ -81,7 +81,7 @@ def fewshot(
     title = f"accuracy on {len(opened.val):,} {held_out}, mean ± standard deviation over {seeds} seeds"
     table = Table("shots", "closed form", "its l2", "20 nearest neighbours", title=title)
     for row in rows:
-        table.add_row(str(row["shots"]), _told(row["closed_form"]), f"{row['l2']:.2g}", _told(row["neighbours"]))
+        table.add_row(str(row["shots"]), _told(row["closed_form"]), f"{row['l2']:.4g}", _told(row["neighbours"]))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

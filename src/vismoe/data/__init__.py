@@ -10,7 +10,7 @@ from .pipeline import check_shares, evaluation_batches, evaluation_transform, tr
 from .seeds import mix_seeds
 from .sets import NAMED, open_data
 from .shrunk import memory_of, scaled, shrunk
-from .summary import summarise, tell
+from .summary import summarise, tell, tell_imbalance
 from .survey import survey, without
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "summarise",
     "survey",
     "tell",
+    "tell_imbalance",
     "training_batches",
     "training_transform",
     "without",

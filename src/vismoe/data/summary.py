@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -74,8 +74,8 @@ def _names_of(data: Data, label: Tensor) -> list[str]:
     return [data.classes[number] for number in numbers]
 
 
-def _spread(lengths: Sequence[int]) -> dict[str, float | int]:
-    return {"min": min(lengths), "median": statistics.median(lengths), "max": max(lengths)}
+def _spread(lengths: Sequence[int]) -> dict[str, int]:
+    return {"min": min(lengths), "median": round(statistics.median(lengths)), "max": max(lengths)}
 
 
 def tell(summary: dict[str, Any]) -> str:
@@ -87,15 +87,15 @@ def tell(summary: dict[str, Any]) -> str:
         f"{summary['name']}: {train + held_out:,} pictures, {train:,} to train on, {held_out:,} held out",
         f"{len(classes)} classes{', several a picture' if summary['multi_label'] else ''}: "
         + _some([f"{entry['name']} {entry['train']} + {entry['held_out']}" for entry in classes], CLASSES)
-        + f"; the largest is {summary['imbalance']:.3g} times the smallest",
+        + f"; {tell_imbalance(summary)}",
         f"{width} wide, {height} high; {summary['grey']:.0%} grey, {summary['transparent']:.0%} transparent",
     ]
     if left_out := summary["left_out"]:
-        lines.append(f"left out: {len(left_out)} files: {_some([_why(entry) for entry in left_out])}")
+        lines.append(f"left out: {_counted(len(left_out), 'file')}: {_some([_why(entry) for entry in left_out])}")
     if summary["duplicate_groups"]:
         exact, near = summary["exact_duplicates"], summary["near_duplicates"]
         lines.append(
-            f"duplicates: {len(exact)} exact, {len(near)} near, in {summary['duplicate_groups']} groups: "
+            f"duplicates: {len(exact)} exact, {len(near)} near, in {_counted(summary['duplicate_groups'], 'group')}: "
             + _some([f"{a} = {b}" for a, b in exact] + [f"{a} ≈ {b}" for a, b in near])
         )
     if train and (alone := [entry["name"] for entry in classes if not entry["held_out"]]):
@@ -115,6 +115,16 @@ def tell(summary: dict[str, Any]) -> str:
         ]
         lines.append(f"the same picture under other labels: {len(found)}: {_some(told)}")
     return "\n".join(lines)
+
+
+def tell_imbalance(summary: Mapping[str, Any]) -> str:
+    """How uneven the classes of a summary are, in words."""
+    times = f"{summary['imbalance']:.3g}"
+    return "classes are even" if times == "1" else f"the largest class is {times} times the smallest"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _why(entry: dict[str, str]) -> str:

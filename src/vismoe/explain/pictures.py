@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -64,10 +65,11 @@ def _samples(labels: Tensor, wanted: int) -> list[int]:
 
 
 def _title_of(label: Tensor, classes: Sequence[str]) -> str:
-    """The class of a picture, or its classes, as far as there is room."""
+    """The class of a picture, or its classes, in two lines, as far as there is room."""
     numbers = label.nonzero()[:, 0].tolist() if label.ndim else [int(label)]
-    names = ", ".join(classes[number] for number in numbers) or "–"
-    return plain_text(names if len(names) <= LETTERS else f"{names[: LETTERS - 1]}…")
+    names = ", ".join(classes[number] for number in numbers) or "nothing"
+    lines = wrap(names, LETTERS, max_lines=2, placeholder=" …", break_long_words=False)
+    return "\n".join(plain_text(line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}…") for line in lines)
 
 
 def _grid(model: Any) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from .run import ASKED, SPLIT, Run, describe
 
 
 def own_parts(run: Run) -> Data:
-    """The set of a run: `train` is what it was trained on and what choices were made by, `val` what it was tested on. Of
-    a run of `finetune` these are the files that it wrote down, whatever else is in the folder by now; of another one
+    """The set of a run: `train` is what it was trained on and what choices were made by, `val` what it was tested on.
+    Of a run of `finetune` these are the files that it wrote down, whatever else is in the folder by now; of another one
     the part that it held out, which its best weights may have been chosen by. `left_out` is empty: the run has it.
 
     **Raises:** ValueError where which pictures these are cannot be told any more, or not yet.
