@@ -61,6 +61,40 @@ def test_embed_files(shades, tmp_path, capsys):
     assert table(tmp_path / "views.csv") == table(tmp_path / "e.csv")
 
 
+def test_parts_have_a_column(tmp_path, shades, capsys):
+    """Of a set of parts, and of a run's own, a row says which part its picture was of."""
+    assert main(["embed", PRESET, "--data", "digits", "--out", str(tmp_path / "digits.npy")]) == 0
+    parts = [part for *_, part in table(tmp_path / "digits.csv")]
+    assert parts == ["train"] * 1347 + ["held-out"] * 450
+    data, run, tuned = str(shades), tmp_path / "run", tmp_path / "tuned"
+    assert main(["train", "digits", "--data", data, "--steps", "1", "--batch-size", "8", "--out", str(run)]) == 0
+    assert main(["finetune", "--data", data, "--epochs", "1", "--device", "cpu", "--out", str(tuned)]) == 0
+    Image.new("L", (9, 9), 90).save(shades / "dark" / "later.png")
+    assert main(["embed", str(tuned), "--data", data, "--out", str(tmp_path / "tuned.npy")]) == 0
+    split = json.loads((tuned / "split.json").read_text())["files"]
+    assert {file: part for file, _, part in table(tmp_path / "tuned.csv")} == split | {"dark/later.png": ""}
+    (shades / "dark" / "later.png").unlink()
+    assert main(["embed", str(run), "--data", data, "--out", str(tmp_path / "run.npy")]) == 0
+    held_out = {file for file, _, part in table(tmp_path / "run.csv") if part == "held-out"}
+    assert held_out == set(open_data(data, 0).val.files)
+    capsys.readouterr()
+    assert main(["embed", PRESET, "--data", "digits", "--out", str(tmp_path / "digits.npy")]) == 2
+    assert f"{tmp_path}/digits.csv and {tmp_path}/digits.npy exist: " in capsys.readouterr().err
+
+
+def test_long_waits_are_told(tmp_path, capsys, monkeypatch):
+    """Where it takes longer than a few seconds, a line on stderr says how far it is."""
+    monkeypatch.setattr("vismoe.cli.progress.QUIET", 0.0)
+    assert main(["embed", PRESET, "--data", "digits", "--out", str(tmp_path / "e.npy"), "--batch-size", "900"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("features: ")]
+    assert [line.split(" pictures")[0] for line in lines] == [
+        "features: 900 of 1,797",
+        "features: 1,797 of 1,797",
+    ]
+    assert main(["fewshot", PRESET, "--data", "digits", "--shots", "1", "--seeds", "1"]) == 0
+    assert "features: 710 of 710 pictures, 0:00 left" in capsys.readouterr().err
+
+
 def test_fewshot(capsys):
     """Table and JSON hold the figures of `few_shot`, with mean and deviation; too many shots are left out aloud."""
     arguments = ["fewshot", PRESET, "--data", "digits", "--shots", "5,1,200", "--seeds", "2"]

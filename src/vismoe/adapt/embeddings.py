@@ -1,7 +1,8 @@
 """Features as files that other tools read."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from torch import Tensor
 from vismoe.data import Data, ImageSet, Unreadable, list_images, read_image
 
 Format = Literal["npy", "parquet"]
+PART = "part"
 FORMATS: tuple[Format, ...] = ("npy", "parquet")
 
 
@@ -48,14 +50,21 @@ def _read(files: Sequence[Path], index: int) -> Image.Image:
     return read_image(files[index])
 
 
-def whole(data: Data) -> Data:
-    """All parts of a set as one for evaluation, the training part first."""
+def whole(data: Data, parts: Mapping[str, str] | None = None) -> Data:
+    """All parts of a set as one for evaluation, the training part first, with a column `part` where it has some.
+
+    **Arguments:** `parts`: that of each file, where the set's own, train and held-out, are not meant; "" of others.
+    """
     if data.train is None:
-        return data
-    parts = (data.train, data.val)
-    files = [*data.train.files, *data.val.files]
-    labels = torch.cat([part.labels for part in parts])
-    images = ImageSet(labels, partial(_of_parts, data.train, data.val), files)
+        images, of = data.val, [""] * len(data.val)
+    else:
+        labels = torch.cat([data.train.labels, data.val.labels])
+        files = [*data.train.files, *data.val.files]
+        images = ImageSet(labels, partial(_of_parts, data.train, data.val), files)
+        of = ["train"] * len(data.train) + ["held-out"] * len(data.val)
+    if parts:
+        of = [parts.get(file, "") for file in images.files]
+    images = replace(images, columns={PART: of} if any(of) else {})
     return Data(data.name, data.classes, None, images, data.channels, data.left_out)
 
 
@@ -89,9 +98,10 @@ def check_embeddings(path: Path, format: Format | None = None) -> Format:
         raise ValueError(f"{path}: parquet needs pyarrow: pip install 'vismoe[embed]', or write .npy")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
-    for target in _targets(path, chosen):
-        if target.exists():
-            raise FileExistsError(f"{target} exists: choose another, or remove it")
+    if there := [str(target) for target in _targets(path, chosen) if target.exists()]:
+        raise FileExistsError(
+            f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''}: choose another, or remove what is there"
+        )
     return chosen
 
 
@@ -104,12 +114,18 @@ def _targets(path: Path, format: Format) -> list[Path]:
 
 
 def write_embeddings(
-    path: Path, files: Sequence[str], labels: Sequence[str], vectors: Float[Tensor, "N d"], format: Format | None = None
+    path: Path,
+    files: Sequence[str],
+    labels: Sequence[str],
+    vectors: Float[Tensor, "N d"],
+    format: Format | None = None,
+    parts: Sequence[str] = (),
 ) -> list[Path]:
-    """Writes N vectors with each one's file and label, all or nothing; says which files these are.
+    """Writes N vectors with each one's file, label and, where they are given, part, all or nothing; says which files
+    these are.
 
-    npy: the float32 array (N, d), and beside it FILE.csv with the columns file and label; parquet: the columns file,
-    label and embedding, a list of d float32.
+    npy: the float32 array (N, d), and beside it FILE.csv with the columns file, label and part; parquet: these columns
+    and embedding, a list of d float32.
 
     **Raises:** as `check_embeddings`.
     """
@@ -117,18 +133,19 @@ def write_embeddings(
     targets = _targets(path, format)
     asides = [target.with_name(f".{target.name}.{uuid4().hex}.new") for target in targets]
     # A file's name need not be text: what is none becomes an escape.
-    rows = [
-        tuple(cell.encode(errors="backslashreplace").decode() for cell in row)
-        for row in zip(files, labels, strict=True)
-    ]
+    columns = {
+        name: [cell.encode(errors="backslashreplace").decode() for cell in cells]
+        for name, cells in (("file", files), ("label", labels), (PART, parts))
+        if cells
+    }
     array = vectors.float().numpy()
     written: list[Path] = []
     try:
         if format == "parquet":
-            _write_parquet(asides[0], rows, array)
+            _write_parquet(asides[0], columns, array)
         else:
             with asides[0].open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([("file", "label"), *rows])
+                csv.writer(file, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
             with asides[1].open("wb") as binary:
                 np.save(binary, array, allow_pickle=False)
         check_embeddings(path, format)  # whether somebody was quicker
@@ -145,12 +162,8 @@ def write_embeddings(
     return targets
 
 
-def _write_parquet(path: Path, rows: Sequence[tuple[str, ...]], array: np.ndarray) -> None:
+def _write_parquet(path: Path, columns: Mapping[str, Sequence[str]], array: np.ndarray) -> None:
     arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(array.reshape(-1)), array.shape[1])
-    columns = {
-        "file": arrow.array([file for file, _ in rows], arrow.string()),
-        "label": arrow.array([label for _, label in rows], arrow.string()),
-        "embedding": vectors,
-    }
-    parquet.write_table(arrow.table(columns), path)
+    texts = {name: arrow.array(cells, arrow.string()) for name, cells in columns.items()}
+    parquet.write_table(arrow.table(texts | {"embedding": vectors}), path)

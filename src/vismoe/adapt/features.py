@@ -27,6 +27,7 @@ def features(
     workers: int = 0,
     views: Sequence[str] = ("plain",),
     preparation: Mapping[str, Any] | None = None,
+    watch: Callable[[int, int], None] = lambda done, of: None,
 ) -> Float[Tensor, "N d"]:
     """The features of N pictures, in the set's order, float32, at evaluation. Leaves the network in the mode it was in.
 
@@ -37,7 +38,8 @@ def features(
 
     **Arguments:** `views`: of "plain" and "mirrored"; the features are the mean over these; `preparation`: what of
     `vismoe.training.data_config` (input_size, mean, std, interpolation, crop_pct) is to differ. That of transformers'
-    networks is what the folder says that they were loaded from, else what their class does.
+    networks is what the folder says that they were loaded from, else what their class does; `watch`: is told after each
+    batch how many pictures are done, and of how many.
 
     **Raises:** ValueError for unknown views and networks that give no single vector a picture.
     """
@@ -46,11 +48,11 @@ def features(
     was_training, device = model.training, next(model.parameters()).device
     transform = evaluation_transform(data_config(model) | dict(preparation or {}))
     model.eval()
+    found: list[Tensor] = []
     try:
-        found = [
-            torch.stack([_embed(model, VIEWS[view](pixels.to(device))) for view in views]).mean(0).cpu()
-            for pixels, _ in evaluation_batches(images, transform, batch_size, workers)
-        ]
+        for pixels, _ in evaluation_batches(images, transform, batch_size, workers):
+            found.append(torch.stack([_embed(model, VIEWS[view](pixels.to(device))) for view in views]).mean(0).cpu())
+            watch(sum(map(len, found)), len(images))
     finally:
         model.train(was_training)
     return torch.cat(found)

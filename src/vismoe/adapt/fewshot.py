@@ -1,6 +1,6 @@
 """How much a few pictures of each class teach, given a frozen network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,10 +76,13 @@ def few_shot(
     seeds: int = 3,
     batch_size: int = 64,
     workers: int = 0,
+    watch: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[FewShot]:
     """Few-shot accuracy of a frozen network on the whole held-out part; each seed draws from the training part anew.
     One regularisation of L2_GRID serves all seeds of as many shots: that of the highest mean accuracy on up to
     VALIDATION more pictures a class, of the training part too; among equals the strongest.
+
+    **Arguments:** `watch`: is told now and then of how many pictures the features are there, and of how many in all.
 
     **Raises:** ValueError where a class has too few pictures, or the set has several classes a picture.
     """
@@ -93,8 +96,9 @@ def few_shot(
     used = sorted({place for pairs in draws.values() for pair in pairs for part in pair for place in part})
     row = torch.zeros(len(labels), dtype=torch.int64)
     row[used] = torch.arange(len(used))
-    known = features(model, data.train.subset(used), batch_size, workers)
-    held_out = features(model, data.val, batch_size, workers)
+    of = len(used) + len(data.val)
+    known = features(model, data.train.subset(used), batch_size, workers, watch=lambda done, _: watch(done, of))
+    held_out = features(model, data.val, batch_size, workers, watch=lambda done, _: watch(len(used) + done, of))
 
     found = []
     for number, pairs in draws.items():

@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 import tyro
 
 from vismoe.adapt import check_embeddings, class_names, features, file_names, open_images, whole, write_embeddings
-from vismoe.data import open_data, survey
-from vismoe.training import resolve_device
+from vismoe.data import Data, open_data, survey
+from vismoe.training import file_parts, resolve_device
 
+from .data import own_run
 from .model import open_model
 from .notes import note_left_out
+from .progress import PictureProgress
 
 
 def embed(
@@ -35,7 +37,7 @@ def embed(
         out: FILE.npy: a float32 array (pictures, features), with the table FILE.csv beside it; FILE.parquet: both in
             one. An existing file is not overwritten.
         data: In place of images "digits", "fashion-mnist", or a folder of class folders, or of images with a
-            metadata.csv: all of it, the training part first.
+            metadata.csv: all of it, the training part first. A set of parts, as a run's own is, gets a column of them.
         format: By default the one that the suffix of the file names.
         views: The features are the mean over these.
         device: auto, cpu, cuda or mps.
@@ -48,14 +50,20 @@ def embed(
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
     check_embeddings(out, format)
     network = open_model(model).to(resolve_device(device))
-    opened = survey(open_images(images) if data is None else whole(open_data(data)), 1.0, workers)
+    opened = survey(open_images(images) if data is None else _whole(model, data), 1.0, workers)
     for entry in opened.left_out:
         note_left_out(entry)
-    vectors = features(network, opened.val, batch_size, workers, views)
+    with PictureProgress("features") as progress:
+        vectors = features(network, opened.val, batch_size, workers, views, watch=progress)
     names, labels = file_names(opened.val), class_names(opened.val, opened.classes)
-    written = write_embeddings(out, names, labels, vectors, format)
+    written = write_embeddings(out, names, labels, vectors, format, opened.val.columns.get("part", ()))
     count, width = vectors.shape
     print(f"{count:,} pictures, {width:,} features each: {', '.join(map(str, reversed(written)))}")
+
+
+def _whole(model: str, data: str) -> Data:
+    own, opened = own_run(model, data), open_data(data)
+    return whole(opened, None if own is None else file_parts(own))
 
 
 def main(arguments: list[str]) -> None:

@@ -16,6 +16,7 @@ from vismoe.training import Run, resolve_device
 from .data import open_set, own_run
 from .model import open_model
 from .notes import note, note_left_out
+from .progress import PictureProgress
 
 
 def fewshot(
@@ -62,7 +63,8 @@ def fewshot(
     possible = check_shots(opened, wanted)
     for number in sorted(set(wanted) - set(possible)):
         note(f"{number} shots are left out: some class of {data} has too few pictures to train on")
-    found = few_shot(network, opened, possible, seeds, batch_size, workers)
+    with PictureProgress("features") as progress:
+        found = few_shot(network, opened, possible, seeds, batch_size, workers, progress)
     rows = [
         {
             "shots": each.shots,

@@ -1,16 +1,19 @@
-"""How a training shows itself: live in a terminal, a line now and then elsewhere."""
+"""How what takes long shows itself: live in a terminal, a line now and then elsewhere."""
 
 import math
+import time
 from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vismoe.training import Status
 
 LEVELS = " ▁▂▃▄▅▆▇█"
+QUIET = 10.0
+"""Seconds without a line, where pictures are counted."""
 
 
 class TrainingProgress:
@@ -54,6 +57,33 @@ class TrainingProgress:
             print(line, file=self.console.file, flush=True)
         except BrokenPipeError:  # who reads has enough, as `head` does: no reason to end a training
             self.printed = math.inf
+
+
+class PictureProgress:
+    """A context that is told how many pictures are done, and of how many; shown on stderr."""
+
+    def __init__(self, title: str):
+        self.title, self.console = title, Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        self.task = self.bar.add_task(title, total=None)
+        self.began = self.printed = time.monotonic()
+
+    def __enter__(self) -> "PictureProgress":
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        self.bar.update(self.task, completed=done, total=of)
+        if not self.console.is_terminal and now >= self.printed + QUIET:
+            self.printed = now
+            left = (of - done) * (now - self.began) / done
+            print(f"{self.title}: {done:,} of {of:,} pictures, {_clock(left)} left", file=self.console.file, flush=True)
 
 
 def _line(status: Status) -> str:
