@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ValueError(f"unknown verb {verb!r}; there are {', '.join(VERBS)}")
-        import_module(f".{verb}", __name__).main(rest)
+        with import_module(".values", __name__).REGISTRY:
+            import_module(f".{verb}", __name__).main(rest)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has enough, as `head` does: what is still buffered must not raise again at exit.

@@ -24,7 +24,7 @@ def demo(out: Path = Path("runs/demo"), steps: int | None = None, seed: int = 0)
     """
     console, recipes = Console(), twins(steps, seed)
     if clear(out):
-        console.print(f"{out} held an earlier demo: begun afresh")
+        console.print(f"{out} held an earlier demo: begun afresh", soft_wrap=True)
     console.print(
         "1,797 handwritten digits of 8 × 8 pixels (scikit-learn's), a random quarter held out.\n"
         "A V-MoE with 8 experts in every second block and its dense twin: same trunk, initial weights and recipe.",

@@ -17,7 +17,9 @@ from .progress import PictureProgress
 
 def embed(
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
-    images: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…")],
+    images: Annotated[
+        list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE…]", help_behavior_hint="(or --data)")
+    ],
     /,
     out: Path,
     data: str | None = None,

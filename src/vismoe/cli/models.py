@@ -14,7 +14,7 @@ from vismoe.vit import PRESETS, cost
 
 
 def models(
-    pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATTERN")] = "*", /, json: bool = False
+    pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PATTERN]")] = "*", /, json: bool = False
 ) -> None:
     """List presets: parameters in all, parameters that one token passes through, multiplications per image.
 

@@ -19,7 +19,9 @@ from .notes import note_left_out
 
 def predict_images(
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
-    images: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…")],
+    images: Annotated[
+        list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="(required)")
+    ],
     /,
     topk: int = 5,
     format: Literal["table", "json", "csv"] = "table",

@@ -1,0 +1,28 @@
+"""How values that may be left unsaid are shown: `X | None` as X."""
+
+from dataclasses import replace
+from types import NoneType
+from typing import get_args
+
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+UNSAID = "unset"
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """What tyro makes of X, with None where nothing is said."""
+    kinds = get_args(info.type)
+    if len(kinds) != 2 or NoneType not in kinds:
+        return None
+    inner = ConstructorRegistry.get_primitive_spec(
+        PrimitiveTypeInfo.make(next(kind for kind in kinds if kind is not NoneType), info.markers)
+    )
+    if not isinstance(inner, PrimitiveConstructorSpec):
+        return None
+    return replace(
+        inner,
+        is_instance=lambda value: value is None or inner.is_instance(value),
+        str_from_instance=lambda value: [UNSAID] if value is None else inner.str_from_instance(value),
+    )
