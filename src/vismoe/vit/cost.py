@@ -13,8 +13,8 @@ from vismoe.moe import MoE, SparsePlan, loop, stacked_parts
 
 @dataclass(frozen=True)
 class Cost:
-    """`parameters` in all; `active_parameters`: what one token passes through (k of E experts, and all that experts share);
-    `multiplications` (multiply-adds of matrix products) per image."""
+    """`parameters` in all; `active_parameters`: what one token passes through (k of E experts, and all that
+    experts share); `multiplications` (multiply-adds of matrix products) per image."""
 
     parameters: int
     active_parameters: int
@@ -31,7 +31,9 @@ def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
     active = parameters
     for layer in model.modules():
         if isinstance(layer, MoE):
-            stacked = sum(tensor.numel() for part in stacked_parts(layer.experts) for tensor in part.parameters(recurse=False))
+            stacked = sum(
+                tensor.numel() for part in stacked_parts(layer.experts) for tensor in part.parameters(recurse=False)
+            )
             active -= stacked - stacked * getattr(layer.router, "k", 1) // layer.router.num_experts
     named = (*model.named_parameters(), *model.named_buffers())
     tensors = {name: tensor.detach().to("meta") for name, tensor in named}
