@@ -218,7 +218,7 @@ def test_several_lists_of_blocks_are_told_apart():
     towers = nn.ModuleDict({"left": parent_of("vit_tiny_patch16_224")[0], "right": parent_of("torchvision")[0]})
     with pytest.raises(ValueError, match=r"'left.blocks' \(4\), 'right.encoder.layers' \(4\)"):
         vismoe.upcycle(towers)
-    with pytest.raises(ValueError, match="say in which one, block_list="):
+    with pytest.raises(ValueError, match="say in which one with block_list=: 'blocks'"):
         vismoe.upcycle(timm.create_model("cait_xxs24_224", img_size=32, embed_dim=32, depth=4, num_heads=2))
     sparse = vismoe.upcycle(towers, block_list="right.encoder.layers")
     assert [name for name, module in sparse.named_modules() if isinstance(module, MoE)] == [

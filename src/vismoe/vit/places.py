@@ -41,7 +41,7 @@ def find_mlps(model: nn.Module, blocks: str | None = None) -> list[str]:
         return paths
     if found:
         there = ", ".join(f"{path!r} ({len(mlps)})" for path, mlps in found.items())
-        raise ValueError(f"blocks with MLPs are in several lists: say in which one, block_list= {there}")
+        raise ValueError(f"blocks with MLPs are in several lists: say in which one with block_list=: {there}")
     raise ValueError(_unknown({path: stacks[path] for path in inside}, inside))
 
 
