@@ -87,6 +87,9 @@ def test_bad_input(shades, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vismoe.adapt.embeddings.find_spec", lambda name: None)
     (tmp_path / "there.npy").write_text("mine")
     (tmp_path / "letter.png").write_text("no picture")
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    for number in range(8):
+        Image.new("L", (9, 9), number).save(tmp_path / "one" / "cat" / f"{number}.png")
     out = ["--out", str(tmp_path / "e.npy")]
     embed, fewshot = ["embed", PRESET], ["fewshot", PRESET, "--data", str(shades)]
     for arguments, message in (
@@ -102,6 +105,7 @@ def test_bad_input(shades, tmp_path, capsys, monkeypatch):
         ([*fewshot, "--shots", "0"], "each must be at least 1"),
         ([*fewshot, "--shots", "9"], "9 shots, but dark has 9 pictures to train on"),
         ([*fewshot, "--seeds", "0"], "seeds=0"),
+        (["fewshot", PRESET, "--data", str(tmp_path / "one")], "one has one class, cat: few-shot accuracy needs"),
     ):
         before = sorted(tmp_path.rglob("*"))
         assert main(arguments) == 2, arguments

@@ -61,7 +61,7 @@ def evaluate_model(
         if run is None:
             raise ValueError(f"on which set? {model} is no run, whose own would do: name one with --data")
         data = run.recipe.data
-    network = open_model(model, num_classes=10 if data in NAMED else None).to(resolve_device(device))
+    network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
     own = run if run is not None and _same(run.recipe.data, data) else None
     opened = as_known_to(network, open_data(data, own.recipe.split_seed if own and data in NAMED else None))
     groups = _column(opened, group)
