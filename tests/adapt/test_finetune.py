@@ -3,9 +3,12 @@
 import csv
 import json
 import os
+import re
+import shutil
 import signal
+import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import timm
@@ -17,6 +20,8 @@ from torch import nn
 import vismoe
 from vismoe.adapt import Options, finetune, freeze
 from vismoe.adapt.calibrate import divide_logits, fit_temperature
+from vismoe.adapt.parts import open_parts
+from vismoe.adapt.prepare import prepare
 from vismoe.data import open_data
 from vismoe.moe import MoE
 from vismoe.training import TrainingStoppedError, evaluate, predict
@@ -55,7 +60,8 @@ def parent(tmp_path_factory):
 
 
 def options(folder, parent, **changes):
-    return Options(**{"data": str(folder), "source": str(parent), "epochs": 2, "num_experts": 3} | changes)
+    experts = {"num_experts": 3} if changes.get("sparse", True) else {}
+    return Options(**{"data": str(folder), "source": str(parent), "epochs": 2} | experts | changes)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,9 @@ def test_all_is_written(done):
         "routing.png",
         "split.json",
     }
-    assert names <= {file.name for file in path.iterdir()}
+    there = {file.name for file in path.iterdir()}
+    assert names <= there
+    assert not {"initial", "checkpoints"} & there  # several times the weights, and of no more use
     assert json.loads((path / "report.json").read_text())["test"] == found.report["test"]
     model = timm.create_model(f"local-dir:{path / 'model'}", pretrained=True)
     assert sum(isinstance(module, MoE) for module in model.modules()) == 2
@@ -88,6 +96,8 @@ def test_all_is_written(done):
     assert f"{found.report['test']['top1']:.4f}" in card
     assert "licence" in card
     assert any("a linear classifier on the frozen network" in line for line in told)
+    assert any(re.match(r"ended after step \d+ of \d+.*; kept are the weights of step \d+", line) for line in told)
+    assert "Fine-tuned with vismoe from model (" in card  # no path of somebody's machine
 
 
 def test_the_report_is_of_pictures_that_nothing_was_chosen_by(done, folder):
@@ -122,8 +132,10 @@ def test_it_is_no_worse_than_the_head_alone(folder, parent, tmp_path):
 @pytest.mark.parametrize("train", ["all", "last-third", "experts", "head"])
 def test_what_does_not_train_stays_bit_equal(folder, parent, tmp_path, train):
     """And what trains has moved; the head alone takes no step."""
-    finetune(options(folder, parent, train=train, freeze_router=True), tmp_path / "run", device="cpu")
-    before = load_file(tmp_path / "run" / "initial" / "model.safetensors")
+    asked = options(folder, parent, train=train, freeze_router=True)
+    parts = open_parts(asked.data, asked.seed, 0.1)
+    before = prepare(asked, parts, tmp_path / "begun", torch.device("cpu"), 0)[0].state_dict()
+    finetune(asked, tmp_path / "run", device="cpu")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert not any(".router." in name for name in moved)
@@ -148,7 +160,9 @@ def test_interrupted_it_leaves_a_model_and_goes_on_to_the_same_end(folder, paren
     )
     with pytest.raises(FileExistsError, match="begun with other options"):
         finetune(replace(asked, seed=1), tmp_path / "run", device="cpu")
-    again = finetune(asked, tmp_path / "run", device="cpu")
+    told = []
+    again = finetune(asked, tmp_path / "run", device="cpu", tell=told.append)
+    assert "goes on after step 3" in told
     one, other = (load_file(each.run.path / "model" / "model.safetensors") for each in (whole, again))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert again.report["test"] == whole.report["test"]
@@ -264,7 +278,7 @@ def test_as_many_unreadable_files_as_are_accepted(tmp_path, parent):
 def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
     """A convolutional network cannot be upcycled: the error says how to go on, and that works."""
     model = timm.create_model("mobilenetv3_small_050", num_classes=3)
-    asked = options(folder, vismoe.save(model, tmp_path / "cnn"), image_size=32, epochs=1)
+    asked = Options(str(folder), str(vismoe.save(model, tmp_path / "cnn")), image_size=32, epochs=1)
     with pytest.raises(ValueError, match="--dense trains it as it is"):
         finetune(asked, tmp_path / "run", device="cpu")
     found = finetune(replace(asked, sparse=False), tmp_path / "run", device="cpu")
@@ -304,3 +318,89 @@ def test_freeze_says_what_it_cannot():
         freeze(model, "experts")
     with pytest.raises(ValueError, match="the classifier of VisionTransformer is not known"):
         freeze(model, "head")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"image_size": 0}, "image_size=0: accepted are 1 to 4096"),
+        ({"epochs": -1}, "epochs=-1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan: it must be positive and finite"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"class_weights": float("inf")}, "class_weights=inf: accepted are 0 to 10"),
+        ({"seed": 2**32}, "seed=4294967296"),
+        ({"sparse": False, "experts": "low-rank"}, "experts='low-rank': a dense network has no experts"),
+        ({"sparse": False, "train": "experts"}, "train='experts': a dense network has no experts"),
+        ({"source": None, "train": "head"}, "without a trained network"),
+    ],
+)
+def test_options_that_cannot_be_followed(given, told):
+    """They are refused before a picture is opened or a folder made."""
+    with pytest.raises(ValueError, match=re.escape(told)):
+        Options("nowhere", **{"source": "nothing"} | given)
+
+
+def test_a_run_among_the_pictures_is_refused(folder, parent):
+    """It would be a class of its own the next time."""
+    with pytest.raises(ValueError, match=r"inside .* choose another --out"):
+        finetune(options(folder, parent), folder / "runs" / "mine", device="cpu")
+    assert not (folder / "runs").exists()
+
+
+def test_a_network_that_is_sparse_already_keeps_its_experts(done, folder, tmp_path):
+    """Options of experts that are there already are refused, and no folder is left."""
+    with pytest.raises(ValueError, match=r"num_experts=3: .* is sparse already"):
+        finetune(options(folder, done[0].run.path), tmp_path / "mine", device="cpu")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_choice_that_fails_leaves_no_claim(tmp_path, folder, parent, monkeypatch):
+    """What goes wrong before the training begins leaves the folder free for the next try."""
+
+    def refuse(*arguments):
+        raise ValueError("no list of blocks")
+
+    monkeypatch.setattr(sys.modules["vismoe.adapt.finetune"], "freeze", refuse)
+    with pytest.raises(ValueError, match="no list of blocks"):
+        finetune(options(folder, parent), tmp_path / "mine", device="cpu")
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("left", ["report.json", "summary.json", "model"])
+def test_a_head_alone_that_was_killed_goes_on(folder, parent, tmp_path, left):
+    """Killed after its recipe was written, also while a model was: the same command ends as it would have."""
+    asked = options(folder, parent, train="head")
+    whole = finetune(asked, tmp_path / "mine", device="cpu").report
+    shutil.rmtree(tmp_path / "mine" / left) if left == "model" else (tmp_path / "mine" / left).unlink()
+    (tmp_path / "mine" / "report.json").unlink(missing_ok=True)
+    (tmp_path / "mine" / f".model.{'0' * 32}.new").mkdir()
+    again = finetune(asked, tmp_path / "mine", device="cpu")
+    assert again.report["test"] == whole["test"]
+    assert [line["step"] for line in again.run.metrics] == [0]
+
+
+def test_a_start_that_was_killed_goes_on(folder, parent, tmp_path):
+    """Killed while the network to begin with was written, or the claim: the same command begins anew."""
+    path = tmp_path / "mine"
+    path.mkdir()
+    (path / f".initial.{'a' * 32}.new").mkdir()
+    (path / ".finetune.json").write_text("{")
+    asked = options(folder, parent, train="head")
+    (path / "finetune.json").write_text(json.dumps(asdict(asked)))
+    assert finetune(asked, path, device="cpu").report["test"]
+
+
+def test_a_source_that_is_not_there_is_told_at_once(folder, tmp_path):
+    """Before the pictures are looked at."""
+    told = []
+    with pytest.raises(FileNotFoundError, match="no such run or model folder"):
+        finetune(options(folder, tmp_path / "nothing"), tmp_path / "mine", device="cpu", tell=told.append)
+    assert not told
+
+
+def test_a_temperature_needs_pictures(done):
+    """A dozen pictures to choose by fit none: it would follow chance."""
+    report = done[0].report
+    assert report["pictures"]["validation"] < 50
+    assert report["temperature"] == 1.0

@@ -140,6 +140,21 @@ def test_upcycle_and_densify(tmp_path, capsys):
     assert capsys.readouterr().err.count("exists: choose another one") == 2
 
 
+def test_what_is_printed_comes_before_what_is_written(run, tmp_path, capsys, monkeypatch):
+    """Where the cost cannot be told, no folder is left behind."""
+
+    def fails(*arguments):
+        raise ValueError("no cost")
+
+    vismoe.save(vismoe.create_model("vmoe_pico_patch2_8_dense"), tmp_path / "dense")
+    out = tmp_path / "out"
+    for verb, source, more in (("upcycle", tmp_path / "dense", []), ("densify", run, ["--data", "digits"])):
+        monkeypatch.setattr(f"vismoe.cli.{verb}.cost", fails)
+        assert main([verb, str(source), str(out), *more]) == 2
+        assert "no cost" in capsys.readouterr().err
+        assert not out.exists()
+
+
 def test_demo(tmp_path, capsys):
     """The demo trains both twins, shows table, picture's path and what to type next; a second one begins afresh."""
     out = tmp_path / "demo"
@@ -229,6 +244,11 @@ def bad_inputs(run, folder):
         (["eval", str(run), "--data", "digits", "--device", "cpu:7"], "device 'cpu:7' is not here"),
         (["eval", str(run), "--data", "digits", "--batch-size", "0"], "batch_size=0"),
         (["models", "nothing*"], "no preset matches"),
+        (["upcycle", str(run), *out[1:], "--layers", "1,,3"], "layers='1,,3': expected last-N, every-N, or numbers"),
+        (["upcycle", str(run), *out[1:], "--layers", "1,a"], "layers='1,a': expected last-N"),
+        (["upcycle", str(run), *out[1:], "--perturb", "nan"], "perturb=nan"),
+        (["upcycle", str(run), *out[1:], "--block-list", "trunk"], "block_list='trunk': there is no such list"),
+        (["densify", str(run), *out[1:], "--data", "digits", "--max-unreadable", "nan"], "max_unreadable=nan"),
     ]
 
 

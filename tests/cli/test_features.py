@@ -69,6 +69,8 @@ def test_parts_have_a_column(tmp_path, shades, capsys):
     data, run, tuned = str(shades), tmp_path / "run", tmp_path / "tuned"
     assert main(["train", "digits", "--data", data, "--steps", "1", "--batch-size", "8", "--out", str(run)]) == 0
     assert main(["finetune", "--data", data, "--epochs", "1", "--device", "cpu", "--out", str(tuned)]) == 0
+    told = capsys.readouterr().out
+    assert all(words in told for words in ("a small network is trained from scratch", "pictures to train on"))
     Image.new("L", (9, 9), 90).save(shades / "dark" / "later.png")
     assert main(["embed", str(tuned), "--data", data, "--out", str(tmp_path / "tuned.npy")]) == 0
     split = json.loads((tuned / "split.json").read_text())["files"]
@@ -121,6 +123,9 @@ def test_bad_input(shades, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vismoe.adapt.embeddings.find_spec", lambda name: None)
     (tmp_path / "there.npy").write_text("mine")
     (tmp_path / "letter.png").write_text("no picture")
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    for number in range(8):
+        Image.new("L", (9, 9), number).save(tmp_path / "one" / "cat" / f"{number}.png")
     out = ["--out", str(tmp_path / "e.npy")]
     embed, fewshot = ["embed", PRESET], ["fewshot", PRESET, "--data", str(shades)]
     for arguments, message in (
@@ -136,6 +141,7 @@ def test_bad_input(shades, tmp_path, capsys, monkeypatch):
         ([*fewshot, "--shots", "0"], "each must be at least 1"),
         ([*fewshot, "--shots", "9"], "9 shots, but dark has 9 pictures to train on"),
         ([*fewshot, "--seeds", "0"], "seeds=0"),
+        (["fewshot", PRESET, "--data", str(tmp_path / "one")], "one has one class, cat: few-shot accuracy needs"),
     ):
         before = sorted(tmp_path.rglob("*"))
         assert main(arguments) == 2, arguments

@@ -157,7 +157,11 @@ def test_what_spreadsheets_write_is_read(tmp_path, encoding, end):
     ("table", "message"),
     [
         (b"image,label\nx.png,a\n", "expected the columns file_name and label, found image, label"),
-        (b"file_name;label\nx.png;a\n", "expected the columns file_name and label, found file_name;label"),
+        (
+            b"file_name;label\nx.png;a\n",
+            "expected the columns file_name and label, found file_name;label: its values are separated by ';'",
+        ),
+        (b"file_name\tlabel\nx.png\ta\n", r"its values are separated by '\t', expected are commas"),
         (b"", "expected the columns file_name and label, found none"),
         (b"file_name,label\nx.png,a\nx.png\n", "line 3: expected 2 values"),
         (b"file_name,label\nx.png,a,b\n", "line 2: expected 2 values"),

@@ -70,7 +70,7 @@ def test_what_the_terminal_is_told(own_split):
         "duplicates: 1 exact, 1 near, in 2 groups: train/cat/1.png = train/dog/twin.bmp, "
         "train/cat/2.png ≈ val/cat/again.jpg",
         "nothing held out of: dog (too few pictures that are no copies)",
-        "held-out pictures that are trained on too: 1, so that figures will be too good: "
+        "held-out pictures that have copies to train on: 1, with which figures would be too good: "
         "val/cat/again.jpg ≈ train/cat/2.png",
         "the same picture under other labels: 1: train/cat/1.png (cat) = train/dog/twin.bmp (dog)",
     ]

@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import vismoe
+from vismoe.adapt import features
 from vismoe.cli import main
+from vismoe.data import open_data
 from vismoe.deploy import OnnxModel, export_onnx
 from vismoe.deploy.agreement import choice_gap, compare
 from vismoe.deploy.backend import export_backend
@@ -276,6 +278,25 @@ def test_what_is_refused(tmp_path):
             export_onnx(model, **{"path": tmp_path / "model.onnx"} | arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
     assert there.read_text() == "precious"
+
+
+def test_a_file_gives_answers_only(exported, tmp_path, capsys):
+    """What needs features or weights says so, in one line, and writes nothing."""
+    file, out = str(exported), str(tmp_path / "out")
+    only = f"vismoe: error: {file}: an ONNX file gives answers only (vismoe predict, eval): use the model folder"
+    for arguments, message in (
+        (["export", file, f"{out}.onnx"], f"vismoe: error: {file} is an ONNX file already"),
+        (["embed", file, "--data", "digits", "--out", f"{out}.npy"], only),
+        (["fewshot", file, "--data", "digits"], only),
+        (["densify", file, out, "--data", "digits"], only),
+        (["upcycle", file, out], only),
+    ):
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(message)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="an ONNX file gives answers only"):
+        features(OnnxModel(exported), open_data("digits").val)
 
 
 def test_bad_files(folder, wide, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """pytest tests/vit/test_cost.py"""
 
 import pytest
+import timm
 import torch
 
 import vismoe
@@ -72,6 +73,38 @@ def test_one_expert_a_token_costs_the_dense_mlp_and_a_router():
         sparse = cost(vismoe.create_model("vmoe_tiny_patch16_224_every2_e8"), (3, 224, 224))
         dense = cost(vismoe.create_model("vmoe_tiny_patch16_224_dense"), (3, 224, 224))
     assert sparse.multiplications - dense.multiplications == 6 * 197 * 192 * 8
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(
+    ("way", "shared", "expert"),
+    [
+        ({}, 0, MLP),
+        ({"experts": "low-rank", "rank": 3}, MLP, 2 * 3 * (D + H)),
+        ({"shared": True, "expert_hidden_dim": 10}, MLP, D * 10 + 10 + 10 * D + D),
+    ],
+    ids=["full", "low-rank", "shared"],
+)
+def test_active_is_what_a_token_passes_through(way, shared, expert, k):
+    """Of an upcycled layer: k of E experts, and whole what stands beside them or what all of them differ from."""
+    dense = vismoe.create_model("vmoe_pico_patch2_8_dense", **TRUNK)
+    seen = cost(vismoe.upcycle(dense, num_experts=6, layers=[1, 3], k=k, **way), IMAGE)
+    trunk = parameters() - 2 * MLP + 2 * 6 * D
+    assert seen.parameters == trunk + 2 * (shared + 6 * expert)
+    assert seen.active_parameters == trunk + 2 * (shared + k * expert)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("vit_base_patch16_siglip_224", {"global_pool": "map"}), ("cait_xxs24_224", {})],
+)
+def test_attention_of_a_parameter(name, options):
+    """Networks whose queries are parameters (attention pooling, class attention) are counted whether these learn or
+    not."""
+    model = timm.create_model(name, img_size=32, embed_dim=D, depth=2, num_heads=HEADS, num_classes=CLASSES, **options)
+    seen = cost(model, (3, 32, 32))
+    assert seen.multiplications > 0
+    assert seen == cost(model.requires_grad_(False), (3, 32, 32))
 
 
 def test_representation_layer():

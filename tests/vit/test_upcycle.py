@@ -65,6 +65,19 @@ def test_it_starts_as_its_parent(name):
     assert not any(isinstance(module, MoE) for module in parent.modules())
 
 
+@pytest.mark.parametrize("router", ["hash", "random"])
+@pytest.mark.parametrize("way", [{}, {"k": 2}, {"k": 2, "experts": "low-rank", "rank": 4}, {"shared": True}])
+def test_routers_that_learn_nothing_start_as_the_parent(plain, router, way, recwarn):
+    """Copies whose mean is taken are the MLP, whoever chooses them."""
+    parent, images = plain
+    sparse = vismoe.upcycle(parent, router=router, **way)
+    assert not recwarn.list
+    assert type(sparse.blocks[3].mlp.router) is vismoe.moe.ROUTERS[router]
+    for mode in (True, False):
+        with torch.inference_mode():
+            torch.testing.assert_close(sparse.train(mode)(images), parent(images), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "way", [{"split": 2}, {"split": 4}, {"shared": True}, {"shared": True, "expert_hidden_dim": 5}]
 )
@@ -205,12 +218,14 @@ def test_several_lists_of_blocks_are_told_apart():
     towers = nn.ModuleDict({"left": parent_of("vit_tiny_patch16_224")[0], "right": parent_of("torchvision")[0]})
     with pytest.raises(ValueError, match=r"'left.blocks' \(4\), 'right.encoder.layers' \(4\)"):
         vismoe.upcycle(towers)
+    with pytest.raises(ValueError, match="say in which one with block_list=: 'blocks'"):
+        vismoe.upcycle(timm.create_model("cait_xxs24_224", img_size=32, embed_dim=32, depth=4, num_heads=2))
     sparse = vismoe.upcycle(towers, block_list="right.encoder.layers")
     assert [name for name, module in sparse.named_modules() if isinstance(module, MoE)] == [
         "right.encoder.layers.encoder_layer_1.mlp",
         "right.encoder.layers.encoder_layer_3.mlp",
     ]
-    with pytest.raises(ValueError, match="no such list of blocks"):
+    with pytest.raises(ValueError, match="block_list='middle': there is no such list of blocks"):
         vismoe.upcycle(towers, block_list="middle")
 
 
@@ -227,6 +242,19 @@ def test_several_lists_of_blocks_are_told_apart():
         ({"experts": "low-rank", "rank": 0}, "rank=0"),
         ({"num_expert": 3}, "no option num_expert"),
         ({"k": 9}, "k=9"),
+        ({"k": 0}, "k=0 experts per token"),
+        ({"k": 0, "split": 2}, "split=2, k=0"),
+        ({"perturb": float("nan")}, "perturb=nan: accepted are finite shares"),
+        ({"perturb": float("inf")}, "perturb=inf: accepted are finite shares"),
+        ({"seed": -1}, "seed=-1: accepted are"),
+        ({"seed": 2**64}, "seed=18446744073709551616: accepted are"),
+        ({"noise_std": float("nan")}, "noise_std=nan: accepted are"),
+        ({"capacity_factor": float("nan")}, "capacity_factor=nan: accepted are"),
+        ({"expert_hidden_dim": 10}, "expert_hidden_dim=10: copies of the parent's MLP are as wide as it is"),
+        ({"expert_hidden_dim": 10, "split": 2}, "split= cuts copies into narrower ones"),
+        ({"router": "hash", "split": 2}, "split=2 with router='hash': parts sum to the MLP where"),
+        ({"router": "random", "split": 2}, "use copies"),
+        ({"router": "hash", "combine": "unit"}, "combine='unit': no option of router='hash'"),
     ],
 )
 def test_options_that_cannot_be_followed(plain, options, message):

@@ -117,6 +117,27 @@ def test_compiled_models_are_saved_as_what_they_wrap(tmp_path):
     assert vismoe.load(tmp_path / "m").state_dict().keys() == model.state_dict().keys()
 
 
+def test_data_parallel_models_are_saved_as_what_they_wrap(tmp_path):
+    """DataParallel's wrapper is no part of the folder, nor of the names of layers."""
+    model = small()
+    wrapped = torch.nn.DataParallel(model)
+    vismoe.save(wrapped, tmp_path / "m")
+    assert vismoe.load(tmp_path / "m").state_dict().keys() == model.state_dict().keys()
+    with vismoe.record(wrapped) as routing:
+        pass
+    assert all(name.startswith("blocks.") for name in routing.layers)
+
+
+def test_tensors_of_several_names_are_saved(tmp_path):
+    """A network whose blocks share modules, as CoaT's do, opens with the same outputs, with timm too."""
+    model = timm.create_model("vit_tiny_patch16_224", **SMALL, img_size=32).eval()
+    model.blocks[1].mlp = model.blocks[0].mlp
+    images = torch.randn(2, 3, 32, 32)
+    folder = vismoe.save(model, tmp_path / "m")
+    for again in (vismoe.load(folder), timm.create_model(f"local-dir:{folder}", pretrained=True).eval()):
+        assert torch.equal(again(images), model(images))
+
+
 CONFIGS = [
     {"vismoe_format": "x"},
     {"model_args": None},
@@ -129,6 +150,33 @@ CONFIGS = [
     {"label_names": ["a"]},
     {"label_names": [1, 2, 3, 4, 5]},
 ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("std", [0, 0, 0]), ("std", [float("nan")] * 3), ("std", []), ("std", "x"), ("mean", [None] * 3)]
+    + [("crop_pct", value) for value in (0, -1.0, float("nan"), float("inf"))],
+)
+@pytest.mark.parametrize("nested", [True, False])
+def test_preparations_that_make_no_picture_are_named(field, value, nested, tmp_path):
+    """A field that would make NaN of every picture, or nothing: the file and the field, in both of timm's layouts."""
+    path = vismoe.save(small(), tmp_path / "m") / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"][field] = value
+    config = config if nested else config.pop("pretrained_cfg") | config
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config\.json: {field} is .*, expected"):
+        vismoe.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("arguments", [{"img_size": "x"}, {"patch_size": 0}, {"no_such": 1}])
+def test_arguments_that_build_nothing_are_named(arguments, tmp_path):
+    """The field is named as well as the file."""
+    path = vismoe.save(small(), tmp_path / "m") / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"model_args": config["model_args"] | arguments}))
+    with pytest.raises(ValueError, match=r"config\.json: architecture and model_args describe no network"):
+        vismoe.load(tmp_path / "m")
 
 
 @pytest.mark.parametrize("changes", CONFIGS)

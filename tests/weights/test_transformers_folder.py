@@ -11,6 +11,7 @@ from PIL import Image
 import vismoe
 from vismoe.moe import MoE
 from vismoe.training import predict
+from vismoe.weights.processor import read_processor
 
 transformers = pytest.importorskip("transformers")
 
@@ -138,3 +139,12 @@ def test_folders_that_cannot_be_read(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"has no model\.safetensors"):
         vismoe.load(folder)
+
+
+@pytest.mark.parametrize("change", [{"image_std": [0.5, 0, 0.5]}, {"size": 0, "crop_size": 4, "do_center_crop": True}])
+def test_preparations_that_make_no_picture_are_named(change, tmp_path):
+    """A division by zero: the file is named."""
+    good = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(good | change))
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json says no preparation of pictures"):
+        read_processor(tmp_path)

@@ -130,6 +130,20 @@ def test_a_parent_that_changed_or_went_is_refused(tmp_path):
     assert not (tmp_path / "not").exists()
 
 
+def test_a_parent_that_has_a_parent_is_refused(tmp_path):
+    """The folder itself, as a circle of two, or as a chain: at once, with the file's name."""
+    place = saved_parent("vit_tiny_patch16_224", tmp_path)
+    sparse = frozen_trunk(vismoe.load(place))[0]
+    one, other = (vismoe.save(sparse, tmp_path / name, parent=place) for name in ("one", "other"))
+    for folder, source in ((one, one), (other, one), (one, other)):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"parent": {"source": str(source), "sha256": "0"}}))
+        with pytest.raises(
+            ValueError, match=rf"{folder.name}/config\.json: parent names .*{source.name}, which holds only"
+        ):
+            vismoe.load(folder)
+
+
 def test_a_network_without_classes_is_saved(tmp_path):
     """num_classes=0: features; there are no names to keep."""
     model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=2, embed_dim=32, num_heads=2)

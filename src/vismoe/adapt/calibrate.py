@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from .features import classifiers
 
 LOWEST, HIGHEST, ROUNDS = 0.05, 20.0, 60
+ENOUGH = 50
+"""So many pictures, at least, a temperature is fitted on: of a dozen it follows chance."""
 
 
 def fit_temperature(scores: Float[Tensor, "N K"], labels: Int[Tensor, " N"] | Bool[Tensor, "N K"]) -> float:

@@ -1,11 +1,13 @@
 """Whose a run folder is: free, begun with the same options, or another's."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vismoe.training.run import ASKED
+from vismoe.training import Run
+from vismoe.training.run import ASKED, INITIAL
 
 from .options import Options
 
@@ -32,7 +34,10 @@ def _asked(path: Path) -> dict[str, Any] | None:
 
 
 def check(options: Options, path: Path) -> None:
-    """Raises FileExistsError for a folder that is neither free nor an unfinished run of the same options."""
+    """Raises FileExistsError for a folder that is neither free nor an unfinished run of the same options, ValueError
+    for one among the pictures."""
+    if path.resolve().is_relative_to(Path(options.data).resolve()) and Path(options.data).is_dir():
+        raise ValueError(f"{path} is inside {options.data}, where it would count as pictures: choose another --out")
     if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {ASIDE}):
         asked = _asked(path)
         if asked is None:
@@ -43,6 +48,15 @@ def check(options: Options, path: Path) -> None:
             raise FileExistsError(f"{path} was begun with other options ({told}): choose another --out")
         if (path / REPORT).exists():
             raise FileExistsError(f"{path} is finished: choose another --out, or remove it")
+
+
+def withdraw(path: Path) -> None:
+    """Takes back a claim that nothing came of."""
+    if Run.of(path) is None:
+        shutil.rmtree(path / INITIAL, ignore_errors=True)
+        (path / ASKED).unlink(missing_ok=True)
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def claim(options: Options, path: Path) -> None:

@@ -54,6 +54,8 @@ def check_shots(data: Data, shots: Sequence[int]) -> list[int]:
     """
     if data.train is None:
         raise ValueError(f"{data.name} has no part to draw from: expected train/ beside val/, or a folder in one piece")
+    if len(data.classes) < 2:
+        raise ValueError(f"{data.name} has one class, {data.classes[0]}: few-shot accuracy needs at least two")
     if data.multi_label:
         raise ValueError(f"{data.name} has several classes a picture: few-shot accuracy needs one")
     if not shots or min(shots) < 1:

@@ -1,5 +1,7 @@
 """From a folder of pictures and a trained network to a classifier of one's own."""
 
+import shutil
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,15 +27,17 @@ from vismoe.training.beginning import begin
 from vismoe.training.checkpoint import newest_checkpoint
 from vismoe.training.report import write_report
 from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
+from vismoe.vit.places import find_blocks
 from vismoe.weights import load_network
 
-from .claim import REPORT, check, free
+from .claim import REPORT, check, free, withdraw
 from .freezing import Trained, freeze
 from .options import Options
 from .outcome import write_outcome
 from .parts import Parts, open_parts
 from .prepare import prepare
 from .rules import choose, kept_side
+from .start import check_source
 
 SHARES = {"all": 1.0, "last-third": 1 / 3, "experts": 1 / 3, "head": 0.0}
 """Of the blocks that backward passes through."""
@@ -74,31 +78,39 @@ def finetune(
     began, where = time.monotonic(), resolve_device(device)
     path = Path(out) if out is not None else free(options)
     check(options, path)
+    check_source(options.source)
     parts = open_parts(options.data, options.seed, max_unreadable, workers)
     tell(tell_summary(parts.summary))
     tell(parts.told)
-    how: Trained = options.train if options.train != "auto" else "all"
-    if options.train == "auto" and options.trained and where.type == "cpu":
-        how = "last-third"
+    if options.source is None:
+        tell("no --from: a small network is trained from scratch; starting from a trained one does much better")
 
     start, probe = prepare(options, parts, path, where, workers)
-    if probe is not None:
+    if probe is not None and parts.validated:
         tell(f"a linear classifier on the frozen network: {probe['validation']:.4f} on the validation part")
-    freeze(start, how, not options.freeze_router)
-    chosen = choose(
-        start,
-        parts.fitting,
-        options.trained,
-        where,
-        SHARES[how],
-        options.epochs,
-        options.batch_size,
-        options.learning_rate,
-        options.class_weights,
-        parts.uneven,
-        options.dtype,
-    )
-    tell(f"training {how}: {'; '.join(chosen.reasons)}")
+    how: Trained = options.train if options.train != "auto" else "all"
+    if options.train == "auto" and options.trained and where.type == "cpu" and find_blocks(start) is not None:
+        how = "last-third"
+    try:
+        freeze(start, how, not options.freeze_router)
+        chosen = choose(
+            start,
+            parts.fitting,
+            options.trained,
+            where,
+            SHARES[how],
+            options.epochs,
+            options.batch_size,
+            options.learning_rate,
+            options.class_weights,
+            parts.uneven,
+            options.dtype,
+        )
+    except ValueError:
+        withdraw(path)
+        raise
+    if how != "head":
+        tell(f"training {how}: {'; '.join(chosen.reasons)}")
     recipe = replace(
         chosen.recipe,
         model=options.source or start.pretrained_cfg["architecture"],
@@ -110,15 +122,23 @@ def finetune(
     )
     if not parts.validated:
         recipe = replace(recipe, keep="last", patience=0)
-    run = _head_alone(recipe, path, parts, start) if how == "head" else _fit(recipe, path, parts, start, watch)
+    if how == "head":
+        run = _head_alone(recipe, path, parts, start)
+    else:
+        if (found := newest_checkpoint(path / CHECKPOINTS, tell)) is not None:
+            tell(f"goes on after step {found[1]['step']}")
+        run = _fit(recipe, path, parts, start, watch)
+        tell(_ending(run, parts.score))
     _write_split(run, parts)
     network = run.load_model()
     if probe is not None and parts.validated and run.summary[parts.score] < probe["validation"]:
         tell(f"training made it no better ({run.summary[parts.score]:.4f}): the linear classifier is kept")
-        network = load_network(path / INITIAL)
+        network, how = load_network(path / INITIAL), "head"
     report = write_outcome(run, network, parts, probe, _origin(options, how, start), workers)
-    report["minutes"] = round((time.monotonic() - began) / 60, 2)
+    report |= {"trained": how, "minutes": round((time.monotonic() - began) / 60, 2)}
     run.write(REPORT, report)
+    for name in (CHECKPOINTS, INITIAL):  # several times the weights, and of use only to a run that is to go on
+        shutil.rmtree(path / name, ignore_errors=True)
     return Finetuned(run, report)
 
 
@@ -132,7 +152,9 @@ def _fit(recipe: Recipe, path: Path, parts: Parts, start: nn.Module, watch: Call
             start.load_state_dict(state)
             save_classifier(start, path / MODEL, parts.fitting)
         raise TrainingStoppedError(
-            error.signal, f"{error}; the model as it is now is in {path}, the same command again goes on"
+            error.signal,
+            f"stopped by {signal.Signals(error.signal).name}: {path / MODEL} is the model as it is now, neither tested "
+            "nor calibrated; the same command again goes on",
         ) from error
 
 
@@ -145,7 +167,9 @@ def _kept_small(data: Data, model: nn.Module) -> Data:
 
 def _head_alone(recipe: Recipe, path: Path, parts: Parts, start: nn.Module) -> Run:
     """A run of no step: the head was fitted already."""
-    run, data = Run.create(path, recipe, parts.fitting), parts.fitting
+    data = parts.fitting
+    run = Run.reopen(path, recipe, data) if Run.of(path) == Run(path) else Run.create(path, recipe, data)
+    run.forget_after(-1)
     state, evaluation = begin(start, recipe), evaluate(start, data.val)
     run.log({"step": 0} | evaluation.logged)
     save_classifier(start, run.path / MODEL, data)
@@ -160,7 +184,22 @@ def _write_split(run: Run, parts: Parts) -> None:
 def _origin(options: Options, how: str, start: Any) -> str:
     if not options.trained:
         return f"Trained from scratch with vismoe: {start.pretrained_cfg['architecture']}, seed {options.seed}."
+    trained = "its classifier alone" if how == "head" else f"{how} trained"
     licence = start.pretrained_cfg.get("license")
-    return f"Fine-tuned with vismoe from {options.source} ({how} trained, seed {options.seed}). " + (
+    return f"Fine-tuned with vismoe from {_named(options.source)} ({trained}, seed {options.seed}). " + (
         f"Its licence: {licence}." if licence else "Its licence is not in its files: look where it is from."
     )
+
+
+def _named(source: str | None) -> str:
+    """A source as strangers may read it: of a path its last part."""
+    return Path(source).name if source is not None and Path(source).exists() else str(source)
+
+
+def _ending(run: Run, score: str) -> str:
+    """How long the training went on, and which of its weights are kept."""
+    steps = [line for line in run.metrics if score in line]
+    last, recipe = steps[-1]["step"], run.recipe
+    kept = max(steps, key=lambda line: line[score]) if recipe.keep == "best" else steps[-1]
+    early = f", {recipe.patience} evaluations without a better one" if last < recipe.steps else ""
+    return f"ended after step {last} of {recipe.steps}{early}; kept are the weights of step {kept['step']}"

@@ -1,17 +1,24 @@
 """What an adaptation is asked to be."""
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from vismoe.vit import PRESETS
 
 from .freezing import Trained
 from .rules import Products
 
+LARGEST = 4096
+"""Pixels of a side, at most; epochs and images of a batch may be a million."""
+
 
 @dataclass(frozen=True)
 class Options:
-    """What an adaptation is asked to be; on one kind of device it decides the result."""
+    """What an adaptation is asked to be; on one kind of device it decides the result.
+
+    **Raises:** ValueError for values outside their range, and for options that have nothing to do.
+    """
 
     data: str
     """Folder of class folders, or with a metadata.csv; a zip of one; "digits" or "fashion-mnist"."""
@@ -43,6 +50,33 @@ class Options:
     """Of products while training; auto: bfloat16 where the device multiplies it natively, which is twice as fast."""
     seed: int = 0
     """Of the split, of new weights, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        for name, most in (("image_size", LARGEST), ("epochs", 10**6), ("batch_size", 10**6), ("num_experts", 10**4)):
+            if (value := getattr(self, name)) is not None and not 1 <= value <= most:
+                raise ValueError(f"{name}={value}: accepted are 1 to {most}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate}: it must be positive and finite")
+        if not 0 <= self.class_weights <= 10:
+            raise ValueError(f"class_weights={self.class_weights}: accepted are 0 to 10")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: accepted are 0 to 2^32 − 1")
+        accepted = {"train": (*get_args(Trained), "auto"), "experts": ("full", "low-rank")}
+        for name, words in accepted.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(words)}")
+        if not self.sparse and (idle := [*self.of_experts, *(["train"] if self.train == "experts" else [])]):
+            told = ", ".join(f"{name}={getattr(self, name)!r}" for name in idle)
+            raise ValueError(f"{told}: a dense network has no experts")
+        if self.train == "head" and not self.trained:
+            raise ValueError('train="head": without a trained network (--from) there are no features to classify by')
+
+    @property
+    def of_experts(self) -> list[str]:
+        """Options of the experts that are not what they are by default."""
+        defaults: dict[str, Any] = {field.name: field.default for field in fields(self)}
+        names = ("freeze_router", "num_experts", "layers", "experts")
+        return [name for name in names if getattr(self, name) != defaults[name]]
 
     @property
     def trained(self) -> bool:

@@ -17,7 +17,7 @@ from vismoe.training import Evaluation, Run, evaluate, resolve_device, save_clas
 from vismoe.training.report import draw_confusion
 from vismoe.training.run import MODEL
 
-from .calibrate import divide_logits, fit_temperature
+from .calibrate import ENOUGH, divide_logits, fit_temperature
 from .card import write_card
 from .parts import Parts
 
@@ -37,7 +37,7 @@ def write_outcome(
     model.to(device)
     before = evaluate(model, data.val, workers=workers)
     validation, temperature = evaluate(model, parts.fitting.val, workers=workers), 1.0
-    if parts.validated:
+    if parts.validated and len(validation.labels) >= ENOUGH:
         temperature = fit_temperature(validation.scores, validation.labels)
         if not divide_logits(model, temperature):
             temperature = 1.0

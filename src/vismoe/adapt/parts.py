@@ -37,7 +37,11 @@ class Parts:
     def told(self) -> str:
         """The sizes of the parts, in words."""
         train, validation, test = len(self.fitting.parts[0]), len(self.fitting.val), len(self.test.val)
-        chosen = f"{validation:,} to choose by" if self.validated else "too few for a part to choose by"
+        chosen = (
+            f"{validation:,} to choose by"
+            if self.validated
+            else "too few for a part to choose by (figures while it trains are of the training part)"
+        )
         dropped = f" ({self.dropped:,} are left out, whose copies are in the test part)" if self.dropped else ""
         return f"{train:,} pictures to train on{dropped}, {chosen}, {test:,} to test on"
 

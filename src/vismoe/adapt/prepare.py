@@ -24,8 +24,8 @@ from .start import open_start
 def prepare(
     options: Options, parts: Parts, path: Path, device: torch.device, workers: int
 ) -> tuple[Any, dict[str, float] | None]:
-    """The network to train and how its head alone does on validation and test part, where it knows something; made once
-    a run."""
+    """The network to train and how its head alone does on test part and, where there is one, validation part, where it
+    knows something; made once a run."""
     data, kept = parts.fitting, path / INITIAL
     if (kept / CONFIG).exists():
         start: Any = load_network(kept)
@@ -35,6 +35,9 @@ def prepare(
         sparse = any(isinstance(module, MoE) for module in start.modules())
         if sparse and not options.sparse:
             raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
+        if sparse and (idle := [name for name in options.of_experts if name != "freeze_router"]):
+            told = ", ".join(f"{name}={getattr(options, name)!r}" for name in idle)
+            raise ValueError(f"{told}: {options.source} is sparse already, and its experts stay as they are")
         if options.trained:
             _fit_head(start.to(device), parts, workers)
         if options.sparse and not sparse:
@@ -43,8 +46,8 @@ def prepare(
         save_classifier(start.cpu(), kept, data)
     if not options.trained:
         return start, None
-    found = [evaluate(start.to(device), part, workers=workers).score for part in (data.val, parts.test.val)]
-    return start, {"validation": found[0], "test": found[1]}
+    held_out = {"test": parts.test.val} | ({"validation": data.val} if parts.validated else {})
+    return start, {name: evaluate(start.to(device), part, workers=workers).score for name, part in held_out.items()}
 
 
 def _upcycled(model: nn.Module, options: Options) -> nn.Module:

@@ -24,6 +24,16 @@ SCRATCH = {True: "vmoe_nano_patch4_32_every2_e8", False: "vmoe_nano_patch4_32_de
 of its tokens, which learn more from few pictures."""
 
 
+def check_source(source: str | None) -> None:
+    """Raises FileNotFoundError for a source that is looked for on this machine and is not there."""
+    if source is None or source in PRESETS or source.startswith((TIMM, HUB)):
+        return
+    if not Path(source.removeprefix(FOLDER)).exists():
+        raise FileNotFoundError(
+            f"{source}: no such run or model folder; timm:NAME is a network of timm's, hf:ORG/NAME one on a hub"
+        )
+
+
 def open_trained(source: str) -> nn.Module:
     """A trained network with the classes that it has: a run or model folder, timm's and transformers' too
     (`local-dir:` may stand before it), `timm:NAME` with its published weights, or `hf:ORG/NAME`, a network of timm's,
@@ -35,12 +45,8 @@ def open_trained(source: str) -> nn.Module:
         return create_model(source, num_classes=None, pretrained=True).eval()
     if source.startswith(HUB):
         return _of_hub(source.removeprefix(HUB))
-    path = Path(source.removeprefix(FOLDER))
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{source}: no such run or model folder; timm:NAME is a network of timm's, hf:ORG/NAME one on a hub"
-        )
-    return load_network(path)
+    check_source(source)
+    return load_network(source.removeprefix(FOLDER))
 
 
 def _of_hub(name: str) -> nn.Module:
@@ -65,6 +71,9 @@ def open_start(
     if not hasattr(model, "reset_classifier"):
         raise ValueError(f"{source} is a {type(model).__name__}: its classifier cannot be exchanged")
     model.reset_classifier(num_classes)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if image_size is not None and any(image_size % side for side in patch):
+        raise ValueError(f"image_size={image_size}: for {source} it must be a multiple of the patch size {patch[0]}")
     image_size = image_size or choose_image_size(model, device)
     own = data_config(model)["input_size"]
     if isinstance(model, TransformersNetwork) and model.resizable:

@@ -57,13 +57,14 @@ def densify_model(
         )
     batches = _pixels(network, opened, images, batch_size)
     small = reduce_experts(network, num_experts, batches, how) if num_experts else densify(network, batches, how)
-    save(small, destination)
+    lines = []
     for title, each in (("before", network), ("after", small)):
         found, size = evaluate(each, opened.val, batch_size), data_config(each)["input_size"]
         name, score = next(iter(found.figures.items()))
         figures = f"{name.replace('_', ' ')} {score:.4f}, loss {found.figures['loss']:.4f}"
-        print(f"{title}: {figures} on {len(opened.val)} images, {cost(each, size).parameters:,} parameters")
-    print(f"written: {destination}")
+        lines.append(f"{title}: {figures} on {len(opened.val)} images, {cost(each, size).parameters:,} parameters")
+    save(small, destination)
+    print(*lines, f"written: {destination}", sep="\n")
 
 
 def _pixels(model: nn.Module, data: Data, images: int, batch_size: int) -> Iterator[Tensor]:

@@ -50,7 +50,7 @@ def evaluate_model(
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
     own = own_run(model, data)
     data = data or (own.recipe.data if own is not None else "")
-    network = open_model(model, num_classes=10 if data in NAMED else None).to(resolve_device(device))
+    network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
     opened = as_known_to(network, open_set(model, data))
     part = "test" if own is not None and own.test_files is not None else "held-out" if opened.train else "all"
     if own is not None:

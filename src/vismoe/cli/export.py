@@ -33,7 +33,7 @@ def export(
         batch_size: Images that the file always takes at a time, without a dynamic batch.
         json: Print one JSON object.
     """
-    done = export_onnx(open_model(model), dst, dynamic_batch, batch_size)
+    done = export_onnx(open_model(model, exported=True), dst, dynamic_batch, batch_size)
     print(json_format.dumps(asdict(done) | {"path": str(done.path)}) if json else _report(done))
 
 

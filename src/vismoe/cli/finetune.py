@@ -9,12 +9,14 @@ from vismoe.adapt import Options, finetune
 
 from .progress import TrainingProgress
 
+PICTURES = ("mistakes.png", "confusion.png", "calibration.png", "curves.png", "routing.png")
+
 
 def finetune_folder(
     data: str,
     source: Annotated[str | None, tyro.conf.arg(name="from")] = None,
-    sparse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    dense: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    sparse: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False,
+    dense: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False,
     out: Path | None = None,
     train: Literal["auto", "all", "last-third", "experts", "head"] = "auto",
     freeze_router: bool = False,
@@ -54,7 +56,8 @@ def finetune_folder(
             two cores.
         batch_size: Images of a step; 32, from scratch 64, unless said.
         learning_rate: Peak rate; 2e-4, from scratch 2e-3, unless said.
-        class_weights: How much more rare classes count in the loss, as a power of their rarity; 0.5 is much.
+        class_weights: How much more rare classes count in the loss, as a power of their rarity: with 0.5 they are found
+            more often, common ones less.
         dtype: Of products while training; auto: bfloat16 where the device multiplies it natively.
         seed: Of the split, of new weights, order and augmentation.
         max_unreadable: Largest share of files that may be damaged; they are named and left out.
@@ -80,8 +83,6 @@ def finetune_folder(
         dtype=dtype,
         seed=seed,
     )
-    if source is None:
-        print("no --from: a small network is trained from scratch; starting from a trained one does much better")
     with TrainingProgress("finetune") as progress:
         done = finetune(options, out, device, workers, max_unreadable, progress, print)
     report = done.report
@@ -91,7 +92,8 @@ def finetune_folder(
         f"{report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}), "
         f"calibration error {test['calibration_error']:.4f}"
     )
-    print(f"everything is in {done.run.path}: model/, report.json, classes.csv, mistakes.png, confusion.png, …")
+    there = [name for name in ("model/", "report.json", "classes.csv", *PICTURES) if (done.run.path / name).exists()]
+    print(f"everything is in {done.run.path}: {', '.join(there)}, …")
     print(f"next: vismoe predict {done.run.path} PICTURES; vismoe export {done.run.path} model.onnx")
 
 

@@ -9,17 +9,18 @@ from vismoe import create_model, list_models
 from vismoe.adapt.start import FOLDER, HUB, TIMM, open_trained
 from vismoe.training import Run
 from vismoe.weights import load_network
+from vismoe.weights.layout import ONNX
 
 from .notes import note
 
 
-def open_model(name: str, num_classes: int | None = None) -> nn.Module:
-    """A run folder, a model folder, timm:NAME, hf:ORG/NAME, an exported file, or a preset, which has random weights and
-    says so.
+def open_model(name: str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
+    """A run folder, a model folder, timm:NAME, hf:ORG/NAME, or a preset, which has random weights and says so; an
+    `exported` file too where its answers are enough.
 
     **Raises:** ValueError, FileNotFoundError where it is none of these.
     """
-    if name.endswith(".onnx"):
+    if exported and name.endswith(ONNX):
         from vismoe.deploy import OnnxModel  # needs an extra of its own
 
         return OnnxModel(name)

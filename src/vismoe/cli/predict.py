@@ -42,7 +42,7 @@ def predict_images(
     """
     if not images or Path("") in images:
         raise ValueError(f"which images? name files or folders: vismoe predict {model} IMAGE…")
-    network = open_model(model).to(resolve_device(device))
+    network = open_model(model, exported=True).to(resolve_device(device))
     found = predict(network, images, topk, batch_size, note_left_out)
     if not found:
         raise ValueError("none of the images can be read")

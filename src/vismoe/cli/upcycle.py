@@ -28,6 +28,7 @@ def upcycle_model(
     shared: bool = False,
     split: int = 1,
     perturb: float = 0.0,
+    block_list: str = "",
     only_differences: bool = False,
     seed: int = 0,
 ) -> None:
@@ -46,24 +47,37 @@ def upcycle_model(
         shared: The parent's MLP stays, for every token, beside new experts of a quarter of its width.
         split: Parts that each copy of the MLP is cut into, which are experts then; k is as many.
         perturb: Noise on copies, as a share of each weight's standard deviation.
+        block_list: Path of the list of blocks, in networks with several.
         only_differences: Write only what differs from SRC; the folder then needs it.
         seed: Of routers and new weights.
     """
     refuse_existing(destination)
+    chosen = _blocks(layers) if layers[:1].isdigit() else layers
     parent = open_trained(source)
-    chosen = [int(number) for number in layers.split(",")] if layers.replace(",", "").isdigit() else layers
-    model = upcycle(parent, num_experts, chosen, k, experts, rank, shared, split, perturb, seed).eval()
+    model = upcycle(
+        parent, num_experts, chosen, k, experts, rank, shared, split, perturb, seed, block_list=block_list
+    ).eval()
     size = data_config(parent)["input_size"]
-    save(model, destination, parent=source if only_differences else None)
     images = torch.randn(IMAGES, *size, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         difference = (model(images) - parent(images)).abs().max().item()
-    for title, figure in (("parent", cost(parent, size)), ("sparse", cost(model, size))):
-        print(
-            f"{title}: {figure.parameters:,} parameters, {figure.active_parameters:,} active per token, "
-            f"{figure.multiplications:,} multiplications an image"
-        )
+    lines = [
+        f"{title}: {figure.parameters:,} parameters, {figure.active_parameters:,} active per token, "
+        f"{figure.multiplications:,} multiplications an image"
+        for title, figure in (("parent", cost(parent, size)), ("sparse", cost(model, size)))
+    ]
+    save(model, destination, parent=source if only_differences else None)
+    print(*lines, sep="\n")
     print(f"largest difference of their outputs on {IMAGES} random images: {difference:.1e}; written: {destination}")
+
+
+def _blocks(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"layers={text!r}: expected last-N, every-N, or numbers from 0 with commas between, such as 1,3"
+        ) from error
 
 
 def main(arguments: list[str]) -> None:

@@ -80,7 +80,9 @@ def read_metadata(path: Path) -> dict[str, Row]:
 
 def _label_column(path: Path, names: list[str]) -> str | None:
     if FILE not in names:
-        raise ValueError(f"{path}: expected the columns {FILE} and {LABEL}, found {', '.join(names) or 'none'}")
+        delimiter = next((repr(sign) for sign in ";\t" if any(sign in name for name in names)), None)
+        hint = f": its values are separated by {delimiter}, expected are commas" if delimiter else ""
+        raise ValueError(f"{path}: expected the columns {FILE} and {LABEL}, found {', '.join(names) or 'none'}{hint}")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path} has several columns {', '.join(twice)}")
     if LABEL in names and LABELS in names:

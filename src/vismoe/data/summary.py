@@ -102,7 +102,7 @@ def tell(summary: dict[str, Any]) -> str:
         lines.append(f"nothing held out of: {_some(alone, CLASSES)} (too few pictures that are no copies)")
     if leaks := summary["leaks"]:
         lines.append(
-            f"held-out pictures that are trained on too: {len(leaks)}, so that figures will be too good: "
+            f"held-out pictures that have copies to train on: {len(leaks)}, with which figures would be too good: "
             + _some([f"{leak['held_out']} ≈ {leak['train']}" for leak in leaks])
         )
     if found := summary["conflicts"]:

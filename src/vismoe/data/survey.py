@@ -45,8 +45,11 @@ def survey(data: Data, max_unreadable: float, workers: int = 0) -> Data:
 def accept(data: Data, unreadable: Sequence[Unreadable], max_unreadable: float) -> Data:
     """A set without files that could not be decoded.
 
-    **Raises:** ValueError where the share of what is left out, they and what was before, is above `max_unreadable`.
+    **Raises:** ValueError where the share of what is left out, they and what was before, is above `max_unreadable`, and
+    where that is no share.
     """
+    if not 0 <= max_unreadable <= 1:
+        raise ValueError(f"max_unreadable={max_unreadable}: accepted are shares, 0 to 1")
     found = sorted([*data.left_out, *unreadable], key=lambda entry: entry.file)
     total = sum(map(len, data.parts)) + len(data.left_out)
     if len(found) > max_unreadable * total:

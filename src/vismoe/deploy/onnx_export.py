@@ -23,7 +23,7 @@ from vismoe.moe.record import unwrap
 from .agreement import TOLERANCE, compare
 from .backend import ONNX_OPERATORS, at_evaluation, exporting
 from .description import KEY, Description, describe_model
-from .onnx_model import open_session
+from .onnx_model import OnnxModel, open_session
 
 LARGEST = 2**31 - 2**20
 """Bytes of weights: protobuf, and so ONNX in one file, ends at 2 GiB."""
@@ -64,6 +64,8 @@ def export_onnx(
     file's logits, in ONNX Runtime, differ from the model's by more than 1e-4. Then nothing is written.
     """
     path, model = Path(path), unwrap(model)
+    if isinstance(model, OnnxModel):
+        raise ValueError(f"{model.path} is an ONNX file already")
     if path.suffix != ".onnx":
         raise ValueError(f"{path}: the name of an ONNX file ends in .onnx")
     if path.exists():

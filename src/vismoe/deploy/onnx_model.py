@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vismoe.weights.layout import ANSWERS_ONLY
+
 from .description import KEY, Description
 
 
@@ -33,7 +35,7 @@ class OnnxModel(nn.Module):
 
     def __init__(self, path: str | Path):
         super().__init__()
-        path = Path(path)
+        self.path = path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         try:
@@ -64,6 +66,13 @@ class OnnxModel(nn.Module):
             for part in images.split(self.batch_size)
         ]
         return torch.cat(parts)[: len(images)].to(pixels.device)
+
+    def get_classifier(self) -> nn.Module:
+        """What timm's networks have, and a file has not.
+
+        **Raises:** ValueError.
+        """
+        raise ValueError(f"{self.path}: {ANSWERS_ONLY}")
 
     def _run(self, images: Tensor) -> Tensor:
         return torch.from_numpy(self.session.run(["logits"], {"pixels": images.contiguous().numpy()})[0])

@@ -9,7 +9,7 @@ from .capacity import compute_capacity
 from .condition import condition
 from .dispatch import combine, dispatch
 from .execute import Backend, execute, grouped, loop, padded
-from .experts import MLPExperts, StackedLinear, StackedNorm
+from .experts import MLPExperts, StackedLinear, StackedNorm, stacked_parts
 from .fixed import HashRouter, RandomRouter
 from .layer import MoE
 from .low_rank import LowRankExperts
@@ -54,6 +54,7 @@ __all__ = [
     "read_mlp",
     "record",
     "register_mlp",
+    "stacked_parts",
     "structure_of",
     "write_mlp",
 ]

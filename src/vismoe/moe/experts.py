@@ -1,6 +1,6 @@
 """Networks that share an interface. They know rows and how these lie, not routers or tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -36,6 +36,12 @@ class StackedNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(num_experts, features))
         self.bias = nn.Parameter(torch.zeros(num_experts, features))
+
+
+def stacked_parts(experts: nn.Module) -> Iterator[nn.Module]:
+    """The modules whose own parameters and buffers have a row for each expert: `experts` and the stacked ones in it.
+    What else is in it, all experts share."""
+    return (part for part in experts.modules() if part is experts or isinstance(part, StackedLinear | StackedNorm))
 
 
 @runtime_checkable

@@ -139,8 +139,9 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The network inside what compiles or parallelises it."""
-    while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model._orig_mod
+    parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while isinstance(model, parallel) or hasattr(model, "_orig_mod"):
+        inner = model.module if isinstance(model, parallel) else model._orig_mod
         assert isinstance(inner, nn.Module)
         model = inner
     return model

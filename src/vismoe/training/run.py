@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ RECIPE, ENVIRONMENT, DATA, METRICS, SUMMARY, MODEL, CHECKPOINTS = (
     "model",
     "checkpoints",
 )
+ASIDE = re.compile(rf"\.({INITIAL}|{MODEL})\.[0-9a-f]{{32}}\.(new|old)")
+"""Where a model folder is written before it gets its name."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Run:
         """Raises FileExistsError where something is there already, but for what a run that was killed while it began
         may have left."""
         begun = {ENVIRONMENT, DATA, LOCK, ASKED, INITIAL} | {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE, ASKED)}
-        if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - begun):
+        names = {file.name for file in path.iterdir() if not ASIDE.fullmatch(file.name)} if path.is_dir() else set()
+        if path.exists() and (not path.is_dir() or names - begun):
             go_on = "; it is a run: --resume auto goes on with it" if (path / RECIPE).is_file() else ""
             raise FileExistsError(f"{path} exists: choose another --out, or remove it{go_on}")
 

@@ -89,15 +89,18 @@ class MoEConfig:
         layer = MoE(router, experts, shared=mlp if self.shared else None, group_size=self.group_size)
         return layer.to(mlp.up.weight).train(mlp.training)
 
+    def router_has(self, option: str) -> bool:
+        """Whether the kind of router has such an option."""
+        return option in signature(ROUTERS[self.router]).parameters
+
     def _router_options(self) -> dict[str, Any]:
         """What of the configuration is for its router; what another kind of router has, and was changed, is refused."""
-        accepted = signature(ROUTERS[self.router]).parameters
         options = {"k": self.experts_per_token} | {name: getattr(self, name) for name in ROUTER_FIELDS}
         defaults = {field.name: field.default for field in fields(self)}
-        if idle := [name for name in ROUTER_FIELDS if name not in accepted and options[name] != defaults[name]]:
+        if idle := [name for name in ROUTER_FIELDS if not self.router_has(name) and options[name] != defaults[name]]:
             told = ", ".join(f"{name}={options[name]!r}" for name in idle)
             raise ValueError(f"{told}: no option of router={self.router!r}")
-        return {name: value for name, value in options.items() if name in accepted}
+        return {name: value for name, value in options.items() if self.router_has(name)}
 
 
 ROUTER_FIELDS = (

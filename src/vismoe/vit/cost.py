@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vismoe.moe import MoE, SparsePlan, loop
+from vismoe.moe import MoE, SparsePlan, loop, stacked_parts
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`parameters` in all; `active_parameters`: what one token passes through (k of E experts); `multiplications`
-    (multiply-adds of matrix products) per image."""
+    """`parameters` in all; `active_parameters`: what one token passes through (k of E experts, and all that
+    experts share); `multiplications` (multiply-adds of matrix products) per image."""
 
     parameters: int
     active_parameters: int
@@ -31,9 +31,12 @@ def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
     active = parameters
     for layer in model.modules():
         if isinstance(layer, MoE):
-            stacked = sum(parameter.numel() for parameter in layer.experts.parameters())
+            stacked = sum(
+                tensor.numel() for part in stacked_parts(layer.experts) for tensor in part.parameters(recurse=False)
+            )
             active -= stacked - stacked * getattr(layer.router, "k", 1) // layer.router.num_experts
-    tensors = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    named = (*model.named_parameters(), *model.named_buffers())
+    tensors = {name: tensor.detach().to("meta") for name, tensor in named}
     image = torch.zeros(1, *image_size, device="meta", dtype=next(model.parameters()).dtype)
     with _counting(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         torch.func.functional_call(model, tensors, image)

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from vismoe.moe import MLP, MLPExperts, MoE, StackedLinear, StackedNorm, TopKRouter
+from vismoe.moe import MLP, MLPExperts, MoE, TopKRouter, stacked_parts
 
 from .places import restore_mlp, sparse_layers
 from .usage import Usage, measure_usage
@@ -151,10 +151,9 @@ def _keep(layer: MoE, stay: Tensor) -> None:
     """Takes away all experts but those, and their rows in router and balancing."""
     modules: tuple[Any, Any] = (layer.router, layer.experts)
     for module in modules:
-        for part in module.modules():
-            if part is module or isinstance(part, StackedLinear | StackedNorm):
-                for name, parameter in part.named_parameters(recurse=False):
-                    setattr(part, name, nn.Parameter(parameter[stay].clone(), parameter.requires_grad))
-                for name, buffer in part.named_buffers(recurse=False):
-                    setattr(part, name, buffer[stay].clone())
+        for part in stacked_parts(module):
+            for name, parameter in part.named_parameters(recurse=False):
+                setattr(part, name, nn.Parameter(parameter[stay].clone(), parameter.requires_grad))
+            for name, buffer in part.named_buffers(recurse=False):
+                setattr(part, name, buffer[stay].clone())
         module.num_experts = len(stay)

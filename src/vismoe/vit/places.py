@@ -29,7 +29,7 @@ def find_mlps(model: nn.Module, blocks: str | None = None) -> list[str]:
         path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.Sequential)
     }
     if blocks is not None and blocks not in stacks:
-        raise ValueError(f"blocks={blocks!r}: there is no such list of blocks; lists are at {', '.join(stacks)}")
+        raise ValueError(f"block_list={blocks!r}: there is no such list of blocks; lists are at {', '.join(stacks)}")
     inside = {path: [_mlps_in(block) for block in stack] for path, stack in stacks.items() if blocks in (None, path)}
     found = {path: mlps for path, mlps in inside.items() if mlps and all(len(each) == 1 for each in mlps)}
     if len(found) == 1:
@@ -41,7 +41,7 @@ def find_mlps(model: nn.Module, blocks: str | None = None) -> list[str]:
         return paths
     if found:
         there = ", ".join(f"{path!r} ({len(mlps)})" for path, mlps in found.items())
-        raise ValueError(f"blocks with MLPs are in several lists: say in which one, blocks= {there}")
+        raise ValueError(f"blocks with MLPs are in several lists: say in which one with block_list=: {there}")
     raise ValueError(_unknown({path: stacks[path] for path in inside}, inside))
 
 

@@ -1,6 +1,7 @@
 """A trained dense transformer made sparse (Komatsuzaki et al. 2022, *Sparse Upcycling*)."""
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,40 +52,60 @@ def upcycle(
     - `perturb`: noise on the copies but the first, as a share of each weight's standard deviation.
     - `seed`: of routers and new weights; `inplace`: change `model` itself, otherwise a copy.
     - `options`: other fields of `vismoe.vit.MoEConfig` (balance=, combine=, noise_std=, capacity_factor=, block_list=,
-      …). `combine` is by default "unit" where k=1 or experts are split, else "renormalized".
+      …). `combine` is by default "unit" where k=1 or experts are split, else "renormalized"; router="hash" and "random"
+      have none, they average the k experts.
 
     **Raises:** ValueError for a model whose MLPs are not known, options that contradict each other, a sparse model.
     """
     if unknown := sorted(set(options) - set(OVERRIDES)):
         raise ValueError(f"upcycle has no option {', '.join(unknown)}")
-    k = k or split
-    fresh = shared or experts == "low-rank"
-    if split < 1 or (split > 1 and (fresh or k != split or num_experts % split)):
+    k = split if k is None else k
+    _check(k, num_experts, split, shared or experts == "low-rank", perturb, seed, options.get("expert_hidden_dim", 0))
+    config = MoEConfig(layers, num_experts, k, **{"experts": experts, "rank": rank, "shared": shared} | options)
+    summing: Literal["unit", "renormalized"] | None = None
+    if config.router_has("combine"):
+        summing = "unit" if k == 1 or split > 1 else "renormalized"
+        config = replace(config, combine=options.get("combine", summing))
+    elif split > 1:
         raise ValueError(
-            f"split={split}, k={k}, num_experts={num_experts}: split is k, divides num_experts, and goes with "
-            'experts="full" without shared'
+            f"split={split} with router={config.router!r}: parts sum to the MLP where a token goes to all of one copy, "
+            "and this router averages experts that it chooses one by one: use copies (split=1)"
         )
-    if perturb < 0 or (perturb and fresh):
-        raise ValueError(f'perturb={perturb}: accepted are shares ≥ 0, and with experts="full" without shared')
-    summing: Literal["unit", "renormalized"] = "unit" if k == 1 or split > 1 else "renormalized"
-    chosen = {"experts": experts, "rank": rank, "shared": shared, "combine": summing}
-    config = MoEConfig(layers, num_experts, k, **chosen | options)
-    _warn_of_another_start(config, summing, perturb)
     model = model if inplace else copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer, mlp in make_sparse(model, config, split):
             _start_as(layer, mlp, split, perturb)
+    _warn_of_another_start(config, summing, perturb)
     return model
 
 
-def _warn_of_another_start(config: MoEConfig, summing: str, perturb: float) -> None:
+def _check(
+    k: int, num_experts: int, split: int, fresh: bool, perturb: float, seed: int, expert_hidden_dim: int
+) -> None:
+    if split < 1 or (split > 1 and (fresh or k != split or num_experts % split)):
+        raise ValueError(
+            f"split={split}, k={k}, num_experts={num_experts}: split is k, divides num_experts, and goes with "
+            'experts="full" without shared'
+        )
+    if not 0 <= perturb < math.inf or (perturb and fresh):
+        raise ValueError(f'perturb={perturb}: accepted are finite shares ≥ 0, and with experts="full" without shared')
+    if expert_hidden_dim and not fresh:
+        raise ValueError(
+            f"expert_hidden_dim={expert_hidden_dim}: copies of the parent's MLP are as wide as it is; it is "
+            "for the new experts of shared=True, and split= cuts copies into narrower ones"
+        )
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed}: accepted are 0…2^63 − 1")
+
+
+def _warn_of_another_start(config: MoEConfig, summing: str | None, perturb: float) -> None:
     why = [
         f"{name}={value}"
         for name in ("capacity_factor", "eval_capacity_factor")
         if (value := getattr(config, name)) not in ("none", "same")
     ]
-    if config.combine != summing and not config.shared:
+    if summing is not None and config.combine != summing and not config.shared:
         why.append(f"combine={config.combine!r} ({summing!r} makes the experts' weights sum to the MLP)")
     if perturb:
         why.append(f"perturb={perturb}")
@@ -116,7 +137,7 @@ def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tup
 @torch.no_grad()
 def _start_as(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
     """Gives a new layer the parameters with which it computes what `mlp` does."""
-    experts, router = layer.experts, cast(TopKRouter, layer.router)
+    experts = layer.experts
     if not isinstance(experts, MLPExperts):
         return
     if layer.shared is not None:
@@ -129,7 +150,9 @@ def _start_as(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
     for stacked in (part for part in experts.modules() if perturb and isinstance(part, StackedLinear)):
         noise = torch.randn_like(stacked.weight[split:])
         stacked.weight[split:] += perturb * stacked.weight[split:].std((1, 2), keepdim=True) * noise
-    router.weight.copy_(router.weight[::split].repeat_interleave(split, 0))
+    if split > 1:
+        rows = cast(TopKRouter, layer.router).weight
+        rows.copy_(rows[::split].repeat_interleave(split, 0))
 
 
 def _part(mlp: MLP, number: int, parts: int) -> MLP:

@@ -4,6 +4,7 @@ Weights are never unpickled.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .layout import CONFIG, WEIGHTS
+from .layout import ANSWERS_ONLY, CONFIG, ONNX, WEIGHTS
 from .parent import Parent, sum_of
 from .registry import TIMM, create_model
 from .transformers_folder import of_transformers, read_transformers
@@ -34,7 +35,7 @@ def load(path: str | Path, preset: str | None = None) -> nn.Module:
     **Raises:** FileNotFoundError where nothing is there; ValueError where it is not a model or offers pickled weights.
     """
     path = Path(path)
-    folder = path / "model" if (path / "model" / CONFIG).is_file() else path
+    folder = _model_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected a run folder, a model folder or a .safetensors file")
     if path.is_file():
@@ -46,7 +47,9 @@ def load(path: str | Path, preset: str | None = None) -> nn.Module:
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=False)
     except Exception as error:  # whatever timm's constructors raise for values that make no sense
-        raise ValueError(f"{folder / CONFIG} describes no network that can be built: {error}") from error
+        raise ValueError(
+            f"{folder / CONFIG}: architecture and model_args describe no network that can be built: {error}"
+        ) from error
     if "parent" in config:
         state = _parent_of(folder, config["parent"]).sparse_state(getattr(model, "moe", None)) | state
         state = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
@@ -55,6 +58,11 @@ def load(path: str | Path, preset: str | None = None) -> nn.Module:
         raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
     model.pretrained_cfg |= {"label_names": names, "problem_type": config.get("problem_type")}
     return _fill(model, state, folder / WEIGHTS)
+
+
+def _model_folder(path: Path) -> Path:
+    """The model folder of a run's folder; any other as it is."""
+    return path / "model" if (path / "model" / CONFIG).is_file() else path
 
 
 def open_parent(source: str | Path) -> Parent:
@@ -75,6 +83,12 @@ def _parent_of(folder: Path, entry: Mapping[str, Any]) -> Parent:
     **Raises:** ValueError where it is not there, or is not what it was.
     """
     source, expected = str(entry.get("source")), entry.get("sha256")
+    place = _model_folder(Path(source))
+    if (place / CONFIG).is_file() and "parent" in read_config(place):  # upcycled itself, perhaps this very folder
+        raise ValueError(
+            f"{folder / CONFIG}: parent names {source}, which holds only what differs from a parent of its own: a "
+            "parent is a dense network"
+        )
     try:
         parent = open_parent(source)
     except (OSError, ValueError) as error:
@@ -98,7 +112,8 @@ def load_network(path: str | Path) -> nn.Module:
 def read_config(folder: Path) -> dict[str, Any]:
     """The parsed `config.json` of a model folder.
 
-    **Raises:** ValueError where it is missing, is not JSON, names no architecture, or is of a newer format.
+    **Raises:** ValueError where it is missing, is not JSON, names no architecture, is of a newer format, or prepares
+    pictures as nobody can.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -113,13 +128,29 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name, kind in ENTRIES.items():
         if name in config and not isinstance(config[name], kind):
             raise ValueError(f"{path}: {name} is {config[name]!r}, expected a {kind.__name__}")
+    if "architecture" in config:
+        _check_preparation(path, config)
     version = config.get("vismoe_format", 0)
     if version > FORMAT_VERSION:
         raise ValueError(f"{path} has format {version}, this vismoe reads up to {FORMAT_VERSION}: update vismoe")
     return config
 
 
+def _check_preparation(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError for fields of timm's data configuration that would make NaN of pictures, or nothing."""
+    given = config.get("pretrained_cfg", config)
+    accepted = {"mean": (-math.inf, "numbers"), "std": (0, "numbers > 0"), "crop_pct": (0, "a number > 0")}
+    for name, (least, what) in accepted.items():
+        value = given.get(name)
+        numbers = value if isinstance(value, list) else [value]
+        fits = numbers and all(isinstance(n, int | float) and least < n < math.inf for n in numbers)
+        if value is not None and not fits:
+            raise ValueError(f"{path}: {name} is {value!r}, expected {what}")
+
+
 def _load_file(path: Path, preset: str | None) -> nn.Module:
+    if path.suffix == ONNX:
+        raise ValueError(f"{path}: {ANSWERS_ONLY}")
     state = _read_weights(path)
     if preset is None:
         raise ValueError(f"{path} holds weights only: say which architecture they are of (preset=…)")

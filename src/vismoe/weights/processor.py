@@ -1,6 +1,7 @@
 """How transformers writes down the preparation of pictures (`preprocessor_config.json`), in timm's words and back."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def read_processor(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         return _in_timms_words(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{path} says no preparation of pictures that can be followed: {error!r}") from error
 
 
@@ -69,6 +70,8 @@ def _in_timms_words(given: Mapping[str, Any]) -> dict[str, Any]:
         found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     elif "image_mean" in given:
         found |= {"mean": tuple(given["image_mean"]), "std": tuple(given["image_std"])}
+    if not all(0 < deviation < math.inf for deviation in found.get("std", ())):
+        raise ValueError(f"image_std is {found['std']}, expected numbers > 0")
     if given.get("resample") is not None:
         found["interpolation"] = INTERPOLATIONS[int(given["resample"])]
     if given.get("size") is None:

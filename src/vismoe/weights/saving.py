@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from vismoe.moe.record import unwrap
 
@@ -66,7 +66,7 @@ def save(
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes")
     with whole_folder(path) as aside:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        state = _apart(model.state_dict())
         source = None if parent is None else open_parent(parent)
         if source is not None:
             state = differences(state, source.sparse_state(getattr(model, "moe", None)))
@@ -76,6 +76,19 @@ def save(
         # safetensors lets only the owner read its file; the configuration has the mode that the user's umask gives.
         (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)
     return path
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU, of which no two share memory: safetensors refuses those that do, and under each of its names
+    a tensor is what is asked for when the file is read."""
+    apart: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in state.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if place in seen else plain
+        seen.add(place)
+    return apart
 
 
 @contextmanager
