@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 import vismoe
 from vismoe.adapt import Options, classifiers, finetune, freeze, open_trained
+from vismoe.adapt.parts import open_parts
+from vismoe.adapt.prepare import prepare
 from vismoe.adapt.start import open_start
 from vismoe.data import open_data
 from vismoe.moe import MoE
@@ -141,8 +143,10 @@ def test_finetune(kind, train, folder, tmp_path):
     """From a trunk to a run whose model transformers opens, with the names of the classes and the same answers."""
     source = written(trunk(kind), tmp_path / "trunk", size={"height": 32, "width": 32})
     options = Options(str(folder), str(source), train=train, epochs=1, num_experts=3, image_size=16)
+    prepare(options, open_parts(options.data, options.seed, 0.1), tmp_path / "begun", CPU, 0)
     found = finetune(options, tmp_path / "run", device="cpu")
-    before, after = (load_file(tmp_path / "run" / name / "model.safetensors") for name in ("initial", "model"))
+    before = load_file(tmp_path / "begun" / "initial" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert not any("embeddings" in name for name in moved)
