@@ -78,8 +78,8 @@ def _in_timms_words(given: Mapping[str, Any]) -> dict[str, Any]:
         return found
     size, crop = given["size"], given.get("crop_size") if given.get("do_center_crop") else None
     edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
-    whole = (edge, edge) if edge is not None else _pair(size)
-    inner = whole if crop is None else _pair(crop)
+    whole = (edge, edge) if edge is not None else pair(size)
+    inner = whole if crop is None else pair(crop)
     return found | {
         "size": inner,
         "crop_pct": float(given.get("crop_pct") or inner[0] / whole[0]),
@@ -87,7 +87,8 @@ def _in_timms_words(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width of a size as transformers' configurations have it: one number, two, or by name."""
     if isinstance(size, Mapping):
         return int(size["height"]), int(size["width"])
     height, width = (size, size) if isinstance(size, int) else size

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from vismoe.vit import make_sparse
 from vismoe.vit.places import find_blocks
 
-from .processor import processor_of
+from .processor import pair, processor_of
 from .transformers_folder import INSIDE, is_transformers
 
 CLASSIFIERS = ("classifier", "heads", "head", "fc")
@@ -60,7 +59,7 @@ class TransformersNetwork(nn.Module):
         known, config = self._vision, cast(Any, model).config
         size, channels = getattr(known, "image_size", None), getattr(known, "num_channels", 3)
         given: dict[str, Any] = getattr(model, "preprocessing", None) or processor_of(config.model_type)
-        height, width = given.get("size") or _pair(size or 224)
+        height, width = given.get("size") or pair(size or 224)
         found = resolve_data_config({}, pretrained_cfg={"input_size": (channels, height, width)})
         found |= {"crop_pct": 1.0} | {name: value for name, value in given.items() if name != "size"}
         found |= {name: found[name][:channels] for name in ("mean", "std")}
@@ -76,7 +75,7 @@ class TransformersNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         own = getattr(self._vision, "image_size", None)
-        other = own is not None and tuple(pixels.shape[-2:]) != _pair(own)
+        other = own is not None and tuple(pixels.shape[-2:]) != pair(own)
         interpolate = {"interpolate_pos_encoding": True} if other and self._interpolates else {}
         output = self._call(pixel_values=pixels, **interpolate)
         if isinstance(output, Tensor):
@@ -129,7 +128,7 @@ class TransformersNetwork(nn.Module):
 
     @property
     def patch_embed(self) -> Patches:
-        patch = _pair(getattr(self._vision, "patch_size", 16))
+        patch = pair(getattr(self._vision, "patch_size", 16))
         height, width = self.pretrained_cfg["input_size"][1:]
         return Patches(patch, (height // patch[0], width // patch[1]))
 
@@ -194,7 +193,7 @@ class TransformersNetwork(nn.Module):
     def resizable(self) -> bool:
         """Whether `set_input_size` can be called: no, where tables of relative positions fit one size alone."""
         if self._resizable is None:
-            size = 2 * _pair(getattr(self._vision, "image_size", None) or 224)[0]
+            size = 2 * pair(getattr(self._vision, "image_size", None) or 224)[0]
             try:
                 with torch.device("meta"):
                     other = self._built_for(size).state_dict()
@@ -212,13 +211,13 @@ class TransformersNetwork(nn.Module):
         **Raises:** ValueError where the network is for one size alone, or the size is no multiple of the patch.
         """
         old, patch = getattr(self._vision, "image_size", None), self.patch_embed.patch_size[0]
-        if old is not None and _pair(old) == (img_size, img_size):
+        if old is not None and pair(old) == (img_size, img_size):
             return
         if not self.resizable:
             raise ValueError(f"{type(self.model).__name__} is for pictures of {old} pixels alone, not of {img_size}")
         if img_size % patch:
             raise ValueError(f"{img_size} pixels are no multiple of the patch, {patch}")
-        grids = _pair(old or img_size)[0] // patch, img_size // patch
+        grids = pair(old or img_size)[0] // patch, img_size // patch
         new, state = self._built_for(img_size), self.model.state_dict()
         for name, tensor in new.state_dict().items():
             if tensor.shape != state[name].shape:
@@ -252,11 +251,6 @@ class TransformersNetwork(nn.Module):
         blocks = find_blocks(self)
         outside = (name for name, _ in self.named_parameters() if blocks is None or not name.startswith(f"{blocks}."))
         return {name for name in outside if re.search(r"token|position_embedding", name)}
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
 
 
 def _of_positions(name: str, tensor: Tensor) -> bool:

@@ -34,5 +34,6 @@ class _Finder(MetaPathFinder):
             execute(module)
             self.action()
 
+        # The loader is this one import's own: nobody else sees the change.
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
