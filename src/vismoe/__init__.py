@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from . import weights
 from .moe import (
+    ExpertChoiceRouter,
     HashRouter,
     LowRankExperts,
     MLPExperts,
     MLPStructure,
     MoE,
     RandomRouter,
+    SoftRouter,
     TopKRouter,
     condition,
     record,
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ExpertChoiceRouter",
     "HashRouter",
     "LowRankExperts",
     "MLPExperts",
     "MLPStructure",
     "MoE",
     "RandomRouter",
+    "SoftRouter",
     "TopKRouter",
     "condition",
     "create_model",

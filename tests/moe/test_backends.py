@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 import vismoe
 from vismoe.moe import combine, dispatch, execute, grouped, loop, padded
-from vismoe.moe.execute import _SortedRows, _tiled, _Tiles
+from vismoe.moe.execute import _tiled
 from vismoe.moe.grouped_linear import grouped_linear
+from vismoe.moe.layouts import SortedRows, Tiles
 from vismoe.moe.plan import plan_from_choices
 
 DIM, HIDDEN, EXPERTS = 16, 24, 5
@@ -27,11 +28,11 @@ class Elsewhere(torch.Tensor):
 def device_product(plan, tokens, experts):
     """What `grouped` does in bfloat16 off the CPU: one product of all rows by the device's own operator."""
     rows = dispatch(plan, tokens).as_subclass(Elsewhere)
-    return combine(plan, experts(rows, _SortedRows(plan)).as_subclass(torch.Tensor))
+    return combine(plan, experts(rows, SortedRows(plan)).as_subclass(torch.Tensor))
 
 
 def tiles_of(height):
-    return lambda plan, tokens, experts: _tiled(plan, tokens, experts, _Tiles.of_height(plan, height))
+    return lambda plan, tokens, experts: _tiled(plan, tokens, experts, Tiles.of_height(plan, height))
 
 
 BACKENDS = {

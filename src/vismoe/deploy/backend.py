@@ -12,8 +12,8 @@ import torch
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
-from vismoe.moe import MoE, SparsePlan
-from vismoe.moe.execute import OneExpert
+from vismoe.moe import Experts, MoE, SparsePlan
+from vismoe.moe.layouts import OneExpert
 
 
 # An operator, so that the sizes are read by one Split: cut by numbers, a graph has a handful of nodes for each number.
@@ -37,7 +37,7 @@ ONNX_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.vismoe
 """What becomes of our operators in ONNX."""
 
 
-def export_backend(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
+def export_backend(plan: SparsePlan, tokens: Tensor, experts: Experts) -> Tensor:
     """A backend whose graph has no shape that depends on the input but the experts' rows. For plans that drop nothing
     and know each token's rows."""
     assert plan.inverse is not None

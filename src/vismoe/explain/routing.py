@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
-from vismoe.moe import SparsePlan, record
+from vismoe.moe import Plan, SoftPlan, record
 
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """One MoE layer's choices for N pictures: `expert` (N, S, k), -1 where a choice was dropped; tokens in the
-    network's order, prefix tokens (class token) first. `num_experts`: E."""
+    """One MoE layer's choices for N pictures: `expert` (N, S, k), -1 where a choice was dropped or, where tokens have
+    differing numbers of experts, there is none; tokens in the network's order, prefix tokens (class token) first.
+    `num_experts`: E."""
 
     expert: Int[Tensor, "N S k"]
     num_experts: int
@@ -29,14 +30,17 @@ class LayerRouting:
         return counts[:, 1:].T @ shown.long().to(own.device)
 
 
-def experts_of_tokens(plan: SparsePlan) -> Int[Tensor, "N k"]:
-    """The experts of each token, best first, -1 where the choice was dropped.
-
-    **Raises:** ValueError for a plan whose tokens have differing numbers of experts.
-    """
-    if plan.inverse is None:
-        raise ValueError("this plan gives tokens differing numbers of experts: there is no table (N, k) of them")
+def experts_of_tokens(plan: Plan) -> Int[Tensor, "N k"]:
+    """The experts of each token, best first, -1 where the choice was dropped. Where tokens have differing numbers of
+    experts k is E, and -1 fills up; of soft routing k is 1: the expert whose slots weigh most."""
+    if isinstance(plan, SoftPlan):
+        return plan.combine.sum(-1).flatten(0, 1).argmax(1, keepdim=True)
     live = torch.repeat_interleave(torch.arange(len(plan.count), device=plan.count.device), plan.count)
+    if plan.inverse is None:
+        weight = plan.weight.new_full((plan.num_tokens, len(plan.count)), -1)
+        weight[plan.token[: len(live)], live] = plan.weight[: len(live)]
+        best = weight.sort(1, descending=True)
+        return torch.where(best.values < 0, -1, best.indices)
     dropped = torch.full((len(plan.token) - len(live),), -1, device=live.device)
     return torch.cat([live, dropped])[plan.inverse]
 

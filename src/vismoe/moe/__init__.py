@@ -8,19 +8,27 @@ from .balancing import BalancedRouter
 from .capacity import compute_capacity
 from .condition import condition
 from .dispatch import combine, dispatch
-from .execute import Backend, execute, grouped, loop, padded
-from .experts import MLPExperts, StackedLinear, StackedNorm, stacked_parts
+from .execute import Backend, execute, grouped, loop, mixed, padded
+from .expert_choice import ExpertChoiceRouter
+from .experts import Experts, MLPExperts, StackedLinear, StackedNorm, stacked_parts
 from .fixed import HashRouter, RandomRouter
 from .layer import MoE
 from .low_rank import LowRankExperts
 from .mlp import MLP, kind_of
-from .plan import SparsePlan
+from .plan import Plan, SoftPlan, SparsePlan
 from .record import LayerRecord, Recording, record
 from .router import Router, Routing
+from .soft import SoftRouter
 from .structures import MLPStructure, read_mlp, register_mlp, structure_of, write_mlp
 from .top_k import TopKRouter
 
-ROUTERS = {"top-k": TopKRouter, "hash": HashRouter, "random": RandomRouter}
+ROUTERS = {
+    "top-k": TopKRouter,
+    "expert-choice": ExpertChoiceRouter,
+    "soft": SoftRouter,
+    "hash": HashRouter,
+    "random": RandomRouter,
+}
 """By the name that configurations give them."""
 
 __all__ = [
@@ -28,16 +36,21 @@ __all__ = [
     "ROUTERS",
     "Backend",
     "BalancedRouter",
+    "ExpertChoiceRouter",
+    "Experts",
     "HashRouter",
     "LayerRecord",
     "LowRankExperts",
     "MLPExperts",
     "MLPStructure",
     "MoE",
+    "Plan",
     "RandomRouter",
     "Recording",
     "Router",
     "Routing",
+    "SoftPlan",
+    "SoftRouter",
     "SparsePlan",
     "StackedLinear",
     "StackedNorm",
@@ -50,6 +63,7 @@ __all__ = [
     "grouped",
     "kind_of",
     "loop",
+    "mixed",
     "padded",
     "read_mlp",
     "record",

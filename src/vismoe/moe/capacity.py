@@ -1,7 +1,7 @@
 """How many tokens an expert accepts, and which."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,6 +36,12 @@ def compute_capacity(
             f"for {num_choices} choices; it must be at least 1: use a larger factor or larger groups"
         )
     return capacity + -capacity % multiple_of
+
+
+def check_factor(name: str, factor: Any) -> None:
+    """Raises ValueError for what is no capacity factor."""
+    if isinstance(factor, bool) or not (isinstance(factor, int | float) and 0 < factor < math.inf):
+        raise ValueError(f"{name}={factor!r}: accepted are positive numbers")
 
 
 def claim_capacity(

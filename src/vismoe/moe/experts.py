@@ -59,6 +59,10 @@ class Layout(Protocol):
         """Each row's vector of a per-expert parameter, in a shape that broadcasts against the rows."""
 
 
+Experts = Callable[[Tensor, Layout], Tensor]
+"""Rows, and how they lie -> each row's expert applied to it."""
+
+
 def tanh_gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form, the reference's."""
     return F.gelu(x, approximate="tanh")

@@ -23,7 +23,8 @@ class MoE(Conditioned):
     - `shared`: a module applied to every token whose output is added.
     - `group_size`: "none", one group of all tokens of the call (of each image, where the router wants that), or the
       number of tokens that are routed together; images in order, cutting across them as the reference does.
-    - `backend`: carries out the plan; see `vismoe.moe.execute`.
+    - `backend`: carries out the plan; `bfloat16_exchange`: rounds what goes to experts and comes back, as the
+      reference's dispatchers do; see `vismoe.moe.execute`.
 
     `origin`: kept for whoever put the layer in another module's place and may want that back.
 
@@ -37,6 +38,7 @@ class MoE(Conditioned):
         shared: nn.Module | None = None,
         group_size: int | Literal["none"] = "none",
         backend: Backend | None = None,
+        bfloat16_exchange: bool = False,
     ):
         super().__init__()
         for name in ("dim", "num_experts"):
@@ -47,6 +49,7 @@ class MoE(Conditioned):
             raise ValueError(f'group_size={group_size!r}: accepted are "none" and whole numbers ≥ 1')
         self.router, self.experts, self.shared = router, experts, shared
         self.group_size, self.backend = group_size, backend
+        self.bfloat16_exchange = bfloat16_exchange
         self.origin: Any = None
         self._warned = False
 
@@ -78,7 +81,9 @@ class MoE(Conditioned):
         context = {} if condition.context is None else {"context": condition.context}
         routing = self.router(tokens_GSd, mask_GS, **context)
         self._tell(routing)
-        y = execute(routing.plan, tokens_GSd.flatten(0, 1), self.experts, self.backend).view(tokens_BSd.shape)
+        y = execute(routing.plan, tokens_GSd.flatten(0, 1), self.experts, self.backend, self.bfloat16_exchange).view(
+            tokens_BSd.shape
+        )
         if self.shared is not None:
             y = y + self.shared(tokens_BSd)
         if mask is not None:

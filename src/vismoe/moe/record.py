@@ -18,6 +18,7 @@ class LayerRecord:
     - `plan`, `gates` (G, S, E), `load` (E,): see `vismoe.moe.Routing`; load is before drops.
     - `dropped_share`: of the choices, 0 to 1.
     - `losses`: auxiliary losses by name, (G,) each, unweighted; `auxiliary_loss`: their weighted sum (G,) or None.
+    - `metrics`: figures of the router's own kind by name.
 
     What is computed from the routing is computed when asked for: a forward is the same whether it is recorded or not,
     which recompute of activations relies on.
@@ -35,6 +36,10 @@ class LayerRecord:
     @cached_property
     def losses(self) -> dict[str, Float[Tensor, " G"]]:
         return self.router.losses(self.routing)
+
+    @cached_property
+    def metrics(self) -> dict[str, Tensor]:
+        return self.router.metrics(self.routing)
 
     @property
     def auxiliary_loss(self) -> Float[Tensor, " G"] | None:

@@ -1,12 +1,13 @@
 """What every router is: a module that turns tokens into a routing."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .plan import SparsePlan
+from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -15,15 +16,16 @@ class Routing:
 
     - `plan`: who goes where, executed by `vismoe.moe.execute`.
     - `gates`: the router's weight for every (token, expert) pair, float32, as used (with noise, if there was any).
-    - `logits`, `noisy_logits`: what the gates were made of; the same tensor where there was no noise.
+    - `logits`, `noisy_logits`: what the gates were made of; the same tensor where there was no noise. Of soft routing:
+      of each slot, (G, S, E, P).
     - `load`: choices of each expert before any were dropped for capacity; padding is not counted.
     - `mask`: False where a token is padding.
     """
 
-    plan: SparsePlan
+    plan: Plan
     gates: Float[Tensor, "G S E"]
-    logits: Float[Tensor, "G S E"]
-    noisy_logits: Float[Tensor, "G S E"]
+    logits: Float[Tensor, "G S E ..."]
+    noisy_logits: Float[Tensor, "G S E ..."]
     load: Int[Tensor, " E"]
     mask: Bool[Tensor, "G S"] | None = None
 
@@ -46,6 +48,11 @@ class Router(nn.Module):
             )
         self.dim, self.num_experts = dim, num_experts
 
+    @property
+    def experts_per_token(self) -> float:
+        """How many experts work on a token, on average, at evaluation."""
+        return float(getattr(self, "k", 1))
+
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
         raise NotImplementedError(f"{type(self).__name__} must define forward(tokens, mask) -> Routing")
 
@@ -53,9 +60,20 @@ class Router(nn.Module):
         """Auxiliary losses of a routing by name, one value a group; asked for only while somebody records."""
         return {}
 
+    def metrics(self, routing: Routing) -> dict[str, Tensor]:
+        """What else there is to know of a routing, by name; asked for only while somebody records."""
+        return {}
+
     def auxiliary_loss(self, losses: dict[str, Float[Tensor, " G"]]) -> Float[Tensor, " G"] | None:
         """The weighted sum of `losses` that training adds to its own loss; None where this router has none."""
         return None
+
+
+def check_noise(noise_std: float) -> float:
+    """Raises ValueError for what is no standard deviation."""
+    if not 0 <= noise_std < math.inf:
+        raise ValueError(f"noise_std={noise_std}: accepted are numbers ≥ 0")
+    return noise_std
 
 
 def check_k(k: Any, num_experts: int) -> int:

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from . import losses
 from .balancing import BalancedRouter
-from .capacity import Rounding, claim_capacity, compute_capacity
+from .capacity import Rounding, check_factor, claim_capacity, compute_capacity
 from .plan import count_experts, plan_from_choices
-from .router import Routing, check_k
+from .router import Routing, check_k, check_noise
 
 PAPER_LOSSES = {"importance": 0.005, "load": 0.005}
 LOSSES = ("importance", "load", "gshard", "z")
@@ -75,12 +75,10 @@ class TopKRouter(BalancedRouter):
         if self.combine == "renormalized" and self.k == 1:
             why = "is a constant 1 and gives the router no gradient"
             raise ValueError(f'combine="renormalized" with k=1 {why}: use "unit" (1 in value, with gradient) or "gate"')
-        if not 0 <= self.noise_std < math.inf:
-            raise ValueError(f"noise_std={self.noise_std}: accepted are numbers ≥ 0")
+        check_noise(self.noise_std)
         for name in ("capacity_factor", "eval_capacity_factor"):
-            factor = getattr(self, name)
-            if factor != "none" and not (isinstance(factor, int | float) and 0 < factor < math.inf):
-                raise ValueError(f'{name}={factor!r}: accepted are "none" and positive numbers')
+            if getattr(self, name) != "none":
+                check_factor(name, getattr(self, name))
         compute_capacity(self.num_experts, self.num_experts, 1.0, self.capacity_rounding, self.capacity_multiple_of)
         if set(self.loss_weights) - set(LOSSES) or any(
             not 0 <= weight < math.inf for weight in self.loss_weights.values()
@@ -91,9 +89,7 @@ class TopKRouter(BalancedRouter):
 
     def reset_parameters(self) -> None:
         """LeCun normal, truncated, as the reference's linear layer: logits of unit variance on normalised tokens."""
-        # 0.8796 is the standard deviation of a unit normal truncated at ±2.
-        std = 1 / (0.87962566 * math.sqrt(self.dim))
-        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
+        draw_router(self.weight)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, {self.num_experts}, k={self.k}, balance={self.balance!r}, combine={self.combine!r}"
@@ -157,6 +153,12 @@ class TopKRouter(BalancedRouter):
         """Σ weight · loss; a loss that this pass could not give (load without noise) adds nothing."""
         terms = [weight * losses[name] for name, weight in self.loss_weights.items() if weight > 0 and name in losses]
         return torch.stack(terms).sum(0) if terms else None
+
+
+def draw_router(weight_Ed: Tensor) -> None:
+    # 0.8796 is the standard deviation of a unit normal truncated at ±2.
+    std = 1 / (0.87962566 * math.sqrt(weight_Ed.shape[1]))
+    nn.init.trunc_normal_(weight_Ed, std=std, a=-2 * std, b=2 * std)
 
 
 def float32_linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "E d"]) -> Float[Tensor, "... E"]:

@@ -20,10 +20,14 @@ class MoEConfig:
     - `num_experts`, `experts_per_token`; `experts`: "full", an MLP each, or "low-rank", of a frozen MLP and low-rank
       differences; `expert_hidden_dim`: a full expert's, 0 for the replaced MLP's; `rank`: a difference's; `shared`:
       whether the MLP that was there stays, beside the experts, for every token.
-    - `router`: "top-k" (`vismoe.TopKRouter`), "hash", "random" (`vismoe.HashRouter`, `vismoe.RandomRouter`: controls
-      that learn nothing). `balance`, `combine`, `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`,
-      `capacity_multiple_of`, `batch_priority`, `noise_std`, `loss_weights`: see `vismoe.TopKRouter`.
-    - `group_size`: see `vismoe.MoE`. `block_list`: path of the list of blocks, in networks with several.
+    - `router`: "top-k" (`vismoe.TopKRouter`), "expert-choice" (`vismoe.ExpertChoiceRouter`), "soft"
+      (`vismoe.SoftRouter`), "hash", "random" (`vismoe.HashRouter`, `vismoe.RandomRouter`: controls that learn nothing).
+      Options of routers, refused by those that have none such: `balance`, `combine`, `capacity_factor`,
+      `eval_capacity_factor`, `capacity_rounding`, `capacity_multiple_of`, `batch_priority`, `noise_std`,
+      `loss_weights`, `slots_per_expert`. Of a soft router built with a network, `capacity_factor` stands for as many
+      slots as factor × tokens ÷ experts.
+    - `group_size`, `bfloat16_exchange`: see `vismoe.MoE`. `block_list`: path of the list of blocks, in networks with
+      several.
     """
 
     moe_layers: str | Sequence[int] = "every-2"
@@ -43,7 +47,9 @@ class MoEConfig:
     batch_priority: bool = False
     noise_std: float = 0.0
     loss_weights: dict[str, float] | None = None
+    slots_per_expert: int = 1
     group_size: int | Literal["none"] = "none"
+    bfloat16_exchange: bool = False
     block_list: str = ""
 
     def __post_init__(self) -> None:
@@ -86,7 +92,13 @@ class MoEConfig:
             if self.experts == "low-rank"
             else MLPExperts(mlp.dim, hidden_dim, self.num_experts, **kind_of(mlp))
         )
-        layer = MoE(router, experts, shared=mlp if self.shared else None, group_size=self.group_size)
+        layer = MoE(
+            router,
+            experts,
+            shared=mlp if self.shared else None,
+            group_size=self.group_size,
+            bfloat16_exchange=self.bfloat16_exchange,
+        )
         return layer.to(mlp.up.weight).train(mlp.training)
 
     def router_has(self, option: str) -> bool:
@@ -94,25 +106,32 @@ class MoEConfig:
         return option in signature(ROUTERS[self.router]).parameters
 
     def _router_options(self) -> dict[str, Any]:
-        """What of the configuration is for its router; what another kind of router has, and was changed, is refused."""
-        options = {"k": self.experts_per_token} | {name: getattr(self, name) for name in ROUTER_FIELDS}
+        """What of the configuration is for its router, where it is not what it is by default; what only another kind
+        of router has is refused."""
+        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name in ROUTER_FIELDS}
         defaults = {field.name: field.default for field in fields(self)}
-        if idle := [name for name in ROUTER_FIELDS if not self.router_has(name) and options[name] != defaults[name]]:
-            told = ", ".join(f"{name}={options[name]!r}" for name in idle)
+        said = {name: value for name, value in said.items() if value != defaults[name]}
+        if idle := [name for name in said if not self.router_has(ROUTER_FIELDS[name])]:
+            told = ", ".join(f"{name}={said[name]!r}" for name in idle)
             raise ValueError(f"{told}: no option of router={self.router!r}")
-        return {name: value for name, value in options.items() if self.router_has(name)}
+        return {ROUTER_FIELDS[name]: value for name, value in said.items()}
 
 
-ROUTER_FIELDS = (
-    "balance",
-    "combine",
-    "noise_std",
-    "capacity_factor",
-    "eval_capacity_factor",
-    "batch_priority",
-    "capacity_rounding",
-    "capacity_multiple_of",
-    "loss_weights",
-)
-"""Fields of the configuration that are, under the same names, options of routers."""
+ROUTER_FIELDS = {"experts_per_token": "k"} | {
+    name: name
+    for name in (
+        "balance",
+        "combine",
+        "noise_std",
+        "capacity_factor",
+        "eval_capacity_factor",
+        "batch_priority",
+        "capacity_rounding",
+        "capacity_multiple_of",
+        "loss_weights",
+        "slots_per_expert",
+    )
+}
+"""Fields of the configuration that are options of routers, and what they are called there. Each has the default that
+routers give it."""
 OVERRIDES = tuple(field.name for field in fields(MoEConfig))

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vismoe.moe import MoE, SparsePlan, loop, stacked_parts
+from vismoe.moe import Experts, MoE, Plan, SoftPlan, SparsePlan, loop, mixed, stacked_parts
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`parameters` in all; `active_parameters`: what one token passes through (k of E experts, and all that
-    experts share); `multiplications` (multiply-adds of matrix products) per image."""
+    """`parameters` in all; `active_parameters`: what one token passes through (k of E experts, on average where their
+    number differs, and all that experts share); `multiplications` (multiply-adds of matrix products) per image."""
 
     parameters: int
     active_parameters: int
@@ -34,7 +34,8 @@ def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
             stacked = sum(
                 tensor.numel() for part in stacked_parts(layer.experts) for tensor in part.parameters(recurse=False)
             )
-            active -= stacked - stacked * getattr(layer.router, "k", 1) // layer.router.num_experts
+            per_token = min(layer.router.experts_per_token, layer.router.num_experts)
+            active -= stacked - int(stacked * per_token / layer.router.num_experts)
     named = (*model.named_parameters(), *model.named_buffers())
     tensors = {name: tensor.detach().to("meta") for name, tensor in named}
     image = torch.zeros(1, *image_size, device="meta", dtype=next(model.parameters()).dtype)
@@ -43,7 +44,9 @@ def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
     return Cost(parameters, active, counter.get_total_flops() // 2)
 
 
-def _first_expert_only(plan: SparsePlan, tokens: Tensor, experts: nn.Module) -> Tensor:
+def _first_expert_only(plan: Plan, tokens: Tensor, experts: Experts) -> Tensor:
+    if isinstance(plan, SoftPlan):
+        return mixed(plan, tokens, experts)
     rows = len(plan.token)
     all_rows = torch.arange(rows, device=tokens.device) % plan.num_tokens
     weight, count = torch.ones(rows, device=tokens.device), torch.tensor([rows], device="cpu")

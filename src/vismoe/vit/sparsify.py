@@ -1,6 +1,7 @@
 """Networks that are sparse from the start: experts drawn as the MLPs in whose place they come."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from timm.layers import Mlp
 from timm.models import named_apply
 from timm.models.vision_transformer import get_init_weights_vit
 
-from vismoe.moe import MLPExperts, MoE, read_mlp
+from vismoe.moe import MLPExperts, MoE, compute_capacity, read_mlp
 
 from .config import MoEConfig
 from .places import replace_mlp
@@ -19,6 +20,10 @@ def sparsify(model: Any, config: MoEConfig) -> None:
 
     **Raises:** ValueError for MLPs of another structure than timm's plain one.
     """
+    if config.router == "soft" and not isinstance(config.capacity_factor, str):
+        tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+        slots = compute_capacity(tokens, config.num_experts, config.capacity_factor, "round", 1)
+        config = replace(config, slots_per_expert=slots, capacity_factor="none")
     for number in config.blocks(len(model.blocks)):
         block = model.blocks[number]
         if not hasattr(block, "mlp"):

@@ -100,7 +100,8 @@ def _check(
 
 
 def _warn_of_another_start(config: MoEConfig, summing: str | None, perturb: float) -> None:
-    why = [
+    why = [f"router={config.router!r}"] if config.router in ("expert-choice", "soft") else []
+    why += [
         f"{name}={value}"
         for name in ("capacity_factor", "eval_capacity_factor")
         if (value := getattr(config, name)) not in ("none", "same")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vismoe.moe import record
+from vismoe.moe import SparsePlan, record
 from vismoe.moe.record import layers_of
 
 
@@ -37,9 +37,7 @@ def measure_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usag
         for name, calls in routing.layers.items():
             for call in calls:
                 plan = call.plan
-                live = int(plan.count.sum())
-                expert = torch.repeat_interleave(torch.arange(len(plan.count), device=plan.count.device), plan.count)
-                sums = plan.weight.new_zeros(len(plan.count)).index_add(0, expert, plan.weight[:live]).double()
+                sums = _sums_of_weights(plan) if isinstance(plan, SparsePlan) else call.gates.sum((0, 1)).double()
                 load[name] = load.get(name, 0) + plan.count.double()
                 weight[name] = weight.get(name, 0) + sums
                 tokens[name] = tokens.get(name, 0) + plan.num_tokens
@@ -49,3 +47,9 @@ def measure_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usag
     return {
         name: Usage((load[name] / load[name].sum()).float(), (weight[name] / tokens[name]).float()) for name in load
     }
+
+
+def _sums_of_weights(plan: SparsePlan) -> Float[Tensor, " E"]:
+    live = int(plan.count.sum())
+    expert = torch.repeat_interleave(torch.arange(len(plan.count), device=plan.count.device), plan.count)
+    return plan.weight.new_zeros(len(plan.count)).index_add(0, expert, plan.weight[:live]).double()
