@@ -1,18 +1,21 @@
 """What fine-tuning a trained ViT gains, and whether experts help: arms × seeds × sets, the same rules for all.
 
-    python benchmarks/finetune_study.py --parent vit-s14 --sets sets          # what is missing; about 9 minutes a run
+    python benchmarks/finetune_study.py --parent vit-s14 --sets sets --trial    # settings, one seed, by validation part
+    python benchmarks/finetune_study.py --parent vit-s14 --sets sets            # the arms as then chosen, three seeds
     python benchmarks/finetune_study.py --parent vit-s14 --sets sets --table
 
 `benchmarks/vit_s14_parent.py` makes the parent, `benchmarks/finetune_sets.py` the sets. A seed draws split, new weights
 and order; test pictures of `openclipart` are a fifth, of `emoji` those of another drawing style. Appends a row a
-finished run to results/finetune.csv and skips what is there.
+finished run to results/finetune.csv and skips what is there: about 8 processor minutes each.
 """
 
 import multiprocessing
+import os
 import resource
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -32,18 +35,44 @@ ARMS: dict[str, dict[str, Any]] = {
     FEW_SHOT: {},
     "frozen + linear": {"train": "head", "sparse": False},
     "dense": {"sparse": False},
-    "sparse": {},
-    "sparse, low-rank": {"experts": "low-rank"},
+    "sparse": {"sparse": True},
+    "sparse, low-rank": {"sparse": True, "experts": "low-rank"},
+    "sparse, blocks 8 and 10": {"sparse": True, "layers": "8,10"},
 }
+FROZEN, TRAINED = tuple(ARMS)[:2], tuple(ARMS)[2:]
+RATES = (1e-4, 2e-4, 4e-4)
+EPOCHS = 6
+CHOSEN = {"dense": 2e-4, "sparse": 2e-4, "sparse, low-rank": 2e-4}
+"""Of the trials, the rate of each arm whose mean over the sets' validation parts is best."""
 
 
-def run_one(parent: Path, data: Path, arm: str, seed: int, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Study:
+    """One run of it."""
+
+    set: str
+    arm: str
+    seed: int
+    learning_rate: float | None = None
+    epochs: int | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """As the table has it."""
+        return tuple("" if value is None else str(value) for value in astuple(self))
+
+
+KEY = tuple(field.name for field in fields(Study))
+
+
+def run_one(parent: Path, data: Path, study: Study, out: Path, threads: int) -> dict[str, Any]:
     """A run, in a process of its own, and its row."""
+    torch.set_num_threads(threads)
     began = time.monotonic()
-    figures = few_shot(parent, data, seed) if arm == FEW_SHOT else adapted(parent, data, arm, seed, out)
+    figures = few_shot(parent, data, study.seed) if study.arm == FEW_SHOT else adapted(parent, data, study, out)
     used = resource.getrusage(resource.RUSAGE_SELF)
     return (
-        {"set": data.name, "arm": arm, "seed": seed}
+        dict(zip(KEY, study.key, strict=True))
         | figures
         | {
             "minutes": round((time.monotonic() - began) / 60, 2),
@@ -53,10 +82,20 @@ def run_one(parent: Path, data: Path, arm: str, seed: int, out: Path) -> dict[st
     )
 
 
-def adapted(parent: Path, data: Path, arm: str, seed: int, out: Path) -> dict[str, Any]:
-    report = finetune(Options(str(data), str(parent), seed=seed, **ARMS[arm]), out, tell=print).report
-    shutil.rmtree(out)  # half a gigabyte of checkpoints and weights
+def adapted(parent: Path, data: Path, study: Study, out: Path) -> dict[str, Any]:
+    options = Options(
+        str(data),
+        str(parent),
+        learning_rate=study.learning_rate,
+        epochs=study.epochs,
+        seed=study.seed,
+        **ARMS[study.arm],
+    )
+    report = finetune(options, out, tell=print).report
+    shutil.rmtree(out)  # a hundred megabytes of weights and more
     return {
+        "validation": round(report["validation"]["top1"], 4),
+        "validation_loss": round(report["validation"]["loss"], 4),
         "top1": round(report["test"]["top1"], 4),
         "mean_recall": round(report["mean_recall"], 4),
         "probe": round(report["probe"]["test"], 4),
@@ -83,6 +122,8 @@ def few_shot(parent: Path, data: Path, seed: int) -> dict[str, Any]:
     said, labels = answers[1][int((hits == hits.max()).nonzero()[-1])], parts.test.val.labels
     recalls = [(said[labels == number] == number).double().mean().item() for number in labels.unique()]
     return {
+        "validation": round(hits.max().item(), 4),
+        "validation_loss": "",
         "top1": round((said == labels).double().mean().item(), 4),
         "mean_recall": round(mean(recalls), 4),
         "probe": "",
@@ -90,13 +131,38 @@ def few_shot(parent: Path, data: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def print_table() -> None:
+def trials(names: tuple[str, ...]) -> list[Study]:
+    """Every trained arm at every rate, one seed: what an arm's rate is chosen by."""
+    return [Study(name, arm, 0, rate, EPOCHS) for rate in RATES for name in names for arm in TRAINED]
+
+
+def decisive(names: tuple[str, ...], seeds: tuple[int, ...]) -> list[Study]:
+    frozen = [Study(name, arm, seed) for seed in seeds for name in names for arm in FROZEN]
+    return frozen + [
+        Study(name, arm, seed, rate, EPOCHS) for seed in seeds for name in names for arm, rate in CHOSEN.items()
+    ]
+
+
+def print_trials(names: tuple[str, ...]) -> None:
+    found = {tuple(row[name] for name in KEY): row for row in RESULTS.rows()}
+    print(f"| arm | rate | {' | '.join(f'{name}: validation top-1, loss' for name in names)} |")
+    print(f"| --- | --- |{' --- |' * len(names)}")
+    for arm in TRAINED:
+        for rate in RATES:
+            own = [found.get(Study(name, arm, 0, rate, EPOCHS).key) for name in names]
+            if any(own):
+                cells = [f"{row['validation']}, {row['validation_loss']}" if row else "" for row in own]
+                print(f"| {arm} | {rate:g} | {' | '.join(cells)} |")
+
+
+def print_table(names: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+    found = {tuple(row[name] for name in KEY): row for row in RESULTS.rows()}
     print("| set | arm | top-1, mean | of each seed | standard deviation | mean recall | CPU minutes | peak GB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    found = RESULTS.rows()
-    for name in sorted({row["set"] for row in found}):
-        for arm in ARMS:
-            own = sorted((row for row in found if (row["set"], row["arm"]) == (name, arm)), key=lambda row: row["seed"])
+    runs = decisive(names, seeds)
+    for name in names:
+        for arm in (*FROZEN, *CHOSEN):
+            own = [found[run.key] for run in runs if (run.set, run.arm) == (name, arm) and run.key in found]
             if own:
                 scores = [float(row["top1"]) for row in own]
                 spread = f"{stdev(scores):.4f}" if len(scores) > 1 else "–"
@@ -115,6 +181,8 @@ def main(
     names: tuple[str, ...] = ("openclipart", "emoji"),
     seeds: tuple[int, ...] = (0, 1, 2),
     runs: Path = Path("runs/finetune_study"),
+    jobs: int = 2,
+    trial: bool = False,
     table: bool = False,
 ) -> None:
     """Run what is missing and print the table.
@@ -125,17 +193,29 @@ def main(
         names: Which of them.
         seeds: Of each arm.
         runs: Where the run folders go; an interrupted one goes on.
+        jobs: Runs at a time, which share the cores.
+        trial: The trials, not the decisive runs.
         table: Run nothing.
     """
-    done = RESULTS.done("set", "arm", "seed")
-    left = [(name, arm, seed) for seed in seeds for name in names for arm in ARMS if (name, arm, str(seed)) not in done]
-    for name, arm, seed in left if not table else []:
-        out = runs / f"{name}-{arm.replace(' ', '').replace(',', '-')}-{seed}"
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # its memory is its own
-            row = alone.submit(run_one, parent, sets / name, arm, seed, out).result()
-        RESULTS.append(row)
-        print(row, flush=True)
-    print_table()
+    wanted = trials(names) if trial else decisive(names, seeds)
+    done = RESULTS.done(*KEY)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    # a process a run: its memory and its processor time are its own
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        left = [study for study in wanted if study.key not in done and not table]
+        for finished in as_completed(
+            pool.submit(run_one, parent, sets / study.set, study, runs / _folder(study), threads) for study in left
+        ):
+            RESULTS.append(finished.result())
+            print(finished.result(), flush=True)
+    if trial:
+        print_trials(names)
+    else:
+        print_table(names, seeds)
+
+
+def _folder(study: Study) -> str:
+    return "-".join(study.key).replace(" ", "").replace(",", "-")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from vismoe.adapt import L2_GRID, check_shots, draw, few_shot, ridge
-from vismoe.adapt.fewshot import VALIDATION
+from vismoe.adapt.fewshot import REFERENCE_GRID, VALIDATION, best_rank
 from vismoe.data import Data, ImageSet, open_data
 
 
@@ -60,6 +60,38 @@ def test_figures_are_those_of_the_drawn_pictures():
     assert few_shot(Pixels(), data, shots=(10,), seeds=2) == [ten]
 
 
+def test_the_reference_s_protocol():
+    """On the digits' pixels: the regularisation is that of the highest mean rank, over seeds, of the accuracy on the
+    held-out part, of the thirty that the reference tries; by hand, with NumPy. A class gives all it has."""
+    data = open_data("digits")
+    (found,) = few_shot(Pixels(), data, shots=(5,), seeds=3, protocol="reference")
+    train, val = (
+        np.stack([np.asarray(part.picture(i), np.float32).ravel() for i in range(len(part))]) / 127.5 - 1
+        for part in data.parts
+    )
+    accuracies = []
+    for seed in range(3):
+        drawn, others = draw(data.train.labels, 5, seed, "reference")
+        assert (drawn, others) == (draw(data.train.labels, 5, seed)[0], [])
+        weight, bias = ridge(torch.from_numpy(train[drawn]), data.train.labels[drawn], 10, REFERENCE_GRID)
+        scores = np.einsum("nd,lkd->lnk", val, weight.numpy()) + bias.numpy()[:, None]
+        accuracies.append((scores.argmax(-1) == data.val.labels.numpy()).mean(1))
+    ranks = np.argsort(np.argsort(accuracies, 1, kind="stable"), 1)
+    best = int(ranks.mean(0).argmax())
+    assert REFERENCE_GRID[0] == 2**-10
+    assert REFERENCE_GRID[-1] == 2**19
+    assert found.l2 == REFERENCE_GRID[best]
+    assert found.closed_form == pytest.approx([row[best] for row in accuracies], abs=1 / 450)
+    assert [len(part) for part in draw(torch.tensor([0, 0, 0, 1]), 2, 0, "reference")] == [3, 0]
+
+
+def test_ranks_not_means_choose():
+    """One seed in which a regularisation is far ahead does not outweigh two in which another is a little ahead."""
+    accuracies = torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.5, 0.1], [0.4, 0.5, 0.1]])
+    assert best_rank(accuracies) == 1
+    assert best_rank(torch.tensor([[0.5, 0.7, 0.7]])) == 2
+
+
 def test_sets_that_are_none_to_draw_from():
     """No training part, several classes a picture, too few pictures: said before anything is computed."""
     images = ImageSet(torch.tensor([0, 0, 0, 1, 1]), lambda index: None)
@@ -70,6 +102,7 @@ def test_sets_that_are_none_to_draw_from():
         check_shots(Data("cats", ["a", "b"], several, several), (1,))
     data = Data("cats", ["a", "b"], images, images)
     assert check_shots(data, (1, 2)) == [1]
+    assert check_shots(data, (1, 2, 3), "reference") == [1, 2, 3]
     with pytest.raises(ValueError, match="2 shots, but b has 2 pictures"):
         check_shots(data, (2, 3))
     with pytest.raises(ValueError, match="too few pictures to train on for"):

@@ -41,13 +41,18 @@ def test_constant_features_and_single_pictures():
 @pytest.mark.parametrize("case", [0, 1])
 def test_reference(reference_figures, case):
     """Weights at three regularisations and accuracies at thirty are the reference's, as far as its float32 goes: what
-    is minimised agrees to 1e-5 and is never less at its weights; accuracies differ by one picture of 200 at most."""
+    is minimised agrees to 1e-5 and is never less at its weights; accuracies are equal, but where little is regularised
+    for one picture, whose two best scores (0.0018 apart) are nearer than its float32 errs in scores (0.0055)."""
     figures = dict(np.load(reference_figures / "fewshot_linear_regression.npz"))
     figures = {k.removeprefix(f"case{case}/"): torch.from_numpy(v) for k, v in figures.items() if f"case{case}/" in k}
     x, labels, l2 = figures["x_train"], figures["y_train"], figures["l2_regs"].tolist()
     weight, bias = ridge(x, labels, 5, l2)
     scores = figures["x_test"].double() @ weight.mT + bias[:, None]
     found = (scores.argmax(-1) == figures["y_test"]).double().mean(1)
+    different = (found - figures["accuracy"]).abs() > 1e-6
+    best = scores.topk(2).values
+    close = (best[..., 0] - best[..., 1]).min(1).values < 2e-3
+    assert torch.equal(different & close & (figures["l2_regs"] < 1), different)
     torch.testing.assert_close(found, figures["accuracy"], rtol=0, atol=1 / 200 + 1e-6)
 
     mean, std = whitened(x)

@@ -117,6 +117,21 @@ def test_fewshot(capsys):
     assert f"{found['rows'][1]['closed_form']['mean']:.4f} ± " in capsys.readouterr().out
 
 
+def test_fewshot_by_the_reference_s_protocol(capsys):
+    """`--protocol reference` is that of `few_shot`, which more shots than a class has pictures are no matter to."""
+    arguments = ["fewshot", PRESET, "--data", "digits", "--shots", "5,200", "--seeds", "1", "--protocol", "reference"]
+    assert main([*arguments, "--json"]) == 0
+    out, errors = capsys.readouterr()
+    found = json.loads(out)
+    torch.manual_seed(0)
+    model = vismoe.create_model(PRESET)
+    expected = few_shot(model, open_data("digits"), (5, 200), 1, protocol="reference")
+    assert found["protocol"] == "reference"
+    assert "left out" not in errors
+    rows = [(row["shots"], row["l2"], row["closed_form"]["each"]) for row in found["rows"]]
+    assert rows == [(each.shots, each.l2, each.closed_form) for each in expected]
+
+
 def test_bad_input(shades, tmp_path, capsys, monkeypatch):
     """One line on stderr, exit code 2, nothing written."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -1,5 +1,7 @@
 """pytest tests/training/test_recipe.py: what a recipe accepts, and that it survives being written down."""
 
+import json
+
 import pytest
 
 import vismoe.recipes
@@ -15,7 +17,10 @@ from vismoe.training import Recipe
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("learning_rate", float("inf")),
-        ("clip_norm", 0.0),
+        ("clip_norm", -1.0),
+        ("power", 0.0),
+        ("end_learning_rate", 1.0),
+        ("momentum", 1.0),
         ("weight_decay", -0.1),
         ("warmup_steps", -1),
         ("workers", -1),
@@ -31,10 +36,33 @@ def test_values_out_of_range_are_refused(field, value):
         Recipe(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"momentum": 0.5}, "momentum=0.5: it is for sgd, momentum, not for adamw"),
+        ({"momentum": 0.0, "optimizer": "sgd"}, "plain SGD is optimizer=momentum"),
+        ({"power": 2.0}, "power=2.0: it is for warmup-polynomial, not for cosine"),
+        ({"end_learning_rate": 1e-5, "schedule": "rsqrt"}, "end_learning_rate=1e-05: it is for cosine, linear"),
+        ({"timescale": 5}, "timescale=5: it is for rsqrt, not for cosine"),
+        ({"cooldown_steps": 960, "schedule": "constant"}, "warmup_steps=50 and cooldown_steps=960 are more than"),
+        ({"weight_decay": (("head", -1.0),)}, "weight_decay=-1.0: it must not be negative"),
+        ({"weight_decay": (("he(ad", 1.0),)}, r"'he\(ad' is no regular expression: missing \)"),
+        ({"frozen": "*"}, r"'\*' is no regular expression"),
+        ({"num_experts": 4, "model_options": (("num_experts", 8),)}, "model_options: num_experts is said twice"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(fields, message):
+    """A field that another one makes idle, or that contradicts it, is an error that says so."""
+    with pytest.raises(ValueError, match=message):
+        Recipe(**fields)
+
+
 def test_a_recipe_comes_back_as_it_was_written():
     """to_json and from_json are inverse for fields of every kind."""
     recipe = Recipe(name="x", num_experts=4, balance="loss", learning_rate=3e-4, data="somewhere", split_seed=9)
     assert Recipe.from_json(recipe.to_json()) == recipe
+    pairs = Recipe(weight_decay=(("head", 3.0), (".*", 0.03)), model_options=(("stem", "conv"), ("group_size", 8)))
+    assert Recipe.from_json(json.loads(json.dumps(pairs.to_json()))) == pairs
 
 
 def test_a_field_no_recipe_has_is_an_error():

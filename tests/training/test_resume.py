@@ -16,6 +16,7 @@ import torch
 
 from vismoe.data import open_data
 from vismoe.training import Run, fit
+from vismoe.training.beginning import build
 from vismoe.training.step import Trainer
 
 from .tiny import tiny
@@ -32,6 +33,17 @@ EVERYTHING = {
     "flip": 0.5,
     "average_decay": 0.9,
     "accumulate": 2,
+}
+MOMENTUM = {
+    "optimizer": "momentum",
+    "schedule": "warmup-polynomial",
+    "power": 2.0,
+    "end_learning_rate": 1e-4,
+    "weight_decay": ((r"^head\.", 3.0), (r"\.weight$", 0.03)),
+    "frozen": r"^blocks\.0\.",
+    "clip_norm": 0.0,
+    "loss": "sigmoid",
+    "model_options": (("capacity_factor", 1.5),),
 }
 
 # One process imports, then forks one child a run: each is killed, or ends, on its own.
@@ -106,6 +118,18 @@ def test_killed_at_random_steps(tmp_path, workers, then):
     for kill in kills:
         assert weights(tmp_path / f"{kill}") == weights(whole.path), f"killed in step {kill}"
         assert Run(tmp_path / f"{kill}").summary["top1"] == whole.summary["top1"]
+
+
+def test_killed_with_momentum(tmp_path):
+    """The same with SGD, a decay by name, frozen parameters (which stay as they began), no clipping."""
+    recipe, whole, out = tiny(**EVERYTHING | MOMENTUM), tmp_path / "whole", tmp_path / "run"
+    codes, errors = drive((recipe, whole, None), (recipe, out, 8), (recipe, out, None))
+    assert codes == [0, -signal.SIGKILL, 0], errors
+    assert weights(out) == weights(whole)
+    begun, ended = build(recipe, open_data("digits", 0)).state_dict(), Run(out).load_model().state_dict()
+    frozen = [name for name in begun if name.startswith("blocks.0.")]
+    assert all(torch.equal(begun[name], ended[name]) for name in frozen)
+    assert not torch.equal(begun["blocks.1.norm1.weight"], ended["blocks.1.norm1.weight"])
 
 
 def test_killed_while_a_checkpoint_is_written(tmp_path):

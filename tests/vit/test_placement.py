@@ -24,6 +24,8 @@ from vismoe.vit import MoEConfig
         ("last-1", 2, [1]),
         ([3, 0], 4, [0, 3]),
         ((1, 1), 4, [1]),
+        ("3,0", 4, [0, 3]),
+        ("2", 4, [2]),
     ],
 )
 def test_which_blocks(layers, depth, expected):
@@ -45,6 +47,9 @@ def test_which_blocks(layers, depth, expected):
         ([], 4),
         ([4], 4),
         ([-1], 4),
+        ("1,4", 4),
+        ("1,,2", 4),
+        ("1, 2", 4),
     ],
 )
 def test_placements_that_are_not_there(layers, depth):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,9 @@ from .ridge import L2_GRID, ridge
 
 VALIDATION = 25
 """So many pictures of a class, at most, choose the regularisation."""
+REFERENCE_GRID = tuple(2.0**exponent for exponent in range(-10, 20))
+"""The regularisations that the reference tries (google-research/vmoe, configs/common_fewshot.py)."""
+Protocol = Literal["validated", "reference"]
 
 
 @dataclass(frozen=True)
@@ -28,27 +32,31 @@ class FewShot:
     neighbours: list[float]
 
 
-def draw(labels: Int[Tensor, " N"], shots: int, seed: int) -> tuple[list[int], list[int]]:
+def draw(
+    labels: Int[Tensor, " N"], shots: int, seed: int, protocol: Protocol = "validated"
+) -> tuple[list[int], list[int]]:
     """The places of `shots` pictures of each class, and of up to VALIDATION others of each. Of one seed, fewer shots
-    are among more.
+    are among more. By the reference's protocol no others, and all pictures of a class that has fewer.
 
-    **Raises:** ValueError where a class has no more than `shots` pictures.
+    **Raises:** ValueError where others are needed and a class has no more than `shots` pictures.
     """
     drawn, others = [], []
     for number in labels.unique().tolist():
         places = (labels == number).nonzero()[:, 0]
         order = torch.randperm(len(places), generator=torch.Generator().manual_seed(mix_seeds(seed, number)))
-        if len(places) <= shots:
-            raise ValueError(
-                f"{shots} shots, but class {number} has {len(places)} pictures: one more than shots is least"
-            )
         drawn += places[order[:shots]].tolist()
-        others += places[order[max(shots, len(places) - VALIDATION) :]].tolist()
+        if protocol == "validated":
+            if len(places) <= shots:
+                raise ValueError(
+                    f"{shots} shots, but class {number} has {len(places)} pictures: one more than shots is least"
+                )
+            others += places[order[max(shots, len(places) - VALIDATION) :]].tolist()
     return drawn, others
 
 
-def check_shots(data: Data, shots: Sequence[int]) -> list[int]:
-    """Those of `shots` that every class of the training part has pictures enough for, one more than shots.
+def check_shots(data: Data, shots: Sequence[int], protocol: Protocol = "validated") -> list[int]:
+    """Those of `shots` that every class of the training part has pictures enough for, one more than shots; all of them
+    by the reference's protocol, which takes what there is.
 
     **Raises:** ValueError where there is none, or the set is not one to draw from.
     """
@@ -60,6 +68,8 @@ def check_shots(data: Data, shots: Sequence[int]) -> list[int]:
         raise ValueError(f"{data.name} has several classes a picture: few-shot accuracy needs one")
     if not shots or min(shots) < 1:
         raise ValueError(f"shots={tuple(shots)}: each must be at least 1")
+    if protocol == "reference":
+        return list(shots)
     count = data.train.labels.bincount(minlength=len(data.classes)).tolist()
     fewest = min(range(len(count)), key=count.__getitem__)
     possible = [number for number in shots if number < count[fewest]]
@@ -79,22 +89,29 @@ def few_shot(
     batch_size: int = 64,
     workers: int = 0,
     watch: Callable[[int, int], None] = lambda done, of: None,
+    protocol: Protocol = "validated",
 ) -> list[FewShot]:
     """Few-shot accuracy of a frozen network on the whole held-out part; each seed draws from the training part anew.
-    One regularisation of L2_GRID serves all seeds of as many shots: that of the highest mean accuracy on up to
-    VALIDATION more pictures a class, of the training part too; among equals the strongest.
+    One regularisation serves all seeds of as many shots.
 
-    **Arguments:** `watch`: is told now and then of how many pictures the features are there, and of how many in all.
+    **Arguments:** `watch`: is told now and then of how many pictures the features are there, and of how many in all;
+    `protocol`: how the regularisation is chosen. "validated": of L2_GRID, that of the highest mean accuracy on up to
+    VALIDATION more pictures a class, of the training part too; among equals the strongest. "reference": of
+    REFERENCE_GRID, that of the highest mean rank on the held-out part itself, over seeds, as google-research/vmoe does
+    (evaluate/fewshot.py; there over sets too): for figures to compare with published ones, a little above what pictures
+    that nothing was chosen by would give.
 
     **Raises:** ValueError where a class has too few pictures, or the set has several classes a picture.
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: it must be at least 1")
-    if missing := [number for number in shots if number not in check_shots(data, shots)]:
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"protocol={protocol!r}: accepted are {', '.join(get_args(Protocol))}")
+    if missing := [number for number in shots if number not in check_shots(data, shots, protocol)]:
         raise ValueError(f"{data.name}: some class has too few pictures to train on for {missing} shots")
     assert data.train is not None
     labels, classes = data.train.labels, len(data.classes)
-    draws = {number: [draw(labels, number, seed) for seed in range(seeds)] for number in shots}
+    draws = {number: [draw(labels, number, seed, protocol) for seed in range(seeds)] for number in shots}
     used = sorted({place for pairs in draws.values() for pair in pairs for part in pair for place in part})
     row = torch.zeros(len(labels), dtype=torch.int64)
     row[used] = torch.arange(len(used))
@@ -102,23 +119,35 @@ def few_shot(
     known = features(model, data.train.subset(used), batch_size, workers, watch=lambda done, _: watch(done, of))
     held_out = features(model, data.val, batch_size, workers, watch=lambda done, _: watch(len(used) + done, of))
 
+    grid = REFERENCE_GRID if protocol == "reference" else L2_GRID
     found = []
     for number, pairs in draws.items():
         solved, chosen, near = [], [], []
         for drawn, others in pairs:
             x, y = known[row[drawn]], labels[drawn]
-            solved.append(ridge(x, y, classes, L2_GRID))
-            chosen.append(_accuracies(*solved[-1], known[row[others]], labels[others]))
+            solved.append(ridge(x, y, classes, grid))
+            by = (held_out, data.val.labels) if protocol == "reference" else (known[row[others]], labels[others])
+            chosen.append(_accuracies(*solved[-1], *by))
             votes = nearest_neighbours(x, y, held_out, classes)
             near.append(_share(votes, data.val.labels))
-        mean = torch.stack(chosen).mean(0)
-        best = int((mean == mean.max()).nonzero()[-1])
+        best = best_rank(torch.stack(chosen)) if protocol == "reference" else _best_mean(torch.stack(chosen))
         accuracies = [
             _accuracies(weight[best : best + 1], bias[best : best + 1], held_out, data.val.labels).item()
             for weight, bias in solved
         ]
-        found.append(FewShot(number, L2_GRID[best], accuracies, near))
+        found.append(FewShot(number, grid[best], accuracies, near))
     return found
+
+
+def _best_mean(accuracies: Float[Tensor, "seeds L"]) -> int:
+    mean = accuracies.mean(0)
+    return int((mean == mean.max()).nonzero()[-1])
+
+
+def best_rank(accuracies: Float[Tensor, "seeds L"]) -> int:
+    """The place of the first of the highest mean ranks; among equal accuracies the later ranks higher."""
+    ranks = accuracies.argsort(dim=1, stable=True).argsort(dim=1)
+    return int(ranks.double().mean(0).argmax())
 
 
 def _accuracies(

@@ -33,7 +33,7 @@ class Options:
     num_experts: int = 8
     """Of each layer that is upcycled."""
     layers: str = "last-2"
-    """Which blocks are upcycled: last-N (of the odd blocks), every-N."""
+    """Which blocks are upcycled: last-N (of the odd blocks), every-N, or numbers from 0 as in \"8,10\"."""
     experts: Literal["full", "low-rank"] = "full"
     """Copies of the network's MLP, or its MLP frozen and low-rank differences."""
     image_size: int | None = None

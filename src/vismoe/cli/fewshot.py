@@ -3,7 +3,7 @@
 import json as json_format
 import sys
 from statistics import mean, stdev
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -25,6 +25,7 @@ def fewshot(
     data: str | None = None,
     shots: str = "1,5,10,25",
     seeds: int = 3,
+    protocol: Literal["validated", "reference"] = "validated",
     max_unreadable: float = 0.1,
     json: bool = False,
     device: str = "auto",
@@ -44,6 +45,8 @@ def fewshot(
         shots: How many pictures of each class, with commas between. Those that some class has too few pictures for are
             left out; up to 25 more of each class choose the regularisation.
         seeds: How often pictures are drawn anew.
+        protocol: How the regularisation is chosen. validated: by the further pictures; reference: of 2^-10 to 2^19 by
+            the held-out part itself, as google-research/vmoe does, for figures to compare with published ones.
         max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
         json: Print one JSON object; shares are in 0…1.
         device: auto, cpu, cuda or mps.
@@ -60,11 +63,11 @@ def fewshot(
     opened = survey(opened, max_unreadable, workers)
     for entry in opened.left_out:
         note_left_out(entry)
-    possible = check_shots(opened, wanted)
+    possible = check_shots(opened, wanted, protocol)
     for number in sorted(set(wanted) - set(possible)):
         note(f"{number} shots are left out: some class of {data} has too few pictures to train on")
     with PictureProgress("features") as progress:
-        found = few_shot(network, opened, possible, seeds, batch_size, workers, progress)
+        found = few_shot(network, opened, possible, seeds, batch_size, workers, progress, protocol)
     rows = [
         {
             "shots": each.shots,
@@ -75,9 +78,8 @@ def fewshot(
         for each in found
     ]
     if json:
-        print(
-            json_format.dumps({"model": model, "data": data, "images": len(opened.val), "seeds": seeds, "rows": rows})
-        )
+        told = {"model": model, "data": data, "images": len(opened.val), "seeds": seeds, "protocol": protocol}
+        print(json_format.dumps(told | {"rows": rows}))
         return
     held_out = "held-out pictures" if own is None or own.test_files is None else "pictures of the run's test part"
     title = f"accuracy on {len(opened.val):,} {held_out}, mean ± standard deviation over {seeds} seeds"

@@ -49,7 +49,7 @@ def finetune_folder(
             features; auto: last-third of a trained network on a CPU, else all.
         freeze_router: Routers and their balancing stay as they are.
         num_experts: Experts of each layer that is upcycled.
-        layers: Blocks that are upcycled: last-N (of the odd ones), every-N.
+        layers: Blocks that are upcycled: last-N (of the odd ones), every-N, or numbers from 0 with commas between.
         experts: full, copies of the MLP; low-rank, the MLP frozen and low-rank differences.
         image_size: Pixels; by default up to 112 on a CPU, 224 elsewhere.
         epochs: Times that each picture is trained on, at most; by default 12 (80 from scratch) and some 8 minutes of

@@ -52,10 +52,9 @@ def upcycle_model(
         seed: Of routers and new weights.
     """
     refuse_existing(destination)
-    chosen = _blocks(layers) if layers[:1].isdigit() else layers
     parent = open_trained(source)
     model = upcycle(
-        parent, num_experts, chosen, k, experts, rank, shared, split, perturb, seed, block_list=block_list
+        parent, num_experts, layers, k, experts, rank, shared, split, perturb, seed, block_list=block_list
     ).eval()
     size = data_config(parent)["input_size"]
     images = torch.randn(IMAGES, *size, generator=torch.Generator().manual_seed(seed))
@@ -69,15 +68,6 @@ def upcycle_model(
     save(model, destination, parent=source if only_differences else None)
     print(*lines, sep="\n")
     print(f"largest difference of their outputs on {IMAGES} random images: {difference:.1e}; written: {destination}")
-
-
-def _blocks(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(
-            f"layers={text!r}: expected last-N, every-N, or numbers from 0 with commas between, such as 1,3"
-        ) from error
 
 
 def main(arguments: list[str]) -> None:

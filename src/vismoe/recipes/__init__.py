@@ -10,9 +10,24 @@ from vismoe.training import Recipe, Run, Status, fit, free_path
 
 from .digits import digits, digits_dense
 from .fashion_mnist import fashion_mnist, fashion_mnist_cnn, fashion_mnist_dense
+from .paper import paper_b16, paper_b32, paper_finetune, paper_h14, paper_l16, paper_l32, paper_s32
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (digits, digits_dense, fashion_mnist, fashion_mnist_dense, fashion_mnist_cnn)
+    recipe.__name__: recipe
+    for recipe in (
+        digits,
+        digits_dense,
+        fashion_mnist,
+        fashion_mnist_dense,
+        fashion_mnist_cnn,
+        paper_s32,
+        paper_b32,
+        paper_b16,
+        paper_l32,
+        paper_l16,
+        paper_h14,
+        paper_finetune,
+    )
 }
 
 __all__ = [
@@ -23,6 +38,13 @@ __all__ = [
     "fashion_mnist_cnn",
     "fashion_mnist_dense",
     "find_recipe",
+    "paper_b16",
+    "paper_b32",
+    "paper_finetune",
+    "paper_h14",
+    "paper_l16",
+    "paper_l32",
+    "paper_s32",
     "train",
 ]
 

@@ -1,11 +1,12 @@
 """Everything that defines one training run."""
 
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from .schedule import Schedule
-
-Optimizer = Literal["adamw", "sgd"]
+Optimizer = Literal["adamw", "sgd", "momentum"]
+Schedule = Literal["cosine", "linear", "rsqrt", "constant", "warmup-cosine", "warmup-polynomial"]
+Loss = Literal["auto", "sigmoid"]
 Tracker = Literal["none", "tensorboard", "trackio", "wandb"]
 Keep = Literal["last", "best"]
 
@@ -13,6 +14,7 @@ Keep = Literal["last", "best"]
 CHOICES = {
     "optimizer": get_args(Optimizer),
     "schedule": get_args(Schedule),
+    "loss": get_args(Loss),
     "track": get_args(Tracker),
     "keep": get_args(Keep),
 }
@@ -41,6 +43,10 @@ class Recipe:
     """What keeps the experts' load even; preset: as the preset has it."""
     noise_std: float | None = None
     """Noise on the routers' logits in training, times 1/E; the preset's unless said."""
+    model_options: tuple[tuple[str, int | float | str], ...] = ()
+    """Further arguments of the network, by name, such as capacity_factor 1.05 (`vismoe.create_model` has them)."""
+    weights: str = ""
+    """Run or model folder whose weights the network begins with, all but the classifier; none: random ones."""
     drop_path: float = 0.0
     """Share of images that skip the last block in training; fewer skip each one before it (stochastic depth)."""
     data: str = "digits"
@@ -56,25 +62,42 @@ class Recipe:
     learning_rate: float = 2e-3
     """Peak learning rate."""
     optimizer: Optimizer = "adamw"
-    """adamw, or sgd with Nesterov's momentum of 0.9."""
+    """adamw; sgd, with Nesterov's momentum; momentum: SGD with plain momentum, and decoupled decay."""
+    momentum: float = 0.9
+    """Of sgd and momentum."""
     schedule: Schedule = "cosine"
-    """How the rate goes on after the warm-up: cosine or linear to 0, rsqrt, constant."""
+    """How the rate goes on after the warm-up: cosine or linear, of which the warm-up hides the beginning;
+    warmup-cosine or warmup-polynomial, which begin at the peak; rsqrt, constant."""
     warmup_steps: int = 50
     """Steps of linear warm-up; a tenth of the run where it is no longer than this."""
+    end_learning_rate: float = 0.0
+    """Where the rate ends, if it is neither rsqrt nor constant."""
+    power: float = 1.0
+    """Of warmup-polynomial: 1 is a line."""
+    timescale: int = 0
+    """Steps after the warm-up in which rsqrt comes down to √½ of the peak; 0: as many as the warm-up has."""
+    cooldown_steps: int = 0
+    """Steps of a line to 0 at the end of rsqrt and constant."""
+    frozen: str = ""
+    """Regular expression: parameters in whose names it is found do not train; none: all do."""
     layer_decay: float = 1.0
     """Each block's rate is this times the rate of the next one above it."""
     accumulate: int = 1
     """Parts that a batch is computed in, for less memory; each moves the balancing bias."""
     average_decay: float = 0.0
     """Of an average of weights, which is evaluated and kept in place of the last ones; 0: none."""
-    weight_decay: float = 0.05
-    """Decoupled decay of weight matrices."""
+    weight_decay: float | tuple[tuple[str, float], ...] = 0.05
+    """Decay of weight matrices, decoupled but for sgd; or pairs of a regular expression and a decay: each parameter,
+    vectors too, has that of the first that is found in its name, without one none."""
+    loss: Loss = "auto"
+    """auto: cross-entropy, of pictures with several classes each class's, mean over classes; sigmoid: each class's
+    cross-entropy in any case, summed over classes."""
     label_smoothing: float = 0.05
     """Share of the target spread evenly over all classes."""
     class_weights: float = 0.0
     """How much more rare classes count in the loss: (mean class size ÷ their size) to this power; 0: no more."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; 0: any."""
     degrees: float = 10.0
     """Training images are rotated by up to so many degrees either way."""
     translate: float = 0.08
@@ -128,12 +151,15 @@ class Recipe:
             raise ValueError(f"image_size={self.image_size}: accepted are 1 to 4096")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop={self.crop}: accepted is a number above 0 and up to 1")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "power"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)}: it must be positive and finite")
         for name in (
+            "clip_norm",
             "warmup_steps",
-            "weight_decay",
+            "end_learning_rate",
+            "timescale",
+            "cooldown_steps",
             "workers",
             "degrees",
             "translate",
@@ -153,6 +179,7 @@ class Recipe:
             "translate",
             "label_smoothing",
             "average_decay",
+            "momentum",
             "flip",
             "erase",
             "drop_path",
@@ -179,10 +206,53 @@ class Recipe:
             raise ValueError('data="": accepted are "digits" and folders of images')
         if self.warmup_steps and self.warmup_steps >= self.steps:
             object.__setattr__(self, "warmup_steps", self.steps // 10)
+        self._check_optimisation()
+        given = [name for name, _ in self.model_options]
+        if twice := {name for name in given if given.count(name) > 1 or name in self._named}:
+            raise ValueError(f"model_options: {', '.join(sorted(twice))} is said twice")
+
+    def _check_optimisation(self) -> None:
+        """What of optimiser and schedule would do nothing, or contradict each other."""
+        decays = self.weight_decay if isinstance(self.weight_decay, tuple) else (("", self.weight_decay),)
+        for pattern, decay in (*decays, (self.frozen, 0.0)):
+            if not 0 <= decay < float("inf"):
+                raise ValueError(f"weight_decay={decay}: it must not be negative")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        ends, goes_on = ("cosine", "linear", "warmup-cosine", "warmup-polynomial"), ("rsqrt", "constant")
+        uses = {
+            "momentum": (self.optimizer, ("sgd", "momentum")),
+            "end_learning_rate": (self.schedule, ends),
+            "power": (self.schedule, ("warmup-polynomial",)),
+            "timescale": (self.schedule, ("rsqrt",)),
+            "cooldown_steps": (self.schedule, goes_on),
+        }
+        defaults = {known.name: known.default for known in fields(self)}
+        for name, (chosen, accepted) in uses.items():
+            if getattr(self, name) != defaults[name] and chosen not in accepted:
+                raise ValueError(f"{name}={getattr(self, name)}: it is for {', '.join(accepted)}, not for {chosen}")
+        if self.optimizer == "sgd" and self.momentum == 0:
+            raise ValueError("momentum=0.0: sgd has Nesterov's, which is above 0; plain SGD is optimizer=momentum")
+        if self.end_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"end_learning_rate={self.end_learning_rate}: it must not be above learning_rate={self.learning_rate}"
+            )
+        if self.warmup_steps + self.cooldown_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} and cooldown_steps={self.cooldown_steps} are more than "
+                f"steps={self.steps}"
+            )
 
     @property
     def overrides(self) -> dict[str, Any]:
         """What the recipe changes of its preset."""
+        return self._named | dict(self.model_options)
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        """Arguments of the network that have fields of their own."""
         names = ("num_experts", "experts_per_token", "balance", "noise_std")
         named = {name: getattr(self, name) for name in names}
         named |= {"drop_path_rate": self.drop_path or None, "img_size": self.image_size}
@@ -201,4 +271,9 @@ class Recipe:
         """Raises ValueError for fields that no recipe has."""
         if unknown := sorted(set(values) - {known.name for known in fields(cls)}):
             raise ValueError(f"a recipe has no field {', '.join(unknown)}")
-        return cls(**values)
+        return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """The same with tuples in place of JSON's lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

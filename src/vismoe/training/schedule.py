@@ -1,23 +1,45 @@
 """How the learning rate goes over a run."""
 
 import math
-from typing import Literal
 
-Schedule = Literal["cosine", "linear", "rsqrt", "constant"]
+from .recipe import Recipe
 
 
-def rate_after(schedule: Schedule, done: int, steps: int, warmup_steps: int) -> float:
-    """The share of the peak rate of the step that follows `done` of `steps`.
+def learning_rate(recipe: Recipe, done: int) -> float:
+    """The rate of the step that follows `done` steps.
 
-    Linear warm-up from 0 over `warmup_steps`; then timm's cosine, or a line, both over the whole run and to 0; or
-    √(warmup ÷ done); or the peak itself.
+    Linear warm-up from 0. Then, with t steps done of T, w of them of warm-up and c of cooldown, what is left of the way
+    from the peak to the end:
+
+    - cosine, linear: ½ (1 + cos(πt / T)), 1 − t / T: over the whole run, as timm has it;
+    - warmup-cosine, warmup-polynomial: the same from the peak on, ½ (1 + cos(πu)) and (1 − u)^power with
+      u = (t − w) / (T − w), as optax has it;
+    - rsqrt: 1 / √(1 + (t − w) / timescale) (Zhai et al. 2022, section 3.5); constant: 1; both on a line to 0 over the
+      last c steps.
     """
-    if done < warmup_steps:
-        return done / warmup_steps
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done / steps))
-    if schedule == "linear":
-        return 1 - done / steps
-    if schedule == "rsqrt":
-        return math.sqrt(max(warmup_steps, 1) / max(done, 1))
-    return 1.0
+    peak, end, steps, warmup = recipe.learning_rate, recipe.end_learning_rate, recipe.steps, recipe.warmup_steps
+    if done < warmup:
+        return peak * (done / warmup)
+    return end + (peak - end) * _share(recipe, done, steps, warmup)
+
+
+def _share(recipe: Recipe, done: int, steps: int, warmup: int) -> float:
+    after = (done - warmup) / max(steps - warmup, 1)
+    match recipe.schedule:
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done / steps))
+        case "linear":
+            return 1 - done / steps
+        case "warmup-cosine":
+            return 0.5 * (1 + math.cos(math.pi * after))
+        case "warmup-polynomial":
+            return float((1 - after) ** recipe.power)
+    cooling = max(0, done - (steps - recipe.cooldown_steps))
+    left = 1 - cooling / recipe.cooldown_steps if cooling else 1.0
+    return left * (_rsqrt(recipe, done - cooling, warmup) if recipe.schedule == "rsqrt" else 1.0)
+
+
+def _rsqrt(recipe: Recipe, done: int, warmup: int) -> float:
+    if recipe.timescale:
+        return math.sqrt(recipe.timescale / (recipe.timescale + done - warmup))
+    return math.sqrt(max(warmup, 1) / max(done, 1))

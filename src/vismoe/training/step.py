@@ -15,7 +15,7 @@ from vismoe.moe import MoE, record
 from vismoe.parallel import World
 
 from .recipe import Recipe
-from .schedule import rate_after
+from .schedule import learning_rate
 from .state import State
 
 
@@ -60,7 +60,7 @@ class Trainer:
         # On a CPU this is all that torch.manual_seed does, in a hundredth of its time.
         generators: Any = torch.default_generator if pictures.device.type == "cpu" else torch
         generators.manual_seed(seed + self.world.rank)
-        rate = recipe.learning_rate * rate_after(recipe.schedule, state.step - 1, recipe.steps, recipe.warmup_steps)
+        rate = learning_rate(recipe, state.step - 1)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         multi_label, statistics = labels.ndim == 2, [buffer.clone() for buffer in self.statistics]
@@ -87,15 +87,18 @@ class Trainer:
     def _loss(self, pictures: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
         with torch.autocast(pictures.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
             logits = self.network(pictures).float()
-        smoothing = self.recipe.label_smoothing
-        if multi_label:
-            smooth = targets * (1 - smoothing) + smoothing / targets.shape[1]
-            return F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=self.class_weights), logits
+        smoothing, summed = self.recipe.label_smoothing, self.recipe.loss == "sigmoid"
+        if multi_label or summed:
+            classes = logits.shape[1]
+            shown = targets if targets.ndim == 2 else F.one_hot(targets, classes)
+            smooth = shown * (1 - smoothing) + smoothing / classes
+            loss = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=self.class_weights)
+            return loss * classes if summed else loss, logits
         return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing), logits
 
     def _update(self, loss: Tensor, statistics: list[Tensor]) -> None:
         state, recipe = self.state, self.recipe
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm or math.inf)
         if math.isfinite(loss) and math.isfinite(norm):
             state.in_a_row = 0
             state.optimizer.step()

@@ -15,8 +15,8 @@ from vismoe.moe import MLP, ROUTERS, LowRankExperts, MLPExperts, MoE, kind_of
 class MoEConfig:
     """The sparse part of a network: `config.json` keeps it as its `moe` object, its fields are overrides.
 
-    - `moe_layers`: "every-N" (each N-th block), "last-N" (the last N of the odd blocks 1, 3, 5, …), or a list of block
-      numbers from 0.
+    - `moe_layers`: "every-N" (each N-th block), "last-N" (the last N of the odd blocks 1, 3, 5, …), or block numbers
+      from 0, as a list or as "1,3".
     - `num_experts`, `experts_per_token`; `experts`: "full", an MLP each, or "low-rank", of a frozen MLP and low-rank
       differences; `expert_hidden_dim`: a full expert's, 0 for the replaced MLP's; `rank`: a difference's; `shared`:
       whether the MLP that was there stays, beside the experts, for every token.
@@ -67,15 +67,18 @@ class MoEConfig:
 
         **Raises:** ValueError where `moe_layers` cannot be read or asks for blocks that are not there.
         """
-        if not isinstance(self.moe_layers, str):
-            blocks = sorted({int(block) for block in self.moe_layers})
+        listed = self.moe_layers
+        if isinstance(listed, str) and re.fullmatch(r"\d+(,\d+)*", listed):
+            listed = [int(number) for number in listed.split(",")]
+        if not isinstance(listed, str):
+            blocks = sorted({int(block) for block in listed})
             if not blocks or blocks[0] < 0 or blocks[-1] >= depth:
-                raise ValueError(f"moe_layers={list(self.moe_layers)}: accepted are block numbers 0 to {depth - 1}")
+                raise ValueError(f"moe_layers={self.moe_layers!r}: accepted are block numbers 0 to {depth - 1}")
             return blocks
-        match = re.fullmatch(r"(every|last)-([1-9]\d*)", self.moe_layers)
+        match = re.fullmatch(r"(every|last)-([1-9]\d*)", listed)
         if match is None:
             raise ValueError(
-                f'moe_layers={self.moe_layers!r}: accepted are "every-N", "last-N" or a list of block numbers'
+                f'moe_layers={listed!r}: accepted are "every-N", "last-N" and block numbers from 0, as in "1,3"'
             )
         number = int(match[2])
         chosen = range(number - 1, depth, number) if match[1] == "every" else range(1, depth, 2)[-number:]

@@ -84,8 +84,9 @@ class SparseVisionTransformer(VisionTransformer):
             self.head_hidden_size = representation_size
             self.reset_classifier(self.num_classes)
             if "jax" in self.weight_init_mode and isinstance(self.head, nn.Linear):
+                fill = -math.log(self.num_classes) if "nlhb" in self.weight_init_mode else 0.0
                 nn.init.zeros_(self.head.weight)
-                nn.init.zeros_(self.head.bias)
+                nn.init.constant_(self.head.bias, fill)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Draws all weights anew, as timm does; experts as dense MLPs, and balancing starts from nothing."""

@@ -6,6 +6,7 @@ from .push import push_to_hub
 from .reference import from_reference
 from .registry import create_model, list_models
 from .saving import save
+from .take_over import take_over
 from .transformers_folder import register_upcycled
 from .transformers_network import TransformersNetwork, as_network
 
@@ -23,4 +24,5 @@ __all__ = [
     "load_network",
     "push_to_hub",
     "save",
+    "take_over",
 ]

@@ -1,0 +1,119 @@
+"""What V-MoE was trained with (Riquelme et al. 2021, appendix B; google-research/vmoe, configs/vmoe_paper/common.py).
+
+None of these was run here: neither their data nor their hardware is. That they build and train, scaled down, is tested.
+
+The presets have of the paper: k = 2, capacity 1.05 in training, noise 1/E on the routers' logits, importance and load
+loss weighed 0.005 each, a tanh layer before the classifier. Groups of 8 pictures are routed together: each process's
+share of a batch must be a multiple of 8.
+"""
+
+from vismoe.training import Recipe
+
+JFT_IMAGES = 305e6
+"""Pictures of JFT-300M (section 3.1), which is not public."""
+GROUP = 8
+"""Pictures that are routed together (get_vmoe_config)."""
+
+
+def _upstream(size: str, patch: int, epochs: int, learning_rate: float, clip_norm: float = 0.0) -> Recipe:
+    """Adam (0.9, 0.999), a batch of 4,096, 10,000 steps of warm-up and a line to 1e-5, decay of 0.1 of all parameters:
+    get_optimizer_config; crops of 5 % of the area and more, flips; sigmoid loss summed over classes; the classifier's
+    bias begins at −log(classes)."""
+    return Recipe(
+        name=f"paper_{size}",
+        model=f"vmoe_{size}_every2_e32",
+        model_options=(("group_size", GROUP * ((224 // patch) ** 2 + 1)), ("weight_init", "jax_nlhb")),
+        data="jft-300m",
+        steps=round(epochs * JFT_IMAGES / 4096),
+        batch_size=4096,
+        learning_rate=learning_rate,
+        schedule="warmup-polynomial",
+        warmup_steps=10_000,
+        end_learning_rate=1e-5,
+        weight_decay=((".*", 0.1),),
+        clip_norm=clip_norm,
+        loss="sigmoid",
+        label_smoothing=0.0,
+        degrees=0.0,
+        translate=0.0,
+        scale=0.0,
+        shear=0.0,
+        flip=0.5,
+        crop=0.05,
+        evaluate_every=1000,
+        checkpoint_every=1000,
+    )
+
+
+def paper_s32() -> Recipe:
+    """Upstream training of V-MoE-S/32: 5 epochs of JFT-300M, rate 1e-3. Not run here.
+
+    torchrun --nproc-per-node 8 -m vismoe train paper_s32 --data FOLDER, of pictures with one or several classes each.
+    """
+    return _upstream("s32", 32, 5, 1e-3)
+
+
+def paper_b32() -> Recipe:
+    """Upstream training of V-MoE-B/32: 7 epochs of JFT-300M, rate 8e-4. Not run here; command as of paper_s32."""
+    return _upstream("b32", 32, 7, 8e-4)
+
+
+def paper_b16() -> Recipe:
+    """Upstream training of V-MoE-B/16: 7 epochs of JFT-300M, rate 8e-4. Not run here; command as of paper_s32."""
+    return _upstream("b16", 16, 7, 8e-4)
+
+
+def paper_l32() -> Recipe:
+    """Upstream training of V-MoE-L/32: 7 epochs of JFT-300M, rate 6e-4. Not run here; command as of paper_s32."""
+    return _upstream("l32", 32, 7, 6e-4)
+
+
+def paper_l16() -> Recipe:
+    """Upstream training of V-MoE-L/16: 14 epochs of JFT-300M, rate 4e-4. Not run here; command as of paper_s32."""
+    return _upstream("l16", 16, 14, 4e-4)
+
+
+def paper_h14() -> Recipe:
+    """Upstream training of V-MoE-H/14: 14 epochs of JFT-300M, rate 3e-4, clipped at 10. Not run here; command as of
+    paper_s32."""
+    return _upstream("h14", 14, 14, 3e-4, clip_norm=10.0)
+
+
+def paper_finetune() -> Recipe:
+    """Fine-tuning of V-MoE-S/32 on ImageNet at 384 pixels. Not run here.
+
+    torchrun --nproc-per-node 8 -m vismoe train paper_finetune --weights runs/paper_s32 --data FOLDER. The classifier is
+    new, without a tanh layer, position embeddings are resized. SGD with momentum 0.9, 500 steps of warm-up, a cosine
+    from 3e-3 to 1e-5, 10,000 steps of 1,024 pictures, clipped at 10, capacity 1.5, no decay (configs/vmoe_paper/
+    vmoe_s32_last2_ilsvrc2012_randaug_light1_ft_ilsvrc2012.py, and the same for B/16). Of another size: --model, and of
+    --model-options the group_size that is 8 times its tokens.
+    """
+    return Recipe(
+        name="paper_finetune",
+        model="vmoe_s32_every2_e32",
+        image_size=384,
+        model_options=(
+            ("capacity_factor", 1.5),
+            ("group_size", GROUP * ((384 // 32) ** 2 + 1)),
+            ("representation_size", 0),
+        ),
+        data="imagenet",
+        steps=10_000,
+        batch_size=1024,
+        optimizer="momentum",
+        learning_rate=3e-3,
+        schedule="warmup-cosine",
+        warmup_steps=500,
+        end_learning_rate=1e-5,
+        weight_decay=0.0,
+        clip_norm=10.0,
+        label_smoothing=0.0,
+        degrees=0.0,
+        translate=0.0,
+        scale=0.0,
+        shear=0.0,
+        flip=0.5,
+        crop=0.05,
+        evaluate_every=1000,
+        checkpoint_every=1000,
+    )
