@@ -3,7 +3,7 @@
 from .download import download
 from .folder import MULTI_LABEL, load, load_network
 from .push import push_to_hub
-from .reference import from_reference
+from .reference import from_reference, to_reference
 from .registry import create_model, list_models
 from .saving import save
 from .transformers_folder import register_upcycled
@@ -23,4 +23,5 @@ __all__ = [
     "load_network",
     "push_to_hub",
     "save",
+    "to_reference",
 ]
