@@ -327,6 +327,14 @@ def test_models_made_elsewhere():
         to_reference(balanced)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_arrays_of_other_types(dtype):
+    """Trees kept in fewer or more bits are read as float32, in which models are made."""
+    arrays = {name: array.astype(dtype) for name, array in parameters().items()}
+    expected = {name: array.astype(np.float32) for name, array in arrays.items()}
+    assert_same_tree(to_reference(from_reference(arrays, configuration())), expected)
+
+
 def test_arrays_are_copies():
     """Writing into what `to_reference` gave changes no model."""
     config = parts("token", "learned")

@@ -45,7 +45,7 @@ def from_reference(params: Mapping[str, Any], config: Mapping[str, Any]) -> nn.M
         if arrays[name].shape != view.shape:
             expected = f"the configuration asks for {tuple(view.shape)}"
             raise ValueError(f"parameter {name} has shape {arrays[name].shape}, but {expected}")
-        view.copy_(torch.tensor(arrays[name]))
+        view.copy_(torch.tensor(arrays[name].astype(np.float32, copy=False)))
     return model.train(not is_evaluation(config))
 
 
