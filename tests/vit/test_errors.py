@@ -53,6 +53,8 @@ for given, name in (
     ({"capacity_factor": 0}, "capacity_factor=0: accepted are"),
     ({"capacity_factor": "same"}, "capacity_factor='same': accepted are"),
     ({"group_size": "all"}, "group_size='all': accepted are"),
+    ({"expert_init": "equal"}, "expert_init='equal': accepted are"),
+    ({"qk_norm": "shift"}, "qk_norm='shift': accepted are"),
 ):
     try:
         vismoe.create_model("vmoe_pico_patch2_8_every2_e8", **given)

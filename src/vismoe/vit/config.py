@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from inspect import signature
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from vismoe.moe import MLP, ROUTERS, LowRankExperts, MLPExperts, MoE, kind_of
@@ -18,8 +19,10 @@ class MoEConfig:
     - `moe_layers`: "every-N" (each N-th block), "last-N" (the last N of the odd blocks 1, 3, 5, …), or block numbers
       from 0, as a list or as "1,3".
     - `num_experts`, `experts_per_token`; `experts`: "full", an MLP each, or "low-rank", of a frozen MLP and low-rank
-      differences; `expert_hidden_dim`: a full expert's, 0 for the replaced MLP's; `rank`: a difference's; `shared`:
-      whether the MLP that was there stays, beside the experts, for every token.
+      differences; `expert_hidden_dim`: a full expert's, 0 for the replaced MLP's; `expert_dropout`: a full expert's
+      share, "same" for the replaced MLP's; `expert_init`: how full experts are drawn, "apart", or "alike", all of a
+      layer equal, as the paper's upstream models began (the reference's split_rngs=False); `rank`: a difference's;
+      `shared`: whether the MLP that was there stays, beside the experts, for every token.
     - `router`: "top-k" (`vismoe.TopKRouter`), "expert-choice" (`vismoe.ExpertChoiceRouter`), "soft"
       (`vismoe.SoftRouter`), "hash", "random" (`vismoe.HashRouter`, `vismoe.RandomRouter`: controls that learn nothing).
       Options of routers, refused by those that have none such: `balance`, `combine`, `capacity_factor`,
@@ -35,6 +38,8 @@ class MoEConfig:
     experts_per_token: int = 1
     experts: Literal["full", "low-rank"] = "full"
     expert_hidden_dim: int = 0
+    expert_dropout: float | Literal["same"] = "same"
+    expert_init: Literal["apart", "alike"] = "apart"
     rank: int = 16
     shared: bool = False
     router: str = "top-k"
@@ -57,10 +62,11 @@ class MoEConfig:
             raise ValueError(f"router={self.router!r}: accepted are {', '.join(map(repr, ROUTERS))}")
         if self.experts not in ("full", "low-rank"):
             raise ValueError(f'experts={self.experts!r}: accepted are "full" and "low-rank"')
-        if self.experts == "low-rank" and (self.shared or self.expert_hidden_dim):
-            raise ValueError(
-                'experts="low-rank" hold the whole MLP already: shared and expert_hidden_dim are for experts="full"'
-            )
+        if self.expert_init not in ("apart", "alike"):
+            raise ValueError(f'expert_init={self.expert_init!r}: accepted are "apart" and "alike"')
+        full = {"shared": False, "expert_hidden_dim": 0, "expert_dropout": "same", "expert_init": "apart"}
+        if self.experts == "low-rank" and any(getattr(self, name) != default for name, default in full.items()):
+            raise ValueError(f'experts="low-rank" hold the whole MLP already: {", ".join(full)} are for experts="full"')
 
     def blocks(self, depth: int) -> list[int]:
         """Numbers, from 0, of the blocks of `depth` that become sparse.
@@ -89,11 +95,8 @@ class MoEConfig:
     def layer(self, mlp: MLP) -> MoE:
         """The sparse layer that takes the place of `mlp`: its router and experts as they are drawn by themselves."""
         router = ROUTERS[self.router](mlp.dim, self.num_experts, **self._router_options())
-        hidden_dim = self.expert_hidden_dim or mlp.hidden_dim
         experts: nn.Module = (
-            LowRankExperts(mlp, self.num_experts, self.rank)
-            if self.experts == "low-rank"
-            else MLPExperts(mlp.dim, hidden_dim, self.num_experts, **kind_of(mlp))
+            LowRankExperts(mlp, self.num_experts, self.rank) if self.experts == "low-rank" else self._full_experts(mlp)
         )
         layer = MoE(
             router,
@@ -103,6 +106,17 @@ class MoEConfig:
             bfloat16_exchange=self.bfloat16_exchange,
         )
         return layer.to(mlp.up.weight).train(mlp.training)
+
+    def _full_experts(self, mlp: MLP) -> MLPExperts:
+        kind = kind_of(mlp)
+        if self.expert_dropout != "same":
+            kind["dropout"] = self.expert_dropout
+        experts = MLPExperts(mlp.dim, self.expert_hidden_dim or mlp.hidden_dim, self.num_experts, **kind)
+        if self.expert_init == "alike":
+            with torch.no_grad():
+                for stacked in experts.parameters():
+                    stacked.copy_(stacked[:1].expand_as(stacked).clone())
+        return experts
 
     def router_has(self, option: str) -> bool:
         """Whether the kind of router has such an option."""

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from timm.layers import HybridEmbed, LayerNorm2d, lecun_normal_, to_2tuple
+from timm.layers import HybridEmbed, LayerNorm, LayerNorm2d, lecun_normal_, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
@@ -14,11 +14,28 @@ from torch import Tensor, nn
 from vismoe.moe import BalancedRouter, MoE
 
 from .config import OVERRIDES, MoEConfig
+from .sincos import TEMPERATURE, sincos2d
 from .sparsify import fix_init, initialise_experts, sparsify
 
 
-def _stem(stem: str, patch: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _check(pos_embed: str, temperature: float, qk_norm: bool | str, arguments: Mapping[str, Any]) -> None:
+    image, patch = to_2tuple(arguments.get("img_size", 224)), to_2tuple(arguments.get("patch_size", 16))
+    if any(size % step for size, step in zip(image, patch, strict=True)):
+        raise ValueError(
+            f"image size {image[0]} × {image[1]} is not a multiple of the patch size {patch[0]} × {patch[1]}: "
+            "choose img_size and patch_size so that patches tile the image"
+        )
+    if pos_embed not in ("learn", "none", "sincos2d"):
+        raise ValueError(f'pos_embed={pos_embed!r}: accepted are "learn", "none" and "sincos2d"')
+    if qk_norm not in (False, True, "scale"):
+        raise ValueError(f'qk_norm={qk_norm!r}: accepted are False, True and "scale"')
+    if pos_embed == "sincos2d":
+        sincos2d(1, 1, arguments.get("embed_dim", 768), temperature)  # it raises where these do not fit
+
+
+def _stem(stem: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What timm's VisionTransformer is told to make tokens by."""
+    patch = to_2tuple(arguments.get("patch_size", 16))[0]
     if stem == "patch":
         return {}
     depth = patch.bit_length() - 1
@@ -35,42 +52,58 @@ def _stem(stem: str, patch: int, arguments: Mapping[str, Any]) -> dict[str, Any]
     return {"embed_layer": partial(HybridEmbed, backbone=backbone, proj=False), "patch_size": 1}
 
 
+def _norm_by_scale(attention: Any) -> None:
+    """Gives an attention layer the reference's norms of query and key: with a scale and no shift."""
+    like = attention.proj.weight
+    for name in ("q_norm", "k_norm"):
+        setattr(attention, name, LayerNorm(attention.head_dim, bias=False, device=like.device, dtype=like.dtype))
+
+
 class SparseVisionTransformer(VisionTransformer):
-    """timm's VisionTransformer, all of whose arguments and methods it has, and three arguments more.
+    """timm's VisionTransformer, all of whose arguments and methods it has, and some arguments more.
 
     **Arguments:** `moe`: which MLPs become sparse and how (`MoEConfig` or its fields; None: a dense model), single
     fields may be overridden by arguments of their names; `representation_size`: width of a linear layer with tanh
     before the head, as the reference has it (0: none); `stem`: "patch", one linear map of each patch, or "conv", in its
     place timm's stack of convolutions, each of which halves height and width (Xiao et al. 2021, *Early Convolutions
-    Help Transformers See Better*; with layer norms, so that the images of a batch do not meet); `pos_embed_std`:
-    standard deviation of the initial position embedding (timm's and the reference's 0.02 hardly tells patches apart in
-    a short training).
+    Help Transformers See Better*; with layer norms, so that the images of a batch do not meet); `pos_embed`: timm's
+    "learn" and "none", or "sincos2d", computed of each patch's row and column, so that it fits any image size and a
+    class token has none, with frequencies down to 1 ÷ `pos_embed_temperature`; `pos_embed_std`: standard deviation of
+    the initial position embedding (timm's and the reference's 0.02 hardly tells patches apart in a short training);
+    `qk_norm`: of queries and keys, True as timm has it, "scale" as the reference: without a shift, and in a MAP head
+    (global_pool="map") too; `head_bias_init`: with which each bias of a head begins, a new one's too (0: as timm's
+    scheme has it; the reference's is −log(classes) for a sum of sigmoid losses).
 
     **Raises:** ValueError where image and patch size do not fit or the sparse part contradicts itself.
     """
 
     head: nn.Module
+    head_bias_init = 0.0  # here too, since timm's constructor draws the weights before ours can say otherwise
 
     def __init__(
         self,
         moe: MoEConfig | Mapping[str, Any] | None = None,
         representation_size: int = 0,
         stem: str = "patch",
+        pos_embed: str = "learn",
         pos_embed_std: float = 0.02,
+        pos_embed_temperature: float = TEMPERATURE,
+        qk_norm: bool | Literal["scale"] = False,
+        head_bias_init: float = 0.0,
         **arguments: Any,
     ) -> None:
         overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
         if overrides and moe is None:
             raise ValueError(f"{', '.join(overrides)}: this model is dense and has no experts; choose a sparse preset")
-        image, patch = to_2tuple(arguments.get("img_size", 224)), to_2tuple(arguments.get("patch_size", 16))
-        if any(size % step for size, step in zip(image, patch, strict=True)):
-            raise ValueError(
-                f"image size {image[0]} × {image[1]} is not a multiple of the patch size {patch[0]} × {patch[1]}: "
-                "choose img_size and patch_size so that patches tile the image"
-            )
-        super().__init__(**arguments | _stem(stem, patch[0], arguments))
+        _check(pos_embed, pos_embed_temperature, qk_norm, arguments)
+        arguments |= {"pos_embed": "learn" if pos_embed == "learn" else "none", "qk_norm": bool(qk_norm)}
+        super().__init__(**arguments | _stem(stem, arguments))
+        self.sincos_temperature = pos_embed_temperature if pos_embed == "sincos2d" else None
         if pos_embed_std != 0.02 and self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=pos_embed_std, a=-2 * pos_embed_std, b=2 * pos_embed_std)
+        if qk_norm == "scale":
+            for attention in (*(block.attn for block in self.blocks), *([self.attn_pool] if self.attn_pool else [])):
+                _norm_by_scale(attention)
         self.moe: MoEConfig | None = None
         if moe is not None:
             self.moe = MoEConfig(**({**vars(moe)} if isinstance(moe, MoEConfig) else {**moe}) | overrides)
@@ -87,13 +120,17 @@ class SparseVisionTransformer(VisionTransformer):
                 fill = -math.log(self.num_classes) if "nlhb" in self.weight_init_mode else 0.0
                 nn.init.zeros_(self.head.weight)
                 nn.init.constant_(self.head.bias, fill)
+        self.head_bias_init = head_bias_init
+        self._start_head_bias()
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Draws all weights anew, as timm does; experts as dense MLPs, and balancing starts from nothing."""
         super().init_weights(mode, needs_reset)
+        self._start_head_bias()
         for number, block in enumerate(self.blocks):
             if isinstance(block.mlp, MoE):
-                initialise_experts(block.mlp, mode or self.weight_init_mode)
+                drawn = "apart" if self.moe is None else self.moe.expert_init
+                initialise_experts(block.mlp, mode or self.weight_init_mode, drawn)
                 if isinstance(block.mlp.router, BalancedRouter):
                     block.mlp.router.reset_balance()
                 if self.fix_init:
@@ -118,6 +155,17 @@ class SparseVisionTransformer(VisionTransformer):
         }
         return super().no_weight_decay() | experts
 
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        if self.pos_embed is not None:
+            embedded: Tensor = super()._pos_embed(x)
+            return embedded
+        if self.sincos_temperature is not None:
+            height, width = x.shape[1:3] if self.dynamic_img_size else self.patch_embed.grid_size
+            places = sincos2d(height, width, self.embed_dim, self.sincos_temperature, x.device)
+            x = x.flatten(1, -2) + places.to(x.dtype)
+        # timm's own drops nothing where no position embedding is learned.
+        return self.pos_drop(super()._pos_embed(x))
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.representation(super().forward_head(x, pre_logits=True))
         return x if pre_logits else self.head(x)
@@ -127,3 +175,8 @@ class SparseVisionTransformer(VisionTransformer):
         if isinstance(self.head, nn.Linear) and self.head_hidden_size != self.embed_dim:
             old = self.head.weight
             self.head = nn.Linear(self.head_hidden_size, num_classes, device=old.device, dtype=old.dtype)
+        self._start_head_bias()
+
+    def _start_head_bias(self) -> None:
+        if self.head_bias_init and isinstance(self.head, nn.Linear):
+            nn.init.constant_(self.head.bias, self.head_bias_init)

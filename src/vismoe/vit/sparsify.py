@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import Mlp
@@ -31,16 +31,16 @@ def sparsify(model: Any, config: MoEConfig) -> None:
         if type(block.mlp) is not Mlp:
             raise ValueError(f"mlp_layer={type(block.mlp).__name__}: accepted is Mlp, which experts can replace")
         layer = config.layer(read_mlp(block.mlp))
-        initialise_experts(layer, model.weight_init_mode)
+        initialise_experts(layer, model.weight_init_mode, config.expert_init)
         replace_mlp(model, f"blocks.{number}.mlp", layer)
         if model.fix_init:
             fix_init(layer, number)
 
 
 @torch.no_grad()
-def initialise_experts(layer: MoE, mode: str) -> None:
-    """Draws each expert as timm's scheme `mode` draws a dense MLP, so that twins differ in nothing else. Low-rank ones
-    stay as they are drawn."""
+def initialise_experts(layer: MoE, mode: str, expert_init: Literal["apart", "alike"]) -> None:
+    """Draws each expert, or one that all others equal, as timm's scheme `mode` draws a dense MLP, so that twins differ
+    in nothing else. Low-rank ones stay as they are drawn."""
     experts = layer.experts
     if not isinstance(experts, MLPExperts) or experts.up.weight.is_meta:
         return
@@ -49,7 +49,8 @@ def initialise_experts(layer: MoE, mode: str) -> None:
     drawn = Mlp(experts.dim, experts.hidden_dim, bias=bias, device=weight.device, dtype=weight.dtype)
     initialise = get_init_weights_vit(mode)
     for number in range(experts.num_experts):
-        named_apply(initialise, drawn, name="mlp")
+        if expert_init == "apart" or number == 0:
+            named_apply(initialise, drawn, name="mlp")
         for stacked, linear in ((experts.up, drawn.fc1), (experts.down, drawn.fc2)):
             stacked.weight[number] = linear.weight
             if stacked.bias is not None:

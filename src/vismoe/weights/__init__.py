@@ -3,7 +3,7 @@
 from .download import download
 from .folder import MULTI_LABEL, load, load_network
 from .push import push_to_hub
-from .reference import from_reference
+from .reference import from_reference, to_reference
 from .registry import create_model, list_models
 from .saving import save
 from .take_over import take_over
@@ -25,4 +25,5 @@ __all__ = [
     "push_to_hub",
     "save",
     "take_over",
+    "to_reference",
 ]
