@@ -18,11 +18,15 @@ GROUP = 8
 def _upstream(size: str, patch: int, epochs: int, learning_rate: float, clip_norm: float = 0.0) -> Recipe:
     """Adam (0.9, 0.999), a batch of 4,096, 10,000 steps of warm-up and a line to 1e-5, decay of 0.1 of all parameters:
     get_optimizer_config; crops of 5 % of the area and more, flips; sigmoid loss summed over classes; the classifier's
-    bias begins at −log(classes)."""
+    bias begins at −log(classes), all experts of a layer alike."""
     return Recipe(
         name=f"paper_{size}",
         model=f"vmoe_{size}_every2_e32",
-        model_options=(("group_size", GROUP * ((224 // patch) ** 2 + 1)), ("weight_init", "jax_nlhb")),
+        model_options=(
+            ("group_size", GROUP * ((224 // patch) ** 2 + 1)),
+            ("expert_init", "alike"),
+            ("weight_init", "jax_nlhb"),
+        ),
         data="jft-300m",
         steps=round(epochs * JFT_IMAGES / 4096),
         batch_size=4096,
