@@ -276,13 +276,33 @@ def test_as_many_unreadable_files_as_are_accepted(tmp_path, parent):
 
 
 def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
-    """A convolutional network cannot be upcycled: the error says how to go on, and that works."""
+    """A convolutional network cannot be upcycled: the error says how to go on; unless asked for it is not tried."""
     model = timm.create_model("mobilenetv3_small_050", num_classes=3)
     asked = Options(str(folder), str(vismoe.save(model, tmp_path / "cnn")), image_size=32, epochs=1)
     with pytest.raises(ValueError, match="--dense trains it as it is"):
-        finetune(asked, tmp_path / "run", device="cpu")
-    found = finetune(replace(asked, sparse=False), tmp_path / "run", device="cpu")
+        finetune(replace(asked, sparse=True), tmp_path / "run", device="cpu")
+    found = finetune(asked, tmp_path / "run", device="cpu")
     assert found.report["probe"] is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "sparse"),
+    [
+        ({}, False),
+        ({"sparse": True}, True),
+        ({"num_experts": 4}, True),
+        ({"experts": "low-rank"}, True),
+        ({"layers": "1,3"}, True),
+        ({"train": "experts"}, True),
+        ({"train": "last-third"}, False),
+        ({"source": None}, True),
+        ({"source": None, "sparse": False}, False),
+    ],
+)
+def test_when_a_network_is_made_sparse(asked, sparse):
+    """A given network stays as it is, which did better (docs/finetune.md), unless experts are spoken of; what starts
+    from nothing has some."""
+    assert Options(**{"data": "digits", "source": "somewhere"} | asked).makes_sparse == sparse
 
 
 def test_an_existing_folder_is_left_alone(tmp_path, folder, parent):

@@ -12,6 +12,7 @@ from torch import nn
 
 from vismoe.data import Data, scaled, shrunk
 from vismoe.data import tell as tell_summary
+from vismoe.moe import MoE
 from vismoe.training import (
     Recipe,
     Run,
@@ -86,6 +87,8 @@ def finetune(
         tell("no --from: a small network is trained from scratch; starting from a trained one does much better")
 
     start, probe = prepare(options, parts, path, where, workers)
+    if not any(isinstance(module, MoE) for module in start.modules()):
+        tell("the network is dense; --sparse makes experts of some of its MLPs")
     if probe is not None and parts.validated:
         tell(f"a linear classifier on the frozen network: {probe['validation']:.4f} on the validation part")
     how: Trained = options.train if options.train != "auto" else "all"

@@ -24,8 +24,10 @@ class Options:
     """Folder of class folders, or with a metadata.csv; a zip of one; "digits" or "fashion-mnist"."""
     source: str | None = None
     """A run or model folder, timm:NAME, hf:ORG/NAME; a preset, with random weights; None: a small one of these."""
-    sparse: bool = True
-    """A dense network is upcycled; without a source, a sparse preset is trained."""
+    sparse: bool | None = None
+    """Whether a dense network is upcycled, or without a source a sparse preset trained. None: a network stays as it is,
+    unless options of experts are given (docs/finetune.md: experts did no better), and what starts from nothing is
+    sparse."""
     train: Trained | Literal["auto"] = "auto"
     """What is trained; auto: from scratch all, of a trained network the last third on a CPU, all elsewhere."""
     freeze_router: bool = False
@@ -65,11 +67,18 @@ class Options:
         for name, words in accepted.items():
             if getattr(self, name) not in words:
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(words)}")
-        if not self.sparse and (idle := [*self.of_experts, *(["train"] if self.train == "experts" else [])]):
+        if self.sparse is False and (idle := [*self.of_experts, *(["train"] if self.train == "experts" else [])]):
             told = ", ".join(f"{name}={getattr(self, name)!r}" for name in idle)
             raise ValueError(f"{told}: a dense network has no experts")
         if self.train == "head" and not self.trained:
             raise ValueError('train="head": without a trained network (--from) there are no features to classify by')
+
+    @property
+    def makes_sparse(self) -> bool:
+        """Whether a dense network is upcycled, or without a source a sparse preset trained."""
+        if self.sparse is not None:
+            return self.sparse
+        return self.source is None or bool(self.of_experts) or self.train == "experts"
 
     @property
     def of_experts(self) -> list[str]:

@@ -31,16 +31,16 @@ def prepare(
         start: Any = load_network(kept)
     else:
         torch.manual_seed(options.seed)
-        start = open_start(options.source, options.sparse, len(data.classes), options.image_size, device)
+        start = open_start(options.source, options.makes_sparse, len(data.classes), options.image_size, device)
         sparse = any(isinstance(module, MoE) for module in start.modules())
-        if sparse and not options.sparse:
+        if sparse and options.sparse is False:
             raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
         if sparse and (idle := [name for name in options.of_experts if name != "freeze_router"]):
             told = ", ".join(f"{name}={getattr(options, name)!r}" for name in idle)
             raise ValueError(f"{told}: {options.source} is sparse already, and its experts stay as they are")
         if options.trained:
             _fit_head(start.to(device), parts, workers)
-        if options.sparse and not sparse:
+        if options.makes_sparse and not sparse:
             start = _upcycled(start, options)
         claim(options, path)
         save_classifier(start.cpu(), kept, data)

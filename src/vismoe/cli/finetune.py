@@ -42,8 +42,8 @@ def finetune_folder(
         data: A folder with a folder of images for each class, or with a metadata.csv; a zip of one; or a named set.
         source: What to start from: a run or model folder, timm:NAME (downloads), hf:ORG/NAME (downloads); a preset has
             random weights. Without it a small network is trained from scratch: a trained one does much better.
-        sparse: Upcycle a dense network, or train a sparse preset: the default.
-        dense: Leave it dense.
+        sparse: Upcycle a dense network; so does any option of experts. From scratch: a sparse network, the default.
+        dense: From scratch a dense network; a trained one stays dense unless said.
         out: Run folder; by default the first free one of runs/finetune, runs/finetune-2, …
         train: all; last-third, of the blocks, and the head; experts, and the head; head, by logistic regression on
             features; auto: last-third of a trained network on a CPU, else all.
@@ -69,7 +69,7 @@ def finetune_folder(
     options = Options(
         data,
         source,
-        sparse=not dense,
+        sparse=True if sparse else False if dense else None,
         train=train,
         freeze_router=freeze_router,
         num_experts=num_experts,
