@@ -257,7 +257,6 @@ def test_what_is_missing_left_over_or_misshapen_is_named():
             {"dispatcher": {"capacity_factor": 1.0, "capacity_ceil_or_round": "floor"}},
             r"capacity_ceil_or_round='floor'",
         ),
-        ({"dispatcher": {"capacity_factor": 1.0, "bfloat16": True}}, r"dispatcher\.bfloat16=True: accepted are False"),
         ({"moe": {"group_size": None}}, r"^model\.encoder\.moe has no group_size"),
     ],
 )
