@@ -94,12 +94,26 @@ class TopKRouter(BalancedRouter):
     def extra_repr(self) -> str:
         return f"{self.dim}, {self.num_experts}, k={self.k}, balance={self.balance!r}, combine={self.combine!r}"
 
+    @property
+    def experts_in_reach(self) -> int:
+        """Among how many experts a token chooses."""
+        return self.num_experts
+
+    @property
+    def noise_scale(self) -> float:
+        """Standard deviation of the noise on the logits while training."""
+        return self.noise_std / self.experts_in_reach
+
+    def compute_logits(self, tokens_GSd: Float[Tensor, "G S d"]) -> Float[Tensor, "G S E"]:
+        """What the gates are made of, without noise."""
+        return float32_linear(tokens_GSd, self.weight)
+
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
         """Routes each group's tokens; where `mask_GS` is False a token is padding and goes nowhere."""
-        logits = float32_linear(tokens_GSd, self.weight)
+        logits = self.compute_logits(tokens_GSd)
         noisy = logits
         if self.training and self.noise_std > 0:
-            noisy = logits + self.noise_std / self.num_experts * torch.randn_like(logits)
+            noisy = logits + self.noise_scale * torch.randn_like(logits)
         gates = noisy.softmax(-1)
         counting = self.is_counting()
         bias = self.choice_bias(counting)
@@ -137,7 +151,7 @@ class TopKRouter(BalancedRouter):
             return 1 + (gates_GSk - gates_GSk.detach()) / gates_GSk.detach().clamp_min(1e-20)
         return gates_GSk
 
-    def losses(self, routing: Routing) -> dict[str, Float[Tensor, " G"]]:
+    def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G ..."]]:
         """importance, gshard, z and, where there was noise, load. Importance sums gates without noise, gshard with."""
         values = {
             "importance": losses.importance_loss(routing.logits.softmax(-1), routing.mask),
@@ -145,11 +159,11 @@ class TopKRouter(BalancedRouter):
             "z": losses.z_loss(routing.logits, routing.mask),
         }
         if routing.noisy_logits is not routing.logits:
-            scale = self.noise_std / self.num_experts
-            values["load"] = losses.load_loss(routing.logits, routing.noisy_logits, self.k, scale, routing.mask)
+            noisy, scale = routing.noisy_logits, self.noise_scale
+            values["load"] = losses.load_loss(routing.logits, noisy, self.k, scale, routing.mask)
         return values
 
-    def auxiliary_loss(self, losses: dict[str, Float[Tensor, " G"]]) -> Float[Tensor, " G"] | None:
+    def auxiliary_loss(self, losses: dict[str, Float[Tensor, "G ..."]]) -> Float[Tensor, "G ..."] | None:
         """Σ weight · loss; a loss that this pass could not give (load without noise) adds nothing."""
         terms = [weight * losses[name] for name, weight in self.loss_weights.items() if weight > 0 and name in losses]
         return torch.stack(terms).sum(0) if terms else None
