@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .layer import MoE
-from .router import Router, Routing, check_k
+from .router import Routing
 from .top_k import TopKRouter
 
 
@@ -52,14 +52,13 @@ class MemberRouter(TopKRouter):
 
     def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G M"]]:
         """As `vismoe.TopKRouter`'s, of each member's tokens and experts."""
-        groups, mask = len(routing.gates), routing.mask
-        noisy = logits = self._by_member(routing.logits)
-        if routing.noisy_logits is not routing.logits:
-            noisy = self._by_member(routing.noisy_logits)
+        gates, logits = self._by_member(routing.gates), self._by_member(routing.logits)
+        noisy = logits if routing.noisy_logits is routing.logits else self._by_member(routing.noisy_logits)
+        mask = routing.mask
         if mask is not None:
             mask = mask.unflatten(1, (-1, self.members)).mT.flatten(0, 1)
-        own = Routing(routing.plan, self._by_member(routing.gates), logits, noisy, routing.load, mask)
-        return {name: loss.unflatten(0, (groups, self.members)) for name, loss in super().losses(own).items()}
+        found = self._losses(gates, logits, noisy, mask)
+        return {name: loss.unflatten(0, (-1, self.members)) for name, loss in found.items()}
 
     def _by_member(self, values_GSE: Tensor) -> Tensor:
         """Each member's tokens and experts as a group of their own, (G·M, S/M, E/M)."""
@@ -74,11 +73,14 @@ class MemberMoE(MoE):
     **Raises:** ValueError for a group size that the router's members do not divide.
     """
 
-    def __init__(self, router: MemberRouter, experts: nn.Module, group_size: int | Literal["none"] = "none", **more: Any):
-        super().__init__(router, experts, group_size=group_size, **more)
+    def __init__(
+        self, router: MemberRouter, experts: nn.Module, group_size: int | Literal["none"] = "none", **options: Any
+    ):
+        super().__init__(router, experts, group_size=group_size, **options)
         self.members = router.members
         if group_size != "none" and group_size % self.members:
-            raise ValueError(f"group_size={group_size}: a multiple of ensemble_size={self.members}, its members' tokens")
+            of = f"ensemble_size={self.members}"
+            raise ValueError(f"group_size={group_size}, {of}: a group has as many tokens of each, choose a multiple")
 
     def forward(
         self, x: Float[Tensor, "*batch d"], mask: Bool[Tensor, "B S"] | None = None

@@ -153,14 +153,16 @@ class TopKRouter(BalancedRouter):
 
     def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G ..."]]:
         """importance, gshard, z and, where there was noise, load. Importance sums gates without noise, gshard with."""
+        return self._losses(routing.gates, routing.logits, routing.noisy_logits, routing.mask)
+
+    def _losses(self, gates: Tensor, logits: Tensor, noisy: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         values = {
-            "importance": losses.importance_loss(routing.logits.softmax(-1), routing.mask),
-            "gshard": losses.gshard_loss(routing.gates, routing.mask),
-            "z": losses.z_loss(routing.logits, routing.mask),
+            "importance": losses.importance_loss(logits.softmax(-1), mask),
+            "gshard": losses.gshard_loss(gates, mask),
+            "z": losses.z_loss(logits, mask),
         }
-        if routing.noisy_logits is not routing.logits:
-            noisy, scale = routing.noisy_logits, self.noise_scale
-            values["load"] = losses.load_loss(routing.logits, noisy, self.k, scale, routing.mask)
+        if noisy is not logits:
+            values["load"] = losses.load_loss(logits, noisy, self.k, self.noise_scale, mask)
         return values
 
     def auxiliary_loss(self, losses: dict[str, Float[Tensor, "G ..."]]) -> Float[Tensor, "G ..."] | None:

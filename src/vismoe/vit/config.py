@@ -64,7 +64,7 @@ class MoEConfig:
         if self.router not in ROUTERS:
             raise ValueError(f"router={self.router!r}: accepted are {', '.join(map(repr, ROUTERS))}")
         if not isinstance(self.ensemble_size, int) or self.ensemble_size < 0:
-            raise ValueError(f"ensemble_size={self.ensemble_size!r}: accepted are numbers of members, 0 for no ensemble")
+            raise ValueError(f"ensemble_size={self.ensemble_size!r}: accepted are whole numbers, 0 for no ensemble")
         if self.experts not in ("full", "low-rank"):
             raise ValueError(f'experts={self.experts!r}: accepted are "full" and "low-rank"')
         if self.expert_init not in ("apart", "alike"):

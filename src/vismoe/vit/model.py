@@ -74,8 +74,9 @@ class SparseVisionTransformer(VisionTransformer):
     `qk_norm`: of queries and keys, True as timm has it, "scale" as the reference: without a shift, and in a MAP head
     (global_pool="map") too, "scale-pool" there alone; `predictions`: of an ensemble (`ensemble_size`), "members", a row
     of logits for each member of each image, [image 0 member 0, image 0 member 1, …], or "mean", a row an image, the
-    logarithm of the members' mean probabilities (without classes: their mean features); `head_bias_init`: with which each bias of a head begins, a new one's too (0: as timm's
-    scheme has it; the reference's is −log(classes) for a sum of sigmoid losses).
+    logarithm of the members' mean probabilities (without classes: their mean features); `head_bias_init`: with which
+    each bias of a head begins, a new one's too (0: as timm's scheme has it; the reference's is −log(classes) for a sum
+    of sigmoid losses).
 
     **Raises:** ValueError where image and patch size do not fit or the sparse part contradicts itself.
     """
@@ -92,7 +93,7 @@ class SparseVisionTransformer(VisionTransformer):
         pos_embed_std: float = 0.02,
         pos_embed_temperature: float = TEMPERATURE,
         qk_norm: bool | Literal["scale", "scale-pool"] = False,
-        predictions: Literal["members", "mean"] = "members",
+        predictions: str = "members",
         head_bias_init: float = 0.0,
         **arguments: Any,
     ) -> None:
@@ -189,7 +190,9 @@ class SparseVisionTransformer(VisionTransformer):
     def _predict(self, x: Tensor) -> Tensor:
         if self.predictions == "members":
             return x
-        return mean_logits(x, self.ensemble_size) if self.num_classes else x.unflatten(0, (-1, self.ensemble_size)).mean(1)
+        if self.num_classes:
+            return mean_logits(x, self.ensemble_size)
+        return x.unflatten(0, (-1, self.ensemble_size)).mean(1)
 
     def forward_intermediates(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
         """timm's; not of an ensemble, some of whose blocks have a row an image and some a row a member.
