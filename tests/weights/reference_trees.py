@@ -54,7 +54,9 @@ def parameters(config=None):
         block = _below("LayerNorm_0", norm) | _below("LayerNorm_1", norm) | _below("SelfAttention", _attention(qk_norm))
         if number in moe["layers"]:
             block |= _below("Moe/Mlp", _mlp(moe["num_experts"], width=moe.get("mlp_dim", MLP)))
-            block["Moe/Router/dense/kernel"] = (DIM, moe["num_experts"])
+            members = moe.get("ensemble_size")
+            own = (moe["num_experts"],) if members is None else (members, moe["num_experts"] // members)
+            block["Moe/Router/dense/kernel"] = (DIM, *own)
         else:
             block |= _below("Mlp", _mlp())
         shapes |= _below(f"Encoder/encoderblock_{number}", block)

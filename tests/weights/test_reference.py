@@ -18,6 +18,7 @@ EVALUATED = ["dense_vit_eval", "vmoe_k1_eval", "vmoe_k2_eval", "vmoe_k2_drop_eva
 EVALUATED += ["vmoe_k2_gap_sincos_repr_eval", "vmoe_k2_map_qknorm_eval"]
 OTHER_ROUTERS = ["vmoe_expert_choice_eval", "soft_moe_slots3_eval", "soft_moe_slots3_f32_eval"]
 TRAINED = ["vmoe_k2_train_noise0", "vmoe_k2_train_noise1"]
+ENSEMBLE = "eee_m2_k1_eval"
 
 
 def config_of(file, name):
@@ -41,9 +42,10 @@ def forward(folder, name, monkeypatch):
     return model, images, logits, routing, file
 
 
-@pytest.mark.parametrize("name", EVALUATED + TRAINED)
+@pytest.mark.parametrize("name", [*EVALUATED, *TRAINED, ENSEMBLE])
 def test_logits_and_losses(name, reference_figures, monkeypatch):
-    """Logits within 1e-5, each layer's auxiliary losses of each group within 1e-6 of the reference's."""
+    """Logits within 1e-5, each layer's auxiliary losses of each group, of an ensemble of each member in each group, within
+    1e-6 of the reference's."""
     model, _, logits, routing, file = forward(reference_figures, name, monkeypatch)
     assert model.training == name.startswith("vmoe_k2_train")
     torch.testing.assert_close(logits, torch.tensor(file["logits"]), rtol=0, atol=1e-5)
@@ -77,7 +79,7 @@ def test_other_routers(name, reference_figures, monkeypatch):
             torch.testing.assert_close(call.metrics[metric], expected.float(), rtol=0, atol=1e-4 if rounds else 1e-6)
 
 
-@pytest.mark.parametrize("name", EVALUATED + TRAINED + OTHER_ROUTERS)
+@pytest.mark.parametrize("name", [*EVALUATED, *TRAINED, *OTHER_ROUTERS, ENSEMBLE])
 def test_back(name, reference_figures):
     """The tree that a model was made of is written again, bit for bit."""
     file = np.load(reference_figures / f"{name}.npz")

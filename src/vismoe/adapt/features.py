@@ -89,7 +89,8 @@ def _embed(model: nn.Module, pixels: Tensor) -> Float[Tensor, "B d"]:
     found = (torch.stack(handed).mean(0) if handed else output).float()
     if found[0].numel() != found.shape[1]:
         raise ValueError(f"{type(model).__name__} gives features of shape {tuple(found.shape[1:])}, not one vector")
-    return found.flatten(1)
+    # Of an ensemble, which has a row for each member of an image, the mean.
+    return found.flatten(1).unflatten(0, (len(pixels), -1)).mean(1)
 
 
 def _check(views: Sequence[str]) -> None:

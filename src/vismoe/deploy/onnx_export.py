@@ -108,6 +108,8 @@ class LogitsOnly(nn.Module):
 
 
 def _check(model: nn.Module) -> None:
+    if getattr(model, "predictions", "mean") != "mean" and getattr(model, "ensemble_size", 0):
+        raise ValueError('this ensemble has a row of logits for each member; one an image is: set predictions="mean"')
     for name, layer in model.named_modules():
         if not isinstance(layer, MoE):
             continue

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
-from vismoe.moe import Plan, SoftPlan, record
+from vismoe.moe import MemberRouter, Plan, SoftPlan, record
 
 
 @dataclass(frozen=True)
 class LayerRouting:
     """One MoE layer's choices for N pictures: `expert` (N, S, k), -1 where a choice was dropped or, where tokens have
-    differing numbers of experts, there is none; tokens in the network's order, prefix tokens (class token) first.
+    differing numbers of experts, there is none; of an ensemble, k of each member, one after the
+    other; tokens in the network's order, prefix tokens (class token) first.
     `num_experts`: E."""
 
     expert: Int[Tensor, "N S k"]
@@ -58,6 +59,7 @@ def route(model: nn.Module, images: ImageSet, config: dict[str, Any], batch_size
         for name, calls in routing.layers.items():
             for call in calls:
                 table = experts_of_tokens(call.plan).cpu()
-                found.setdefault(name, []).append(table.view(len(pictures), -1, table.shape[1]))
+                members = call.router.members if isinstance(call.router, MemberRouter) else 1
+                found.setdefault(name, []).append(table.view(len(pictures), -1, members * table.shape[1]))
                 experts[name] = len(call.load)
     return {name: LayerRouting(torch.cat(parts), experts[name]) for name, parts in found.items()}

@@ -14,6 +14,7 @@ from .experts import Experts, MLPExperts, StackedLinear, StackedNorm, stacked_pa
 from .fixed import HashRouter, RandomRouter
 from .layer import MoE
 from .low_rank import LowRankExperts
+from .member_choice import MemberMoE, MemberRouter
 from .mlp import MLP, kind_of
 from .plan import Plan, SoftPlan, SparsePlan
 from .record import LayerRecord, Recording, record
@@ -43,6 +44,8 @@ __all__ = [
     "LowRankExperts",
     "MLPExperts",
     "MLPStructure",
+    "MemberMoE",
+    "MemberRouter",
     "MoE",
     "Plan",
     "RandomRouter",

@@ -17,7 +17,8 @@ class LayerRecord:
 
     - `plan`, `gates` (G, S, E), `load` (E,): see `vismoe.moe.Routing`; load is before drops.
     - `dropped_share`: of the choices, 0 to 1.
-    - `losses`: auxiliary losses by name, (G,) each, unweighted; `auxiliary_loss`: their weighted sum (G,) or None.
+    - `losses`: auxiliary losses by name, (G,) each, of an ensemble (G, M), unweighted; `auxiliary_loss`: their
+    weighted sum, or None.
     - `metrics`: figures of the router's own kind by name.
 
     What is computed from the routing is computed when asked for: a forward is the same whether it is recorded or not,
@@ -34,7 +35,7 @@ class LayerRecord:
         return (chosen - self.plan.count.sum()) / chosen.clamp_min(1)
 
     @cached_property
-    def losses(self) -> dict[str, Float[Tensor, " G"]]:
+    def losses(self) -> dict[str, Float[Tensor, "G ..."]]:
         return self.router.losses(self.routing)
 
     @cached_property
@@ -42,7 +43,7 @@ class LayerRecord:
         return self.router.metrics(self.routing)
 
     @property
-    def auxiliary_loss(self) -> Float[Tensor, " G"] | None:
+    def auxiliary_loss(self) -> Float[Tensor, "G ..."] | None:
         return self.router.auxiliary_loss(self.losses)
 
 

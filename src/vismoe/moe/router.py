@@ -56,15 +56,15 @@ class Router(nn.Module):
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
         raise NotImplementedError(f"{type(self).__name__} must define forward(tokens, mask) -> Routing")
 
-    def losses(self, routing: Routing) -> dict[str, Float[Tensor, " G"]]:
-        """Auxiliary losses of a routing by name, one value a group; asked for only while somebody records."""
+    def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G ..."]]:
+        """Auxiliary losses of a routing by name, one value a group, or more; asked for only while somebody records."""
         return {}
 
     def metrics(self, routing: Routing) -> dict[str, Tensor]:
         """What else there is to know of a routing, by name; asked for only while somebody records."""
         return {}
 
-    def auxiliary_loss(self, losses: dict[str, Float[Tensor, " G"]]) -> Float[Tensor, " G"] | None:
+    def auxiliary_loss(self, losses: dict[str, Float[Tensor, "G ..."]]) -> Float[Tensor, "G ..."] | None:
         """The weighted sum of `losses` that training adds to its own loss; None where this router has none."""
         return None
 

@@ -94,12 +94,26 @@ class TopKRouter(BalancedRouter):
     def extra_repr(self) -> str:
         return f"{self.dim}, {self.num_experts}, k={self.k}, balance={self.balance!r}, combine={self.combine!r}"
 
+    @property
+    def experts_in_reach(self) -> int:
+        """Among how many experts a token chooses."""
+        return self.num_experts
+
+    @property
+    def noise_scale(self) -> float:
+        """Standard deviation of the noise on the logits while training."""
+        return self.noise_std / self.experts_in_reach
+
+    def compute_logits(self, tokens_GSd: Float[Tensor, "G S d"]) -> Float[Tensor, "G S E"]:
+        """What the gates are made of, without noise."""
+        return float32_linear(tokens_GSd, self.weight)
+
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
         """Routes each group's tokens; where `mask_GS` is False a token is padding and goes nowhere."""
-        logits = float32_linear(tokens_GSd, self.weight)
+        logits = self.compute_logits(tokens_GSd)
         noisy = logits
         if self.training and self.noise_std > 0:
-            noisy = logits + self.noise_std / self.num_experts * torch.randn_like(logits)
+            noisy = logits + self.noise_scale * torch.randn_like(logits)
         gates = noisy.softmax(-1)
         counting = self.is_counting()
         bias = self.choice_bias(counting)
@@ -137,19 +151,21 @@ class TopKRouter(BalancedRouter):
             return 1 + (gates_GSk - gates_GSk.detach()) / gates_GSk.detach().clamp_min(1e-20)
         return gates_GSk
 
-    def losses(self, routing: Routing) -> dict[str, Float[Tensor, " G"]]:
+    def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G ..."]]:
         """importance, gshard, z and, where there was noise, load. Importance sums gates without noise, gshard with."""
+        return self._losses(routing.gates, routing.logits, routing.noisy_logits, routing.mask)
+
+    def _losses(self, gates: Tensor, logits: Tensor, noisy: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         values = {
-            "importance": losses.importance_loss(routing.logits.softmax(-1), routing.mask),
-            "gshard": losses.gshard_loss(routing.gates, routing.mask),
-            "z": losses.z_loss(routing.logits, routing.mask),
+            "importance": losses.importance_loss(logits.softmax(-1), mask),
+            "gshard": losses.gshard_loss(gates, mask),
+            "z": losses.z_loss(logits, mask),
         }
-        if routing.noisy_logits is not routing.logits:
-            scale = self.noise_std / self.num_experts
-            values["load"] = losses.load_loss(routing.logits, routing.noisy_logits, self.k, scale, routing.mask)
+        if noisy is not logits:
+            values["load"] = losses.load_loss(logits, noisy, self.k, self.noise_scale, mask)
         return values
 
-    def auxiliary_loss(self, losses: dict[str, Float[Tensor, " G"]]) -> Float[Tensor, " G"] | None:
+    def auxiliary_loss(self, losses: dict[str, Float[Tensor, "G ..."]]) -> Float[Tensor, "G ..."] | None:
         """Σ weight · loss; a loss that this pass could not give (load without noise) adds nothing."""
         terms = [weight * losses[name] for name, weight in self.loss_weights.items() if weight > 0 and name in losses]
         return torch.stack(terms).sum(0) if terms else None

@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import (
 from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
 from vismoe.moe import record
 from vismoe.parallel import World
+from vismoe.vit import mean_of_images
 from vismoe.weights import as_network
 
 
@@ -82,7 +83,8 @@ def data_config(model: nn.Module) -> dict[str, Any]:
 def evaluate(
     model: nn.Module, images: ImageSet, batch_size: int = 256, workers: int = 0, world: World | None = None
 ) -> Evaluation:
-    """Runs a network over a set, once, at evaluation. Leaves it in the mode it was in. The processes of a `world` that
+    """Runs a network over a set, once, at evaluation: of an ensemble, the mean of its members' probabilities. Leaves it
+    in the mode it was in. The processes of a `world` that
     all call it share the work."""
     world = World() if world is None or world.size > len(images) else world
     model = as_network(model)
@@ -95,7 +97,8 @@ def evaluate(
     for pictures, _ in evaluation_batches(part, evaluation_transform(data_config(model)), batch_size, workers):
         start = time.perf_counter()
         with record(model) as routing:
-            logits.append(model(pictures.to(device)).float().cpu())
+            said = model(pictures.to(device)).float().cpu()
+        logits.append(mean_of_images(said, len(pictures), "sigmoid" if images.labels.ndim == 2 else "softmax"))
         seconds += time.perf_counter() - start
         for name, calls in routing.layers.items():
             counts = torch.stack([call.load.cpu() for call in calls]).sum(0)

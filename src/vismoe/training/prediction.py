@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from vismoe.data import Unreadable, evaluation_transform, list_images, read_image
+from vismoe.vit import mean_of_images
 from vismoe.weights import as_network
 
 from .evaluation import data_config
@@ -33,7 +34,8 @@ def predict(
     batch_size: int = 64,
     left_out: Callable[[Unreadable], None] | None = None,
 ) -> list[Prediction]:
-    """What a network says of pictures: files, folders of them, or PIL images; one prediction a picture.
+    """What a network says of pictures: files, folders of them, or PIL images; one prediction a picture, of an
+    ensemble by the mean of its members' probabilities.
 
     **Arguments:** `left_out`: is told of each file of a folder that cannot be read, which then has no prediction.
 
@@ -56,7 +58,8 @@ def predict(
         logits = model.eval()(pixels.to(device))
         if logits.ndim != 2:
             raise ValueError(f"this model gives {tuple(logits.shape[1:])} values an image, not one for each class")
-        probabilities = (logits.float().sigmoid() if several else logits.float().softmax(-1)).cpu()
+        logits = mean_of_images(logits.float(), len(pixels), "sigmoid" if several else "softmax")
+        probabilities = (logits.sigmoid() if several else logits.softmax(-1)).cpu()
         best = probabilities.topk(min(topk, probabilities.shape[1]))
         for (title, _), values, indices in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
             predictions.append(Prediction(title, [(names[i], v) for i, v in zip(indices, values, strict=True)]))

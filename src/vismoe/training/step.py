@@ -76,7 +76,7 @@ class Trainer:
                 ((loss + seen.auxiliary_loss if self.by_losses and seen is not None else loss) * share).backward()
             losses.append(loss.detach() * share)
             answers = logits > 0 if multi_label else logits.argmax(1)
-            hits.append((answers == label).float().mean() * share)
+            hits.append((answers == _by_row(label, logits)).float().mean() * share)
         loss, accuracy = self.world.mean(torch.stack([torch.stack(losses).sum(), torch.stack(hits).sum()]))
         self._update(loss, statistics)
         load = None
@@ -87,6 +87,7 @@ class Trainer:
     def _loss(self, pictures: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
         with torch.autocast(pictures.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
             logits = self.network(pictures).float()
+        targets = _by_row(targets, logits)
         smoothing, summed = self.recipe.label_smoothing, self.recipe.loss == "sigmoid"
         if multi_label or summed:
             classes = logits.shape[1]
@@ -116,3 +117,8 @@ class Trainer:
                     "try a smaller learning rate"
                 )
         state.optimizer.zero_grad()
+
+
+def _by_row(labels: Tensor, logits: Tensor) -> Tensor:
+    """Each image's labels as often as it has rows of logits: once for each member of an ensemble."""
+    return labels if len(labels) == len(logits) else labels.repeat_interleave(len(logits) // len(labels), 0)

@@ -3,6 +3,7 @@
 from .config import MoEConfig
 from .cost import Cost, cost
 from .densify import densify, reduce_experts
+from .ensemble import ensemble_loss, ensemble_metrics, mean_logits, mean_of_images, member_loss
 from .model import SparseVisionTransformer
 from .presets import PRESETS, Preset, dense_twin
 from .upcycling import make_sparse, upcycle
@@ -18,8 +19,13 @@ __all__ = [
     "cost",
     "dense_twin",
     "densify",
+    "ensemble_loss",
+    "ensemble_metrics",
     "make_sparse",
+    "mean_logits",
+    "mean_of_images",
     "measure_usage",
+    "member_loss",
     "reduce_experts",
     "upcycle",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vismoe.moe import MLP, ROUTERS, LowRankExperts, MLPExperts, MoE, kind_of
+from vismoe.moe import MLP, ROUTERS, LowRankExperts, MemberMoE, MemberRouter, MLPExperts, MoE, kind_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class MoEConfig:
       `eval_capacity_factor`, `capacity_rounding`, `capacity_multiple_of`, `batch_priority`, `noise_std`,
       `loss_weights`, `slots_per_expert`. Of a soft router built with a network, `capacity_factor` stands for as many
       slots as factor × tokens ÷ experts.
+    - `ensemble_size`: M members of an efficient ensemble, E³ (Allingham et al. 2021), which share the trunk up to the
+      first sparse layer and own E/M experts each (`vismoe.moe.MemberRouter`); 0: no ensemble.
     - `group_size`, `bfloat16_exchange`: see `vismoe.MoE`. `block_list`: path of the list of blocks, in networks with
       several.
     """
@@ -53,6 +55,7 @@ class MoEConfig:
     noise_std: float = 0.0
     loss_weights: dict[str, float] | None = None
     slots_per_expert: int = 1
+    ensemble_size: int = 0
     group_size: int | Literal["none"] = "none"
     bfloat16_exchange: bool = False
     block_list: str = ""
@@ -60,6 +63,8 @@ class MoEConfig:
     def __post_init__(self) -> None:
         if self.router not in ROUTERS:
             raise ValueError(f"router={self.router!r}: accepted are {', '.join(map(repr, ROUTERS))}")
+        if not isinstance(self.ensemble_size, int) or self.ensemble_size < 0:
+            raise ValueError(f"ensemble_size={self.ensemble_size!r}: accepted are whole numbers, 0 for no ensemble")
         if self.experts not in ("full", "low-rank"):
             raise ValueError(f'experts={self.experts!r}: accepted are "full" and "low-rank"')
         if self.expert_init not in ("apart", "alike"):
@@ -94,11 +99,12 @@ class MoEConfig:
 
     def layer(self, mlp: MLP) -> MoE:
         """The sparse layer that takes the place of `mlp`: its router and experts as they are drawn by themselves."""
-        router = ROUTERS[self.router](mlp.dim, self.num_experts, **self._router_options())
+        options = self._router_options()
+        router = (MemberRouter if self.ensemble_size else ROUTERS[self.router])(mlp.dim, self.num_experts, **options)
         experts: nn.Module = (
             LowRankExperts(mlp, self.num_experts, self.rank) if self.experts == "low-rank" else self._full_experts(mlp)
         )
-        layer = MoE(
+        layer = (MemberMoE if self.ensemble_size else MoE)(
             router,
             experts,
             shared=mlp if self.shared else None,
@@ -120,7 +126,7 @@ class MoEConfig:
 
     def router_has(self, option: str) -> bool:
         """Whether the kind of router has such an option."""
-        return option in signature(ROUTERS[self.router]).parameters
+        return option in signature(ROUTERS[self.router]).parameters or (self.router, option) == ("top-k", "members")
 
     def _router_options(self) -> dict[str, Any]:
         """What of the configuration is for its router, where it is not what it is by default; what only another kind
@@ -134,7 +140,7 @@ class MoEConfig:
         return {ROUTER_FIELDS[name]: value for name, value in said.items()}
 
 
-ROUTER_FIELDS = {"experts_per_token": "k"} | {
+ROUTER_FIELDS = {"experts_per_token": "k", "ensemble_size": "members"} | {
     name: name
     for name in (
         "balance",
@@ -150,5 +156,5 @@ ROUTER_FIELDS = {"experts_per_token": "k"} | {
     )
 }
 """Fields of the configuration that are options of routers, and what they are called there. Each has the default that
-routers give it."""
+routers give it, but `ensemble_size`: without one it is another router."""
 OVERRIDES = tuple(field.name for field in fields(MoEConfig))

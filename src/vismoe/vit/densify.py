@@ -24,7 +24,7 @@ def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inp
     as many as make one up); "merge", the mean of all experts' weights, each as much as the domain uses it; `inplace`:
     change `model` itself, otherwise a copy. What it costs is to be measured: `vismoe densify` does.
 
-    **Raises:** ValueError where there is no sparse layer or no batch, and for layers with a shared expert.
+    **Raises:** ValueError where there is no sparse layer or no batch, for layers with a shared expert, for ensembles.
     """
     _check(how)
     usage = _usage(model, batches)
@@ -78,6 +78,8 @@ def _check(how: str) -> None:
 def _usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
     if not sparse_layers(model):
         raise ValueError("the model has no sparse layer: it is dense already")
+    if getattr(model, "ensemble_size", 0):
+        raise ValueError("the model is an ensemble, whose members own their experts: none of these can go")
     return measure_usage(model, batches)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vismoe.moe import BalancedRouter, MoE
 
 from .config import OVERRIDES, MoEConfig
+from .ensemble import mean_logits, repeat_before
 from .sincos import TEMPERATURE, sincos2d
 from .sparsify import fix_init, initialise_experts, sparsify
 
@@ -27,8 +28,8 @@ def _check(pos_embed: str, temperature: float, qk_norm: bool | str, arguments: M
         )
     if pos_embed not in ("learn", "none", "sincos2d"):
         raise ValueError(f'pos_embed={pos_embed!r}: accepted are "learn", "none" and "sincos2d"')
-    if qk_norm not in (False, True, "scale"):
-        raise ValueError(f'qk_norm={qk_norm!r}: accepted are False, True and "scale"')
+    if qk_norm not in (False, True, "scale", "scale-pool"):
+        raise ValueError(f'qk_norm={qk_norm!r}: accepted are False, True, "scale" and "scale-pool"')
     if pos_embed == "sincos2d":
         sincos2d(1, 1, arguments.get("embed_dim", 768), temperature)  # it raises where these do not fit
 
@@ -71,8 +72,11 @@ class SparseVisionTransformer(VisionTransformer):
     class token has none, with frequencies down to 1 ÷ `pos_embed_temperature`; `pos_embed_std`: standard deviation of
     the initial position embedding (timm's and the reference's 0.02 hardly tells patches apart in a short training);
     `qk_norm`: of queries and keys, True as timm has it, "scale" as the reference: without a shift, and in a MAP head
-    (global_pool="map") too; `head_bias_init`: with which each bias of a head begins, a new one's too (0: as timm's
-    scheme has it; the reference's is −log(classes) for a sum of sigmoid losses).
+    (global_pool="map") too, "scale-pool" there alone; `predictions`: of an ensemble (`ensemble_size`), "members", a row
+    of logits for each member of each image, [image 0 member 0, image 0 member 1, …], or "mean", a row an image, the
+    logarithm of the members' mean probabilities (without classes: their mean features); `head_bias_init`: with which
+    each bias of a head begins, a new one's too (0: as timm's scheme has it; the reference's is −log(classes) for a sum
+    of sigmoid losses).
 
     **Raises:** ValueError where image and patch size do not fit or the sparse part contradicts itself.
     """
@@ -88,7 +92,8 @@ class SparseVisionTransformer(VisionTransformer):
         pos_embed: str = "learn",
         pos_embed_std: float = 0.02,
         pos_embed_temperature: float = TEMPERATURE,
-        qk_norm: bool | Literal["scale"] = False,
+        qk_norm: bool | Literal["scale", "scale-pool"] = False,
+        predictions: str = "members",
         head_bias_init: float = 0.0,
         **arguments: Any,
     ) -> None:
@@ -96,18 +101,25 @@ class SparseVisionTransformer(VisionTransformer):
         if overrides and moe is None:
             raise ValueError(f"{', '.join(overrides)}: this model is dense and has no experts; choose a sparse preset")
         _check(pos_embed, pos_embed_temperature, qk_norm, arguments)
-        arguments |= {"pos_embed": "learn" if pos_embed == "learn" else "none", "qk_norm": bool(qk_norm)}
+        arguments |= {"pos_embed": "learn" if pos_embed == "learn" else "none"}
+        arguments |= {"qk_norm": qk_norm in (True, "scale")}
         super().__init__(**arguments | _stem(stem, arguments))
         self.sincos_temperature = pos_embed_temperature if pos_embed == "sincos2d" else None
         if pos_embed_std != 0.02 and self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=pos_embed_std, a=-2 * pos_embed_std, b=2 * pos_embed_std)
-        if qk_norm == "scale":
-            for attention in (*(block.attn for block in self.blocks), *([self.attn_pool] if self.attn_pool else [])):
+        if isinstance(qk_norm, str):
+            blocks = [block.attn for block in self.blocks] if qk_norm == "scale" else []
+            for attention in (*blocks, *([self.attn_pool] if self.attn_pool else [])):
                 _norm_by_scale(attention)
         self.moe: MoEConfig | None = None
         if moe is not None:
             self.moe = MoEConfig(**({**vars(moe)} if isinstance(moe, MoEConfig) else {**moe}) | overrides)
             sparsify(self, self.moe)
+            if self.ensemble_size:
+                repeat_before(self.blocks[self.moe.blocks(len(self.blocks))[0]], self.ensemble_size)
+        if predictions not in ("members", "mean") or (predictions == "mean" and not self.ensemble_size):
+            raise ValueError(f'predictions={predictions!r}: accepted are "members" and, of an ensemble, "mean"')
+        self.predictions = predictions
         self.representation: nn.Module = nn.Identity()
         if representation_size:
             linear = nn.Linear(self.embed_dim, representation_size)
@@ -122,6 +134,11 @@ class SparseVisionTransformer(VisionTransformer):
                 nn.init.constant_(self.head.bias, fill)
         self.head_bias_init = head_bias_init
         self._start_head_bias()
+
+    @property
+    def ensemble_size(self) -> int:
+        """How many members the network has; 0 where it is no ensemble."""
+        return 0 if self.moe is None else self.moe.ensemble_size
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Draws all weights anew, as timm does; experts as dense MLPs, and balancing starts from nothing."""
@@ -168,7 +185,23 @@ class SparseVisionTransformer(VisionTransformer):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.representation(super().forward_head(x, pre_logits=True))
-        return x if pre_logits else self.head(x)
+        return x if pre_logits else self._predict(self.head(x))
+
+    def _predict(self, x: Tensor) -> Tensor:
+        if self.predictions == "members":
+            return x
+        if self.num_classes:
+            return mean_logits(x, self.ensemble_size)
+        return x.unflatten(0, (-1, self.ensemble_size)).mean(1)
+
+    def forward_intermediates(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
+        """timm's; not of an ensemble, some of whose blocks have a row an image and some a row a member.
+
+        **Raises:** ValueError for an ensemble.
+        """
+        if self.ensemble_size:
+            raise ValueError("an ensemble has no intermediate features of single images: call forward_features")
+        return super().forward_intermediates(x, *arguments, **options)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)

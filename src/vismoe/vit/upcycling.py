@@ -117,6 +117,9 @@ def _warn_of_another_start(config: MoEConfig, summing: str | None, perturb: floa
 def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tuple[MoE, MLP]]:
     """Replaces the MLPs that `config` names by sparse layers, in place, without a thought for their parameters: the
     layers, each with the MLP that was there. `model.moe` is the configuration afterwards."""
+    if config.ensemble_size:
+        how = "vismoe.create_model(…, ensemble_size=…) builds one, and its weights may be copied there"
+        raise ValueError(f"ensemble_size={config.ensemble_size}: a network that is upcycled becomes no ensemble; {how}")
     paths = find_mlps(model, config.block_list or None)
     places = {path: read_mlp(model.get_submodule(path)) for path in (paths[i] for i in config.blocks(len(paths)))}
     if not config.expert_hidden_dim and (split > 1 or config.shared):

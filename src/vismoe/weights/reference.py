@@ -23,12 +23,14 @@ def from_reference(params: Mapping[str, Any], config: Mapping[str, Any]) -> nn.M
     """Builds a model from parameters of the reference, with the capacity and groups of its configuration in both modes.
 
     **Arguments:** `params`: {"/"-joined name: array}, with or without a leading "params/"; `config`: `model_class` and
-    `model`, the keyword arguments of its VisionTransformerMoe; `deterministic` (default true): evaluation or training;
-    `image_size` (ours): height and width in pixels, needed where a learned position embedding is of no square.
+    `model`, the keyword arguments of its VisionTransformerMoe or VisionTransformerMoeEnsemble; `deterministic` (default
+    true): evaluation or training; `image_size` (ours): height and width in pixels, needed where a learned position
+    embedding is of no square.
 
     **Returns:** the model, in evaluation mode where deterministic. Its images are (B, 3, H, W), the reference's NHWC;
-    those of any size that patches tile, where no position embedding is learned. Fields that say in which types the
-    reference computes (dtype) are not followed: the model is in float32 and its caller chooses.
+    those of any size that patches tile, where no position embedding is learned. An ensemble's logits are a row a
+    member, [image 0 member 0, image 0 member 1, …], until its `predictions` are set to "mean". Fields that say in which
+    types the reference computes (dtype) are not followed: the model is in float32 and its caller chooses.
 
     **Raises:** ValueError for a configuration or parameters that are missing, not understood or of another shape, by
     the reference's name.
@@ -54,7 +56,8 @@ def to_reference(model: nn.Module) -> dict[str, np.ndarray]:
     """The parameters of a model as the reference has them: the inverse of `from_reference`, bit for bit.
 
     **Arguments:** `model`: made by `from_reference`, or any `SparseVisionTransformer` (vismoe's presets) that the
-    reference could be: dense, token choice, Expert Choice or soft, tanh GELU, as the presets of the paper's sizes.
+    reference could be: dense, token choice, Expert Choice, soft or an ensemble, tanh GELU, as the presets of the paper's
+    sizes.
 
     **Returns:** {"/"-joined name: array}, copies; without a leading "params/".
 

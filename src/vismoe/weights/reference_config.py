@@ -13,6 +13,7 @@ from timm.layers import to_2tuple
 from vismoe.moe import compute_capacity
 
 MODEL_CLASS = "vmoe.nn.vit_moe.VisionTransformerMoe"
+ENSEMBLE_CLASS = "vmoe.nn.vit_moe_ensemble.VisionTransformerMoeEnsemble"
 POSITIONS = "Encoder/posembed_input/pos_embedding"
 PATCHES = "embedding/kernel"
 
@@ -65,11 +66,9 @@ def read_config(config: Mapping[str, Any], shapes: Shapes) -> Arguments:
 
     **Raises:** ValueError for a configuration that is not understood, by the reference's names.
     """
-    if (model_class := config.get("model_class", MODEL_CLASS)) != MODEL_CLASS:
-        raise ValueError(f"model_class={model_class!r}: accepted is {MODEL_CLASS!r}")
     model = Fields(Fields(config, "config").need("model"), "model")
+    is_ensemble = _is_ensemble(config, model)
     encoder = Fields(model.need("encoder"), "model.encoder")
-    model.expect("name", MODEL_CLASS.rpartition(".")[2])
     classifier = CLASSIFIERS[model.expect("classifier", *CLASSIFIERS)]
     dim = model.need("hidden_size")
     # The configuration does not say how many channels images have.
@@ -87,23 +86,40 @@ def read_config(config: Mapping[str, Any], shapes: Shapes) -> Arguments:
         "pos_drop_rate": dropout,
         "attn_drop_rate": encoder.take("attention_dropout_rate", 0.0),
         "act_layer": "gelu_tanh",
-        "qk_norm": "scale" if encoder.take("attention_qk_norm") else False,
+        # The reference's ensemble hands the field on to the MAP head, but not to its blocks.
+        "qk_norm": ("scale-pool" if is_ensemble else "scale") if encoder.take("attention_qk_norm") else False,
         "representation_size": model.take("representation_size") or 0,
         "head_bias_init": model.take("head_bias_init", 0.0),
         "weight_init": "jax",
     }
     arguments |= classifier
-    arguments |= _positions(encoder.inner("position_emb"), arguments, shapes, config.get("image_size"))
+    positions = encoder.inner("position_emb")
+    if is_ensemble:
+        positions = Fields({}, positions.place)  # which it does not read: it always learns them
+    arguments |= _positions(positions, arguments, shapes, config.get("image_size"))
     moe = encoder.inner("moe")
+    ensemble = {"ensemble_size": moe.need("ensemble_size")} if is_ensemble else {}
     # As in the reference, numbers beyond the last block name nothing.
     if layers := [number for number in moe.take("layers") or () if 0 <= number < arguments["depth"]]:
         dense = {"mlp_dim": mlp_dim, "dropout_rate": dropout}
-        arguments["moe"] = {"moe_layers": layers} | _moe(moe, dense, is_evaluation(config), shapes)
+        arguments["moe"] = {"moe_layers": layers} | ensemble | _moe(moe, dense, is_evaluation(config), shapes)
     model.ignore("head_kernel_zero_init")  # how a head begins that is drawn anew
     for fields in (encoder, model):
         fields.ignore("dtype", "deterministic")
         fields.done()
     return arguments
+
+
+def _is_ensemble(config: Mapping[str, Any], model: Fields) -> bool:
+    """Which of the two classes of models it is; released configurations say it in the model's name."""
+    classes = {name.rpartition(".")[2]: name for name in (MODEL_CLASS, ENSEMBLE_CLASS)}
+    name = model.expect("name", None, *classes)
+    model_class = config.get("model_class", classes.get(name, MODEL_CLASS))
+    if model_class not in classes.values():
+        raise ValueError(f"model_class={model_class!r}: accepted are {', '.join(map(repr, classes.values()))}")
+    if name is not None and classes[name] != model_class:
+        raise ValueError(f"model.name={name!r} is not model_class={model_class!r}")
+    return bool(model_class == ENSEMBLE_CLASS)
 
 
 def is_evaluation(config: Mapping[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from vismoe.moe import ExpertChoiceRouter, MLPExperts, MoE, SoftRouter, TopKRouter
+from vismoe.moe import ExpertChoiceRouter, MemberRouter, MLPExperts, MoE, SoftRouter, TopKRouter
 from vismoe.vit import SparseVisionTransformer
 
 from .reference_config import PATCHES, POSITIONS
@@ -84,6 +84,13 @@ def _dense_router(name: str, path: str, router: Any) -> Places:
     yield f"{name}/dense/kernel", Place(f"{path}.weight", _transposed)
 
 
+def _member_router(name: str, path: str, router: MemberRouter) -> Places:
+    def kernel(weight: Tensor) -> Tensor:
+        return weight.T.unflatten(1, (router.members, -1))
+
+    yield f"{name}/dense/kernel", Place(f"{path}.weight", kernel)
+
+
 def _soft_router(name: str, path: str, router: SoftRouter) -> Places:
     slots = (router.num_experts, router.slots_per_expert)
     yield f"{name}/mu", Place(f"{path}.weight", lambda weight: weight.T.unflatten(1, slots))
@@ -92,6 +99,7 @@ def _soft_router(name: str, path: str, router: SoftRouter) -> Places:
 
 ROUTERS: dict[type[nn.Module], Callable[[str, str, Any], Places]] = {
     TopKRouter: _dense_router,
+    MemberRouter: _member_router,
     ExpertChoiceRouter: _dense_router,
     SoftRouter: _soft_router,
 }

@@ -60,7 +60,9 @@ def rebuilding(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     name, own = config["architecture"], dict(config.get("model_args", {}))
     moe = getattr(model, "moe", None)
     if isinstance(model, SparseVisionTransformer):
-        arguments = {key: value for key, value in own.items() if key not in (*OVERRIDES, "moe")}
+        arguments = {key: value for key, value in own.items() if key not in (*OVERRIDES, "moe", "predictions")}
+        if model.predictions != "members":
+            arguments["predictions"] = model.predictions
         if moe is not None:
             return {"architecture": name, "model_args": arguments | {"moe": asdict(moe)}}
         sparse = name in PRESETS and "moe" in PRESETS[name].arguments
