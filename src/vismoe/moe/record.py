@@ -17,8 +17,8 @@ class LayerRecord:
 
     - `plan`, `gates` (G, S, E), `load` (E,): see `vismoe.moe.Routing`; load is before drops.
     - `dropped_share`: of the choices, 0 to 1.
-    - `losses`: auxiliary losses by name, (G,) each, of an ensemble (G, M), unweighted; `auxiliary_loss`: their
-    weighted sum, or None.
+    - `losses`: auxiliary losses by name, (G,) each, of an ensemble (G, M), unweighted; `auxiliary_loss`: their weighted
+      sum, or None.
     - `metrics`: figures of the router's own kind by name.
 
     What is computed from the routing is computed when asked for: a forward is the same whether it is recorded or not,

@@ -84,8 +84,7 @@ def evaluate(
     model: nn.Module, images: ImageSet, batch_size: int = 256, workers: int = 0, world: World | None = None
 ) -> Evaluation:
     """Runs a network over a set, once, at evaluation: of an ensemble, the mean of its members' probabilities. Leaves it
-    in the mode it was in. The processes of a `world` that
-    all call it share the work."""
+    in the mode it was in. The processes of a `world` that all call it share the work."""
     world = World() if world is None or world.size > len(images) else world
     model = as_network(model)
     mine = range(world.rank, len(images), world.size)
