@@ -56,8 +56,8 @@ def to_reference(model: nn.Module) -> dict[str, np.ndarray]:
     """The parameters of a model as the reference has them: the inverse of `from_reference`, bit for bit.
 
     **Arguments:** `model`: made by `from_reference`, or any `SparseVisionTransformer` (vismoe's presets) that the
-    reference could be: dense, token choice, Expert Choice, soft or an ensemble, tanh GELU, as the presets of the paper's
-    sizes.
+    reference could be: dense, token choice, Expert Choice, soft or an ensemble, tanh GELU, as the presets of the
+    paper's sizes.
 
     **Returns:** {"/"-joined name: array}, copies; without a leading "params/".
 
