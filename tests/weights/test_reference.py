@@ -44,8 +44,8 @@ def forward(folder, name, monkeypatch):
 
 @pytest.mark.parametrize("name", [*EVALUATED, *TRAINED, ENSEMBLE])
 def test_logits_and_losses(name, reference_figures, monkeypatch):
-    """Logits within 1e-5, each layer's auxiliary losses of each group, of an ensemble of each member in each group,
-    within 1e-6 of the reference's."""
+    """Logits within 1e-5, each layer's auxiliary losses of each group (and member of an ensemble) within 1e-6 of the
+    reference's."""
     model, _, logits, routing, file = forward(reference_figures, name, monkeypatch)
     assert model.training == name.startswith("vmoe_k2_train")
     torch.testing.assert_close(logits, torch.tensor(file["logits"]), rtol=0, atol=1e-5)
