@@ -1,0 +1,37 @@
+"""Position embeddings of the reference for images of another size."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def resize_positions(positions: Float[Tensor, "1 N dim"], tokens: int) -> Float[Tensor, "1 M dim"]:
+    """Stretches the square of patches of a position embedding, as the reference's `vit_zoom` does: bilinear, the
+    corners stay where they are. (timm's and PyTorch's usual way keeps the edges instead, and gives other values.)
+
+    **Arguments:** `positions`: of N patches, or of a class token and N - 1 patches; `tokens`: M, the number wanted,
+    with a class token or without one. A class token's row is kept as it is.
+
+    **Raises:** ValueError where patches form no square, or a class token is wanted and there is none.
+    """
+    (grid, token), (wanted_grid, wanted_token) = _grid(positions.shape[1]), _grid(tokens)
+    if wanted_token and not token:
+        raise ValueError(f"a position embedding of {grid} × {grid} patches alone cannot be one of {tokens} tokens")
+    patches = positions[:, int(token) :]
+    if grid != wanted_grid:
+        square = patches.unflatten(1, (grid, grid)).permute(0, 3, 1, 2).double()
+        stretched = F.interpolate(square, (wanted_grid, wanted_grid), mode="bilinear", align_corners=True)
+        patches = stretched.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
+    return torch.cat([positions[:, : int(wanted_token)], patches], dim=1)
+
+
+def _grid(tokens: int) -> tuple[int, bool]:
+    """Patches on a side, and whether there is a class token beside them."""
+    for token in (False, True):
+        side = math.isqrt(max(tokens - token, 0))
+        if side and side * side == tokens - token:
+            return side, token
+    raise ValueError(f"{tokens} tokens are no square of patches, with a class token or without one")
