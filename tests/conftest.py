@@ -1,4 +1,4 @@
-"""Checks every jaxtyping annotation of the package while tests run, and finds the reference's figures."""
+"""Checks every jaxtyping annotation of the package while tests run, and finds the reference's figures and files."""
 
 import os
 from pathlib import Path
@@ -16,4 +16,13 @@ def reference_figures() -> Path:
     place = os.environ.get("VISMOE_REFERENCE_FIGURES")
     if not place:
         pytest.skip("VISMOE_REFERENCE_FIGURES is not set: no figures of the reference to compare with")
+    return Path(place)
+
+
+@pytest.fixture(scope="session")
+def reference_checkpoints() -> Path:
+    """The folder of checkpoints that the reference's own writer made."""
+    place = os.environ.get("VISMOE_REFERENCE_CHECKPOINTS")
+    if not place:
+        pytest.skip("VISMOE_REFERENCE_CHECKPOINTS is not set: no checkpoints of the reference to read")
     return Path(place)

@@ -18,6 +18,7 @@ VERBS = {
     "densify": "make a dense model, or one with fewer experts, of a sparse one",
     "fewshot": "say how much a few pictures of each class teach, given a model's features",
     "embed": "write the features of pictures",
+    "convert": "make a model folder of google-research/vmoe's or Google's ViT files",
     "push": "upload a model to the Hugging Face hub",
     "export": "write a model as a file for other programs (ONNX)",
 }

@@ -1,8 +1,11 @@
 """Files in and out. Importing it registers presets and upcycled networks with timm and transformers."""
 
+from .convert import convert
 from .download import download
 from .folder import MULTI_LABEL, load, load_network
+from .published import PUBLISHED, Published
 from .push import push_to_hub
+from .read_reference import read_reference
 from .reference import from_reference, to_reference
 from .registry import create_model, list_models
 from .saving import save
@@ -14,8 +17,11 @@ register_upcycled()
 
 __all__ = [
     "MULTI_LABEL",
+    "PUBLISHED",
+    "Published",
     "TransformersNetwork",
     "as_network",
+    "convert",
     "create_model",
     "download",
     "from_reference",
@@ -23,6 +29,7 @@ __all__ = [
     "load",
     "load_network",
     "push_to_hub",
+    "read_reference",
     "save",
     "take_over",
     "to_reference",

@@ -3,9 +3,9 @@
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
+
+from .positions import zoom
 
 
 @torch.no_grad()
@@ -32,12 +32,3 @@ def take_over(model: nn.Module, trained: nn.Module, source: str) -> None:
     if other:
         raise ValueError(f"{source} is of another network than the recipe's: they differ in {', '.join(other[:3])}")
     model.load_state_dict(state, strict=False)
-
-
-def zoom(positions: Float[Tensor, "1 old d"], old: tuple[int, int], new: tuple[int, int]) -> Float[Tensor, "1 new d"]:
-    """Position embeddings of a grid of patches on another one: linearly between them, corners on corners. What comes
-    before the patches, such as the class token's, stays."""
-    first = positions.shape[1] - old[0] * old[1]
-    grid = positions[:, first:].double().unflatten(1, old).movedim(-1, 1)
-    resized = F.interpolate(grid, new, mode="bilinear", align_corners=True)
-    return torch.cat([positions[:, :first], resized.flatten(2).mT.to(positions)], 1)

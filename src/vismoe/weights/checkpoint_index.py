@@ -1,0 +1,157 @@
+"""The index of a reference checkpoint: which tensors there are, and which part of each is in which data file."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .messagepack import Extension, unpack
+
+VERSION = "20220622"
+SLICES, LEAF = 6, 8
+"""Codes of extensions: an n-dimensional slice, a leaf of the index."""
+_KINDS = ["bool", "float16", "float32", "float64", "complex64", "complex128"]
+_KINDS += [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+STORED = {kind: np.dtype(kind).newbyteorder("<") for kind in _KINDS} | {"bfloat16": np.dtype("<u2")}
+"""How the elements of each type lie in a file; bfloat16 is the upper half of a float32."""
+MOST_AXES, MOST_CELLS = 32, 2**24
+
+Cell = tuple[tuple[int, int], ...]
+"""Start and stop along each axis."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor: `cells` says in which data files its parts are, and how often (once, but for empty ones)."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    cells: Counter[tuple[Cell, int]]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type that it is read as."""
+        return np.dtype(np.float32) if self.kind == "bfloat16" else STORED[self.kind].newbyteorder("=")
+
+
+def read_index(path: Path) -> tuple[int, list[Leaf]]:
+    """The number of data files, and the tensors in the order in which those count them.
+
+    **Raises:** FileNotFoundError; ValueError for what is no index, or contradicts itself.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a reference checkpoint is PREFIX.index and PREFIX.data-…")
+    try:
+        index = unpack(path.read_bytes())
+        if not isinstance(index, dict) or not {"shard_count", "index"} <= set(index):
+            raise ValueError("it is no map with shard_count and index")
+        if "version" in index and index["version"] != VERSION:
+            raise ValueError(f"it has version {index['version']!r}; read are {VERSION!r} and older ones without any")
+        shards = index["shard_count"]
+        if type(shards) is not int or shards < 1:
+            raise ValueError(f"shard_count is {shards!r}, expected a number of files")
+        # Older files count in the order of the objects that were saved, which the order in the file still is.
+        leaves = [_leaf(name, tree, shards) for name, tree in _walk(index["index"], (), "version" in index)]
+        if twice := [name for name, count in Counter(leaf.name for leaf in leaves).items() if count > 1]:
+            raise ValueError(f"tensor {twice[0]!r} is there twice")
+    except ValueError as error:
+        raise ValueError(f"{path} is no index of a reference checkpoint: {error}") from error
+    return shards, leaves
+
+
+def _walk(tree: Any, path: tuple[str, ...], by_name: bool) -> Iterator[tuple[str, Extension]]:
+    """The leaves of nested maps, depth first; `by_name`: each map's keys as strings are sorted, 10 before 2."""
+    name = "/".join(path)
+    if isinstance(tree, dict):
+        for key in sorted(tree) if by_name else tree:
+            yield from _walk(tree[key], (*path, key), by_name)
+    elif isinstance(tree, Extension):
+        if tree.code != LEAF:
+            raise ValueError(f"tensor {name!r} has the unknown ext code {tree.code}, expected {LEAF}")
+        yield name, tree
+    elif tree is not None:
+        raise ValueError(f"{name!r} is of type {type(tree).__name__}, expected a map, nil or ext {LEAF}")
+
+
+def _leaf(name: str, extension: Extension, shards: int) -> Leaf:
+    try:
+        about, slices, files = _list("an entry", extension.payload, 3)
+        shape, kind, _, _ = _list("shape and type", about, 4)
+        if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(_is_size(length) for length in shape):
+            raise ValueError(f"its shape is {str(shape)[:80]}")
+        kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else kind
+        if kind not in STORED:
+            raise ValueError(f"its type is {str(kind)[:80]!r}; read are {', '.join(STORED)}")
+        if math.prod(length or 1 for length in shape) * STORED[kind].itemsize >= 2**62:
+            raise ValueError(f"its shape {tuple(shape)} is larger than any memory")
+        if not isinstance(slices, list) or not isinstance(files, list) or len(slices) != len(files):
+            raise ValueError("its slices and its data files are not as many")
+        for file in files:
+            if not _is_size(file) or file >= shards:
+                raise ValueError(f"it is said to be in data file {file!r} of {shards}")
+        cells = [read_cell(part, tuple(shape)) for part in slices]
+        _check_cover(cells, tuple(shape))
+    except ValueError as error:
+        raise ValueError(f"tensor {name!r}: {error}") from error
+    return Leaf(name, tuple(shape), kind, Counter(zip(cells, files, strict=True)))
+
+
+def read_cell(payload: Any, shape: tuple[int, ...]) -> Cell:
+    """An n-dimensional slice of an array of this shape. **Raises:** ValueError."""
+    axes = _list("a slice", payload, len(shape))
+    return tuple(_bounds(_list("a slice", axis, 3), length) for axis, length in zip(axes, shape, strict=True))
+
+
+def _bounds(given: list[Any], length: int) -> tuple[int, int]:
+    start, stop, step = given
+    start, stop = 0 if start is None else start, length if stop is None else stop
+    if step is not None and not (type(step) is int and step == 1):
+        raise ValueError(f"a slice has the step {step!r}; read are slices without steps")
+    if not _is_size(start) or not _is_size(stop) or not start <= stop <= length:
+        raise ValueError(f"the slice from {start!r} to {stop!r} is not within an axis of {length}")
+    return start, stop
+
+
+def _list(what: str, payload: Any, length: int) -> list[Any]:
+    """A document within a document, which is a list of so many items; text in it comes as bytes."""
+    if not isinstance(payload, bytes):
+        raise ValueError(f"{what} is of type {type(payload).__name__}, expected bytes")
+    items = unpack(payload, raw=True)
+    if not isinstance(items, list) or len(items) != length:
+        raise ValueError(f"{what} is {str(items)[:80]}, expected a list of {length}")
+    return items
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def size_of(cell: Cell) -> int:
+    return math.prod(stop - start for start, stop in cell)
+
+
+def _check_cover(cells: list[Cell], shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless each element of the array is in one of the cells and in no other."""
+    held = sum(map(size_of, cells))
+    if held != math.prod(shape):
+        raise ValueError(f"its slices have {held:,} elements, its shape {shape} has {math.prod(shape):,}")
+    if len(cells) == 1 or not math.prod(shape):
+        return
+    # As many elements as there are: they cover the array where no two overlap. On the grid of all their bounds each
+    # marks what it holds.
+    bounds = [sorted(set(itertools.chain(*(cell[axis] for cell in cells)))) for axis in range(len(shape))]
+    steps = [{bound: number for number, bound in enumerate(along)} for along in bounds]
+    if math.prod(len(along) for along in bounds) > MOST_CELLS:
+        raise ValueError(f"its {len(cells):,} slices form no grid")
+    marked = np.zeros([len(along) for along in bounds], np.bool_)
+    for cell in cells:
+        part = marked[tuple(slice(step[start], step[stop]) for step, (start, stop) in zip(steps, cell, strict=True))]
+        if part.any():
+            raise ValueError(f"the slice {cell} overlaps another one")
+        part[...] = True

@@ -1,0 +1,136 @@
+"""Dense ViTs of Google's as `.npz` files (vit_jax, AugReg, big_vision), under the names of google-research/vmoe."""
+
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+PREFIXES = ("opt/target/", "params/img/", "params/")
+POSITIONS, CLASS_TOKEN = "Encoder/posembed_input/pos_embedding", "cls"
+BFLOAT16 = np.dtype("V2")
+"""What numpy makes of bfloat16, which it does not know."""
+RENAMED = (
+    (r"^(Transformer/posembed_input/)?pos_embedding$", POSITIONS),
+    (r"^Transformer/", "Encoder/"),
+    # Old files count all modules of a block (LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3),
+    # newer ones each kind for itself.
+    (r"^(Encoder/encoderblock[^/]*/)MultiHeadDotProductAttention_[01]/", r"\1SelfAttention/"),
+    (r"^(Encoder/encoderblock[^/]*/)LayerNorm_2/", r"\1LayerNorm_1/"),
+    (r"^(Encoder/encoderblock[^/]*/)MlpBlock_[03]/", r"\1Mlp/"),
+    (r"^MAPHead_0/MultiHeadDotProductAttention_0/", "MapHead/MultiHeadDotProductAttention/"),
+    (r"^MAPHead_0/LayerNorm_0/", "MapHead/LayerNorm/"),
+    (r"^MAPHead_0/MlpBlock_0/", "MapHead/Mlp/"),
+    (r"^MAPHead_0/", "MapHead/"),
+)
+SCANNED = "Encoder/encoderblock/"
+"""Where big_vision keeps all blocks as one, with an axis more in front."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One array of the file."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class DenseNpz:
+    """The arrays of a file, under the reference's names; they are read when they are asked for.
+
+    **Raises:** FileNotFoundError; ValueError, with file and array, for what is no such file. Nothing is unpickled.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        self.members = self._members()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, np.dtype[Any]] = {}
+        # Which array a name is of, and which of its blocks.
+        self._places: dict[str, tuple[str, int | None]] = {}
+        for name, member in self.members.items():
+            renamed = _renamed(name)
+            if renamed.startswith(SCANNED) and member.shape:
+                for block in range(min(member.shape[0], 10_000)):
+                    at = renamed.replace(SCANNED, f"Encoder/encoderblock_{block}/")
+                    self._add(at, name, block, member.shape[1:])
+            else:
+                self._add(renamed, name, None, member.shape)
+        # big_vision adds positions before it puts the class token in front, the reference behind that.
+        before = [name for name in self.members if name == "pos_embedding"]
+        self.token_without_position = bool(before) and CLASS_TOKEN in self.shapes
+        if self.token_without_position and len(shape := self.shapes[POSITIONS]) == 3:
+            self.shapes[POSITIONS] = (shape[0], shape[1] + 1, shape[2])
+
+    def _add(self, renamed: str, name: str, block: int | None, shape: tuple[int, ...]) -> None:
+        if renamed in self.shapes:
+            raise ValueError(f"{self.path}: {name} and {self._places[renamed][0]} are both {renamed}")
+        self.shapes[renamed], self._places[renamed] = shape, (name, block)
+        dtype = self.members[name].dtype
+        self.dtypes[renamed] = np.dtype(np.float32) if dtype == BFLOAT16 else dtype
+
+    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Reads the arrays that are named into arrays of their shapes, one after the other. **Raises:** ValueError."""
+        wanted: dict[str, list[str]] = {}
+        for renamed in arrays:
+            wanted.setdefault(self._places[renamed][0], []).append(renamed)
+        for name, all_renamed in wanted.items():
+            array = self._read(name)
+            for renamed in all_renamed:
+                block, target = self._places[renamed][1], arrays[renamed]
+                if renamed == POSITIONS and self.token_without_position:
+                    target[:, 0] = 0
+                    target = target[:, 1:]
+                target[...] = array if block is None else array[block]
+
+    def _members(self) -> dict[str, _Member]:
+        members: dict[str, _Member] = {}
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                for entry in archive.infolist():
+                    with archive.open(entry) as file:
+                        shape, _, dtype = _header(file)
+                        held = entry.file_size - file.tell()
+                    if dtype.hasobject or held != math.prod(shape) * dtype.itemsize:
+                        raise ValueError(f"array {entry.filename} has {held:,} bytes, not those of {dtype} {shape}")
+                    members[entry.filename.removesuffix(".npy")] = _Member(entry.filename, shape, dtype)
+        except (*_DAMAGED, ValueError) as error:
+            raise ValueError(f"{self.path} is no .npz file that can be read: {error}") from error
+        for prefix in PREFIXES:
+            if any(name.startswith(prefix) for name in members):
+                return {name.removeprefix(prefix): each for name, each in members.items() if name.startswith(prefix)}
+        return members
+
+    def _read(self, name: str) -> np.ndarray:
+        member = self.members[name]
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(member.file) as file:
+                array: np.ndarray = npy.read_array(file, allow_pickle=False)
+        except (*_DAMAGED, ValueError) as error:
+            raise ValueError(f"{self.path}: array {name} cannot be read: {error}") from error
+        if array.dtype == BFLOAT16:
+            array = (array.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        return array
+
+
+_DAMAGED = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = npy.read_magic(file)
+    return npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+
+
+def _renamed(name: str) -> str:
+    for pattern, other in RENAMED:
+        name = re.sub(pattern, other, name)
+    return name

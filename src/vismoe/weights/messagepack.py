@@ -1,0 +1,139 @@
+"""MessagePack, read from a file head by head, so that what is large stays where it is until somebody wants it.
+
+The format is https://github.com/msgpack/msgpack/blob/master/spec.md. msgpack-python hands out whole objects, a copy of
+each array inside a copy of its file; here nothing is larger in memory than it is in the file.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from io import BufferedIOBase
+from typing import Any
+
+DEEPEST = 100
+"""Levels that documents may be nested."""
+LONGEST_KEY = 1024
+
+_SIMPLE: dict[int, tuple[str, Any]] = {0xC0: ("nil", None), 0xC2: ("bool", False), 0xC3: ("bool", True)}
+_FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
+_NUMBERS = {
+    **{0xCA: ("float", ">f"), 0xCB: ("float", ">d")},
+    **{0xCC + number: ("int", form) for number, form in enumerate((">B", ">H", ">I", ">Q", ">b", ">h", ">i", ">q"))},
+    **{0xC4 + number: ("bin", form) for number, form in enumerate((">B", ">H", ">I"))},
+    **{0xC7 + number: ("ext", form) for number, form in enumerate((">B", ">H", ">I"))},
+    **{0xD9 + number: ("str", form) for number, form in enumerate((">B", ">H", ">I"))},
+    **{0xDC + number: ("array", form) for number, form in enumerate((">H", ">I"))},
+    **{0xDE + number: ("map", form) for number, form in enumerate((">H", ">I"))},
+}
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A value of an application's own type."""
+
+    code: int
+    payload: bytes
+
+
+class Packed:
+    """One document in a file of `size` bytes, from where the file stands.
+
+    All methods raise ValueError for what is no MessagePack, or something else than was asked for.
+    """
+
+    def __init__(self, file: BufferedIOBase, size: int):
+        self.file, self.size, self.position = file, size, file.tell()
+
+    def take(self, count: int) -> bytes:
+        self._need(count)
+        self.position += count
+        return self.file.read(count)
+
+    def skip(self, count: int) -> int:
+        """Passes over `count` bytes; where they begin."""
+        self._need(count)
+        start = self.position
+        self.position += count
+        self.file.seek(self.position)
+        return start
+
+    def _need(self, count: int) -> None:
+        if self.position + count > self.size:
+            raise ValueError(f"it ends at byte {self.size}, {self.position + count - self.size:,} bytes too early")
+
+    def head(self) -> tuple[str, Any]:
+        """What comes next: its kind, and its value, or its length where it is a container, text, bytes or extension."""
+        first = self.take(1)[0]
+        if first < 0x80 or first >= 0xE0:
+            return "int", first if first < 0x80 else first - 0x100
+        if first < 0xA0:
+            return "map" if first < 0x90 else "array", first & 15
+        if first < 0xC0:
+            return "str", first & 31
+        if first in _SIMPLE:
+            return _SIMPLE[first]
+        if first in _FIXED_EXTENSIONS:
+            return "ext", _FIXED_EXTENSIONS[first]
+        if first not in _NUMBERS:
+            raise ValueError(f"byte {self.position - 1} is no MessagePack (0x{first:02x})")
+        kind, form = _NUMBERS[first]
+        return kind, struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def expect(self, what: str, *kinds: str) -> Any:
+        """The value or length of what comes next, which is `what`, and of one of these kinds."""
+        start = self.position
+        kind, value = self.head()
+        if kind not in kinds:
+            raise ValueError(f"at byte {start} is {kind} where {what} ({' or '.join(kinds)}) is expected")
+        return value
+
+    def extension(self, what: str, code: int) -> int:
+        """The length of the payload of what comes next, `what`, which has this code."""
+        start = self.position
+        length: int = self.expect(what, "ext")
+        if (found := self.code()) != code:
+            raise ValueError(f"at byte {start} is ext {found} where {what} (ext {code}) is expected")
+        return length
+
+    def code(self) -> int:
+        return int.from_bytes(self.take(1), signed=True)
+
+    def key(self) -> str:
+        length = self.expect("a key", "str")
+        if length > LONGEST_KEY:
+            raise ValueError(f"a key of {length:,} bytes")
+        return self.take(length).decode()  # UnicodeDecodeError is a ValueError
+
+    def value(self, raw: bool = False, depth: int = 0) -> Any:
+        """All that comes next: None, bool, int, float, str, bytes, list, dict (with keys of str) or `Extension`; where
+        `raw`, text is bytes too."""
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+        kind, value = self.head()
+        if kind == "array":
+            return [self.value(raw, depth + 1) for _ in range(value)]
+        if kind == "map":
+            found: dict[str, Any] = {}
+            for _ in range(value):
+                if (key := self.key()) in found:
+                    raise ValueError(f"the key {key!r} is there twice")
+                found[key] = self.value(raw, depth + 1)
+            return found
+        if kind == "ext":
+            return Extension(self.code(), self.take(value))
+        if kind in ("str", "bin"):
+            content = self.take(value)
+            return content.decode() if kind == "str" and not raw else content
+        return value
+
+    def end(self) -> None:
+        if self.position != self.size:
+            raise ValueError(f"{self.size - self.position:,} bytes follow behind its end")
+
+
+def unpack(document: bytes, raw: bool = False) -> Any:
+    """The value of a whole document. **Raises:** ValueError."""
+    packed = Packed(io.BytesIO(document), len(document))
+    value = packed.value(raw)
+    packed.end()
+    return value
