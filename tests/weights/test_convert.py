@@ -6,7 +6,10 @@ python -m pytest tests/weights/test_convert.py
 import contextlib
 import io
 import json
+import subprocess
+import sys
 import warnings
+from random import Random
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ import vismoe
 from vismoe.cli import main
 from vismoe.vit import PRESETS
 from vismoe.weights import PUBLISHED, Published, convert, to_reference
+from vismoe.weights.dense_npz import DenseNpz
 from vismoe.weights.positions import resize_positions
 
 from .reference_writer import BFloat16, nested, write
@@ -88,7 +92,7 @@ def test_a_training_state(tmp_path):
 
 def test_bfloat16(tmp_path):
     """Parameters in bfloat16 are widened exactly."""
-    model, arrays = network(SPARSE)
+    _, arrays = network(SPARSE)
     halves = {name: BFloat16((array.view(np.uint32) >> 16).astype(np.uint16)) for name, array in arrays.items()}
     write(tmp_path / "p", nested(halves), shards=2)
     convert(tmp_path / "p", tmp_path / "out", SPARSE)
@@ -152,7 +156,7 @@ def refused(source, tmp_path, message, *options):
     """One line on stderr, code 2, and no folder."""
     before = sorted(path.name for path in tmp_path.iterdir())
     with contextlib.redirect_stderr(text := io.StringIO()):
-        assert main(["convert", str(source), str(tmp_path / "out"), *options]) == 2
+        assert main(["convert", str(source), str(tmp_path / "refused"), *options]) == 2
     told = text.getvalue()
     assert len(told.splitlines()) == 1
     assert message in told
@@ -171,13 +175,12 @@ def test_what_does_not_fit_is_named(written, tmp_path):
     )
     refused(prefix, tmp_path, "another class_token, global_pool, stem", "--preset", "vmoe_pico_patch4_28_every2_e8")
     wrong = {name: array for name, array in arrays.items() if name != "cls"}
-    wrong |= {"extra/w": arrays["cls"], ATTENTION: arrays[ATTENTION].reshape(4, 64, 16)}
+    wrong |= {"extra/w": arrays["cls"], ATTENTION: arrays[ATTENTION].transpose(2, 1, 0)}
     wrong["head/bias"] = arrays["head/bias"][None]
     write(tmp_path / "wrong", nested(wrong))
-    refused(tmp_path / "wrong", tmp_path, "no square of patches", "--preset", SPARSE)
+    refused(tmp_path / "wrong", tmp_path, "missing: cls; superfluous: extra/w; of another", "--preset", SPARSE)
     wrong["cls"] = arrays["cls"]
     del wrong["Encoder/encoder_norm/bias"]
-    wrong[ATTENTION] = arrays[ATTENTION].transpose(2, 1, 0)
     write(tmp_path / "wrong", nested(wrong))
     listed = "missing: Encoder/encoder_norm/bias; superfluous: extra/w; of another shape: "
     listed += f"{ATTENTION} (16, 4, 64), expected (64, 4, 16); head/bias (1, 5), expected (5,)"
@@ -303,3 +306,50 @@ def test_bad_npz(tmp_path):
     refused(path, tmp_path, "Encoder/encoderblock_0/LayerNorm_1/scale")
     np.savez(path, **(named | google(arrays, modules=NEW)))
     refused(path, tmp_path, "are both Encoder/encoderblock_0")
+
+
+def test_mutated_npz(tmp_path):
+    """Some hundred mutated files: they are read, or refused with their name."""
+    path, random = tmp_path / "a.npz", Random(0)
+    arrays = {"cls": np.zeros((1, 1, 4), np.float32), "half": np.zeros(3, np.uint16).view("V2")}
+    np.savez(path, **arrays)
+    content = path.read_bytes()
+    for _ in range(300):
+        start = random.randrange(len(content))
+        new = random.randbytes(random.randrange(5))
+        path.write_bytes(content[:start] + new + content[start + random.randrange(5) :])
+        try:
+            opened = DenseNpz(path)
+            opened.fill({name: np.empty(shape, opened.dtypes[name]) for name, shape in opened.shapes.items()})
+        except ValueError as error:
+            told = str(error)
+        else:
+            told = str(path)
+        assert str(path) in told
+
+
+MEASURE = """
+import resource, sys
+import torch
+import vismoe.cli.convert
+from vismoe.weights import convert
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+convert(sys.argv[1], sys.argv[2] + "-small", "vmoe_pico_patch2_8_every2_e8")
+before = peak()
+model = convert(sys.argv[3], sys.argv[2], sys.argv[4])
+sizes = [p.nbytes for p in model.parameters()]
+print(peak() - before, sum(sizes), max(sizes))
+"""
+
+
+@pytest.mark.slow
+def test_memory(written, tmp_path):
+    """Converting takes the memory of the model, and beside it at most its largest tensor's and 40 MB."""
+    large = "vmoe_s32_last2_e8"
+    _, arrays = network(large)
+    write(tmp_path / "large", nested(arrays), shards=3)
+    command = [sys.executable, "-c", MEASURE, str(written[2]), str(tmp_path / "out"), str(tmp_path / "large"), large]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    more, model, largest = map(int, done.stdout.split())
+    assert model > 200e6
+    assert more < model + largest + 40e6

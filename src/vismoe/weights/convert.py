@@ -1,5 +1,6 @@
 """Files of google-research/vmoe, and of Google's dense ViTs, as model folders."""
 
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -114,7 +115,9 @@ def _builder(source: Path, shapes: Shapes, published: Published | None, preset: 
         create_model(preset)  # says what is near
     known = PRESETS[preset]
     if strange := {"stem", "class_token", "global_pool"} & set(known.arguments):
-        raise ValueError(f"preset {preset} has another {', '.join(sorted(strange))} than the reference's networks")
+        raise ValueError(
+            f"{source}: preset {preset} has another {', '.join(sorted(strange))} than the reference's networks"
+        )
     expected = _sizes_of(known)
     if differences := [what for what in expected if what in found and found[what] != expected[what]]:
         told = "; ".join(f"{what} {found[what]}, the preset's {expected[what]}" for what in differences)
@@ -205,8 +208,8 @@ def _moe(preset: Preset, members: int, k: int | None) -> dict[str, Any]:
 
 
 def _image_size(source: Path, shapes: Shapes) -> tuple[int, int]:
-    tokens = shapes[POSITIONS][1] - (CLASS_TOKEN in shapes)
-    side = round(max(tokens, 0) ** 0.5)
+    tokens = shapes[POSITIONS][1] - 1  # presets have a class token
+    side = math.isqrt(tokens)
     if side < 1 or side * side != tokens:
         raise ValueError(f"{source}: {POSITIONS} of shape {shapes[POSITIONS]} is of no square of patches")
     return side * shapes[PATCHES][0], side * shapes[PATCHES][1]

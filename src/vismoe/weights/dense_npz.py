@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -98,7 +98,8 @@ class DenseNpz:
             with zipfile.ZipFile(self.path) as archive:
                 for entry in archive.infolist():
                     with archive.open(entry) as file:
-                        shape, _, dtype = _header(file)
+                        read = {(1, 0): npy.read_array_header_1_0}.get(npy.read_magic(file), npy.read_array_header_2_0)
+                        shape, _, dtype = read(file)
                         held = entry.file_size - file.tell()
                     if dtype.hasobject or held != math.prod(shape) * dtype.itemsize:
                         raise ValueError(f"array {entry.filename} has {held:,} bytes, not those of {dtype} {shape}")
@@ -123,11 +124,6 @@ class DenseNpz:
 
 
 _DAMAGED = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error)
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy.read_magic(file)
-    return npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
 
 
 def _renamed(name: str) -> str:
