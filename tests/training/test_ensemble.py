@@ -10,7 +10,6 @@ from torch.nn import functional as F
 import vismoe
 from vismoe.adapt import features
 from vismoe.data import open_data
-from vismoe.deploy import export_onnx
 from vismoe.explain import route
 from vismoe.parallel import World
 from vismoe.training import data_config, evaluate
@@ -90,13 +89,3 @@ def test_run(tmp_path):
     options = (("ensemble_size", 2), ("num_experts", 4))
     run = vismoe.train(tiny(model=SPARSE, model_options=options), out=tmp_path / "run")
     assert vismoe.load(run.path).ensemble_size == 2
-
-
-def test_export(tmp_path):
-    """An ensemble that gives a row an image is exported, one that gives a row a member is refused."""
-    model = ensemble(balance="none")
-    with pytest.raises(ValueError, match='set predictions="mean"'):
-        export_onnx(model, tmp_path / "model.onnx")
-    model.predictions = "mean"
-    done = export_onnx(model, tmp_path / "model.onnx", dynamic_batch=True)
-    assert done.difference < 1e-5
