@@ -322,3 +322,14 @@ def test_bad_files(folder, wide, tmp_path, capsys):
         assert message in errors[0]
     assert main(["export", str(folder), str(tmp_path / "foreign.onnx")]) == 2
     assert "foreign.onnx exists" in capsys.readouterr().err
+
+
+def test_ensembles(tmp_path):
+    """An ensemble that gives a row an image is exported, at any batch; one that gives a row a member is refused."""
+    model = tiny(ensemble_size=2, num_experts=4).eval()
+    with pytest.raises(ValueError, match='set predictions="mean"'):
+        export_onnx(model, tmp_path / "model.onnx")
+    model.predictions = "mean"
+    done = export_onnx(model, tmp_path / "model.onnx", dynamic_batch=True)
+    assert done.difference < 1e-5
+    assert feed(done.path, torch.randn(3, 3, 8, 8)).shape == (3, 5)

@@ -262,7 +262,7 @@ def test_claims_take_no_memory(tmp_path):
 
 
 @given(changes=mutations)
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_mutated_files(files, changes):
     """A few hundred mutated checkpoints."""
     survive(files, changes)

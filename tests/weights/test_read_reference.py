@@ -21,7 +21,7 @@ from .reference_writer import BFloat16, Ext, numbered, pack, write
 
 TYPES = ("bool", "complex64", "complex128", "float16", "float32", "float64")
 TYPES += tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-quick = settings(max_examples=150, deadline=None, derandomize=True)
+quick = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def widened(leaf):

@@ -5,10 +5,10 @@ Logits come member by member: rows [image 0 member 0, image 0 member 1, …, ima
 `kind`: "softmax", each image shows one class; "sigmoid", it may show several.
 """
 
+import math
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,10 +87,11 @@ def ensemble_metrics(
 
 
 def _log_mean(log_p: Float[Tensor, "R K"], members: int) -> Float[Tensor, "B K"]:
-    if members < 1 or len(log_p) % members:
-        raise ValueError(f"{len(log_p)} rows of logits for members={members}: each image has one of each member")
+    rows = log_p.shape[0]  # not len(), which fixes the size of a batch that an export leaves open
+    if members < 1 or rows % members:
+        raise ValueError(f"{rows} rows of logits for members={members}: each image has one of each member")
     grouped = log_p.unflatten(0, (-1, members))
-    return grouped.logsumexp(1) - torch.tensor(members, device=log_p.device).log()
+    return grouped.logsumexp(1) - math.log(members)
 
 
 def _shown(labels: Tensor, logits: Tensor) -> Tensor:
