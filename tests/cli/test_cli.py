@@ -244,8 +244,6 @@ def bad_inputs(run, folder):
         (["eval", str(run), "--data", "digits", "--device", "cpu:7"], "device 'cpu:7' is not here"),
         (["eval", str(run), "--data", "digits", "--batch-size", "0"], "batch_size=0"),
         (["models", "nothing*"], "no preset matches"),
-        (["upcycle", str(run), *out[1:], "--layers", "1,,3"], "layers='1,,3': expected last-N, every-N, or numbers"),
-        (["upcycle", str(run), *out[1:], "--layers", "1,a"], "layers='1,a': expected last-N"),
         (["upcycle", str(run), *out[1:], "--perturb", "nan"], "perturb=nan"),
         (["upcycle", str(run), *out[1:], "--block-list", "trunk"], "block_list='trunk': there is no such list"),
         (["densify", str(run), *out[1:], "--data", "digits", "--max-unreadable", "nan"], "max_unreadable=nan"),

@@ -38,10 +38,13 @@ def compute_capacity(
     return capacity + -capacity % multiple_of
 
 
-def check_factor(name: str, factor: Any) -> None:
-    """Raises ValueError for what is no capacity factor."""
+def check_factor(name: str, factor: Any, or_none: bool = False) -> None:
+    """Raises ValueError for what is no capacity factor, nor "none" where that is one."""
+    if or_none and factor == "none":
+        return
     if isinstance(factor, bool) or not (isinstance(factor, int | float) and 0 < factor < math.inf):
-        raise ValueError(f"{name}={factor!r}: accepted are positive numbers")
+        accepted = '"none" and positive numbers' if or_none else "positive numbers"
+        raise ValueError(f"{name}={factor!r}: accepted are {accepted}")
 
 
 def claim_capacity(

@@ -77,8 +77,7 @@ class TopKRouter(BalancedRouter):
             raise ValueError(f'combine="renormalized" with k=1 {why}: use "unit" (1 in value, with gradient) or "gate"')
         check_noise(self.noise_std)
         for name in ("capacity_factor", "eval_capacity_factor"):
-            if getattr(self, name) != "none":
-                check_factor(name, getattr(self, name))
+            check_factor(name, getattr(self, name), or_none=True)
         compute_capacity(self.num_experts, self.num_experts, 1.0, self.capacity_rounding, self.capacity_multiple_of)
         if set(self.loss_weights) - set(LOSSES) or any(
             not 0 <= weight < math.inf for weight in self.loss_weights.values()
