@@ -23,12 +23,13 @@ class MoEConfig:
       share, "same" for the replaced MLP's; `expert_init`: how full experts are drawn, "apart", or "alike", all of a
       layer equal, as the paper's upstream models began (the reference's split_rngs=False); `rank`: a difference's;
       `shared`: whether the MLP that was there stays, beside the experts, for every token.
-    - `router`: "top-k" (`vismoe.TopKRouter`), "expert-choice" (`vismoe.ExpertChoiceRouter`), "soft"
-      (`vismoe.SoftRouter`), "hash", "random" (`vismoe.HashRouter`, `vismoe.RandomRouter`: controls that learn nothing).
-      Options of routers, refused by those that have none such: `balance`, `combine`, `capacity_factor`,
-      `eval_capacity_factor`, `capacity_rounding`, `capacity_multiple_of`, `batch_priority`, `noise_std`,
-      `loss_weights`, `slots_per_expert`. Of a soft router built with a network, `capacity_factor` stands for as many
-      slots as factor × tokens ÷ experts.
+    - `router`: "top-k" (`vismoe.TopKRouter`),
+      "expert-choice" (`vismoe.ExpertChoiceRouter`), "soft" (`vismoe.SoftRouter`), "hash", "random"
+      (`vismoe.HashRouter`, `vismoe.RandomRouter`: controls that learn nothing).
+      Options of routers, refused by those that have none such: `balance`, `balance_rule`, `combine`,
+      `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`, `capacity_multiple_of`, `batch_priority`,
+      `noise_std`, `loss_weights`, `slots_per_expert`. Of a soft router built with a network, `capacity_factor`
+      stands for as many slots as factor × tokens ÷ experts.
     - `ensemble_size`: M members of an efficient ensemble, E³ (Allingham et al. 2021), which share the trunk up to the
       first sparse layer and own E/M experts each (`vismoe.moe.MemberRouter`); 0: no ensemble.
     - `group_size`, `bfloat16_exchange`: see `vismoe.MoE`. `block_list`: path of the list of blocks, in networks with
@@ -46,6 +47,7 @@ class MoEConfig:
     shared: bool = False
     router: str = "top-k"
     balance: Literal["bias", "loss", "none"] = "bias"
+    balance_rule: Literal["log", "sign", "z-score"] = "log"
     combine: Literal["gate", "renormalized", "unit"] = "gate"
     capacity_factor: float | Literal["none"] = "none"
     eval_capacity_factor: float | Literal["same", "none"] = "same"
@@ -144,6 +146,7 @@ ROUTER_FIELDS = {"experts_per_token": "k", "ensemble_size": "members"} | {
     name: name
     for name in (
         "balance",
+        "balance_rule",
         "combine",
         "noise_std",
         "capacity_factor",
