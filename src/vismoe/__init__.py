@@ -7,6 +7,7 @@ from . import weights
 from .moe import (
     ExpertChoiceRouter,
     HashRouter,
+    ImageRouter,
     LowRankExperts,
     MLPExperts,
     MLPStructure,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ExpertChoiceRouter",
     "HashRouter",
+    "ImageRouter",
     "LowRankExperts",
     "MLPExperts",
     "MLPStructure",

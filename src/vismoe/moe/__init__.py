@@ -12,6 +12,7 @@ from .execute import Backend, execute, grouped, loop, mixed, padded
 from .expert_choice import ExpertChoiceRouter
 from .experts import Experts, MLPExperts, StackedLinear, StackedNorm, stacked_parts
 from .fixed import HashRouter, RandomRouter
+from .image import ImageRouter
 from .layer import MoE
 from .low_rank import LowRankExperts
 from .member_choice import MemberMoE, MemberRouter
@@ -25,6 +26,7 @@ from .top_k import TopKRouter
 
 ROUTERS = {
     "top-k": TopKRouter,
+    "image": ImageRouter,
     "expert-choice": ExpertChoiceRouter,
     "soft": SoftRouter,
     "hash": HashRouter,
@@ -40,6 +42,7 @@ __all__ = [
     "ExpertChoiceRouter",
     "Experts",
     "HashRouter",
+    "ImageRouter",
     "LayerRecord",
     "LowRankExperts",
     "MLPExperts",
