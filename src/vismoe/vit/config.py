@@ -23,9 +23,7 @@ class MoEConfig:
       share, "same" for the replaced MLP's; `expert_init`: how full experts are drawn, "apart", or "alike", all of a
       layer equal, as the paper's upstream models began (the reference's split_rngs=False); `rank`: a difference's;
       `shared`: whether the MLP that was there stays, beside the experts, for every token.
-    - `router`: "top-k" (`vismoe.TopKRouter`), "image" (`vismoe.ImageRouter`),
-      "expert-choice" (`vismoe.ExpertChoiceRouter`), "soft" (`vismoe.SoftRouter`), "hash", "random"
-      (`vismoe.HashRouter`, `vismoe.RandomRouter`: controls that learn nothing).
+    - `router`: one of `vismoe.moe.ROUTERS`, by its name there.
       Options of routers, refused by those that have none such: `balance`, `balance_rule`, `combine`,
       `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`, `capacity_multiple_of`, `batch_priority`,
       `noise_std`, `loss_weights`, `slots_per_expert`. Of a soft router built with a network, `capacity_factor`
