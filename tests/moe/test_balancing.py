@@ -5,6 +5,7 @@ import torch
 
 from vismoe import MLPExperts, MoE, TopKRouter, record
 from vismoe.moe.balance_rules import STEPS, move_bias
+from vismoe.moe.balancing import BalancedRouter
 
 
 def tiny(**options) -> MoE:
@@ -161,7 +162,8 @@ def test_a_layer_moves_by_its_rule(rule):
 
 def test_a_rule_that_is_not_known_or_moves_nothing():
     """Another rule's name, and a rule where there is no bias, are refused."""
+    # Under test the annotations refuse it before we can: `__wrapped__` is what a user calls, without their check.
     with pytest.raises(ValueError, match="balance_rule='cube': accepted are 'log', 'sign', 'z-score'"):
-        TopKRouter.__init__.__wrapped__(TopKRouter.__new__(TopKRouter), 8, 4, balance_rule="cube")
+        BalancedRouter.__init__.__wrapped__(BalancedRouter.__new__(BalancedRouter), 8, 4, "bias", "cube")
     with pytest.raises(ValueError, match="balance_rule='sign' moves a bias, of which balance='none' has none"):
         tiny(balance="none", balance_rule="sign")
