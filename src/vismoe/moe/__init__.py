@@ -20,12 +20,14 @@ from .mlp import MLP, kind_of
 from .plan import Plan, SoftPlan, SparsePlan
 from .record import LayerRecord, Recording, record
 from .router import Router, Routing
+from .sigmoid import SigmoidRouter
 from .soft import SoftRouter
 from .structures import MLPStructure, read_mlp, register_mlp, structure_of, write_mlp
 from .top_k import TopKRouter
 
 ROUTERS = {
     "top-k": TopKRouter,
+    "sigmoid": SigmoidRouter,
     "image": ImageRouter,
     "expert-choice": ExpertChoiceRouter,
     "soft": SoftRouter,
@@ -55,6 +57,7 @@ __all__ = [
     "Recording",
     "Router",
     "Routing",
+    "SigmoidRouter",
     "SoftPlan",
     "SoftRouter",
     "SparsePlan",
