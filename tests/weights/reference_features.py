@@ -4,7 +4,7 @@ python -m tests.weights.reference_features
 
 A row: its name there | its places here, below `vismoe.`, with arguments | tests, below `tests/` | a remark; indented
 lines go on with the one before. What has no place and no test is not here, and the remark says why, or what to use
-instead. Names are those of the reference's commit 942a78b (June 2026) unless a year is named.
+instead. Names are those that the reference has had from 2022 to 2026.
 """
 
 import ast
