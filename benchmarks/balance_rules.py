@@ -53,9 +53,20 @@ def log1p(step: float) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda bias, count: bias - step * torch.log((_excess(count) + 1) / 2) * (count.sum() > 0)
 
 
+def zscore(step: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """In proportion to the excess, measured in the loads' standard deviation."""
+    return lambda bias, count: bias + step * (1 - _excess(count)) / _excess(count).std(correction=0).clamp_min(1e-6)
+
+
 RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"none": lambda bias, count: bias} | {
     f"{rule.__name__}-{step}": rule(step)
-    for rule, steps in ((sign, (0.001, 0.01, 0.03)), (clipped, (0.05,)), (log, (0.1,)), (log1p, (0.1, 0.2, 0.3)))
+    for rule, steps in (
+        (sign, (0.001, 0.01, 0.03)),
+        (clipped, (0.05,)),
+        (log, (0.1,)),
+        (log1p, (0.1, 0.2, 0.3)),
+        (zscore, (0.01, 0.03, 0.1)),
+    )
     for step in steps
 }
 
@@ -86,7 +97,7 @@ def run(rule: str, num_experts: int, steps: tuple[int, ...], skewed: bool, seed:
     if skewed:
         skew(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    balancing.move_bias = RULES[rule]
+    balancing.move_bias = lambda bias, count, _: RULES[rule](bias, count)
     uneven: list[float] = []
     for step in range(1, max(steps) + 1):
         batch = torch.tensor(train)[torch.randint(len(train), (BATCH,))]

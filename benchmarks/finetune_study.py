@@ -42,8 +42,8 @@ ARMS: dict[str, dict[str, Any]] = {
 FROZEN, TRAINED = tuple(ARMS)[:2], tuple(ARMS)[2:]
 RATES = (1e-4, 2e-4, 4e-4)
 EPOCHS = 6
-CHOSEN = {"dense": 2e-4, "sparse": 2e-4, "sparse, low-rank": 2e-4}
-"""Of the trials, the rate of each arm whose mean over the sets' validation parts is best."""
+COMPARED = ("dense", "sparse", "sparse, low-rank")
+"""What is run with every seed."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,20 @@ def trials(names: tuple[str, ...]) -> list[Study]:
     return [Study(name, arm, 0, rate, EPOCHS) for rate in RATES for name in names for arm in TRAINED]
 
 
+def chosen_rate(name: str, arm: str) -> float:
+    """The one that was best on the validation part in this set's trials of the arm."""
+    found = {tuple(row[column] for column in KEY): row for row in RESULTS.rows()}
+    keys = {rate: Study(name, arm, 0, rate, EPOCHS).key for rate in RATES}
+    tried = {rate: float(found[key]["validation"]) for rate, key in keys.items() if key in found}
+    if not tried:
+        raise SystemExit(f"no trial of {arm} on {name} yet: run with --trial first")
+    return max(tried, key=lambda rate: tried[rate])
+
+
 def decisive(names: tuple[str, ...], seeds: tuple[int, ...]) -> list[Study]:
     frozen = [Study(name, arm, seed) for seed in seeds for name in names for arm in FROZEN]
-    return frozen + [
-        Study(name, arm, seed, rate, EPOCHS) for seed in seeds for name in names for arm, rate in CHOSEN.items()
-    ]
+    rates = {(name, arm): chosen_rate(name, arm) for name in names for arm in COMPARED}
+    return frozen + [Study(*key, seed, rate, EPOCHS) for seed in seeds for key, rate in rates.items()]
 
 
 def print_trials(names: tuple[str, ...]) -> None:
@@ -161,7 +170,7 @@ def print_table(names: tuple[str, ...], seeds: tuple[int, ...]) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     runs = decisive(names, seeds)
     for name in names:
-        for arm in (*FROZEN, *CHOSEN):
+        for arm in (*FROZEN, *COMPARED):
             own = [found[run.key] for run in runs if (run.set, run.arm) == (name, arm) and run.key in found]
             if own:
                 scores = [float(row["top1"]) for row in own]

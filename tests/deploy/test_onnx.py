@@ -42,8 +42,10 @@ def feed(path, pixels):
     [
         {},
         {"experts_per_token": 2, "combine": "renormalized", "balance": "loss"},
+        {"experts_per_token": 2, "combine": "renormalized", "router": "sigmoid"},
+        {"router": "image"},
     ],
-    ids=["k1", "k2"],
+    ids=["k1", "k2", "sigmoid", "image"],
 )
 def test_equals_the_network(moe, tmp_path):
     """At batches that it was not exported with, k = 1 and 2; also where one expert gets everything and others nothing.

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vismoe import MLPExperts, MoE, TopKRouter, record
-from vismoe.moe.balancing import STEP, move_bias
+from vismoe.moe.balance_rules import STEPS, move_bias
+from vismoe.moe.balancing import BalancedRouter
 
 
 def tiny(**options) -> MoE:
@@ -20,11 +21,11 @@ def load_of(layer: MoE, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_rule_by_hand():
-    """The move is -STEP · log((1 + load ÷ mean) ÷ 2), less its mean; checked on figures worked out by hand."""
+    """The move is -STEPS["log"] · log((1 + load ÷ mean) ÷ 2), less its mean; checked on figures worked out by hand."""
     moved = move_bias(torch.tensor([0.0, 1.0, -1.0, 0.5]), torch.tensor([0, 10, 5, 25]))  # mean 10
     # log(1), log(2), log(1.5) and log(3.5), whose mean is log(10.5) / 4
     logs = torch.tensor([0.0, 0.6931472, 0.4054651, 1.2527630]) - 2.3513753 / 4
-    torch.testing.assert_close(moved, torch.tensor([0.0, 1.0, -1.0, 0.5]) - STEP * logs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(moved, torch.tensor([0.0, 1.0, -1.0, 0.5]) - STEPS["log"] * logs, rtol=0, atol=1e-6)
 
 
 def test_biases_do_not_drift_off():
@@ -137,3 +138,32 @@ def test_dropped_choices_are_counted():
 def test_no_buffers_without_bias(balance):
     """Where nothing is balanced by a bias, none is saved."""
     assert list(tiny(balance=balance).router.state_dict()) == ["weight"]
+
+
+def test_other_rules_by_hand():
+    """Loads 0, 10, 5, 25: signs of the excess are -1, 0, -1, 1, less their mean; z-scores are excess ÷ 9.35414."""
+    count = torch.tensor([0, 10, 5, 25])
+    for rule, excess in (("sign", [-1.0, 0.0, -1.0, 1.0]), ("z-score", [-1.069045, 0.0, -0.534522, 1.603567])):
+        centred = torch.tensor(excess) - sum(excess) / 4
+        torch.testing.assert_close(move_bias(torch.zeros(4), count, rule), -STEPS[rule] * centred, rtol=0, atol=1e-6)
+        assert not move_bias(torch.zeros(4), torch.full((4,), 7), rule).any()
+        assert not move_bias(torch.zeros(4), torch.zeros(4, dtype=torch.int64), rule).any()
+
+
+@pytest.mark.parametrize("rule", ["sign", "z-score"])
+def test_a_layer_moves_by_its_rule(rule):
+    """`balance_rule=` is what the next training forward moves the bias by."""
+    layer = tiny(balance_rule=rule)
+    count = load_of(layer, torch.randn(3, 5, 8))
+    layer(torch.randn(3, 5, 8))
+    assert torch.equal(layer.router.balance_bias, move_bias(torch.zeros(4), count, rule))
+    assert layer.router.balance_bias.any()
+
+
+def test_a_rule_that_is_not_known_or_moves_nothing():
+    """Another rule's name, and a rule where there is no bias, are refused."""
+    # Under test the annotations refuse it before we can: `__wrapped__` is what a user calls, without their check.
+    with pytest.raises(ValueError, match="balance_rule='cube': accepted are 'log', 'sign', 'z-score'"):
+        BalancedRouter.__init__.__wrapped__(BalancedRouter.__new__(BalancedRouter), 8, 4, "bias", "cube")
+    with pytest.raises(ValueError, match="balance_rule='sign' moves a bias, of which balance='none' has none"):
+        tiny(balance="none", balance_rule="sign")

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from vismoe import MLPExperts, MoE, TopKRouter
-from vismoe.moe.balancing import move_bias
+from vismoe.moe.balance_rules import move_bias
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform == "win32", reason="needs gloo and a file store between processes"

@@ -9,7 +9,7 @@ import torch
 
 import vismoe
 from vismoe.moe import losses
-from vismoe.moe.top_k import float32_linear
+from vismoe.moe.logits import float32_linear
 
 from . import oracle
 

@@ -9,8 +9,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import vismoe
-from vismoe.moe import MoE
-from vismoe.vit import PRESETS, dense_twin
+from vismoe.moe import MoE, SigmoidRouter
+from vismoe.vit import PRESETS, cost, dense_twin
 from vismoe.vit.presets import SIZES
 
 # Riquelme et al. 2021, tables 2 and 8: millions of parameters with the 18,291 classes of JFT-300M.
@@ -48,7 +48,9 @@ def test_published_totals(name, millions):
 
 def test_every_name_follows_the_scheme():
     """A name says trunk, placement and number of experts, and the network is what its name says."""
-    scheme = re.compile(r"vmoe_(?P<size>.+?)_(dense|(?P<placement>every|last)(?P<n>\d+)_e(?P<experts>\d+))")
+    scheme = re.compile(
+        r"vmoe_(?P<size>.+?)_(dense|(?P<placement>every|last)(?P<n>\d+)_e(?P<experts>\d+)(?P<fine>_fine)?)"
+    )
     for name, preset in PRESETS.items():
         match = scheme.fullmatch(name)
         assert match, name
@@ -60,6 +62,7 @@ def test_every_name_follows_the_scheme():
         else:
             assert moe["moe_layers"] == f"{match['placement']}-{match['n']}", name
             assert moe["num_experts"] == int(match["experts"]), name
+            assert bool(match["fine"]) == (moe.get("router") == "sigmoid"), name
 
 
 def test_every_sparse_preset_has_its_dense_twin():
@@ -136,6 +139,34 @@ def test_timm_shapes_cost_what_timms_models_cost(size, twin):
     dense = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     ours = {name: tensor.shape for name, tensor in on_meta(f"vmoe_{size}_dense").state_dict().items()}
     assert ours == dense
+
+
+@pytest.mark.parametrize("size", ["tiny_patch16_224", "nano_patch4_32"])
+def test_fine_grained_presets_cost_what_their_twins_do(size):
+    """Three of 32 experts and one that is shared, a quarter of the MLP's width each: the dense multiplications but for
+    the routers, more parameters; weights of a token's experts sum to 1."""
+    name = f"vmoe_{size}_every2_e32_fine"
+    model, dense = on_meta(name), on_meta(dense_twin(name))
+    side = PRESETS[name].image
+    routers = [layer.router for layer in model.modules() if isinstance(layer, MoE)]
+    tokens = dense.patch_embed.num_patches + dense.num_prefix_tokens
+    added = len(routers) * tokens * dense.embed_dim * 32
+    costs = [cost(network, (3, side, side)).multiplications for network in (model, dense)]
+    assert costs[0] == costs[1] + added
+    mlp, sparse = dense.blocks[1].mlp, model.blocks[1].mlp
+    width = mlp.fc1.out_features // 4
+    assert (sparse.shared.hidden_dim, sparse.experts.hidden_dim, sparse.experts.num_experts) == (width, width, 32)
+    assert {(router.k, router.combine, type(router)) for router in routers} == {(3, "renormalized", SigmoidRouter)}
+
+
+def test_a_new_shared_mlp_is_drawn_as_the_twins():
+    """Its weights have the bounds of the trunk's scheme for its own width, its biases are tiny."""
+    torch.manual_seed(0)
+    shared = vismoe.create_model("vmoe_nano_patch4_32_every2_e32_fine").blocks[1].mlp.shared
+    bound = (6 / (128 + 128)) ** 0.5
+    for linear in (shared.up, shared.down):
+        assert 0.95 * bound < linear.weight.abs().max() <= bound
+        assert 0 < linear.bias.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", sorted(name for name in PRESETS if re.search("pico|nano", name)))

@@ -252,6 +252,8 @@ def test_several_lists_of_blocks_are_told_apart():
         ({"capacity_factor": float("nan")}, "capacity_factor=nan: accepted are"),
         ({"expert_hidden_dim": 10}, "expert_hidden_dim=10: copies of the parent's MLP are as wide as it is"),
         ({"expert_hidden_dim": 10, "split": 2}, "split= cuts copies into narrower ones"),
+        ({"shared": True, "shared_hidden_dim": 4}, "shared_hidden_dim=4: what is shared here is the parent's own MLP"),
+        ({"shared_hidden_dim": 4}, "shared_hidden_dim=4, shared=False: accepted are widths ≥ 0, and with shared=True"),
         ({"router": "hash", "split": 2}, "split=2 with router='hash': parts sum to the MLP where"),
         ({"router": "random", "split": 2}, "use copies"),
         ({"router": "hash", "combine": "unit"}, "combine='unit': no option of router='hash'"),

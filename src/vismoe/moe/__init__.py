@@ -12,6 +12,7 @@ from .execute import Backend, execute, grouped, loop, mixed, padded
 from .expert_choice import ExpertChoiceRouter
 from .experts import Experts, MLPExperts, StackedLinear, StackedNorm, stacked_parts
 from .fixed import HashRouter, RandomRouter
+from .image import ImageRouter
 from .layer import MoE
 from .low_rank import LowRankExperts
 from .member_choice import MemberMoE, MemberRouter
@@ -19,12 +20,15 @@ from .mlp import MLP, kind_of
 from .plan import Plan, SoftPlan, SparsePlan
 from .record import LayerRecord, Recording, record
 from .router import Router, Routing
+from .sigmoid import SigmoidRouter
 from .soft import SoftRouter
 from .structures import MLPStructure, read_mlp, register_mlp, structure_of, write_mlp
 from .top_k import TopKRouter
 
 ROUTERS = {
     "top-k": TopKRouter,
+    "sigmoid": SigmoidRouter,
+    "image": ImageRouter,
     "expert-choice": ExpertChoiceRouter,
     "soft": SoftRouter,
     "hash": HashRouter,
@@ -40,6 +44,7 @@ __all__ = [
     "ExpertChoiceRouter",
     "Experts",
     "HashRouter",
+    "ImageRouter",
     "LayerRecord",
     "LowRankExperts",
     "MLPExperts",
@@ -52,6 +57,7 @@ __all__ = [
     "Recording",
     "Router",
     "Routing",
+    "SigmoidRouter",
     "SoftPlan",
     "SoftRouter",
     "SparsePlan",

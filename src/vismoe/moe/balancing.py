@@ -14,21 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 
+from .balance_rules import BalanceRule, check_rule, move_bias
 from .router import Router
-
-STEP = 0.2
-"""How far a bias moves, in logits, for a load + mean e times as large. Chosen by `benchmarks/balance_rules.py`."""
-
-
-def move_bias(bias_E: Float[Tensor, " E"], count_E: Int[Tensor, " E"]) -> Float[Tensor, " E"]:
-    """The bias after a step whose choices were `count_E`: up where an expert got less than the mean, down where more.
-
-    The move is -STEP · log((1 + load ÷ mean) ÷ 2): quick where an expert has many times its share, gentle with one that
-    has none, vanishing where loads are even. Moves are centred, which changes no choice and keeps biases from drifting
-    off. No counts, no move. (The published rule, Wang et al. 2024, moves by the sign; `docs/balancing.md` compares.)
-    """
-    excess = torch.log1p(count_E / count_E.float().mean().clamp_min(1e-6))
-    return bias_E - STEP * (excess - excess.mean())
 
 
 def inside_backward() -> bool:
@@ -38,9 +25,9 @@ def inside_backward() -> bool:
 
 # Operators, so that a compiled graph asks `inside_backward` when it runs, and never repeats them by its own choice.
 @torch.library.custom_op("vismoe::moved_bias", mutates_args=("bias", "count"))
-def _moved_bias(bias: Tensor, count: Tensor) -> Tensor:
+def _moved_bias(bias: Tensor, count: Tensor, rule: str) -> Tensor:
     if not inside_backward():
-        bias.copy_(move_bias(bias, count))
+        bias.copy_(move_bias(bias, count, rule))
         count.zero_()
     return bias.clone()
 
@@ -54,7 +41,7 @@ def _count_choices(count: Tensor, load: Tensor, group: str) -> None:
 
 
 @_moved_bias.register_fake
-def _(bias: Tensor, count: Tensor) -> Tensor:
+def _(bias: Tensor, count: Tensor, rule: str) -> Tensor:
     return torch.empty_like(bias)
 
 
@@ -68,17 +55,20 @@ class BalancedRouter(Router):
 
     With "bias" it has two persistent buffers: `balance_bias`, float32 whatever the model is cast to, and
     `balance_count`, the choices that the next training forward will move it by. `balance_group`: a process group
-    over which counts are summed when they are taken; None, the default, communicates nothing.
+    over which counts are summed when they are taken; None, the default, communicates nothing. `balance_rule`: how far
+    the bias moves for them (`balance_rules.RULES`).
     """
 
     balance_bias: Tensor | None
     balance_count: Tensor | None
 
-    def __init__(self, dim: int, num_experts: int, balance: str):
+    def __init__(self, dim: int, num_experts: int, balance: str, balance_rule: BalanceRule = "log"):
         super().__init__(dim, num_experts)
         if balance not in ("bias", "loss", "none"):
             raise ValueError(f'balance={balance!r}: accepted are "bias", "loss" and "none"')
-        self.balance = balance
+        self.balance, self.balance_rule = balance, check_rule(balance_rule)
+        if balance_rule != "log" and balance != "bias":
+            raise ValueError(f"balance_rule={balance_rule!r} moves a bias, of which balance={balance!r} has none")
         self._balance_group = ""
         biased = balance == "bias"
         self.register_buffer("balance_bias", torch.zeros(num_experts, dtype=torch.float32) if biased else None)
@@ -126,7 +116,7 @@ class BalancedRouter(Router):
     def choice_bias(self, counting: bool) -> Float[Tensor, " E"] | None:
         """What to add to the logits for this forward's choice; if it counts, moved by what the last one counted."""
         moves = counting and self.balance_bias is not None
-        return _moved_bias(self.balance_bias, self.balance_count) if moves else self.balance_bias
+        return _moved_bias(self.balance_bias, self.balance_count, self.balance_rule) if moves else self.balance_bias
 
     @torch.no_grad()
     def count_choices(self, load_E: Int[Tensor, " E"]) -> None:

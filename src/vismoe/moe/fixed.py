@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .balancing import BalancedRouter
+from .logits import first_top_k, float32_linear
 from .plan import count_experts, plan_from_choices
 from .router import Router, Routing, check_k
-from .top_k import first_top_k, float32_linear
 
 
 class HashRouter(BalancedRouter):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -77,32 +77,6 @@ def plan_from_choices(
         num_tokens=groups * size,
         capacity=capacity,
     )
-
-
-def plan_from_tokens(
-    token_GEC: Int[Tensor, "G E C"],
-    weight_GEC: Float[Tensor, "G E C"],
-    group_size: int,
-    live_GEC: Bool[Tensor, "G E C"] | None = None,
-) -> SparsePlan:
-    """The plan of experts that each took C tokens of every group.
-
-    **Arguments:** `token_GEC`: their numbers within the group; `weight_GEC`: their combine weights; `live_GEC`: False
-    where what was taken is padding.
-
-    **Returns:** a plan of R = G·E·C rows; within an expert rows keep the order of groups, then that given.
-    """
-    groups, num_experts, capacity = token_GEC.shape
-    offset = torch.arange(groups, device=token_GEC.device) * group_size
-    token, weight = ((token_GEC + offset[:, None, None]).transpose(0, 1), weight_GEC.transpose(0, 1))
-    token, weight = token.reshape(-1), weight.reshape(-1)
-    count = torch.full((num_experts,), groups * capacity, device=token.device)
-    if live_GEC is not None:
-        live, index = live_GEC.transpose(0, 1), torch.arange(len(token), device=token.device)
-        count, live = live.sum((1, 2)), live.reshape(-1)
-        order = torch.where(live, index, index + len(token)).sort().indices
-        token, weight = token.gather(0, order), torch.where(live, weight, 0).gather(0, order)
-    return SparsePlan(token, weight, count, None, groups * group_size, groups * capacity)
 
 
 def count_experts(expert: Int[Tensor, "..."], num_experts: int) -> Int[Tensor, " E"]:

@@ -5,9 +5,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .logits import draw_router, float32_linear
 from .plan import SoftPlan
 from .router import Router, Routing, check_noise
-from .top_k import draw_router, float32_linear
 
 
 class SoftRouter(Router):

@@ -2,22 +2,21 @@
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import losses
+from .balance_rules import BalanceRule
 from .balancing import BalancedRouter
 from .capacity import Rounding, check_factor, claim_capacity, compute_capacity
+from .logits import draw_router, first_top_k, float32_linear
 from .plan import count_experts, plan_from_choices
 from .router import Routing, check_k, check_noise
 
 PAPER_LOSSES = {"importance": 0.005, "load": 0.005}
-LOSSES = ("importance", "load", "gshard", "z")
 
 
 class TopKRouter(BalancedRouter):
@@ -27,7 +26,7 @@ class TopKRouter(BalancedRouter):
 
     - `dim`, `num_experts`, `k`: width of a token, number of experts, experts per token.
     - `balance`: "bias", loss-free, needs nothing from the training loop; "loss", auxiliary losses that the loop adds
-      from `vismoe.record`; "none".
+      from `vismoe.record`; "none". `balance_rule`: how a bias moves, "log", "sign" or "z-score" (docs/balancing.md).
     - `combine`: how the k gates weigh the experts' outputs: "gate", as they are (Riquelme et al. 2021);
       "renormalized", divided by their sum, for k ≥ 2; "unit", 1 in value with the gate's gradient.
     - `noise_std`: standard deviation, times 1/E, of normal noise on the logits while training (the paper's is 1.0).
@@ -39,6 +38,8 @@ class TopKRouter(BalancedRouter):
 
     **Raises:** ValueError for options that contradict each other or lie outside their range.
     """
+
+    LOSSES: tuple[str, ...] = ("importance", "load", "gshard", "z")
 
     def __init__(
         self,
@@ -54,8 +55,9 @@ class TopKRouter(BalancedRouter):
         capacity_rounding: Rounding = "ceil",
         capacity_multiple_of: int = 4,
         loss_weights: Mapping[str, float] | None = None,
+        balance_rule: BalanceRule = "log",
     ):
-        super().__init__(dim, num_experts, balance)
+        super().__init__(dim, num_experts, balance, balance_rule)
         if loss_weights is None:
             loss_weights = PAPER_LOSSES if balance == "loss" else {}
         self.k, self.combine, self.noise_std = k, combine, noise_std
@@ -79,15 +81,15 @@ class TopKRouter(BalancedRouter):
         for name in ("capacity_factor", "eval_capacity_factor"):
             check_factor(name, getattr(self, name), or_none=True)
         compute_capacity(self.num_experts, self.num_experts, 1.0, self.capacity_rounding, self.capacity_multiple_of)
-        if set(self.loss_weights) - set(LOSSES) or any(
+        if set(self.loss_weights) - set(self.LOSSES) or any(
             not 0 <= weight < math.inf for weight in self.loss_weights.values()
         ):
-            raise ValueError(f"loss_weights={self.loss_weights}: accepted are weights ≥ 0 for {', '.join(LOSSES)}")
+            raise ValueError(f"loss_weights={self.loss_weights}: accepted are weights ≥ 0 for {', '.join(self.LOSSES)}")
         if self.balance == "loss" and not any(self.loss_weights.values()):
             raise ValueError('balance="loss" needs a positive weight in loss_weights; or use balance="none"')
 
     def reset_parameters(self) -> None:
-        """LeCun normal, truncated, as the reference's linear layer: logits of unit variance on normalised tokens."""
+        """As the reference's linear layer."""
         draw_router(self.weight)
 
     def extra_repr(self) -> str:
@@ -107,13 +109,17 @@ class TopKRouter(BalancedRouter):
         """What the gates are made of, without noise."""
         return float32_linear(tokens_GSd, self.weight)
 
+    def compute_gates(self, logits_GSE: Float[Tensor, "G S E"]) -> Float[Tensor, "G S E"]:
+        """The weight of every (token, expert) pair."""
+        return logits_GSE.softmax(-1)
+
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
         """Routes each group's tokens; where `mask_GS` is False a token is padding and goes nowhere."""
         logits = self.compute_logits(tokens_GSd)
         noisy = logits
         if self.training and self.noise_std > 0:
             noisy = logits + self.noise_scale * torch.randn_like(logits)
-        gates = noisy.softmax(-1)
+        gates = self.compute_gates(noisy)
         counting = self.is_counting()
         bias = self.choice_bias(counting)
         expert = first_top_k(gates if bias is None else noisy + bias, self.k)
@@ -156,7 +162,7 @@ class TopKRouter(BalancedRouter):
 
     def _losses(self, gates: Tensor, logits: Tensor, noisy: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         values = {
-            "importance": losses.importance_loss(logits.softmax(-1), mask),
+            "importance": losses.importance_loss(self.compute_gates(logits), mask),
             "gshard": losses.gshard_loss(gates, mask),
             "z": losses.z_loss(logits, mask),
         }
@@ -168,27 +174,3 @@ class TopKRouter(BalancedRouter):
         """Σ weight · loss; a loss that this pass could not give (load without noise) adds nothing."""
         terms = [weight * losses[name] for name, weight in self.loss_weights.items() if weight > 0 and name in losses]
         return torch.stack(terms).sum(0) if terms else None
-
-
-def draw_router(weight_Ed: Tensor) -> None:
-    # 0.8796 is the standard deviation of a unit normal truncated at ±2.
-    std = 1 / (0.87962566 * math.sqrt(weight_Ed.shape[1]))
-    nn.init.trunc_normal_(weight_Ed, std=std, a=-2 * std, b=2 * std)
-
-
-def float32_linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "E d"]) -> Float[Tensor, "... E"]:
-    """x · weightᵀ in float32, under autocast too: a choice between experts is sensitive to rounding."""
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
-        return F.linear(x.float(), weight.float())
-
-
-@torch.no_grad()
-def first_top_k(scores_GSE: Float[Tensor, "G S E"], k: int) -> Int[Tensor, "G S k"]:
-    """Indices of the k largest scores, larger first, among equals the first (torch.topk promises no order)."""
-    chosen = [scores_GSE.argmax(-1, keepdim=True)]
-    for _ in range(k - 1):
-        scores_GSE = scores_GSE.scatter(-1, chosen[-1], -torch.inf)
-        chosen.append(scores_GSE.argmax(-1, keepdim=True))
-    return torch.cat(chosen, -1)

@@ -22,13 +22,13 @@ class MoEConfig:
       differences; `expert_hidden_dim`: a full expert's, 0 for the replaced MLP's; `expert_dropout`: a full expert's
       share, "same" for the replaced MLP's; `expert_init`: how full experts are drawn, "apart", or "alike", all of a
       layer equal, as the paper's upstream models began (the reference's split_rngs=False); `rank`: a difference's;
-      `shared`: whether the MLP that was there stays, beside the experts, for every token.
-    - `router`: "top-k" (`vismoe.TopKRouter`), "expert-choice" (`vismoe.ExpertChoiceRouter`), "soft"
-      (`vismoe.SoftRouter`), "hash", "random" (`vismoe.HashRouter`, `vismoe.RandomRouter`: controls that learn nothing).
-      Options of routers, refused by those that have none such: `balance`, `combine`, `capacity_factor`,
-      `eval_capacity_factor`, `capacity_rounding`, `capacity_multiple_of`, `batch_priority`, `noise_std`,
-      `loss_weights`, `slots_per_expert`. Of a soft router built with a network, `capacity_factor` stands for as many
-      slots as factor × tokens ÷ experts.
+      `shared`: whether there is an MLP for every token beside the experts, the one that was there, or, where
+      `shared_hidden_dim` is not 0, a new one of that hidden width.
+    - `router`: one of `vismoe.moe.ROUTERS`, by its name there.
+      Options of routers, refused by those that have none such: `balance`, `balance_rule`, `combine`,
+      `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`, `capacity_multiple_of`, `batch_priority`,
+      `noise_std`, `loss_weights`, `slots_per_expert`. Of a soft router built with a network, `capacity_factor`
+      stands for as many slots as factor × tokens ÷ experts.
     - `ensemble_size`: M members of an efficient ensemble, E³ (Allingham et al. 2021), which share the trunk up to the
       first sparse layer and own E/M experts each (`vismoe.moe.MemberRouter`); 0: no ensemble.
     - `group_size`, `bfloat16_exchange`: see `vismoe.MoE`. `block_list`: path of the list of blocks, in networks with
@@ -44,8 +44,10 @@ class MoEConfig:
     expert_init: Literal["apart", "alike"] = "apart"
     rank: int = 16
     shared: bool = False
+    shared_hidden_dim: int = 0
     router: str = "top-k"
     balance: Literal["bias", "loss", "none"] = "bias"
+    balance_rule: Literal["log", "sign", "z-score"] = "log"
     combine: Literal["gate", "renormalized", "unit"] = "gate"
     capacity_factor: float | Literal["none"] = "none"
     eval_capacity_factor: float | Literal["same", "none"] = "same"
@@ -69,6 +71,9 @@ class MoEConfig:
             raise ValueError(f'experts={self.experts!r}: accepted are "full" and "low-rank"')
         if self.expert_init not in ("apart", "alike"):
             raise ValueError(f'expert_init={self.expert_init!r}: accepted are "apart" and "alike"')
+        if self.shared_hidden_dim < 0 or (self.shared_hidden_dim and not self.shared):
+            why = "accepted are widths ≥ 0, and with shared=True"
+            raise ValueError(f"shared_hidden_dim={self.shared_hidden_dim}, shared={self.shared}: {why}")
         full = {"shared": False, "expert_hidden_dim": 0, "expert_dropout": "same", "expert_init": "apart"}
         if self.experts == "low-rank" and any(getattr(self, name) != default for name, default in full.items()):
             raise ValueError(f'experts="low-rank" hold the whole MLP already: {", ".join(full)} are for experts="full"')
@@ -107,11 +112,16 @@ class MoEConfig:
         layer = (MemberMoE if self.ensemble_size else MoE)(
             router,
             experts,
-            shared=mlp if self.shared else None,
+            shared=self._shared(mlp),
             group_size=self.group_size,
             bfloat16_exchange=self.bfloat16_exchange,
         )
         return layer.to(mlp.up.weight).train(mlp.training)
+
+    def _shared(self, mlp: MLP) -> MLP | None:
+        if self.shared_hidden_dim:
+            return MLP(mlp.dim, self.shared_hidden_dim, **kind_of(mlp))
+        return mlp if self.shared else None
 
     def _full_experts(self, mlp: MLP) -> MLPExperts:
         kind = kind_of(mlp)
@@ -144,6 +154,7 @@ ROUTER_FIELDS = {"experts_per_token": "k", "ensemble_size": "members"} | {
     name: name
     for name in (
         "balance",
+        "balance_rule",
         "combine",
         "noise_std",
         "capacity_factor",

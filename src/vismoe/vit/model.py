@@ -151,7 +151,7 @@ class SparseVisionTransformer(VisionTransformer):
                 if isinstance(block.mlp.router, BalancedRouter):
                     block.mlp.router.reset_balance()
                 if self.fix_init:
-                    fix_init(block.mlp, number)
+                    fix_init(block.mlp, number, shared=True)
 
     def fix_init_weight(self) -> None:
         with torch.no_grad():

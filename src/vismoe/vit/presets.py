@@ -14,6 +14,14 @@ PAPER_MOE = {
 """Riquelme et al. 2021, appendix B: what the paper trained with."""
 
 
+def fine_grained(mlp_dim: int) -> dict[str, Any]:
+    """Many narrow experts, three a token, beside one that all tokens share, each a quarter of the MLP's width, so that
+    a token costs what it did; sigmoid gates that sum to 1 (Dai et al. 2024, *DeepSeekMoE*; DeepSeek-V3's gates)."""
+    quarter = mlp_dim // 4
+    own = {"router": "sigmoid", "experts_per_token": 3, "combine": "renormalized", "expert_hidden_dim": quarter}
+    return own | {"shared": True, "shared_hidden_dim": quarter}
+
+
 CONV_STEM_AND_MEAN = {"stem": "conv", "class_token": False, "global_pool": "avg"}
 """What helps a small network when there are few epochs to learn in (docs/training.md, Fashion-MNIST)."""
 
@@ -94,6 +102,9 @@ def _presets() -> dict[str, Preset]:
                 moe = {"moe_layers": placement, "num_experts": experts} | (PAPER_MOE if size.paper else {})
                 full_name = f"vmoe_{name}_{placement.replace('-', '')}_e{experts}"
                 presets.append(Preset(full_name, size.image, _arguments(size) | {"moe": moe}))
+                if experts == max(size.experts) and not size.paper:
+                    moe = moe | fine_grained(size.mlp_dim)
+                    presets.append(Preset(f"{full_name}_fine", size.image, _arguments(size) | {"moe": moe}))
     return {preset.name: preset for preset in presets}
 
 

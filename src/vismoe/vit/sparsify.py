@@ -9,7 +9,7 @@ from timm.layers import Mlp
 from timm.models import named_apply
 from timm.models.vision_transformer import get_init_weights_vit
 
-from vismoe.moe import MLPExperts, MoE, compute_capacity, read_mlp
+from vismoe.moe import MLP, MLPExperts, MoE, compute_capacity, read_mlp
 
 from .config import MoEConfig
 from .places import replace_mlp
@@ -32,9 +32,11 @@ def sparsify(model: Any, config: MoEConfig) -> None:
             raise ValueError(f"mlp_layer={type(block.mlp).__name__}: accepted is Mlp, which experts can replace")
         layer = config.layer(read_mlp(block.mlp))
         initialise_experts(layer, model.weight_init_mode, config.expert_init)
+        if config.shared_hidden_dim and layer.shared is not None:
+            named_apply(get_init_weights_vit(model.weight_init_mode), layer.shared, name="mlp")
         replace_mlp(model, f"blocks.{number}.mlp", layer)
         if model.fix_init:
-            fix_init(layer, number)
+            fix_init(layer, number, shared=config.shared_hidden_dim > 0)
 
 
 @torch.no_grad()
@@ -58,7 +60,10 @@ def initialise_experts(layer: MoE, mode: str, expert_init: Literal["apart", "ali
 
 
 @torch.no_grad()
-def fix_init(layer: MoE, number: int) -> None:
-    """What timm's `fix_init` does to the MLP of block `number`: less weight to later layers' outputs."""
+def fix_init(layer: MoE, number: int, shared: bool) -> None:
+    """What timm's `fix_init` does to the MLP of block `number`: less weight to later layers' outputs. `shared`: of the
+    shared MLP too."""
     if isinstance(layer.experts, MLPExperts):
         layer.experts.down.weight.div_(math.sqrt(2 * (number + 1)))
+    if shared and isinstance(layer.shared, MLP):
+        layer.shared.down.weight.div_(math.sqrt(2 * (number + 1)))

@@ -120,6 +120,8 @@ def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tup
     if config.ensemble_size:
         how = "vismoe.create_model(…, ensemble_size=…) builds one, and its weights may be copied there"
         raise ValueError(f"ensemble_size={config.ensemble_size}: a network that is upcycled becomes no ensemble; {how}")
+    if config.shared_hidden_dim:
+        raise ValueError(f"shared_hidden_dim={config.shared_hidden_dim}: what is shared here is the parent's own MLP")
     paths = find_mlps(model, config.block_list or None)
     places = {path: read_mlp(model.get_submodule(path)) for path in (paths[i] for i in config.blocks(len(paths)))}
     if not config.expert_hidden_dim and (split > 1 or config.shared):
