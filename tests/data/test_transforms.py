@@ -113,3 +113,27 @@ def test_erasing_paints_a_rectangle():
     assert 75 < len(erased) < 125
     assert erased.min() > 0.01
     assert 0.25 < erased.max() < 0.36
+
+
+def test_half_are_mirrored():
+    """`flip=0.5`: about half the draws of a picture are its mirror image, the others the picture."""
+    torch.manual_seed(0)
+    transform, picture = training_transform(config(), flip=0.5), photograph(32, 32)
+    shown = evaluation_transform(config())(picture)
+    draws = torch.stack([transform(picture) for _ in range(64)])
+    plain, mirrored = (((draws - like).abs().amax((1, 2, 3)) < 1e-5).sum() for like in (shown, shown.flip(2)))
+    assert plain + mirrored == 64
+    assert 20 < mirrored < 44
+
+
+def test_crops_are_of_any_size_and_nearly_square():
+    """`crop=0.05`, as the reference crops: from 5 % of the area up to all, of shapes from 3:4 to 4:3. Red and green of
+    the picture are column and row, so that a crop's edges can be read off it."""
+    torch.manual_seed(0)
+    transform, picture = training_transform(config(interpolation="bilinear"), crop=0.05), photograph(96, 96)
+    draws = torch.stack([transform(picture)[:2] for _ in range(64)])
+    spans = (draws.amax((2, 3)) - draws.amin((2, 3))) / 2
+    area, shape = spans.prod(1), spans[:, 0] / spans[:, 1]
+    assert 0.02 < area.min() < 0.2
+    assert 0.7 < area.max() <= 1
+    assert 0.7 < shape.min() < 0.9 < 1.1 < shape.max() < 1.43

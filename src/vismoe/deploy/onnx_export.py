@@ -115,7 +115,9 @@ def _check(model: nn.Module) -> None:
             continue
         router = layer.router
         if not isinstance(router, TopKRouter):
-            raise ValueError(f"{name}: its router is {type(router).__name__}; what is exported is TopKRouter and its kin")
+            raise ValueError(
+                f"{name}: its router is {type(router).__name__}; what is exported is TopKRouter and its kin"
+            )
         if router.eval_capacity_factor != "none" or layer.group_size != "none":
             raise ValueError(
                 f"{name} drops tokens or routes them in groups at evaluation (eval_capacity_factor="

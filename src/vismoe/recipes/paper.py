@@ -2,23 +2,30 @@
 
 None of these was run here: neither their data nor their hardware is. That they build and train, scaled down, is tested.
 
-The presets have of the paper: k = 2, capacity 1.05 in training, noise 1/E on the routers' logits, importance and load
-loss weighed 0.005 each, a tanh layer before the classifier. Groups of 8 pictures are routed together: each process's
-share of a batch must be a multiple of 8.
+Rates, warm-up, end of the rate, decay, clipping, group size and what the presets have (k = 2, capacity 1.05 in
+training, noise 1/E on the routers' logits, importance and load loss weighed 0.005 each, a tanh layer before the
+classifier) are those of common.py. Epochs and batch size are not in it: these are the dense twins', with equal rates,
+in google/uncertainty-baselines, baselines/jft/experiments (jft300m_vit_small8_32: 5; jft300m_vit_base16 and
+jft300m_vit_l32: 7; vit_be/jft300m_be_vit_huge_14: 14; batches of 4,096); for L/16's 14 there is none to compare with.
+Groups of 8 pictures are routed together: each process's share of a batch must be a multiple of 8.
+
+Not followed: dispatcher.bfloat16, which rounds what goes to experts to save bandwidth (model option bfloat16_exchange),
+and checkpoints of which only the last is kept (keep_checkpoints).
 """
 
 from vismoe.training import Recipe
 
 JFT_IMAGES = 305e6
-"""Pictures of JFT-300M (section 3.1), which is not public."""
+"""Pictures of JFT-300M (section 3.1), which is not public; they have 18,291 classes."""
 GROUP = 8
 """Pictures that are routed together (get_vmoe_config)."""
 
 
 def _upstream(size: str, patch: int, epochs: int, learning_rate: float, clip_norm: float = 0.0) -> Recipe:
-    """Adam (0.9, 0.999), a batch of 4,096, 10,000 steps of warm-up and a line to 1e-5, decay of 0.1 of all parameters:
-    get_optimizer_config; crops of 5 % of the area and more, flips; sigmoid loss summed over classes; the classifier's
-    bias begins at −log(classes), all experts of a layer alike."""
+    """Adam (0.9, 0.999), 10,000 steps of warm-up and a line to 1e-5, decay of 0.1 of all parameters:
+    get_optimizer_config; the classifier's bias begins at −log(classes) (−10 with the dense twins), all experts of a
+    layer alike: get_vmoe_config; crops of 5 % of the area and more, flips, sigmoid loss summed over classes, a batch of
+    4,096: the dense twins."""
     return Recipe(
         name=f"paper_{size}",
         model=f"vmoe_{size}_every2_e32",
@@ -89,8 +96,9 @@ def paper_finetune() -> Recipe:
     torchrun --nproc-per-node 8 -m vismoe train paper_finetune --weights runs/paper_s32 --data FOLDER. The classifier is
     new, without a tanh layer, position embeddings are resized. SGD with momentum 0.9, 500 steps of warm-up, a cosine
     from 3e-3 to 1e-5, 10,000 steps of 1,024 pictures, clipped at 10, capacity 1.5, no decay (configs/vmoe_paper/
-    vmoe_s32_last2_ilsvrc2012_randaug_light1_ft_ilsvrc2012.py, and the same for B/16). Of another size: --model, and of
-    --model-options the group_size that is 8 times its tokens.
+    vmoe_s32_last2_ilsvrc2012_randaug_light1_ft_ilsvrc2012.py, and vmoe_b16_imagenet21k_randaug_strong_ft_ilsvrc2012.py
+    alike; there the classifier's bias begins at −log(classes), which a softmax does not see). Of another size: --model,
+    and of --model-options the group_size that is 8 times its tokens.
     """
     return Recipe(
         name="paper_finetune",
