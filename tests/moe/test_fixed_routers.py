@@ -80,6 +80,18 @@ def test_hash_balances_itself_while_training_only():
     assert largest() < 1.5
 
 
+def test_hash_that_is_frozen_stays():
+    """Its balancing stands still with requires_grad_(False), as a learned router's does, and goes on with True."""
+    layer = layer_of(vismoe.HashRouter)
+    layer.router.requires_grad_(False)
+    for _ in range(2):
+        layer(torch.randn(2, 9, DIM))
+    assert not layer.router.balance_count.any()
+    layer.router.requires_grad_(True)
+    layer(torch.randn(2, 9, DIM))
+    assert layer.router.balance_count.any()
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_random_draws_in_training_and_takes_turns_at_evaluation(k):
     """In training every expert gets its share and each pass draws anew; at evaluation a token's place in its image

@@ -31,6 +31,7 @@ class HashRouter(BalancedRouter):
         if balance == "loss":
             raise ValueError('balance="loss": a router that learns nothing has no losses: use "bias" or "none"')
         self.k = check_k(k, num_experts)
+        self._frozen = False
         self.register_buffer("weight", torch.empty(num_experts, dim))
         self.reset_parameters()
 
@@ -40,7 +41,12 @@ class HashRouter(BalancedRouter):
 
     @property
     def is_frozen(self) -> bool:
-        return False
+        return self._frozen
+
+    def requires_grad_(self, requires_grad: bool = True) -> "HashRouter":
+        """False: the balancing stays as it is too, though there is no parameter that would say so."""
+        self._frozen = not requires_grad
+        return super().requires_grad_(requires_grad)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, {self.num_experts}, k={self.k}, balance={self.balance!r}"
