@@ -61,6 +61,24 @@ def test_embed_files(shades, tmp_path, capsys):
     assert table(tmp_path / "views.csv") == table(tmp_path / "e.csv")
 
 
+def test_embed_at_another_size(shades, tmp_path, capsys):
+    """`--image-size` prepares pictures, and resizes position embeddings, for that size; no other than patches tile."""
+    out = tmp_path / "e.npy"
+    assert main(["embed", PRESET, str(shades), "--image-size", "12", "--out", str(out)]) == 0
+    torch.manual_seed(0)
+    model = vismoe.create_model(PRESET, num_classes=1000).eval()
+    model.set_input_size(img_size=12)
+    # One grey all over, whatever its size: its pixel in [-1, 1].
+    pixels = torch.full((1, 3, 12, 12), 40 / 127.5 - 1)
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features(pixels), pre_logits=True)[0]
+    found = dict(zip(table(tmp_path / "e.csv"), np.load(out), strict=True))
+    np.testing.assert_allclose(found[str(shades / "dark" / "0.png"), ""], expected, atol=1e-5)
+    capsys.readouterr()
+    assert main(["fewshot", PRESET, "--data", str(shades), "--shots", "1", "--image-size", "13"]) == 2
+    assert f"image_size=13: for {PRESET} it must be a multiple of the patch size 2" in capsys.readouterr().err
+
+
 def test_parts_have_a_column(tmp_path, shades, capsys):
     """Of a set of parts, and of a run's own, a row says which part its picture was of."""
     assert main(["embed", PRESET, "--data", "digits", "--out", str(tmp_path / "digits.npy")]) == 0

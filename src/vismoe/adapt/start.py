@@ -71,15 +71,25 @@ def open_start(
     if not hasattr(model, "reset_classifier"):
         raise ValueError(f"{source} is a {type(model).__name__}: its classifier cannot be exchanged")
     model.reset_classifier(num_classes)
+    set_image_size(model, image_size or choose_image_size(model, device), source)
+    return cast(nn.Module, model)
+
+
+def set_image_size(model: Any, image_size: int, source: str) -> None:
+    """Has a trained network take images of another size; learned position embeddings are resized for it.
+
+    **Raises:** ValueError where its patches do not tile that, or it has one size only.
+    """
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
-    if image_size is not None and any(image_size % side for side in patch):
+    if image_size < 1 or any(image_size % side for side in patch):
         raise ValueError(f"image_size={image_size}: for {source} it must be a multiple of the patch size {patch[0]}")
-    image_size = image_size or choose_image_size(model, device)
     own = data_config(model)["input_size"]
     if isinstance(model, TransformersNetwork) and model.resizable:
         model.set_input_size(image_size)  # its own need not be that of its pictures
-    if (image_size, image_size) != tuple(own[1:]):
-        if hasattr(model, "set_input_size"):
-            model.set_input_size(img_size=image_size)
-        model.pretrained_cfg |= {"input_size": (own[0], image_size, image_size), "crop_pct": 1.0}
-    return cast(nn.Module, model)
+    if (image_size, image_size) == tuple(own[1:]):
+        return
+    if not getattr(model, "resizable", True):
+        raise ValueError(f"image_size={image_size}: {source} takes {own[1]} × {own[2]} only")
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=image_size)
+    model.pretrained_cfg |= {"input_size": (own[0], image_size, image_size), "crop_pct": 1.0}

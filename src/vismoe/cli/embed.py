@@ -10,7 +10,7 @@ from vismoe.data import Data, open_data, survey
 from vismoe.training import file_parts, resolve_device
 
 from .data import own_run
-from .model import open_model
+from .model import open_resized
 from .notes import note_left_out
 from .progress import PictureProgress
 
@@ -25,6 +25,7 @@ def embed(
     data: str | None = None,
     format: Literal["npy", "parquet"] | None = None,
     views: tuple[Literal["plain", "mirrored"], ...] = ("plain",),
+    image_size: int | None = None,
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
@@ -42,6 +43,8 @@ def embed(
             metadata.csv: all of it, the training part first. A set of parts, as a run's own is, gets a column of them.
         format: By default the one that the suffix of the file names.
         views: The features are the mean over these.
+        image_size: Pictures are prepared at this size, a multiple of the network's patch; by default at its own.
+            Smaller is quicker: time goes with its square.
         device: auto, cpu, cuda or mps.
         batch_size: Images of one forward pass.
         workers: Processes that prepare images; 0 for none.
@@ -51,7 +54,7 @@ def embed(
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
     check_embeddings(out, format)
-    network = open_model(model).to(resolve_device(device))
+    network = open_resized(model, image_size).to(resolve_device(device))
     opened = survey(open_images(images) if data is None else _whole(model, data), 1.0, workers)
     for entry in opened.left_out:
         note_left_out(entry)

@@ -14,7 +14,7 @@ from vismoe.data import survey
 from vismoe.training import Run, resolve_device
 
 from .data import open_set, own_run
-from .model import open_model
+from .model import open_resized
 from .notes import note, note_left_out
 from .progress import PictureProgress
 
@@ -28,6 +28,7 @@ def fewshot(
     protocol: Literal["validated", "reference"] = "validated",
     max_unreadable: float = 0.1,
     json: bool = False,
+    image_size: int | None = None,
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
@@ -49,6 +50,8 @@ def fewshot(
             the held-out part itself, as google-research/vmoe does, for figures to compare with published ones.
         max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
         json: Print one JSON object; shares are in 0…1.
+        image_size: Pictures are prepared at this size, a multiple of the network's patch; by default at its own.
+            Smaller is quicker: time goes with its square.
         device: auto, cpu, cuda or mps.
         batch_size: Images of one forward pass.
         workers: Processes that prepare images; 0 for none.
@@ -58,7 +61,7 @@ def fewshot(
     wanted = _numbers(shots)
     own, run = own_run(model, data), Run.of(model)
     data = data or (own.recipe.data if own is not None else "")
-    network = open_model(model).to(resolve_device(device))
+    network = open_resized(model, image_size).to(resolve_device(device))
     opened = open_set(model, data, 0 if run is None else run.recipe.split_seed)
     opened = survey(opened, max_unreadable, workers)
     for entry in opened.left_out:

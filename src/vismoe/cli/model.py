@@ -6,12 +6,20 @@ import torch
 from torch import nn
 
 from vismoe import create_model, list_models
-from vismoe.adapt.start import FOLDER, HUB, TIMM, open_trained
+from vismoe.adapt.start import FOLDER, HUB, TIMM, open_trained, set_image_size
 from vismoe.training import Run
 from vismoe.weights import load_network
 from vismoe.weights.layout import ONNX
 
 from .notes import note
+
+
+def open_resized(name: str, image_size: int | None) -> nn.Module:
+    """As `open_model`; taking images of another size than its own where that is said."""
+    model = open_model(name)
+    if image_size is not None:
+        set_image_size(model, image_size, name)
+    return model
 
 
 def open_model(name: str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
