@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+# Before torch is imported, here and in processes that tests start: tests run side by side, on small tensors, where
+# threads that wait for each other take the cores from other tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _hook = install_import_hook("vismoe", "beartype.beartype")
 _hook.__enter__()
 
