@@ -203,6 +203,6 @@ def _retry_after(headers: Message) -> float | None:
     if value.isdecimal():
         return float(value)
     try:
-        return max(0.0, math.ceil(parsedate_to_datetime(value).timestamp() - time.time()))
+        return float(max(0, math.ceil(parsedate_to_datetime(value).timestamp() - time.time())))
     except ValueError:
         return None

@@ -40,7 +40,7 @@ def pretrained_folder(published: Published) -> Path:
 
 
 def _is_there(folder: Path, record: Record) -> bool:
-    return (folder / CONFIG).is_file() and WEIGHTS in record
+    return all((folder / name).is_file() for name in (CONFIG, WEIGHTS)) and WEIGHTS in record
 
 
 def _make(published: Published, place: Path, record: Record) -> None:
