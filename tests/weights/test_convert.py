@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 import vismoe
 from vismoe.cli import main
 from vismoe.vit import PRESETS
-from vismoe.weights import PUBLISHED, Published, convert, to_reference
+from vismoe.weights import PUBLISHED, Published, convert, from_reference, to_reference
 from vismoe.weights.dense_npz import DenseNpz
 from vismoe.weights.positions import resize_positions
 
@@ -126,6 +127,42 @@ def test_published_names(written, tmp_path, monkeypatch):
         assert published.name == name
         assert published.preset in PRESETS
         assert published.image_size % PRESETS[published.preset].arguments["patch_size"] == 0
+
+
+@pytest.mark.parametrize("name", ["eee_s32_last2_ilsvrc2012", "eee_s32_last2_ilsvrc2012_ft_cifar100"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_published_ensembles(name, flat, tmp_path, monkeypatch):
+    """A published ensemble becomes the network that its configuration, of the same sizes, describes: two members, one
+    expert a token, exchange in bfloat16; its routers' kernels may lie member by member or side by side."""
+    monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], preset=SPARSE, image_size=8, classes=5))
+    _, arrays = network(SPARSE, ensemble_size=2, representation_size=24)
+    dispatcher = {
+        "name": "einsum",
+        "bfloat16": True,
+        "capacity_factor": 4.0,
+        "batch_priority": False,
+    }  # none is dropped
+    router = {"num_selected_experts": 1, "noise_std": 1.0, "importance_loss_weight": 0.005, "load_loss_weight": 0.005}
+    moe = {"ensemble_size": 2, "num_experts": 8, "group_size": 3 * 17 * 2, "layers": (1, 3), "split_rngs": False}
+    encoder = {"num_layers": 4, "num_heads": 4, "mlp_dim": 256, "moe": moe | {"router": router}}
+    encoder["moe"]["router"]["dispatcher"] = dispatcher
+    model = {"num_classes": 5, "patch_size": (2, 2), "hidden_size": 64, "classifier": "token"}
+    model |= {"name": "VisionTransformerMoeEnsemble", "representation_size": 24, "encoder": encoder}
+    expected = from_reference(arrays, {"model": model})
+    kernels = {each: array for each, array in arrays.items() if each.endswith("/Moe/Router/dense/kernel")}
+    assert [array.shape for array in kernels.values()] == [(64, 2, 4)] * 2
+    if flat:
+        arrays |= {each: array.reshape(64, 8) for each, array in kernels.items()}
+    write(tmp_path / name, nested(arrays), shards=2)
+    convert(tmp_path / name, tmp_path / "out")
+    assert same(expected, tmp_path / "out")
+    made = vismoe.load(tmp_path / "out").moe
+    assert (made.ensemble_size, made.experts_per_token, made.bfloat16_exchange) == (2, 1, True)
+
+
+def test_published_checkpoints_exchange_in_bfloat16():
+    """All configurations that were published say so."""
+    assert all(published.moe["bfloat16_exchange"] for published in PUBLISHED.values())
 
 
 def test_another_image_size(written, tmp_path):

@@ -15,6 +15,7 @@ from vismoe.weights import TransformersNetwork, create_model, download, load_net
 from vismoe.weights.download import downloading
 from vismoe.weights.folder import read_config
 from vismoe.weights.layout import CONFIG
+from vismoe.weights.published import published_by
 
 from .rules import choose_image_size
 
@@ -26,22 +27,23 @@ of its tokens, which learn more from few pictures."""
 
 def check_source(source: str | None) -> None:
     """Raises FileNotFoundError for a source that is looked for on this machine and is not there."""
-    if source is None or source in PRESETS or source.startswith((TIMM, HUB)):
+    if source is None or source in PRESETS or published_by(source) or source.startswith((TIMM, HUB)):
         return
     if not Path(source.removeprefix(FOLDER)).exists():
         raise FileNotFoundError(
-            f"{source}: no such run or model folder; timm:NAME is a network of timm's, hf:ORG/NAME one on a hub"
+            f"{source}: no such run or model folder; timm:NAME is a network of timm's, hf:ORG/NAME one on a hub, "
+            "PRESET.TAG published weights (`vismoe models` lists those)"
         )
 
 
 def open_trained(source: str) -> nn.Module:
     """A trained network with the classes that it has: a run or model folder, timm's and transformers' too
-    (`local-dir:` may stand before it), `timm:NAME` with its published weights, or `hf:ORG/NAME`, a network of timm's,
-    transformers' or vismoe's on the Hugging Face hub.
+    (`local-dir:` may stand before it), `timm:NAME` with its published weights, PRESET.TAG, the reference's, or
+    `hf:ORG/NAME`, a network of timm's, transformers' or vismoe's on the Hugging Face hub.
 
     **Raises:** ValueError, FileNotFoundError for what is none of these or cannot be downloaded.
     """
-    if source.startswith(TIMM):
+    if source.startswith(TIMM) or published_by(source):
         return create_model(source, num_classes=None, pretrained=True).eval()
     if source.startswith(HUB):
         return _of_hub(source.removeprefix(HUB))

@@ -35,7 +35,7 @@ def embed(
     Example: vismoe embed runs/demo --data digits --out digits.npy
 
     Args:
-        model: A run folder, a model folder, timm:NAME or hf:ORG/NAME (download), or a preset (random weights).
+        model: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (download), or a random preset.
         images: Image files, or folders of them; damaged files are named and left out.
         out: FILE.npy: a float32 array (pictures, features), with the table FILE.csv beside it; FILE.parquet: both in
             one. An existing file is not overwritten.

@@ -34,7 +34,8 @@ def evaluate_model(
     Example: vismoe eval runs/demo --data digits
 
     Args:
-        model: A run folder, a model folder, an exported .onnx file, or a preset (with random weights).
+        model: A run folder, a model folder, an exported .onnx file, PRESET.TAG (published weights, downloaded), or a
+            preset (with random weights).
         data: "digits", "fashion-mnist", or a folder (or zip) of class folders, or of images with a metadata.csv; of
             one with train/ and val/ the latter is used, else all. Classes are matched by name. By default a run's own
             set, of which only the part is used that the run was tested on.

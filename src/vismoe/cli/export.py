@@ -26,7 +26,7 @@ def export(
     Example: vismoe export runs/demo digits.onnx --dynamic-batch
 
     Args:
-        model: A run folder, a model folder, or a preset (with random weights).
+        model: A run folder, a model folder, PRESET.TAG (downloads), or a preset (with random weights).
         dst: The file to write; one that is there already is left alone.
         format: onnx: standard ONNX operators, each expert computing its own tokens only.
         dynamic_batch: Take any number of images at a time.

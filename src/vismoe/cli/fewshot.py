@@ -39,7 +39,7 @@ def fewshot(
     Example: vismoe fewshot runs/demo --data digits --shots 1,5
 
     Args:
-        model: A run folder, a model folder, timm:NAME or hf:ORG/NAME (download), or a preset (random weights).
+        model: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (download), or a random preset.
         data: "digits", "fashion-mnist", or a folder of class folders, or of images with a metadata.csv; of one in one
             piece a quarter is held out. By default a run's own set: pictures are drawn from what it was trained on, and
             judged are those that it was tested on.

@@ -40,7 +40,7 @@ def finetune_folder(
 
     Args:
         data: A folder with a folder of images for each class, or with a metadata.csv; a zip of one; or a named set.
-        source: What to start from: a run or model folder, timm:NAME (downloads), hf:ORG/NAME (downloads); a preset has
+        source: What to start from: a run or model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG (download); a preset has
             random weights. Without it a small network is trained from scratch: a trained one does much better.
         sparse: Upcycle a dense network; so does any option of experts. From scratch: a sparse network, the default.
         dense: From scratch a dense network; a trained one stays dense unless said.

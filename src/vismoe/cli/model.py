@@ -10,6 +10,7 @@ from vismoe.adapt.start import FOLDER, HUB, TIMM, open_trained, set_image_size
 from vismoe.training import Run
 from vismoe.weights import load_network
 from vismoe.weights.layout import ONNX
+from vismoe.weights.published import published_by
 
 from .notes import note
 
@@ -23,8 +24,8 @@ def open_resized(name: str, image_size: int | None) -> nn.Module:
 
 
 def open_model(name: str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
-    """A run folder, a model folder, timm:NAME, hf:ORG/NAME, or a preset, which has random weights and says so; an
-    `exported` file too where its answers are enough.
+    """A run folder, a model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG, or a preset, which has random weights and says
+    so; an `exported` file too where its answers are enough.
 
     **Raises:** ValueError, FileNotFoundError where it is none of these.
     """
@@ -32,7 +33,7 @@ def open_model(name: str, num_classes: int | None = None, exported: bool = False
         from vismoe.deploy import OnnxModel  # needs an extra of its own
 
         return OnnxModel(name)
-    if name.startswith((HUB, TIMM, FOLDER)):
+    if name.startswith((HUB, TIMM, FOLDER)) or published_by(name):
         return open_trained(name)
     if Path(name).exists():
         run = Run.of(name)

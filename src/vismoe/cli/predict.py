@@ -33,7 +33,8 @@ def predict_images(
     Example: vismoe predict runs/demo runs/demo/samples --topk 3
 
     Args:
-        model: A run folder, a model folder, an exported .onnx file, or a preset (with random weights).
+        model: A run folder, a model folder, an exported .onnx file, PRESET.TAG (published weights, downloaded), or a
+            preset (with random weights).
         images: Image files, or folders of them, whose damaged files are named and left out.
         topk: How many classes to name.
         format: table, json (one array) or csv (with a header).

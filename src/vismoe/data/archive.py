@@ -2,7 +2,6 @@
 
 import hashlib
 import lzma
-import os
 import shutil
 import stat
 import tempfile
@@ -10,6 +9,8 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+
+from vismoe.weights.cache import cache_folder
 
 from .folders import HELD_OUT, TRAIN
 from .metadata import METADATA
@@ -31,11 +32,9 @@ def archive_folder(path: Path) -> Path:
 
     **Raises:** ValueError for an archive that is damaged, encrypted, or not safe to unpack.
     """
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    cache = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    place = cache / "vismoe" / "archives" / digest
+    place = cache_folder() / "archives" / digest
     if not place.is_dir():
         unpack(path, place)
     return place

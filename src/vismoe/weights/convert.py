@@ -18,9 +18,9 @@ from .positions import resize_positions
 from .published import PUBLISHED, Published
 from .read_reference import Checkpoint
 from .reference import from_reference
-from .reference_config import ENSEMBLE_CLASS, MODEL_CLASS, PATCHES
+from .reference_config import MODEL_CLASS, PATCHES
 from .reference_places import places
-from .registry import create_model
+from .registry import create_model, unknown_preset
 from .saving import save
 
 Shapes = dict[str, tuple[int, ...]]
@@ -101,7 +101,7 @@ def _reshaped(source: Path, shapes: Shapes, published: Published | None, image_s
 
 def _builder(source: Path, shapes: Shapes, published: Published | None, preset: str | None) -> Any:
     """A function that makes the network, of the preset where one is known."""
-    found, members = _sizes(shapes), _axis(shapes, r"/Moe/Router/dense/kernel$", 3, 1) or 1
+    found, members = _sizes(shapes), _axis(shapes, r"/Moe/Router/dense/kernel$", 3, 1)
     preset = preset or (published.preset if published else None)
     if preset is None:
         if found.get("sparse blocks"):
@@ -112,7 +112,7 @@ def _builder(source: Path, shapes: Shapes, published: Published | None, preset: 
             )
         return partial(from_reference, _zeros(shapes), _configuration(source, found, shapes))
     if preset not in PRESETS:
-        create_model(preset)  # says what is near
+        raise unknown_preset(preset)
     known = PRESETS[preset]
     if strange := {"stem", "class_token", "global_pool"} & set(known.arguments):
         raise ValueError(
@@ -122,16 +122,16 @@ def _builder(source: Path, shapes: Shapes, published: Published | None, preset: 
     if differences := [what for what in expected if what in found and found[what] != expected[what]]:
         told = "; ".join(f"{what} {found[what]}, the preset's {expected[what]}" for what in differences)
         raise ValueError(f"{source} does not fit preset {preset}: {told}")
-    k = published.experts_per_token if published else None
-    if members > 1:
-        moe = _moe(known, members, k)
-        return partial(from_reference, _zeros(shapes), _configuration(source, expected, shapes, moe))
     arguments: dict[str, Any] = {
         "img_size": _image_size(source, shapes),
         "in_chans": shapes[PATCHES][2],
         "representation_size": _axis(shapes, r"^pre_logits/kernel$", 2, 1) or 0,
         "act_layer": "gelu_tanh",  # presets of timm's shapes have timm's
     }
+    if members:
+        arguments["ensemble_size"] = members
+    if published is not None:
+        arguments |= published.moe
     return partial(create_model, preset, _axis(shapes, r"^head/kernel$", 2, 1) or 0, **arguments)
 
 
@@ -169,17 +169,13 @@ def _sizes_of(preset: Preset) -> dict[str, Any]:
     return sizes
 
 
-def _configuration(
-    source: Path, sizes: Mapping[str, Any], shapes: Shapes, moe: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The reference's configuration of a network of these sizes, dense or an ensemble."""
+def _configuration(source: Path, sizes: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
+    """The reference's configuration of a dense network of these sizes."""
     if missing := [what for what in ("width", "depth", "heads", "MLP width") if not sizes.get(what)]:
         raise ValueError(f"{source} has no parameters that say its {', '.join(missing)}")
     if sizes["width"] % sizes["heads"]:
         raise ValueError(f"{source}: {sizes['heads']} heads do not divide a width of {sizes['width']}")
     encoder = {"num_layers": sizes["depth"], "mlp_dim": sizes["MLP width"], "num_heads": sizes["heads"]}
-    if moe is not None:
-        encoder["moe"] = moe | {"layers": sizes["sparse blocks"]}
     if any("/query_ln/" in name for name in shapes):
         encoder["attention_qk_norm"] = True
     pooled = "map" if "MapHead/probe" in shapes else "gap"
@@ -191,20 +187,7 @@ def _configuration(
         "representation_size": _axis(shapes, r"^pre_logits/kernel$", 2, 1),
         "encoder": encoder,
     }
-    return {"model_class": MODEL_CLASS if moe is None else ENSEMBLE_CLASS, "model": model}
-
-
-def _moe(preset: Preset, members: int, k: int | None) -> dict[str, Any]:
-    """The sparse part of an ensemble, which drops nothing: its members' experts have room for all their tokens."""
-    moe = MoEConfig(**preset.arguments["moe"])
-    k = moe.experts_per_token if k is None else k
-    router = {
-        "num_selected_experts": k,
-        "noise_std": moe.noise_std,
-        **{f"{name}_loss_weight": weight for name, weight in (moe.loss_weights or {}).items()},
-        "dispatcher": {"name": "einsum", "capacity_factor": moe.num_experts / (members * k)},
-    }
-    return {"num_experts": moe.num_experts, "ensemble_size": members, "router": router}
+    return {"model_class": MODEL_CLASS, "model": model}
 
 
 def _image_size(source: Path, shapes: Shapes) -> tuple[int, int]:
