@@ -182,8 +182,8 @@ a model of its parameters | weights.from_reference(params, config) |
   weights/test_reference.py::test_logits_and_losses; weights/test_reference.py::test_gradients
 parameters of a model | weights.to_reference(model) | weights/test_reference.py::test_back;
   weights/test_reference_parts.py::test_all_parts_together | bit for bit
-`gs://vmoe_checkpoints/…` | weights.PUBLISHED | weights/test_convert.py::test_published_names | names with
-  preset, size, classes, accuracy as published
+`gs://vmoe_checkpoints/…` | create_model(pretrained); weights.PUBLISHED | weights/test_pretrained.py::test_one_line;
+  weights/test_convert.py::test_published_names | tags of presets
 `initialization.initialize_from_vmoe`, `…_release` (2022) | training.Recipe(weights); weights.take_over |
   recipes/test_paper.py::test_fine_tuning_trains | all but the head, positions resized
 `initialization.initialize_from_vit` | weights.convert; upcycle | weights/test_convert.py::test_dense_npz;
@@ -358,8 +358,8 @@ A group size that does not divide the tokens
   | moe/test_oracle_agreement.py::test_groups_that_do_not_divide_are_images_at_evaluation
 Rounding to bfloat16 on the way to experts
   | published configurations do, soft routing always
-  | where asked for (`bfloat16_exchange`) and by `from_reference`, not in presets, recipes and converted checkpoints: it
-    saves bandwidth between devices, and there is none to save
+  | in published checkpoints, where asked for (`bfloat16_exchange`) and by `from_reference`, not in presets and recipes:
+    it saves bandwidth between devices, and there is none to save
   | moe/test_soft.py::test_bfloat16_exchange_rounds_what_experts_see_and_say
 The router's type
   | the layer's `dtype`
