@@ -1,10 +1,13 @@
 """Checks every jaxtyping annotation of the package while tests run, and finds the reference's figures and files."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+from .forks import starter
 
 # Before torch is imported, here and in processes that tests start: tests run side by side, on small tensors, where
 # threads that wait for each other take the cores from other tests.
@@ -30,3 +33,10 @@ def reference_checkpoints() -> Path:
     if not place:
         pytest.skip("VISMOE_REFERENCE_CHECKPOINTS is not set: no checkpoints of the reference to read")
     return Path(place)
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Path]:
+    """A command to be used as Python's (forks.py); bin/vismoe lies beside it."""
+    with starter() as command:
+        yield command

@@ -34,12 +34,13 @@ def test_blocks_are_run_or_say_why_not(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_blocks_run(page, tmp_path):
+def test_blocks_run(page, tmp_path, forked):
     """What a reader copies works."""
     code = [block for block in blocks(page) if block["language"] in RUN and not block["reason"]]
     # Warnings are errors in Python blocks: a reader should not meet one.
     python = "\n".join(block["code"] for block in code if block["language"] == "python")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    paths = (str(forked.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"])
+    environment = os.environ | {"PATH": ":".join(paths), "OMP_NUM_THREADS": "1"}
     for command in (
         [sys.executable, "-W", "error", "-c", python],
         *(["bash", "-e", "-c", b["code"]] for b in code if b["language"] == "bash"),

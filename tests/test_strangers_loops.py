@@ -4,7 +4,6 @@ python -m pytest tests/test_strangers_loops.py
 """
 
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -108,7 +107,7 @@ def test_activation_recompute(num_experts):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("num_experts", [8, 32])
-def test_compiled(num_experts, recompute):
+def test_compiled(num_experts, recompute, forked):
     """torch.compile of the whole model, with and without recompute: evenly loaded, and no graph break."""
     script = f"""
         import sys, torch
@@ -121,7 +120,7 @@ def test_compiled(num_experts, recompute):
         print(max(unevenness(model)))
     """
     # Not in this process: shape checks under test are Python that compilers cannot trace.
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run([forked, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout.split()[-1]) < 2
 

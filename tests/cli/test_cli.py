@@ -189,16 +189,16 @@ def test_demo_removes_nothing_but_a_demo(run, tmp_path, capsys):
     assert "steps=0" in capsys.readouterr().err
 
 
-def test_output_that_nobody_reads_is_no_error(run):
+def test_output_that_nobody_reads_is_no_error(forked):
     """`vismoe … | head` ends without a word."""
-    line = f"{sys.executable} -m vismoe models --json 'vmoe_pico*' | head -c 10"
+    line = f"{forked} -m vismoe models --json 'vmoe_pico*' | head -c 10"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_training_that_nobody_watches_ends_all_the_same(tmp_path):
+def test_a_training_that_nobody_watches_ends_all_the_same(tmp_path, forked):
     """`vismoe train … | head -n 1`: the run is whole."""
-    words = [sys.executable, "-m", "vismoe", "train", "digits", "--steps", "40", "--batch-size", "8", "--device", "cpu"]
+    words = [str(forked), "-m", "vismoe", "train", "digits", "--steps", "40", "--batch-size", "8", "--device", "cpu"]
     line = shlex.join([*words, "--out", str(tmp_path / "run")]) + " | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)

@@ -2,7 +2,6 @@
 
 import random
 import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -76,7 +75,7 @@ def test_missing_and_cut_off_files_are_found_by_name(name, tmp_path):
     assert newest_checkpoint(tmp_path, lambda text: None) is None
 
 
-def test_no_space_left(tmp_path):
+def test_no_space_left(tmp_path, forked):
     """A file that the system does not let grow: one error that names the checkpoint, the one before it untouched."""
     write_checkpoint(tmp_path, 1, tensors(), {"step": 1})
     script = f"""
@@ -90,7 +89,7 @@ def test_no_space_left(tmp_path):
         except OSError as error:
             print(error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run([forked, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert "step-000002 could not be written" in done.stdout, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     assert read_checkpoint(tmp_path / "step-000001")[1] == {"step": 1}

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -31,13 +30,13 @@ CHANGES = {
 OPTIONS = [part for name, value in CHANGES.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def torchrun(out: Path, *more: str) -> list[str]:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vismoe"]
+def torchrun(python: Path, out: Path, *more: str) -> list[str]:
+    start = [str(python), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vismoe"]
     return [*start, "train", "digits", *OPTIONS, "--warmup-steps", "1", "--device", "cpu", "--out", str(out), *more]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+def environment(python: Path) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": str(python)}  # the latter is torchrun's
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +45,9 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
+def together(tmp_path_factory, forked):
     out = tmp_path_factory.mktemp("runs") / "together"
-    done = subprocess.run(torchrun(out), capture_output=True, text=True, check=False, env=environment())
+    done = subprocess.run(torchrun(forked, out), capture_output=True, text=True, check=False, env=environment(forked))
     assert done.returncode == 0, done.stderr
     return Run(out), done.stdout
 
@@ -78,16 +77,16 @@ def test_one_writes(alone, together):
     assert output.count("step 8/8") == 1
 
 
-def test_resumed_it_ends_bit_equal(together, tmp_path):
+def test_resumed_it_ends_bit_equal(together, tmp_path, forked):
     """Both processes asked to stop leave one checkpoint, of one step; resumed they end as those that never stopped."""
     whole, _ = together
     out = tmp_path / "run"
     process = subprocess.Popen(
-        torchrun(out, "--steps", "100000", "--checkpoint-every", "0"),
+        torchrun(forked, out, "--steps", "100000", "--checkpoint-every", "0"),
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env=environment(),
+        env=environment(forked),
     )
     while process.poll() is None and not (out / "metrics.jsonl").exists():
         time.sleep(0.1)
@@ -104,7 +103,11 @@ def test_resumed_it_ends_bit_equal(together, tmp_path):
     (whole.path / "checkpoints" / "step-000004").rename(short / "checkpoints" / "step-000004")
     assert recipe["steps"] == 8
     done = subprocess.run(
-        torchrun(short, "--resume", "auto"), capture_output=True, text=True, check=False, env=environment()
+        torchrun(forked, short, "--resume", "auto"),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(forked),
     )
     assert done.returncode == 0, done.stderr
     ours, theirs = ((run / "model" / "model.safetensors").read_bytes() for run in (short, whole.path))

@@ -46,7 +46,7 @@ MOMENTUM = {
     "model_options": (("capacity_factor", 1.5),),
 }
 
-# One process imports, then forks one child a run: each is killed, or ends, on its own.
+# Forks one child a run: each is killed, or ends, on its own.
 DRIVER = """
     import json, os, signal, sys
     from pathlib import Path
@@ -81,19 +81,18 @@ DRIVER = """
 """
 
 
-def drive(*runs):
+@pytest.fixture(scope="module")
+def drive(forked):
     """Exit codes of runs, one after the other: (recipe, folder, step to be killed in, or minus the number of the file
     to be killed at while a checkpoint is written, or None)."""
-    command = [
-        sys.executable,
-        "-c",
-        textwrap.dedent(DRIVER),
-        json.dumps([(r.to_json(), str(o), k) for r, o, k in runs]),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    return list(map(int, done.stdout.split())), done.stderr
+
+    def driven(*runs):
+        wanted = json.dumps([(recipe.to_json(), str(out), kill_in) for recipe, out, kill_in in runs])
+        command = [forked, "-c", textwrap.dedent(DRIVER), wanted]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return list(map(int, done.stdout.split())), done.stderr
+
+    return driven
 
 
 def weights(folder):
@@ -101,7 +100,7 @@ def weights(folder):
 
 
 @pytest.mark.parametrize(("workers", "then"), [(0, 0), (2, 0), (0, 2)])
-def test_killed_at_random_steps(tmp_path, workers, then):
+def test_killed_at_random_steps(tmp_path, workers, then, drive):
     """kill -9 in the middle of ten random steps: bit-equal in the end, with workers, and when their number changes.
 
     With balancing, router noise, stochastic depth, mixup, cutmix, flips, affine maps, an average of weights and
@@ -120,7 +119,7 @@ def test_killed_at_random_steps(tmp_path, workers, then):
         assert Run(tmp_path / f"{kill}").summary["top1"] == whole.summary["top1"]
 
 
-def test_killed_with_momentum(tmp_path):
+def test_killed_with_momentum(tmp_path, drive):
     """The same with SGD, a decay by name, frozen parameters (which stay as they began), no clipping."""
     recipe, whole, out = tiny(**EVERYTHING | MOMENTUM), tmp_path / "whole", tmp_path / "run"
     codes, errors = drive((recipe, whole, None), (recipe, out, 8), (recipe, out, None))
@@ -132,7 +131,7 @@ def test_killed_with_momentum(tmp_path):
     assert not torch.equal(begun["blocks.1.norm1.weight"], ended["blocks.1.norm1.weight"])
 
 
-def test_killed_while_a_checkpoint_is_written(tmp_path):
+def test_killed_while_a_checkpoint_is_written(tmp_path, drive):
     """Whichever of its files was just written, what is there is whole, and the run ends bit-equal."""
     recipe = tiny(**EVERYTHING)
     runs = [(recipe, tmp_path / "whole", None)]
@@ -147,7 +146,7 @@ def test_killed_while_a_checkpoint_is_written(tmp_path):
         assert all(name.startswith("step-") for name in names)
 
 
-def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path):
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, drive):
     """The checkpoint before it is used, a line says which file was damaged, and the end is bit-equal."""
     recipe = tiny(**EVERYTHING)
     codes, _ = drive((recipe, tmp_path / "whole", None), (recipe, tmp_path / "run", 11))
@@ -189,13 +188,13 @@ def test_killed_while_it_began(tmp_path, run):
         assert not list(out.glob(".*"))
 
 
-def test_a_run_that_is_being_written_is_left_alone(tmp_path, run):
+def test_a_run_that_is_being_written_is_left_alone(run, forked):
     """A second process that resumes it is refused in one line; what the first one does goes on, and its lock ends."""
     arguments = ["train", "digits", "--steps", "4", "--batch-size", "8", "--out", str(run.path), "--resume", "auto"]
     arguments += ["--warmup-steps", "1", "--device", "cpu"]
     before = (run.path / "metrics.jsonl").read_bytes()
     with Run(run.path).alone():
-        done = subprocess.run([sys.executable, "-m", "vismoe", *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run([forked, "-m", "vismoe", *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "is being written by another process" in done.stderr
     assert (run.path / "metrics.jsonl").read_bytes() == before

@@ -1,7 +1,6 @@
 """pytest tests/vit/test_errors.py"""
 
 import subprocess
-import sys
 
 import pytest
 import timm
@@ -69,7 +68,7 @@ for given, name in (
 """
 
 
-def test_values_of_another_kind_are_said_too():
+def test_values_of_another_kind_are_said_too(forked):
     """Without type checks, as in a user's process, a value that is not among those accepted is a ValueError as well."""
-    run = subprocess.run([sys.executable, "-c", UNTYPED], capture_output=True, text=True, check=False)
+    run = subprocess.run([forked, "-c", UNTYPED], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -1,0 +1,142 @@
+"""`python -c CODE …` and `python -m vismoe …` without the seconds that imports take: a process that has imported all of
+vismoe forks a child for each, with the caller's files, folder, environment and exit code.
+
+The fixture `forked` (conftest.py) is its command; what tests importing itself, or signals to a group of processes,
+starts a real Python.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import runpy
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+PRELOADED = (
+    "vismoe.cli.values",
+    "vismoe.adapt",
+    "vismoe.explain.pictures",
+    "vismoe.recipes",
+    "torch.onnx",
+    "onnxscript",
+)
+"""What starts no thread: a child has none of its parent's, and would wait for them (onnxruntime starts one)."""
+
+# Started without site-packages, in some 20 ms. What asks it to stop asks the child; what ends that ends this too.
+CLIENT = """#!{python} -IS
+import json, os, signal, socket, sys
+request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(request)
+    child = int(server.recv(16))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: os.kill(child, number))
+    code = int(server.recv(16))
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+@contextlib.contextmanager
+def starter() -> Iterator[Path]:
+    """Inside, the path of a command that is used as Python's would be; bin/vismoe beside it is `-m vismoe`."""
+    with tempfile.TemporaryDirectory() as folder:  # a socket's address must be short
+        yield from _starter(Path(folder))
+
+
+def _starter(folder: Path) -> Iterator[Path]:
+    address, command, vismoe = str(folder / "socket"), folder / "python", folder / "bin" / "vismoe"
+    vismoe.parent.mkdir()
+    command.write_text(CLIENT.format(python=sys.executable, address=address))
+    vismoe.write_text(f'#!/bin/sh\nexec "{command}" -m vismoe "$@"\n')
+    for script in (command, vismoe):
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    start, environment = [sys.executable, __file__, address], os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(start, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        try:
+            yield command
+        finally:
+            server.kill()
+
+
+def requests(address: str) -> list[str]:
+    """Serves for ever; comes back in each child, with its arguments."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address)
+        server.listen()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
+        assert threading.active_count() == 1
+        os.write(1, b"ready\n")
+        while True:
+            caller, _ = server.accept()
+            if not os.fork():
+                break
+            caller.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    head, files, *_ = socket.recv_fds(caller, 8, 3)
+    length, body = int.from_bytes(head, "big"), b""
+    while len(body) < length:
+        body += caller.recv(length - len(body))
+    if child := os.fork():
+        for file in files:  # so that a reader of the child's sees its end
+            os.close(file)
+        with contextlib.suppress(BrokenPipeError):  # a caller that was killed
+            caller.sendall(str(child).encode())
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            caller.sendall(str(code).encode())
+        os._exit(0)
+    caller.close()
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    arguments, folder, environment = json.loads(body)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    return arguments
+
+
+def ended_by(kind: str, what: str, arguments: list[str]) -> int:
+    """The exit code of a module or of code, which is left as Python leaves it but for the seconds in which it takes
+    all modules apart."""
+    sys.path[0], sys.argv = "", [kind, *arguments]
+    try:
+        if kind == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            assert kind == "-c", kind
+            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+        code = 0
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return 120
+    return code
+
+
+if __name__ == "__main__":
+    for module in PRELOADED:
+        import_module(module)
+    kind, what, *rest = (argument for argument in requests(sys.argv[1]) if argument != "-u")  # torchrun says that
+    os._exit(ended_by(kind, what, rest))
