@@ -55,6 +55,8 @@ WORDS = [
     ("capacity_factor", "all", "capacity_factor='all': accepted are \"none\" and positive numbers"),
     ("eval_capacity_factor", "all", "eval_capacity_factor='all': accepted are \"none\" and positive numbers"),
     ("capacity_factor", None, 'capacity_factor=None: accepted are "none" and positive numbers'),
+    ("noise_std", None, "noise_std=None: accepted are numbers ≥ 0"),
+    ("loss_weights", {"load": "1"}, "loss_weights={'load': '1'}: accepted are weights ≥ 0 for importance"),
     ("k", 2.0, "k=2.0 experts per token, but there are only num_experts=4: choose a whole number"),
 ]
 
@@ -142,7 +144,7 @@ def test_capacity_below_one():
         layer(capacity_factor=0.1, capacity_rounding="round")(torch.zeros(2, 4, 8))
 
 
-@pytest.mark.parametrize(("rounding", "multiple_of"), [("floor", 4), ("ceil", 1.5), ("ceil", -4)])
+@pytest.mark.parametrize(("rounding", "multiple_of"), [("floor", 4), ("ceil", 1.5), ("ceil", -4), ("ceil", None)])
 def test_capacity_options(rounding, multiple_of):
     """An unknown way of rounding is refused, not taken for another."""
     with refused(f"rounding={rounding!r}, multiple_of={multiple_of} of a capacity: accepted are"):

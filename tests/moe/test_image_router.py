@@ -69,6 +69,18 @@ def test_every_token_of_an_image_goes_where_its_mean_does(k, combine, masked):
         np.testing.assert_allclose(call.gates[:, token].detach().numpy(), of_images.gates, atol=1e-6)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_mean_is_of_float32(masked):
+    """The sum of some hundred tokens may be more than float16 holds, and bfloat16 would round it."""
+    layer = layer_of().half().eval()
+    x = (200 + torch.randn(2, 400, DIM)).half()
+    mask = torch.ones(2, 400, dtype=torch.bool) if masked else None
+    with vismoe.record(layer) as recording:
+        assert layer(x, mask).isfinite().all()
+    expected = x.double().mean(1) @ layer.router.weight.double().T
+    torch.testing.assert_close(recording.layers[""][0].routing.image.logits[0].double(), expected, rtol=1e-5, atol=1e-3)
+
+
 def test_an_image_needs_few_experts_and_not_its_batch_mates():
     """A picture's tokens meet k experts in all, whoever is beside it, and its output is the same alone."""
     layer = layer_of(k=2).eval()

@@ -55,6 +55,23 @@ def test_gshard_loss_is_of_normalised_gates():
     assert recording.layers[""][0].losses["gshard"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_token_that_no_expert_wants():
+    """Where all of a token's gates are 0 in float32 its weights and shares are 0 too, and nothing is NaN."""
+    router = vismoe.SigmoidRouter(DIM, EXPERTS, 2, "none", "renormalized")
+    with torch.no_grad():
+        router.weight.fill_(-1)
+    layer = vismoe.MoE(router, vismoe.MLPExperts(DIM, 4, EXPERTS))
+    x = torch.ones(1, 2, DIM).mul_(torch.tensor([1e3, 1.0])[:, None]).requires_grad_()
+    with vismoe.record(layer) as recording:
+        y = layer(x)
+    gshard = recording.layers[""][0].losses["gshard"]
+    (y.sum() + gshard.sum()).backward()
+    assert not y[0, 0].any()
+    assert y[0, 1].all()
+    assert gshard.item() == pytest.approx(0.5)  # of two tokens one has shares
+    assert all(value.isfinite().all() for value in (x.grad, *(parameter.grad for parameter in layer.parameters())))
+
+
 def test_a_network_has_it_by_name(tmp_path):
     """`router="sigmoid"` of a preset trains, is saved, and opens with the same outputs."""
     options = {"num_classes": 5, "router": "sigmoid", "experts_per_token": 2, "combine": "renormalized"}

@@ -142,9 +142,33 @@ def test_in_a_network(tmp_path):
     assert other.blocks[1].mlp.router.slots_per_expert == 3
 
 
+@pytest.mark.parametrize("shape", [(0, SIZE, DIM), (IMAGES, 0, DIM), (0, DIM)])
+def test_no_tokens(shape):
+    """An empty batch, and images without tokens, give an empty output with a gradient, as of other routers."""
+    layer, _ = layer_of()
+    x = torch.zeros(shape, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape
+
+
+def test_slots_by_capacity_are_of_a_group():
+    """With groups of several images as many slots as the reference draws for them: group · factor ÷ E."""
+    options = {"router": "soft", "capacity_factor": 1.0, "class_token": False, "global_pool": "avg"}
+    model = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", group_size=64, **options)
+    assert model.blocks[1].mlp.router.slots_per_expert == 64 // 8
+    assert model.eval()(torch.randn(8, 3, 8, 8)).isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
+        (
+            lambda: vismoe.create_model(
+                "vmoe_pico_patch2_8_every2_e8", router="soft", slots_per_expert=2, capacity_factor=1.0
+            ),
+            "slots_per_expert=2, capacity_factor=1.0: each says how many slots an expert has, choose one of them",
+        ),
         (lambda: vismoe.SoftRouter(4, 2, 0), "slots_per_expert=0: accepted are whole numbers"),
         (lambda: vismoe.SoftRouter(4, 2, noise_std=math.inf), "noise_std=inf"),
         (

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import warnings
+import zipfile
 from dataclasses import replace
 from random import Random
 
@@ -339,10 +340,50 @@ def test_bad_npz(tmp_path):
     refused(path, tmp_path, "more")
     np.savez(path, a=np.zeros(3, np.float32))
     refused(path, tmp_path, "lacks embedding/kernel")
+    content = path.read_bytes()
+    positions = POSITIONS.replace("Encoder", "Transformer")
+    np.savez(path, **(named | {positions: named[positions].repeat(2, 0)}))
+    refused(path, tmp_path, f"parameter {POSITIONS} has shape (2, 37, 64)", "--image-size", "12")
+    np.savez(path, **named, **{"\x1b[2J": np.zeros(1, np.float32)})
+    refused(path, tmp_path, "no place for the parameters \N{REPLACEMENT CHARACTER}[2J")
     np.savez(path, **{name: array for name, array in named.items() if "LayerNorm_2/scale" not in name})
     refused(path, tmp_path, "Encoder/encoderblock_0/LayerNorm_1/scale")
     np.savez(path, **(named | google(arrays, modules=NEW)))
     refused(path, tmp_path, "are both Encoder/encoderblock_0")
+
+
+def npy(header, content=b""):
+    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    "header", [b"{'descr': '(((", b"  x\n y", b"{'descr': ',', 'fortran_order': 0, 'shape': (3,)}"]
+)
+def test_npz_of_a_bad_header(header, tmp_path):
+    """numpy reads headers as Python, and not all that it raises then is a ValueError."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", npy(header, bytes(12)))
+    refused(tmp_path / "a.npz", tmp_path, "is no .npz file that can be read")
+
+
+def test_npz_of_impossible_sizes(tmp_path):
+    """Negative lengths, and more bytes than can have been compressed: nothing is allocated for them."""
+    _, arrays = network(DENSE)
+    path, head = tmp_path / "a.npz", b"{'descr': '<f4', 'fortran_order': False, 'shape': %s}"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", npy(head % b"(-1, -3)", bytes(12)))
+    refused(path, tmp_path, "array a.npy has 12 bytes, not those of float32 (-1, -3)")
+    classes = 10**12
+    large = {"head/kernel": (64, classes), "head/bias": (classes,)}
+    np.savez_compressed(path, **{name: array for name, array in google(arrays).items() if name not in large})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        for name, shape in large.items():
+            header = npy(head % str(shape).encode())
+            archive.writestr(f"{name}.npy", header)
+            archive.getinfo(f"{name}.npy").file_size = len(header) + 4 * np.prod(shape, dtype=int)
+    refused(path, tmp_path, "array head/kernel.npy is said to be 256,000,000,000,0")
+    np.savez_compressed(path, a=np.zeros(10**7, np.float32))
+    assert DenseNpz(path).shapes == {"a": (10**7,)}
 
 
 def test_mutated_npz(tmp_path):

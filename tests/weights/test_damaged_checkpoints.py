@@ -168,6 +168,13 @@ def test_missing_files(tmp_path):
         read_reference(tmp_path / "p")
 
 
+@pytest.mark.parametrize("prefix", ["", ".", "/"])
+def test_a_prefix_without_a_name(prefix):
+    """A folder in place of a prefix is answered with what is looked for."""
+    with pytest.raises(FileNotFoundError, match=r"\.index: no such file; a reference checkpoint is PREFIX\.index and"):
+        read_reference(prefix)
+
+
 def test_empty_parts(tmp_path):
     """Parts without elements need not be there."""
     cells = [((0, 0), (0, 3)), WHOLE]

@@ -217,6 +217,20 @@ def test_damage_in_the_cache(server, cache):
         pretrained()
 
 
+@pytest.mark.parametrize(
+    "content", ["{}", '{"model_args": {}, "pretrained_cfg": {}}', '{"model_args": 1, "pretrained_cfg": 1}']
+)
+def test_a_damaged_configuration_in_the_cache(made, server, cache, content):
+    """It is told what to delete, and that done the folder is made anew."""
+    pretrained()
+    path = cache / "model" / "config.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is no configuration of these weights, delete it"):
+        pretrained()
+    path.unlink()
+    assert torch.equal(says(pretrained()), says(made[0]))
+
+
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_a_local_folder(made, cache, tmp_path, monkeypatch, scheme):
     """It is read in place, also offline; what lacks is named."""

@@ -72,7 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    message = message.rpartition("\nValueError: ")[2]  # of a data worker's error, the error alone
+    message = " ".join(message.rpartition("\nValueError: ")[2].split())  # of a data worker's error, the error alone
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        print(f"vismoe: error: {' '.join(message.split())}", file=sys.stderr)
+        # What a stranger's file says may hold codes that a terminal obeys.
+        shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in message)
+        print(f"vismoe: error: {shown}", file=sys.stderr)
     return code

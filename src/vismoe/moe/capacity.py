@@ -23,7 +23,7 @@ def compute_capacity(
     """
     if not 0 < factor < math.inf:
         raise ValueError(f"a capacity factor of {factor!r}: accepted are positive numbers")
-    if rounding not in ("ceil", "round") or int(multiple_of) != multiple_of or multiple_of < 1:
+    if rounding not in ("ceil", "round") or not isinstance(multiple_of, int) or multiple_of < 1:
         raise ValueError(
             f"rounding={rounding!r}, multiple_of={multiple_of!r} of a capacity: "
             'accepted are "ceil" or "round", and a whole number ≥ 1'

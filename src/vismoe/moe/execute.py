@@ -73,10 +73,10 @@ def padded(plan: SparsePlan, tokens: Tensor, experts: Experts) -> Tensor:
 
 def mixed(plan: SoftPlan, tokens: Tensor, experts: Experts) -> Tensor:
     """Every expert computes its slots' mixtures of tokens, every token becomes a mixture of their outputs."""
-    groups, size, num_experts, slots = plan.dispatch.shape
-    x = _mix("gsep,gsd->egpd", plan.dispatch, tokens.view(groups, size, -1))
-    y = experts(x.reshape(num_experts, groups * slots, -1), Batched())
-    return _mix("gsep,egpd->gsd", plan.combine, y.view(num_experts, groups, slots, -1)).flatten(0, 1)
+    groups, size, _, slots = plan.dispatch.shape
+    x = _mix("gsep,gsd->egpd", plan.dispatch, tokens.view(groups, size, tokens.shape[1]))
+    y = experts(x.flatten(1, 2), Batched())
+    return _mix("gsep,egpd->gsd", plan.combine, y.unflatten(1, (groups, slots))).flatten(0, 1)
 
 
 def _mix(equation: str, weights: Tensor, values: Tensor) -> Tensor:

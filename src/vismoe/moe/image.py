@@ -76,10 +76,10 @@ class ImageRouter(TopKRouter):
         `context`: integers (G,), each image's group of classes."""
         size, group = tokens_GSd.shape[1], self._check_context(context, tokens_GSd)
         if mask_GS is None:
-            image = super().forward(tokens_GSd.sum(1)[None] / max(size, 1))
+            image = super().forward(tokens_GSd.sum(1, dtype=torch.float32)[None] / max(size, 1))
         else:
-            mean = tokens_GSd.where(mask_GS[..., None], 0).sum(1) / mask_GS.sum(1, keepdim=True).clamp_min(1)
-            image = super().forward(mean[None], mask_GS.any(1)[None])
+            total = tokens_GSd.where(mask_GS[..., None], 0).sum(1, dtype=torch.float32)
+            image = super().forward(total[None] / mask_GS.sum(1, keepdim=True).clamp_min(1), mask_GS.any(1)[None])
         expert_Gk, weight_Gk = _choices(image.plan)
         expert = expert_Gk[:, None].expand(-1, size, -1)
         if mask_GS is not None:

@@ -69,9 +69,9 @@ class Router(nn.Module):
         return None
 
 
-def check_noise(noise_std: float) -> float:
+def check_noise(noise_std: Any) -> float:
     """Raises ValueError for what is no standard deviation."""
-    if not 0 <= noise_std < math.inf:
+    if not (isinstance(noise_std, int | float) and 0 <= noise_std < math.inf):
         raise ValueError(f"noise_std={noise_std}: accepted are numbers ≥ 0")
     return noise_std
 

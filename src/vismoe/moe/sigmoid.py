@@ -24,4 +24,4 @@ class SigmoidRouter(TopKRouter):
     def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G ..."]]:
         """As `vismoe.TopKRouter`'s; gshard of each token's gates divided by their sum (the report's equation 18)."""
         gates = routing.gates
-        return super().losses(replace(routing, gates=gates / gates.sum(-1, keepdim=True)))
+        return super().losses(replace(routing, gates=gates / gates.sum(-1, keepdim=True).clamp_min(1e-20)))

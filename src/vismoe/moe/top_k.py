@@ -82,7 +82,7 @@ class TopKRouter(BalancedRouter):
             check_factor(name, getattr(self, name), or_none=True)
         compute_capacity(self.num_experts, self.num_experts, 1.0, self.capacity_rounding, self.capacity_multiple_of)
         if set(self.loss_weights) - set(self.LOSSES) or any(
-            not 0 <= weight < math.inf for weight in self.loss_weights.values()
+            not (isinstance(weight, int | float) and 0 <= weight < math.inf) for weight in self.loss_weights.values()
         ):
             raise ValueError(f"loss_weights={self.loss_weights}: accepted are weights ≥ 0 for {', '.join(self.LOSSES)}")
         if self.balance == "loss" and not any(self.loss_weights.values()):
@@ -150,7 +150,8 @@ class TopKRouter(BalancedRouter):
 
     def _combine_weights(self, gates_GSk: Float[Tensor, "G S k"]) -> Float[Tensor, "G S k"]:
         if self.combine == "renormalized":
-            return gates_GSk / gates_GSk.sum(-1, keepdim=True)
+            # Sigmoids of far negative logits are 0, all of a token's at once; DeepSeek-V3's code has this floor too.
+            return gates_GSk / gates_GSk.sum(-1, keepdim=True).clamp_min(1e-20)
         if self.combine == "unit":
             # 1 + (g − g)/g: exactly 1 in value, which g/g is not, in every float.
             return 1 + (gates_GSk - gates_GSk.detach()) / gates_GSk.detach().clamp_min(1e-20)

@@ -28,7 +28,7 @@ class MoEConfig:
       Options of routers, refused by those that have none such: `balance`, `balance_rule`, `combine`,
       `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`, `capacity_multiple_of`, `batch_priority`,
       `noise_std`, `loss_weights`, `slots_per_expert`. Of a soft router built with a network, `capacity_factor`
-      stands for as many slots as factor × tokens ÷ experts.
+      stands, in place of `slots_per_expert`, for as many slots as factor × a group's tokens ÷ experts.
     - `ensemble_size`: M members of an efficient ensemble, E³ (Allingham et al. 2021), which share the trunk up to the
       first sparse layer and own E/M experts each (`vismoe.moe.MemberRouter`); 0: no ensemble.
     - `group_size`, `bfloat16_exchange`: see `vismoe.MoE`. `block_list`: path of the list of blocks, in networks with

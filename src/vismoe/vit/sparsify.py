@@ -21,7 +21,11 @@ def sparsify(model: Any, config: MoEConfig) -> None:
     **Raises:** ValueError for MLPs of another structure than timm's plain one.
     """
     if config.router == "soft" and not isinstance(config.capacity_factor, str):
+        if config.slots_per_expert != 1:
+            given = f"slots_per_expert={config.slots_per_expert}, capacity_factor={config.capacity_factor}"
+            raise ValueError(f"{given}: each says how many slots an expert has, choose one of them")
         tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+        tokens = tokens if isinstance(config.group_size, str) else config.group_size
         slots = compute_capacity(tokens, config.num_experts, config.capacity_factor, "round", 1)
         config = replace(config, slots_per_expert=slots, capacity_factor="none")
     for number in config.blocks(len(model.blocks)):

@@ -91,7 +91,7 @@ def _reshaped(source: Path, shapes: Shapes, published: Published | None, image_s
         if image_size < 1 or image_size % height or image_size % width:
             raise ValueError(f"image_size={image_size} is no multiple of {height} × {width}, the patch of {source}")
         tokens = (image_size // height) * (image_size // width) + (CLASS_TOKEN in shapes)
-        wanted[POSITIONS] = (1, tokens, shapes[POSITIONS][2])
+        wanted[POSITIONS] = (shapes[POSITIONS][0], tokens, shapes[POSITIONS][2])
     if published is not None and published.members > 1:
         for name, shape in shapes.items():
             if name.endswith("/Moe/Router/dense/kernel") and len(shape) == 2:  # its members side by side

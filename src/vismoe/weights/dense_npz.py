@@ -2,6 +2,7 @@
 
 import math
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ RENAMED = (
     (r"^MAPHead_0/MlpBlock_0/", "MapHead/Mlp/"),
     (r"^MAPHead_0/", "MapHead/"),
 )
+DENSEST = 1032
+"""What a byte of a zip file, compressed as numpy does it, can stand for at most."""
 SCANNED = "Encoder/encoderblock/"
 """Where big_vision keeps all blocks as one, with an axis more in front."""
 
@@ -97,11 +100,14 @@ class DenseNpz:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 for entry in archive.infolist():
+                    if entry.file_size > DENSEST * entry.compress_size:
+                        told = f"{entry.file_size:,} bytes, compressed to {entry.compress_size:,}"
+                        raise ValueError(f"array {entry.filename} is said to be {told}")
                     with archive.open(entry) as file:
                         read = {(1, 0): npy.read_array_header_1_0}.get(npy.read_magic(file), npy.read_array_header_2_0)
                         shape, _, dtype = read(file)
                         held = entry.file_size - file.tell()
-                    if dtype.hasobject or held != math.prod(shape) * dtype.itemsize:
+                    if dtype.hasobject or min(shape, default=0) < 0 or held != math.prod(shape) * dtype.itemsize:
                         raise ValueError(f"array {entry.filename} has {held:,} bytes, not those of {dtype} {shape}")
                     members[entry.filename.removesuffix(".npy")] = _Member(entry.filename, shape, dtype)
         except (*_DAMAGED, ValueError) as error:
@@ -123,7 +129,10 @@ class DenseNpz:
         return array
 
 
-_DAMAGED = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error)
+_DAMAGED = (
+    *(zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error),
+    *(SyntaxError, tokenize.TokenError),  # numpy reads an array's header as Python
+)
 
 
 def _renamed(name: str) -> str:

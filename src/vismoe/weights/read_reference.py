@@ -52,7 +52,7 @@ class Checkpoint:
 
     def __init__(self, prefix: str | Path):
         self.prefix = Path(str(prefix).removesuffix(".index"))
-        self.index = self.prefix.with_name(f"{self.prefix.name}.index")
+        self.index = Path(f"{self.prefix}.index")
         self.shards, self.leaves = read_index(self.index)
         for shard in range(self.shards):
             if not self.file(shard).is_file():

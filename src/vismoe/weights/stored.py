@@ -24,17 +24,23 @@ def architecture(preset: Preset, published: Published) -> dict[str, Any]:
 
 class Stored:
     """A model folder of published weights: `sizes`, arguments of the network, and `configuration`, of timm's, that the
-    files themselves have, whatever was published about them."""
+    files themselves have, whatever was published about them.
+
+    **Raises:** ValueError for a damaged configuration.
+    """
 
     def __init__(self, folder: Path):
         config = read_json(folder / CONFIG)
-        arguments, told = config["model_args"], config["pretrained_cfg"]
-        self.sizes = {name: arguments[name] for name in ("img_size", "in_chans", "representation_size")}
-        self.configuration = {
-            "file": str(folder / WEIGHTS),
-            "input_size": tuple(told["input_size"]),
-            "num_classes": config["num_classes"],
-        }
+        try:
+            arguments, told = config["model_args"], config["pretrained_cfg"]
+            self.sizes = {name: arguments[name] for name in ("img_size", "in_chans", "representation_size")}
+            self.configuration = {
+                "file": str(folder / WEIGHTS),
+                "input_size": tuple(told["input_size"]),
+                "num_classes": config["num_classes"],
+            }
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / CONFIG} is no configuration of these weights, delete it: {error!r}") from error
 
     def fit(self, state: dict[str, Tensor], model: SparseVisionTransformer) -> dict[str, Tensor]:
         """The weights for a network of another image size, classifier or number of channels.
