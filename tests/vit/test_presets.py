@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import vismoe
-from vismoe.moe import MoE, SigmoidRouter
+from vismoe.moe import ROUTERS, MoE, SigmoidRouter
 from vismoe.vit import PRESETS, cost, dense_twin
 from vismoe.vit.presets import SIZES
 
@@ -167,6 +167,31 @@ def test_a_new_shared_mlp_is_drawn_as_the_twins():
     for linear in (shared.up, shared.down):
         assert 0.95 * bound < linear.weight.abs().max() <= bound
         assert 0 < linear.bias.abs().max() < 1e-5
+
+
+def options(router):
+    return {name: value for name, value in vars(router).items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("preset", ["vmoe_s32_last2_e8", "vmoe_tiny_patch16_224_every2_e32_fine"])
+def test_another_router_is_one_argument_away(preset, router):
+    """It is what the bare layer's is by default, with the preset's experts a token where it chooses these, and with
+    options that are given beside it."""
+    given = {"soft": {"slots_per_expert": 3}, "expert-choice": {"capacity_factor": 2.0}}.get(router, {})
+    own = PRESETS[preset].arguments["moe"]
+    model = on_meta(preset, router=router, **given)
+    found = next(layer.router for layer in model.modules() if isinstance(layer, MoE))
+    assert type(found) is ROUTERS[router]
+    if own.get("router", "top-k") != router:
+        k = {"k": own["experts_per_token"]} if hasattr(found, "k") else {}
+        assert options(found) == options(ROUTERS[router](found.dim, found.num_experts, **k, **given))
+
+
+def test_options_of_another_router_are_refused():
+    """What the caller said and the router has not is no preset's to leave behind."""
+    with pytest.raises(ValueError, match="experts_per_token=2: no option of router='soft'"):
+        vismoe.create_model("vmoe_tiny_patch16_224_every2_e8", router="soft", experts_per_token=2)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in PRESETS if re.search("pico|nano", name)))

@@ -138,6 +138,15 @@ def test_other_classes_and_sizes(made, server, tmp_path):
     assert (start.num_classes, tuple(start.pretrained_cfg["input_size"])) == (3, (3, 12, 12))
 
 
+def test_other_balancing(made, server):
+    """With biases that follow the load, for a loop that adds no losses, they begin at 0: the outputs are the same."""
+    model = pretrained(balance="bias")
+    assert torch.equal(says(model), says(made[0]))
+    biases = [tensor for name, tensor in model.state_dict().items() if "balance" in name]
+    assert biases
+    assert not any(bias.any() for bias in biases)
+
+
 @pytest.mark.parametrize("create", [timm.create_model, vismoe.create_model])
 def test_options_of_another_network(server, create):
     """They are refused, and no part of a network stays random without a word."""

@@ -1,8 +1,8 @@
 """Which MLPs of a transformer become sparse, and into what."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from inspect import signature
 from typing import Any, Literal
 
@@ -133,6 +133,16 @@ class MoEConfig:
                 for stacked in experts.parameters():
                     stacked.copy_(stacked[:1].expand_as(stacked).clone())
         return experts
+
+    def changed(self, overrides: Mapping[str, Any]) -> "MoEConfig":
+        """The configuration with other values. Another router begins with its own defaults, but for as many experts a
+        token, where it chooses these, and for the size of an ensemble, which it may refuse."""
+        new = replace(self, **overrides)
+        if new.router == self.router:
+            return new
+        kept = {"ensemble_size", *overrides, *(["experts_per_token"] if new.router_has("k") else [])}
+        defaults: dict[str, Any] = {field.name: field.default for field in fields(self)}
+        return replace(new, **{name: defaults[name] for name in set(ROUTER_FIELDS) - kept})
 
     def router_has(self, option: str) -> bool:
         """Whether the kind of router has such an option."""

@@ -113,7 +113,7 @@ class SparseVisionTransformer(VisionTransformer):
                 _norm_by_scale(attention)
         self.moe: MoEConfig | None = None
         if moe is not None:
-            self.moe = MoEConfig(**({**vars(moe)} if isinstance(moe, MoEConfig) else {**moe}) | overrides)
+            self.moe = (moe if isinstance(moe, MoEConfig) else MoEConfig(**moe)).changed(overrides)
             sparsify(self, self.moe)
             if self.ensemble_size:
                 repeat_before(self.blocks[self.moe.blocks(len(self.blocks))[0]], self.ensemble_size)

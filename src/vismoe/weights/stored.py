@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vismoe.moe import BalancedRouter
 from vismoe.vit import Preset, SparseVisionTransformer
 
 from .layout import CONFIG, WEIGHTS
@@ -43,7 +44,7 @@ class Stored:
             raise ValueError(f"{folder / CONFIG} is no configuration of these weights, delete it: {error!r}") from error
 
     def fit(self, state: dict[str, Tensor], model: SparseVisionTransformer) -> dict[str, Tensor]:
-        """The weights for a network of another image size, classifier or number of channels.
+        """The weights for a network of another image size, classifier, number of channels or balancing.
 
         **Raises:** ValueError where it differs in anything else.
         """
@@ -51,6 +52,9 @@ class Stored:
         if model.pos_embed is not None and state["pos_embed"].shape != model.pos_embed.shape:
             side = math.isqrt(state["pos_embed"].shape[1])
             state = state | {"pos_embed": zoom(state["pos_embed"], (side, side), model.patch_embed.grid_size)}
+        for path, module in model.named_modules():
+            if isinstance(module, BalancedRouter):  # by biases that begin at 0, whatever balanced it before
+                state = {f"{path}.{name}": buffer for name, buffer in module.named_buffers()} | state
         other = {name for name in set(own) ^ set(state) if not name.startswith("head.")}
         other |= {name for name in set(own) & set(state) if own[name].shape != state[name].shape}
         # timm exchanges a classifier of other classes, and sums or repeats weights of other channels.
