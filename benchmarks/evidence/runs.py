@@ -1,6 +1,7 @@
 """The runs of the study, in their order, and what one of them is."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -35,6 +36,11 @@ class Run:
         """What tells it from the others, as in the table's columns KEY."""
         return (self.stage, self.family.name, str(self.width), f"{self.rate:g}", str(self.seed), str(self.classes))
 
+    @property
+    def name(self) -> str:
+        """The same as one word: its folder."""
+        return "-".join(self.key).replace(" ", "")
+
     def recipe(self, data: str, classes: int) -> Recipe:
         steps = round(self.share * VIEWS_OF_A_CLASS * classes / BATCH)
         return Recipe(
@@ -65,12 +71,69 @@ class Run:
 KEY = ("stage", "family", "width", "rate", "seed", "classes")
 
 
-def pilots() -> list[Run]:
-    """Learning rates of each family at each width, then which way of growing is best."""
-    found = [
-        Run("pilot", family, width, rate, share=PILOT)
+Rows = Sequence[Mapping[str, str]]
+"""Of the table."""
+
+
+def queue(rows: Rows, stages: int = 3) -> list[Run]:
+    """All runs of the first stages that are known so far, in order: what is run depends on the pilots before it."""
+    found: list[Run] = []
+    for stage in (pilots, pilots_of_grown, decisive)[:stages]:
+        if {run.key for run in found} - {key_of(row) for row in rows}:
+            break
+        found += [run for run in stage(rows) if run not in found]
+    return found
+
+
+def key_of(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in KEY)
+
+
+def pilots(rows: Rows) -> list[Run]:
+    """Learning rates of the trunk, dense and sparse, at each width, and ways of growing it at the middle rate."""
+    found = [run for width in WIDTHS for family in (DENSE_1, SPARSE_32, HASH_32) for run in _rates(rows, family, width)]
+    return found + [_pilot(family, width, RATES[1]) for width in WIDTHS for family in GROWN]
+
+
+def pilots_of_grown(rows: Rows) -> list[Run]:
+    """Learning rates of what grows best."""
+    return [run for width in WIDTHS for family in ladder(rows, width)[1:] for run in _rates(rows, family, width)]
+
+
+def decisive(rows: Rows) -> list[Run]:
+    """The ladder, the sparse trunk, and the one with fixed routing, each at its best rate."""
+    best = [
+        min(_rates(rows, family, width), key=lambda run: _loss(rows, run))
         for width in WIDTHS
-        for family in (DENSE_1, SPARSE_32, HASH_32)
-        for rate in RATES
+        for family in (*ladder(rows, width), SPARSE_32, HASH_32)
     ]
-    return found + [Run("pilot", family, width, RATES[1], share=PILOT) for width in WIDTHS for family in GROWN]
+    return [replace(run, stage="decisive", seed=seed, share=1.0) for seed in SEEDS for run in best]
+
+
+def ladder(rows: Rows, width: int) -> list[Family]:
+    """The dense trunk, and of each larger size what its pilots found best."""
+    grown = [[family for family in GROWN if family.times == times] for times in sorted({f.times for f in GROWN})]
+    return [DENSE_1, *(min(ways, key=lambda way: _loss(rows, _pilot(way, width, RATES[1]))) for ways in grown)]
+
+
+def _rates(rows: Rows, family: Family, width: int) -> list[Run]:
+    """Pilots of RATES, and of rates beyond them as long as the last one outwards is best."""
+    runs, finished = [_pilot(family, width, rate) for rate in RATES], {key_of(row) for row in rows}
+    while {run.key for run in runs} <= finished:
+        best = min(runs, key=lambda run: _loss(rows, run))
+        if best == runs[0]:
+            runs.insert(0, _pilot(family, width, best.rate / 2))
+        elif best == runs[-1]:
+            runs.append(_pilot(family, width, best.rate * 2))
+        else:
+            break
+    return runs
+
+
+def _pilot(family: Family, width: int, rate: float) -> Run:
+    return Run("pilot", family, width, rate, share=PILOT)
+
+
+def _loss(rows: Rows, run: Run) -> float:
+    """At the end of a run that is in the table."""
+    return next(float(row["val_loss_100"]) for row in rows if key_of(row) == run.key)

@@ -1,7 +1,7 @@
 """The study's queue: trains what is missing, a row a finished run, safe to kill.
 
     PYTHONPATH=benchmarks python -m evidence.study             # two runs at a time, a thread each
-    PYTHONPATH=benchmarks python -m evidence.study --left      # what is missing, and about how long it takes
+    PYTHONPATH=benchmarks python -m evidence.study --left      # what is missing, as far as it is known yet
 
 Rows go to results/evidence.csv; the loss on each picture's test views to results/evidence/*.npy, for intervals. A run
 that was stopped goes on from its last checkpoint.
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from vismoe.training import evaluate, fit
 
 from .families import multiplications
-from .runs import KEY, Run, pilots
+from .runs import KEY, Run, queue
 from .tasks import Task, which_picture
 
 RESULTS = Table(Path(__file__).parents[1] / "results" / "evidence.csv")
@@ -42,7 +42,7 @@ def train_one(run: Run, root: Path) -> dict[str, Any]:
     data = task.validation if run.stage == "pilot" else task.data
     classes = len(data.classes)
     recipe = run.recipe(data.name, classes)
-    out = root / "runs" / "-".join(run.key).replace(" ", "")
+    out = root / "runs" / run.name
     used = _Used(out.with_name(out.name + ".cpu"))
     done = fit(recipe, out, lambda status: used.write(), True, data, lambda: run.network(classes))
     used.write()
@@ -90,46 +90,47 @@ def _write_losses(run: Run, network: torch.nn.Module, task: Task) -> None:
     pictures = torch.tensor(task.picture)
     mean = torch.zeros(len(task.data.classes)).index_add(0, pictures, loss) / pictures.bincount()
     LOSSES.mkdir(parents=True, exist_ok=True)
-    np.save(LOSSES / ("-".join(run.key).replace(" ", "") + ".npy"), mean.numpy().astype(np.float16))
+    np.save(LOSSES / f"{run.name}.npy", mean.numpy().astype(np.float16))
 
 
 def _hash(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def queue() -> list[Run]:
-    """All runs, in order."""
-    return pilots()
-
-
-def main(root: Path = Path("runs/evidence"), jobs: int = 2, left: bool = False, one: int | None = None) -> None:
+def main(
+    root: Path = Path("runs/evidence"), jobs: int = 2, pilots: bool = False, left: bool = False, one: str = ""
+) -> None:
     """Train what is missing.
 
     Args:
         root: Where pictures.npy is, and runs go.
         jobs: Runs at a time, a thread each.
+        pilots: The pilots alone: what they choose belongs into RULES.md before the decisive runs.
         left: Train nothing, say what is missing.
-        one: The number of a run in the queue, to be trained in this process.
+        one: The name of a run in the queue, to be trained in this process.
     """
-    runs = queue()
-    if one is not None:
-        row = train_one(runs[one], root)
-        RESULTS.append(row)
-        print(row, flush=True)
-        return
-    done = RESULTS.done(*KEY)
-    missing = [number for number, run in enumerate(runs) if run.key not in done]
-    print(f"{len(missing)} of {len(runs)} runs are missing", flush=True)
-    if left:
-        print("\n".join(", ".join(runs[number].key) for number in missing))
-        return
+    stages = 2 if pilots else 3
 
-    def start(number: int) -> None:
-        command = [sys.executable, "-m", "evidence.study", "--root", str(root), "--one", str(number)]
+    def missing() -> list[Run]:
+        runs, done = queue(RESULTS.rows(), stages), RESULTS.done(*KEY)
+        found = [run for run in runs if run.key not in done]
+        print(f"{len(found)} of {len(runs)} runs are missing, of those that are known yet", flush=True)
+        return found
+
+    def start(run: Run) -> None:
+        command = [sys.executable, "-m", "evidence.study", "--root", str(root), "--one", run.name]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(start, missing))
+    if one:
+        row = train_one(next(run for run in queue(RESULTS.rows()) if run.name == one), root)
+        RESULTS.append(row)
+        print(row, flush=True)
+    elif left:
+        print("\n".join(run.name for run in missing()))
+    else:
+        while runs := missing():
+            with ThreadPoolExecutor(jobs) as pool:
+                list(pool.map(start, runs))
 
 
 if __name__ == "__main__":
