@@ -39,11 +39,7 @@ def test_the_decisive_runs():
     assert len(runs) == len({run.key for run in runs}) == 30
     assert {run.seed for run in runs} == set(SEEDS)
     assert {run.share for run in runs} == {1.0}
-    assert {run.family.name for run in runs if run.family.moe is None} == {
-        "dense 1×",
-        "dense 2× width",
-        "dense 4× width",
-    }
+    assert {run.family.grow for run in runs if run.family.times > 1} == {"width"}
     assert all(run.rate == RATES[1] / (2 if run.family.grow else 1) for run in runs)
     assert not [run for run in finished(loss, 2) if run.stage == "decisive"]
 
