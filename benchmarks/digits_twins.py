@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import tyro
-from scipy.stats import t
+from over_seeds import told
 from table import Table
 
 import vismoe
@@ -45,10 +45,7 @@ def report(rows: list[dict[str, object]]) -> None:
     for name, values in by_recipe.items():
         print(f"{name:13} mean {statistics.mean(values):.4f}, range {min(values):.4f} to {max(values):.4f}")
     differences = [sparse - dense for sparse, dense in zip(*by_recipe.values(), strict=True)]
-    if len(differences) > 1:
-        half = t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
-        mean = statistics.mean(differences)
-        print(f"sparse - dense: {mean:+.4f}, 95 % interval {mean - half:+.4f} to {mean + half:+.4f}")
+    print(f"sparse − dense: {told(differences)}")
     print(f"3-nearest-neighbours on pixels: {nearest_neighbours(open_data('digits')):.4f}")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import tyro
-from scipy.stats import t
+from over_seeds import told
 from table import Table
 
 RESULTS = Table(Path(__file__).parent / "results" / "fashion_mnist.csv")
@@ -54,11 +54,8 @@ def print_table() -> None:
             print(f"| `{recipe}` | {len(scores)} | {mean(scores):.4f} | {each} | {spread} | {minutes:.0f} |")
     sparse, dense = found["fashion_mnist"], found["fashion_mnist_dense"]
     pairs = [float(sparse[seed]["top1"]) - float(dense[seed]["top1"]) for seed in sparse if seed in dense]
-    if len(pairs) > 1:
-        half = t.ppf(0.975, len(pairs) - 1) * stdev(pairs) / len(pairs) ** 0.5
-        print(
-            f"sparse − dense {mean(pairs):+.4f}, 95 % interval {mean(pairs) - half:+.4f} to {mean(pairs) + half:+.4f}"
-        )
+    if pairs:
+        print(f"sparse − dense {told(pairs)}")
 
 
 def main(

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import tyro
+from over_seeds import told
 from table import Table
 
 from vismoe.adapt import L2_GRID, Options, features, finetune, ridge
@@ -180,8 +181,19 @@ def print_table(names: tuple[str, ...], seeds: tuple[int, ...]) -> None:
                     mean(float(row[column]) for row in own)
                     for column in ("mean_recall", "cpu_minutes", "peak_megabytes")
                 )
-                told = f"{recall:.4f} | {minutes:.0f} | {peak / 1024:.1f}"
-                print(f"| {name} | {arm} | {mean(scores):.4f} | {each} | {spread} | {told} |")
+                rest = f"{recall:.4f} | {minutes:.0f} | {peak / 1024:.1f}"
+                print(f"| {name} | {arm} | {mean(scores):.4f} | {each} | {spread} | {rest} |")
+    for name in names:
+        own = [run for run in runs if run.set == name and run.key in found]
+        scores_of = {
+            arm: {run.seed: float(found[run.key]["top1"]) for run in own if run.arm == arm} for arm in COMPARED
+        }
+        for arm in COMPARED[1:]:
+            pairs = [
+                top1 - scores_of["dense"][seed] for seed, top1 in scores_of[arm].items() if seed in scores_of["dense"]
+            ]
+            if pairs:
+                print(f"{name}: {arm} − dense {told(pairs)}")
 
 
 def main(

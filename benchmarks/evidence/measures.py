@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
-from scipy.stats import t
+from over_seeds import CONFIDENCE, interval
 
 LEAST, POINT = 1.3, 0.01
 """The multiplier from which sparse is said to pay, and the gain in top-1 that it has to bring too (RULES.md)."""
-CONFIDENCE, DRAWS = 0.95, 2000
+DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ def multiplier(cost: Sequence[float], loss: Sequence[float], own_cost: float, ow
 
 def over_seeds(values: Sequence[float]) -> Interval:
     """The mean of paired figures of several seeds, with Student's t."""
-    half = t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return Interval(mean(values), mean(values) - half, mean(values) + half)
+    return Interval(mean(values), *interval(values))
 
 
 def multiplier_over_seeds(found: Sequence[tuple[float, bool]]) -> Interval:
