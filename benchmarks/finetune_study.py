@@ -36,9 +36,9 @@ ARMS: dict[str, dict[str, Any]] = {
     FEW_SHOT: {},
     "frozen + linear": {"train": "head", "sparse": False},
     "dense": {"sparse": False},
-    "sparse": {"sparse": True},
+    "sparse": {"sparse": True, "experts": "full"},
     "sparse, low-rank": {"sparse": True, "experts": "low-rank"},
-    "sparse, blocks 8 and 10": {"sparse": True, "layers": "8,10"},
+    "sparse, blocks 8 and 10": {"sparse": True, "experts": "full", "layers": "8,10"},
 }
 FROZEN, TRAINED = tuple(ARMS)[:2], tuple(ARMS)[2:]
 RATES = (1e-4, 2e-4, 4e-4)

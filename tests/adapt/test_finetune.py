@@ -60,7 +60,7 @@ def parent(tmp_path_factory):
 
 
 def options(folder, parent, **changes):
-    experts = {"num_experts": 3} if changes.get("sparse", True) else {}
+    experts = {"num_experts": 3, "experts": "full"} if changes.get("sparse", True) else {}
     return Options(**{"data": str(folder), "source": str(parent), "epochs": 2} | experts | changes)
 
 
@@ -171,10 +171,11 @@ def test_interrupted_it_leaves_a_model_and_goes_on_to_the_same_end(folder, paren
 
 
 def test_dense_and_low_rank(folder, parent, tmp_path):
-    """--dense leaves the parent's class; low-rank experts keep its MLPs as they were."""
+    """--dense leaves the parent's class; experts, low-rank unless asked otherwise, keep its MLPs as they were."""
     dense = finetune(options(folder, parent, sparse=False, train="all"), tmp_path / "dense", device="cpu")
     assert not any(isinstance(module, MoE) for module in dense.run.load_model().modules())
-    sparse = finetune(options(folder, parent, experts="low-rank", train="all"), tmp_path / "low", device="cpu")
+    asked = Options(str(folder), str(parent), sparse=True, num_experts=3, epochs=2, train="all")
+    sparse = finetune(asked, tmp_path / "low", device="cpu")
     own = vismoe.load(parent).blocks[3].mlp.fc1.weight
     assert torch.equal(sparse.run.load_model().blocks[3].mlp.experts.mlp.up.weight, own)
     asked = options(folder, sparse.run.path, sparse=False)
@@ -291,7 +292,7 @@ def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
         ({}, False),
         ({"sparse": True}, True),
         ({"num_experts": 4}, True),
-        ({"experts": "low-rank"}, True),
+        ({"experts": "full"}, True),
         ({"layers": "1,3"}, True),
         ({"train": "experts"}, True),
         ({"train": "last-third"}, False),
@@ -350,7 +351,7 @@ def test_freeze_says_what_it_cannot():
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"class_weights": float("inf")}, "class_weights=inf: accepted are 0 to 10"),
         ({"seed": 2**32}, "seed=4294967296"),
-        ({"sparse": False, "experts": "low-rank"}, "experts='low-rank': a dense network has no experts"),
+        ({"sparse": False, "experts": "full"}, "experts='full': a dense network has no experts"),
         ({"sparse": False, "train": "experts"}, "train='experts': a dense network has no experts"),
         ({"source": None, "train": "head"}, "without a trained network"),
     ],
@@ -370,7 +371,7 @@ def test_a_run_among_the_pictures_is_refused(folder, parent):
 
 def test_a_network_that_is_sparse_already_keeps_its_experts(done, folder, tmp_path):
     """Options of experts that are there already are refused, and no folder is left."""
-    with pytest.raises(ValueError, match=r"num_experts=3: .* is sparse already"):
+    with pytest.raises(ValueError, match=r"num_experts=3, experts='full': .* is sparse already"):
         finetune(options(folder, done[0].run.path), tmp_path / "mine", device="cpu")
     assert not (tmp_path / "mine").exists()
 

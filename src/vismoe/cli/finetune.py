@@ -22,7 +22,7 @@ def finetune_folder(
     freeze_router: bool = False,
     num_experts: int = 8,
     layers: str = "last-2",
-    experts: Literal["full", "low-rank"] = "full",
+    experts: Literal["full", "low-rank"] = "low-rank",
     image_size: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -50,7 +50,7 @@ def finetune_folder(
         freeze_router: Routers and their balancing stay as they are.
         num_experts: Experts of each layer that is upcycled.
         layers: Blocks that are upcycled: last-N (of the odd ones), every-N, or numbers from 0 with commas between.
-        experts: full, copies of the MLP; low-rank, the MLP frozen and low-rank differences.
+        experts: low-rank, the MLP frozen and low-rank differences; full, copies of the MLP.
         image_size: Pixels; by default up to 112 on a CPU, 224 elsewhere.
         epochs: Times that each picture is trained on, at most; by default 12 (80 from scratch) and some 8 minutes of
             two cores.
