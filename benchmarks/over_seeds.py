@@ -15,7 +15,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def told(values: Sequence[float]) -> str:
-    """The mean and its interval, of one value that alone."""
+    """The mean and its interval, of one value that value alone."""
     if len(values) == 1:
         return f"{values[0]:+.4f}"
     low, high = interval(values)

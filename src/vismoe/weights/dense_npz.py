@@ -130,9 +130,16 @@ class DenseNpz:
 
 
 _DAMAGED = (
-    *(zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error),
-    *(SyntaxError, tokenize.TokenError),  # numpy reads an array's header as Python
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    NotImplementedError,  # zipfile's, of a compression that it does not know
+    RuntimeError,  # zipfile's, of a file with a password
+    SyntaxError,  # numpy reads an array's header as Python
+    tokenize.TokenError,
 )
+"""What reading a damaged or strange file raises: told as a ValueError that names the file."""
 
 
 def _renamed(name: str) -> str:
