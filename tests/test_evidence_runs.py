@@ -2,19 +2,19 @@
 
 import pytest
 from evidence.families import DENSE_1, GROWN, SPARSE_32
-from evidence.runs import KEY, RATES, SEEDS, WIDTHS, Run, queue
+from evidence.runs import KEY, RATES, SEEDS, WIDTHS, Run, key_of, queue
 
 
 def rows(runs, loss):
     return [dict(zip(KEY, run.key, strict=True)) | {"val_loss_100": str(loss(run))} for run in runs]
 
 
-def finished(loss, stages=3):
-    """The table after all that is known has been run, however often more becomes known."""
+def finished(loss, last="decisive"):
+    """The queue after all that is known has been run, however often more becomes known."""
     table = []
-    while missing := [run for run in queue(table, stages) if run.key not in {tuple(r[n] for n in KEY) for r in table}]:
+    while missing := [run for run in queue(table, last) if run.key not in map(key_of, table)]:
         table += rows(missing, loss)
-    return queue(table, stages)
+    return queue(table, last)
 
 
 def loss(run: Run) -> float:
@@ -24,12 +24,16 @@ def loss(run: Run) -> float:
 
 
 def test_nothing_is_decided_before_its_pilots():
-    """At first there are pilots alone, every family of the trunk at every rate and every way of growing; a single one
-    missing holds back what follows."""
-    first = queue([])
-    assert {run.stage for run in first} == {"pilot"}
-    assert len(first) == len({run.key for run in first}) == len(WIDTHS) * (3 * len(RATES) + len(GROWN))
-    assert queue(rows(first[1:], loss)) == first
+    """At first it is asked how long to train, then come pilots alone, every family of the trunk at every rate and every
+    way of growing; a single one missing holds back what follows."""
+    lengths = queue([])
+    assert [run.width for run in lengths if run.stage == "length"] == list(WIDTHS)
+    first = queue(rows(lengths, loss))
+    pilots = [run for run in first if run.stage == "pilot"]
+    assert len(first) == len({run.key for run in first}) == len(lengths) + len(pilots)
+    assert len(pilots) == len(WIDTHS) * (3 * len(RATES) + len(GROWN))
+    assert queue(rows(first[1:], loss)) == lengths
+    assert queue(rows(first[:-1], loss)) == first
 
 
 def test_the_decisive_runs():
@@ -38,15 +42,14 @@ def test_the_decisive_runs():
     runs = [run for run in finished(loss) if run.stage == "decisive"]
     assert len(runs) == len({run.key for run in runs}) == 30
     assert {run.seed for run in runs} == set(SEEDS)
-    assert {run.share for run in runs} == {1.0}
     assert {run.family.grow for run in runs if run.family.times > 1} == {"width"}
     assert all(run.rate == RATES[1] / (2 if run.family.grow else 1) for run in runs)
-    assert not [run for run in finished(loss, 2) if run.stage == "decisive"]
+    assert not [run for run in finished(loss, "pilot-grown") if run.stage == "decisive"]
 
 
 @pytest.mark.parametrize(("best", "expected"), [(2.5e-4, {5e-4, 2.5e-4, 1.25e-4}), (8e-3, {8e-3, 1.6e-2})])
 def test_rates_go_on_outwards(best, expected):
     """As long as the last one is best, another is tried, of that family alone."""
-    runs = finished(lambda run: abs(run.rate - (best if run.family == SPARSE_32 else RATES[1])), 2)
+    runs = finished(lambda run: abs(run.rate - (best if run.family == SPARSE_32 else RATES[1])), "pilot-grown")
     assert {run.rate for run in runs if run.family == SPARSE_32} == expected | set(RATES)
     assert {run.rate for run in runs if run.family == DENSE_1} == set(RATES)

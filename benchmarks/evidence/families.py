@@ -10,7 +10,7 @@ from vismoe.vit import cost
 
 from .tasks import PIXELS
 
-DEPTH, HEAD_DIM, CLASSIFIER, PATCH = 4, 16, 256, 6
+DEPTH, HEAD_DIM, CLASSIFIER, PATCH = 4, 32, 256, 6
 DENSE, SPARSE = "vmoe_pico_patch2_8_dense", "vmoe_pico_patch2_8_every2_e8"
 
 
@@ -42,6 +42,9 @@ class Family:
             "num_heads": dim // HEAD_DIM,
             "mlp_ratio": ratio,
             "representation_size": CLASSIFIER,
+            # The mean of the tokens: of the last block's MLP a class token alone would be all that is read.
+            "class_token": False,
+            "global_pool": "avg",
         }
         return vismoe.create_model(
             DENSE if self.moe is None else SPARSE, num_classes=classes, **arguments | (self.moe or {})

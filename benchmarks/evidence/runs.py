@@ -1,52 +1,59 @@
 """The runs of the study, in their order, and what one of them is."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from vismoe.data import Data
 from vismoe.training import Recipe
 
 from .families import DENSE_1, GROWN, HASH_32, SPARSE_32, Family
-from .tasks import AUGMENTATION
+from .tasks import DECISIVE
 
-BATCH, VIEWS_OF_A_CLASS, CLASSES = 128, 48, 4000
+BATCH = 128
 WIDTHS, SEEDS = (64, 128), (0, 1, 2)
 RATES = (1e-3, 2e-3, 4e-3)
 PILOT = 0.25
-"""The share of the steps that a pilot takes."""
+"""The share of the training views that a pilot is trained on."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training. `stage`: "pilot", evaluated on views of the training family, which choices are made by, or
-    "decisive", "single", evaluated on held-out views."""
+    """One training. `stage`: "length" and "pilot" are evaluated on views of the training family, which choices are made
+    by; "decisive" and "single" on what figures are of."""
 
     stage: str
     family: Family
     width: int
     rate: float
     seed: int = 0
-    classes: int = CLASSES
-    share: float = 1.0
+    task: str = DECISIVE
 
     @property
     def key(self) -> tuple[str, ...]:
         """What tells it from the others, as in the table's columns KEY."""
-        return (self.stage, self.family.name, str(self.width), f"{self.rate:g}", str(self.seed), str(self.classes))
+        return (self.stage, self.task, self.family.name, str(self.width), f"{self.rate:g}", str(self.seed))
 
     @property
     def name(self) -> str:
         """The same as one word: its folder."""
         return "-".join(self.key).replace(" ", "")
 
-    def recipe(self, data: str, classes: int) -> Recipe:
-        steps = round(self.share * VIEWS_OF_A_CLASS * classes / BATCH)
+    @property
+    def chooses(self) -> bool:
+        """Whether something is chosen by it, so that it must not see the test."""
+        return self.stage in ("length", "pilot")
+
+    def recipe(self, data: Data) -> Recipe:
+        """Each training view once, of a pilot a share of them."""
+        assert data.train is not None
+        steps = round((PILOT if self.stage == "pilot" else 1) * len(data.train) / BATCH)
         return Recipe(
             name="evidence",
             model=self.family.name,
-            data=data,
+            data=data.name,
             steps=steps,
             batch_size=BATCH,
             learning_rate=self.rate,
@@ -55,10 +62,10 @@ class Run:
             average_decay=0.99,
             weight_decay=0.05,
             label_smoothing=0.0,
-            **{"translate": 0.0, "scale": 0.0, "shear": 0.0} | AUGMENTATION,
+            **dict.fromkeys(("degrees", "translate", "scale", "shear"), 0.0),  # the views are made
             seed=self.seed,
             evaluate_every=max(1, steps // 4),
-            checkpoint_every=250,
+            checkpoint_every=500,
             keep_checkpoints=1,
             device="cpu",
         )
@@ -68,25 +75,33 @@ class Run:
         return self.family.model(self.width, classes)
 
 
-KEY = ("stage", "family", "width", "rate", "seed", "classes")
+KEY = ("stage", "task", "family", "width", "rate", "seed")
 
 
 Rows = Sequence[Mapping[str, str]]
 """Of the table."""
 
 
-def queue(rows: Rows, stages: int = 3) -> list[Run]:
-    """All runs of the first stages that are known so far, in order: what is run depends on the pilots before it."""
+def queue(rows: Rows, last: str = "single") -> list[Run]:
+    """The runs of all stages up to one of STAGES, as far as they are known: what is run depends on the stages before
+    it."""
     found: list[Run] = []
-    for stage in (pilots, pilots_of_grown, decisive)[:stages]:
+    for stage, runs_of in STAGES.items():
         if {run.key for run in found} - {key_of(row) for row in rows}:
             break
-        found += [run for run in stage(rows) if run not in found]
+        found += [run for run in runs_of(rows) if run not in found]
+        if stage == last:
+            break
     return found
 
 
 def key_of(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(row[name] for name in KEY)
+
+
+def length(rows: Rows) -> list[Run]:
+    """Whole runs of the dense trunk, which must have had the time to fill its capacity."""
+    return [Run("length", DENSE_1, width, RATES[1]) for width in WIDTHS]
 
 
 def pilots(rows: Rows) -> list[Run]:
@@ -102,18 +117,31 @@ def pilots_of_grown(rows: Rows) -> list[Run]:
 
 def decisive(rows: Rows) -> list[Run]:
     """The ladder, the sparse trunk, and the one with fixed routing, each at its best rate."""
-    best = [
-        min(_rates(rows, family, width), key=lambda run: _loss(rows, run))
+    return [
+        Run("decisive", family, width, best_rate(rows, family, width), seed)
+        for seed in SEEDS
         for width in WIDTHS
         for family in (*ladder(rows, width), SPARSE_32, HASH_32)
     ]
-    return [replace(run, stage="decisive", seed=seed, share=1.0) for seed in SEEDS for run in best]
+
+
+STAGES: dict[str, Callable[[Rows], list[Run]]] = {
+    "length": length,
+    "pilot": pilots,
+    "pilot-grown": pilots_of_grown,
+    "decisive": decisive,
+}
 
 
 def ladder(rows: Rows, width: int) -> list[Family]:
     """The dense trunk, and of each larger size what its pilots found best."""
     grown = [[family for family in GROWN if family.times == times] for times in sorted({f.times for f in GROWN})]
     return [DENSE_1, *(min(ways, key=lambda way: _loss(rows, _pilot(way, width, RATES[1]))) for ways in grown)]
+
+
+def best_rate(rows: Rows, family: Family, width: int) -> float:
+    """That of the pilot with the least loss."""
+    return min(_rates(rows, family, width), key=lambda run: _loss(rows, run)).rate
 
 
 def _rates(rows: Rows, family: Family, width: int) -> list[Run]:
@@ -131,7 +159,7 @@ def _rates(rows: Rows, family: Family, width: int) -> list[Run]:
 
 
 def _pilot(family: Family, width: int, rate: float) -> Run:
-    return Run("pilot", family, width, rate, share=PILOT)
+    return Run("pilot", family, width, rate)
 
 
 def _loss(rows: Rows, run: Run) -> float:

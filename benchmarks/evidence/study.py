@@ -1,7 +1,8 @@
 """The study's queue: trains what is missing, a row a finished run, safe to kill.
 
-    PYTHONPATH=benchmarks python -m evidence.study             # two runs at a time, a thread each
-    PYTHONPATH=benchmarks python -m evidence.study --left      # what is missing, as far as it is known yet
+    PYTHONPATH=benchmarks python -m evidence.study                 # two runs at a time, a thread each
+    PYTHONPATH=benchmarks python -m evidence.study --last pilot    # no more than what choices are made by
+    PYTHONPATH=benchmarks python -m evidence.study --left          # what is missing, as far as it is known yet
 
 Rows go to results/evidence.csv; the loss on each picture's test views to results/evidence/*.npy, for intervals. A run
 that was stopped goes on from its last checkpoint.
@@ -27,8 +28,9 @@ from torch.nn import functional as F
 from vismoe.training import evaluate, fit
 
 from .families import multiplications
-from .runs import KEY, Run, queue
-from .tasks import Task, which_picture
+from .runs import KEY, STAGES, Run, queue
+from .tasks import Task, open_task
+from .transfer import transfer
 
 RESULTS = Table(Path(__file__).parents[1] / "results" / "evidence.csv")
 LOSSES = Path(__file__).parents[1] / "results" / "evidence"
@@ -38,10 +40,9 @@ QUARTERS = (25, 50, 75, 100)
 def train_one(run: Run, root: Path) -> dict[str, Any]:
     """Trains it, in this process, and gives its row."""
     torch.set_num_threads(1)
-    task = which_picture(root, run.classes)
-    data = task.validation if run.stage == "pilot" else task.data
-    classes = len(data.classes)
-    recipe = run.recipe(data.name, classes)
+    task = open_task(run.task, root)
+    data = task.validation if run.chooses else task.data
+    classes, recipe = len(data.classes), run.recipe(data)
     out = root / "runs" / run.name
     used = _Used(out.with_name(out.name + ".cpu"))
     done = fit(recipe, out, lambda status: used.write(), True, data, lambda: run.network(classes))
@@ -60,7 +61,8 @@ def train_one(run: Run, root: Path) -> dict[str, Any]:
     }
     for share, line in zip(QUARTERS, held_out[:3] + held_out[-1:], strict=True):
         row |= {f"{name}_{share}": round(line[name], 5) for name in ("val_loss", "top1", "top5")}
-    if run.stage != "pilot":
+    row |= {"neighbours": "", "probe": ""} if run.chooses else transfer(network, root)
+    if not run.chooses:
         _write_losses(run, network, task)
     shutil.rmtree(out)
     used.path.unlink()
@@ -88,7 +90,7 @@ def _write_losses(run: Run, network: torch.nn.Module, task: Task) -> None:
     found = evaluate(network, task.data.val)
     loss = F.cross_entropy(found.scores, found.labels, reduction="none")
     pictures = torch.tensor(task.picture)
-    mean = torch.zeros(len(task.data.classes)).index_add(0, pictures, loss) / pictures.bincount()
+    mean = torch.zeros(len(pictures.unique())).index_add(0, pictures, loss) / pictures.bincount()
     LOSSES.mkdir(parents=True, exist_ok=True)
     np.save(LOSSES / f"{run.name}.npy", mean.numpy().astype(np.float16))
 
@@ -98,21 +100,22 @@ def _hash(recipe: dict[str, Any]) -> str:
 
 
 def main(
-    root: Path = Path("runs/evidence"), jobs: int = 2, pilots: bool = False, left: bool = False, one: str = ""
+    root: Path = Path("runs/evidence"), jobs: int = 2, last: str = list(STAGES)[-1], left: bool = False, one: str = ""
 ) -> None:
     """Train what is missing.
 
     Args:
-        root: Where pictures.npy is, and runs go.
+        root: Where pictures.npy is, and views and runs go.
         jobs: Runs at a time, a thread each.
-        pilots: The pilots alone: what they choose belongs into RULES.md before the decisive runs.
+        last: The last stage to be run. What the pilots choose belongs into RULES.md before the decisive runs.
         left: Train nothing, say what is missing.
         one: The name of a run in the queue, to be trained in this process.
     """
-    stages = 2 if pilots else 3
+    if last not in STAGES:
+        raise SystemExit(f"--last {last}: accepted are {', '.join(STAGES)}")
 
     def missing() -> list[Run]:
-        runs, done = queue(RESULTS.rows(), stages), RESULTS.done(*KEY)
+        runs, done = queue(RESULTS.rows(), last), RESULTS.done(*KEY)
         found = [run for run in runs if run.key not in done]
         print(f"{len(found)} of {len(runs)} runs are missing, of those that are known yet", flush=True)
         return found
@@ -129,6 +132,8 @@ def main(
         print("\n".join(run.name for run in missing()))
     else:
         while runs := missing():
+            for name in {run.task for run in runs}:
+                open_task(name, root)  # its views are made once, before two processes want them
             with ThreadPoolExecutor(jobs) as pool:
                 list(pool.map(start, runs))
 

@@ -1,6 +1,11 @@
-"""What networks are asked in the study: sets of `vismoe`, whose test part is of views that training never shows."""
+"""What networks are asked in the study: sets of `vismoe`, whose training views are made once, for all runs.
 
-from collections.abc import Callable
+PYTHONPATH=benchmarks python -m evidence.tasks      # those of the decisive task, some minutes
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,25 +13,35 @@ from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from vismoe.data import Data, ImageSet, training_transform
+from vismoe.data import Data, ImageSet, open_data, training_transform
 
 from .pictures import opened, picture_of
 
-PIXELS = 48
+PIXELS = 36
 AUGMENTATION = {"crop": 0.5, "degrees": 15.0, "color_jitter": 0.4, "noise": 0.05, "erase": 0.5}
 """Training views: random crops, rotation, colour, noise, occlusion."""
+CONFIG: dict[str, Any] = {
+    "input_size": (3, PIXELS, PIXELS),
+    "mean": (0.5,) * 3,
+    "std": (0.5,) * 3,
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+}
+TIMES = 96
+"""So many views of each picture are trained on, each of them once."""
 VIEWS = 2
 """Of each picture in the test part, and in the validation part."""
 WHITE = (255, 255, 255, 255)
 
 
 def blurred(picture: Image.Image, draw: Callable[..., float]) -> Image.Image:
-    """Gaussian blur of 1 to 2 pixels."""
-    return functional.gaussian_blur(_on(picture, WHITE), [9, 9], [draw(1.0, 2.0)] * 2)
+    """Gaussian blur of 0.75 to 1.5 pixels."""
+    return functional.gaussian_blur(_on(picture, WHITE), [9, 9], [draw(0.75, 1.5)] * 2)
 
 
 def slanted(picture: Image.Image, draw: Callable[..., float]) -> Image.Image:
@@ -67,32 +82,70 @@ def _on(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
 
 @dataclass(frozen=True)
 class Task:
-    """`data`, whose held-out part is of held-out views; `validation`: the same with views of the training family, to
-    choose by; `view`: the kind of each test view; `picture`: which picture it shows."""
+    """`data`: trained on views, a picture's all of one class; its held-out part is what figures are of; `validation`:
+    the same with another held-out part, to choose by; `picture`: which picture each one of `data`'s shows."""
 
     data: Data
     validation: Data
-    view: list[str]
     picture: list[int]
 
 
-def which_picture(root: Path, classes: int) -> Task:
-    """ "Which picture is this?" for a random `classes` of the pictures (0: all): each of them a class of its own."""
+def open_task(name: str, root: Path) -> Task:
+    """One of TASKS, its training views made if they are not there."""
+    return TASKS[name](name, root)
+
+
+def which_picture(classes: int, name: str, root: Path) -> Task:
+    """ "Which picture is this?" for a random `classes` of the pictures (0: all): each a class of its own. Tested
+    on held-out views; views to choose by are of the training family."""
     pixels, _ = opened(root)
     chosen = np.sort(np.random.default_rng(0).permutation(len(pixels))[: classes or None])
     cut = pixels[chosen]
     white = _on_white(cut)
+    names = [str(number) for number in chosen]
     picture = [index for index in range(len(cut)) for _ in range(VIEWS)]
-    view = [KINDS[(index // 2 + 2 * number + index % 2) % 4] for index in range(len(cut)) for number in range(VIEWS)]
-    labels, name = torch.arange(len(cut)), f"which-picture-{classes or 'all'}"
-    train = ImageSet(labels, partial(picture_of, white))
+    kinds = [KINDS[(index // 2 + 2 * number + index % 2) % 4] for index in range(len(cut)) for number in range(VIEWS)]
+    test = np.stack([_held_out(cut, *each, seed) for seed, each in enumerate(zip(picture, kinds, strict=True))])
+    labels = torch.arange(len(cut))
+    train = _train(name, root, white, labels, TIMES)
+    choose = _views(white, picture, 2**40)
 
     def shown(views: np.ndarray) -> Data:
-        names = [str(number) for number in chosen]
         return Data(name, names, train, ImageSet(labels[picture], partial(picture_of, views)))
 
-    test = [_held_out(cut, *each, seed) for seed, each in enumerate(zip(picture, view, strict=True))]
-    return Task(shown(np.stack(test)), shown(np.stack(_training_views(white, picture))), view, picture)
+    return Task(shown(test), shown(choose), picture)
+
+
+def clothes(name: str, root: Path) -> Task:
+    """Fashion-MNIST: ten classes, its own 10,000 test pictures, 8 views of each training picture."""
+    data = open_data("fashion-mnist")
+    assert data.train is not None
+    white = np.stack([np.asarray(data.train.picture(index).convert("RGB")) for index in range(len(data.train))])
+    data = Data(name, data.classes, _train(name, root, white, data.train.labels, 8), data.val)
+    return Task(data, data, list(range(len(data.val))))
+
+
+def drawings_by_class(name: str, root: Path) -> Task:
+    """The distinct drawings of openclipart in their 22 classes; a random fifth is the test."""
+    pixels, rows = opened(root)
+    those = np.array([number for number, row in enumerate(rows) if row["collection"] == "openclipart"])
+    names = sorted({rows[number]["category"] for number in those})
+    labels = torch.tensor([names.index(rows[number]["category"]) for number in those])
+    white, order = _on_white(pixels[those]), np.random.default_rng(0).permutation(len(those))
+    rest, test = order[len(those) // 5 :], order[: len(those) // 5]
+    val = ImageSet(labels[test], partial(picture_of, white[test]))
+    data = Data(name, names, _train(name, root, white[rest], labels[rest], TIMES), val)
+    return Task(data, data, list(range(len(test))))
+
+
+DECISIVE = "which-picture-4000"
+TASKS: dict[str, Callable[[str, Path], Task]] = {
+    DECISIVE: partial(which_picture, 4000),
+    "which-picture-1000": partial(which_picture, 1000),
+    "which-picture-all": partial(which_picture, 0),
+    "fashion-mnist": clothes,
+    "openclipart-22": drawings_by_class,
+}
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:
@@ -105,18 +158,43 @@ def _held_out(pixels: np.ndarray, index: int, kind: str, seed: int) -> np.ndarra
     return np.asarray(HELD_OUT[kind](picture, np.random.default_rng(seed).uniform))
 
 
-def _training_views(pixels: np.ndarray, picture: list[int]) -> list[np.ndarray]:
-    config: dict[str, Any] = {
-        "input_size": (3, PIXELS, PIXELS),
-        "mean": (0.5,) * 3,
-        "std": (0.5,) * 3,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-    }
-    transform, made = training_transform(config, **AUGMENTATION), []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2**40)  # no seed of a run
-        for index in picture:
-            view = transform(picture_of(pixels, index))
-            made.append(((view + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
-    return made
+def _views(pixels: np.ndarray, picture: Sequence[int], first: int) -> np.ndarray:
+    """A view of the training family of each picture, which follows from its seed: `first`, and on by ones."""
+    transform, made = training_transform(CONFIG, **AUGMENTATION), []
+    for seed, index in enumerate(picture, first):
+        torch.default_generator.manual_seed(seed)
+        view = transform(picture_of(pixels, index))
+        made.append(((view + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    return np.stack(made)
+
+
+def _train(name: str, root: Path, pixels: np.ndarray, labels: torch.Tensor, times: int) -> ImageSet:
+    """`times` views of each picture, from views-NAME.npy, which is made where it is not there."""
+    path = root / f"views-{name}.npy"
+    if not path.exists():
+        aside = path.with_name(f".{path.stem}-{os.getpid()}.npy")
+        print(f"making {times} views of each of {len(pixels)} pictures: {path}", flush=True)
+        made = np.lib.format.open_memmap(aside, "w+", np.uint8, (times * len(pixels), PIXELS, PIXELS, 3))
+        with ProcessPoolExecutor() as pool:
+            for time, views in enumerate(pool.map(partial(_all_once, pixels), range(times))):
+                made[time * len(pixels) : (time + 1) * len(pixels)] = views
+        made.flush()
+        os.replace(aside, path)
+    return ImageSet(labels.repeat(times), partial(picture_of, np.load(path, mmap_mode="r")))
+
+
+def _all_once(pixels: np.ndarray, time: int) -> np.ndarray:
+    torch.set_num_threads(1)
+    return _views(pixels, range(len(pixels)), time * len(pixels))
+
+
+def main(root: Path = Path("runs/evidence"), tasks: tuple[str, ...] = (DECISIVE,)) -> None:
+    """Make the training views of some tasks."""
+    for name in tasks:
+        task = open_task(name, root)
+        assert task.data.train is not None
+        print(f"{name}: {len(task.data.train)} training views, {len(task.data.val)} test pictures")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,89 @@
+"""What a network of the study takes: milliseconds of a picture alone, and processor time of a training step.
+
+    PYTHONPATH=benchmarks python -m evidence.speed      # some ten minutes of an idle machine
+
+The runs are spread over sittings and machines, so their own processor times do not compare; here all take turns on one
+thread of one machine. Weights are those of the start. Writes results/evidence_speed.csv.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+import tyro
+from table import Table
+from torch import nn
+from torch.nn import functional as F
+
+from .families import multiplications
+from .runs import BATCH, WIDTHS, queue
+from .study import RESULTS
+from .tasks import PIXELS
+
+SPEED = Table(RESULTS.path.with_name("evidence_speed.csv"))
+CLASSES = 4000
+
+
+def latency(network: nn.Module) -> float:
+    """Milliseconds of one picture, at evaluation."""
+    picture = torch.randn(1, 3, PIXELS, PIXELS)
+    network.eval()
+    with torch.inference_mode():
+        start = time.perf_counter()
+        network(picture)
+        return 1e3 * (time.perf_counter() - start)
+
+
+def training_step(network: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """Milliseconds of processor time of one batch: forward, backward, AdamW."""
+    pictures, labels = torch.randn(BATCH, 3, PIXELS, PIXELS), torch.randint(CLASSES, (BATCH,))
+    network.train()
+    start = time.process_time()
+    F.cross_entropy(network(pictures), labels).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return 1e3 * (time.process_time() - start)
+
+
+def main(latencies: int = 300, steps: int = 12, out: Path = SPEED.path) -> None:
+    """Measure every network of the queue in turn.
+
+    Args:
+        latencies: Pictures of each network.
+        steps: Training steps of each network.
+        out: Table to write.
+    """
+    torch.set_num_threads(1)
+    runs = {(run.family, run.width): run for run in queue(RESULTS.rows()) if run.width in WIDTHS}
+    networks = {key: run.network(CLASSES) for key, run in runs.items()}
+    optimizers = {key: torch.optim.AdamW(network.parameters(), 1e-4) for key, network in networks.items()}
+
+    def medians(measure: Callable[..., float], repeats: int, *more: dict) -> dict:
+        found = {key: [] for key in networks}
+        for repeat in range(repeats + 2):
+            for key, network in networks.items():
+                milliseconds = measure(network, *(each[key] for each in more))
+                if repeat >= 2:
+                    found[key].append(milliseconds)
+        return {key: median(each) for key, each in found.items()}
+
+    step, alone = medians(training_step, steps, optimizers), medians(latency, latencies)
+    rows = [
+        {
+            "family": family.name,
+            "width": width,
+            "trunk": multiplications(networks[family, width])[0],
+            "latency_ms": round(alone[family, width], 3),
+            "step_cpu_ms": round(step[family, width], 1),
+        }
+        for family, width in networks
+    ]
+    for row in rows:
+        print(*row.values(), sep="\t")
+    Table(out).write(rows)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
