@@ -24,16 +24,12 @@ def loss(run: Run) -> float:
 
 
 def test_nothing_is_decided_before_its_pilots():
-    """At first it is asked how long to train, then come pilots alone, every family of the trunk at every rate and every
-    way of growing; a single one missing holds back what follows."""
-    lengths = queue([])
-    assert [run.width for run in lengths if run.stage == "length"] == list(WIDTHS)
-    first = queue(rows(lengths, loss))
-    pilots = [run for run in first if run.stage == "pilot"]
-    assert len(first) == len({run.key for run in first}) == len(lengths) + len(pilots)
-    assert len(pilots) == len(WIDTHS) * (3 * len(RATES) + len(GROWN))
-    assert queue(rows(first[1:], loss)) == lengths
-    assert queue(rows(first[:-1], loss)) == first
+    """At first there are pilots alone, every family of the trunk at every rate and every way of growing; a single one
+    missing holds back what follows."""
+    first = queue([])
+    assert {run.stage for run in first} == {"pilot"}
+    assert len(first) == len({run.key for run in first}) == len(WIDTHS) * (3 * len(RATES) + len(GROWN))
+    assert queue(rows(first[1:], loss)) == first
 
 
 def test_the_decisive_runs():
@@ -44,6 +40,8 @@ def test_the_decisive_runs():
     assert {run.seed for run in runs} == set(SEEDS)
     assert {run.family.grow for run in runs if run.family.times > 1} == {"width"}
     assert all(run.rate == RATES[1] / (2 if run.family.grow else 1) for run in runs)
+    assert all(run.chooses == (run.stage != "decisive") for run in finished(loss))
+    assert [run.width for run in finished(loss) if run.stage == "length"] == list(WIDTHS)
     assert not [run for run in finished(loss, "pilot-grown") if run.stage == "decisive"]
 
 

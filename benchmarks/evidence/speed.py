@@ -18,12 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from .families import multiplications
-from .runs import BATCH, WIDTHS, queue
-from .study import RESULTS
-from .tasks import PIXELS
+from .runs import BATCH, queue
+from .study import TABLE
+from .tasks import DECISIVE, PIXELS, TASKS
+from .work import RESULTS
 
-SPEED = Table(RESULTS.path.with_name("evidence_speed.csv"))
-CLASSES = 4000
+SPEED = RESULTS / "evidence_speed.csv"
+CLASSES = TASKS[DECISIVE].classes
 
 
 def latency(network: nn.Module) -> float:
@@ -47,7 +48,7 @@ def training_step(network: nn.Module, optimizer: torch.optim.Optimizer) -> float
     return 1e3 * (time.process_time() - start)
 
 
-def main(latencies: int = 300, steps: int = 12, out: Path = SPEED.path) -> None:
+def main(latencies: int = 300, steps: int = 12, out: Path = SPEED) -> None:
     """Measure every network of the queue in turn.
 
     Args:
@@ -56,8 +57,8 @@ def main(latencies: int = 300, steps: int = 12, out: Path = SPEED.path) -> None:
         out: Table to write.
     """
     torch.set_num_threads(1)
-    runs = {(run.family, run.width): run for run in queue(RESULTS.rows()) if run.width in WIDTHS}
-    networks = {key: run.network(CLASSES) for key, run in runs.items()}
+    runs = {(run.family, run.width): run for run in queue(TABLE.rows()) if run.task == DECISIVE}
+    networks = {key: run.network() for key, run in runs.items()}
     optimizers = {key: torch.optim.AdamW(network.parameters(), 1e-4) for key, network in networks.items()}
 
     def medians(measure: Callable[..., float], repeats: int, *more: dict) -> dict:

@@ -10,13 +10,10 @@ that was stopped goes on from its last checkpoint.
 
 import hashlib
 import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,12 +25,12 @@ from torch.nn import functional as F
 from vismoe.training import evaluate, fit
 
 from .families import multiplications
-from .runs import KEY, STAGES, Run, queue
+from .runs import KEY, STAGES, Rows, Run, queue
 from .tasks import Task, open_task
 from .transfer import transfer
+from .work import RESULTS, missing, work
 
-RESULTS = Table(Path(__file__).parents[1] / "results" / "evidence.csv")
-LOSSES = Path(__file__).parents[1] / "results" / "evidence"
+TABLE, LOSSES = Table(RESULTS / "evidence.csv"), RESULTS / "evidence"
 QUARTERS = (25, 50, 75, 100)
 
 
@@ -42,18 +39,17 @@ def train_one(run: Run, root: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     task = open_task(run.task, root)
     data = task.validation if run.chooses else task.data
-    classes, recipe = len(data.classes), run.recipe(data)
     out = root / "runs" / run.name
     used = _Used(out.with_name(out.name + ".cpu"))
-    done = fit(recipe, out, lambda status: used.write(), True, data, lambda: run.network(classes))
+    done = fit(run.recipe, out, lambda status: used.write(), True, data, run.network)
     used.write()
     network = done.load_model()
     held_out = [line for line in done.metrics if "val_loss" in line]
     trunk, classifier = multiplications(network)
     row: dict[str, Any] = dict(zip(KEY, run.key, strict=True))
     row |= {
-        "recipe": _hash(recipe.to_json()),
-        "steps": recipe.steps,
+        "recipe": _hash(run.recipe.to_json()),
+        "steps": run.steps,
         "trunk": trunk,
         "classifier": classifier,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -70,19 +66,24 @@ def train_one(run: Run, root: Path) -> dict[str, Any]:
 
 
 class _Used:
-    """The processor time of all sittings of a run, kept beside it."""
+    """The processor time of all sittings of a run, from here on, kept beside it."""
 
     def __init__(self, path: Path):
-        self.path, self.before = path, float(path.read_text()) if path.exists() else 0.0
+        self.path, self.start = path, _now()
+        self.before = float(path.read_text()) if path.exists() else 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
 
     @property
     def total(self) -> float:
-        here = resource.getrusage(resource.RUSAGE_SELF)
-        return self.before + here.ru_utime + here.ru_stime
+        return self.before + _now() - self.start
 
     def write(self) -> None:
         self.path.write_text(f"{self.total:.1f}")
+
+
+def _now() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def _write_losses(run: Run, network: torch.nn.Module, task: Task) -> None:
@@ -99,6 +100,15 @@ def _hash(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def hours(runs: list[Run], rows: Rows) -> float:
+    """Processor hours that runs will take: as many per multiplication as those that are finished, at first a guess."""
+    taken = [
+        float(row["cpu_seconds"]) / (int(row["steps"]) * (int(row["trunk"]) + int(row["classifier"]))) for row in rows
+    ]
+    per_multiplication = median(taken) if taken else 3e-8
+    return per_multiplication / 3600 * sum(run.steps * sum(multiplications(run.network())) for run in runs)
+
+
 def main(
     root: Path = Path("runs/evidence"), jobs: int = 2, last: str = list(STAGES)[-1], left: bool = False, one: str = ""
 ) -> None:
@@ -106,36 +116,27 @@ def main(
 
     Args:
         root: Where pictures.npy is, and views and runs go.
-        jobs: Runs at a time, a thread each.
+        jobs: Runs at a time.
         last: The last stage to be run. What the pilots choose belongs into RULES.md before the decisive runs.
         left: Train nothing, say what is missing.
         one: The name of a run in the queue, to be trained in this process.
     """
     if last not in STAGES:
         raise SystemExit(f"--last {last}: accepted are {', '.join(STAGES)}")
-
-    def missing() -> list[Run]:
-        runs, done = queue(RESULTS.rows(), last), RESULTS.done(*KEY)
-        found = [run for run in runs if run.key not in done]
-        print(f"{len(found)} of {len(runs)} runs are missing, of those that are known yet", flush=True)
-        return found
-
-    def start(run: Run) -> None:
-        command = [sys.executable, "-m", "evidence.study", "--root", str(root), "--one", run.name]
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
     if one:
-        row = train_one(next(run for run in queue(RESULTS.rows()) if run.name == one), root)
-        RESULTS.append(row)
+        row = train_one(next(run for run in queue(TABLE.rows()) if run.name == one), root)
+        TABLE.append(row)
         print(row, flush=True)
-    elif left:
-        print("\n".join(run.name for run in missing()))
-    else:
-        while runs := missing():
-            for name in {run.task for run in runs}:
-                open_task(name, root)  # its views are made once, before two processes want them
-            with ThreadPoolExecutor(jobs) as pool:
-                list(pool.map(start, runs))
+        return
+
+    def missing_now() -> list[Run]:
+        runs = missing(queue(TABLE.rows(), last), TABLE, KEY)
+        for name in {run.task for run in runs} if not left else ():
+            open_task(name, root)  # its views are made once, before two processes want them
+        return runs
+
+    command = ["evidence.study", "--root", str(root), "--one"]
+    work(missing_now, command, jobs, lambda runs: hours(runs, TABLE.rows()), left)
 
 
 if __name__ == "__main__":

