@@ -1,39 +1,41 @@
 """The networks of the study: one trunk, grown dense in three ways or made sparse, all with one kind of classifier."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import timm
 from torch import nn
 
 import vismoe
+from vismoe.training import data_config
 from vismoe.vit import cost
 
 from .tasks import PIXELS
 
-DEPTH, HEAD_DIM, CLASSIFIER, PATCH = 4, 32, 256, 6
+DEPTH, HEAD_DIM, CLASSIFIER, PATCH, MLP_RATIO = 4, 32, 256, 6, 4
 DENSE, SPARSE = "vmoe_pico_patch2_8_dense", "vmoe_pico_patch2_8_every2_e8"
 
 
 @dataclass(frozen=True)
 class Family:
     """A network by what it changes of the trunk. `grow`: how it does `times` the trunk's multiplications, "width",
-    "depth" or "mlp"; `moe`: what of a sparse layer is said, None: it is dense."""
+    "depth" or "mlp"; `moe`: what of a sparse layer is said, hidden widths as shares of the MLP's, None: it is dense."""
 
     name: str
     times: float = 1.0
     grow: str = ""
-    moe: dict[str, Any] | None = None
+    moe: dict[str, Any] | None = field(default=None, hash=False)
 
     def model(self, width: int, classes: int) -> nn.Module:
         """The network with random weights."""
-        dim, depth, ratio = width, DEPTH, 4.0
+        dim, depth, ratio = width, DEPTH, float(MLP_RATIO)
         if self.grow == "width":
             dim = round(width * self.times**0.5 / HEAD_DIM) * HEAD_DIM
         elif self.grow == "depth":
             depth = round(DEPTH * self.times)
         elif self.grow == "mlp":
             # Of a block's multiplications two thirds are its MLP's, a third its attention's, but for tokens × tokens.
-            ratio = 4 * (1 + 1.5 * (self.times - 1))
+            ratio = MLP_RATIO * (1 + 1.5 * (self.times - 1))
         arguments: dict[str, Any] = {
             "img_size": PIXELS,
             "patch_size": PATCH,
@@ -46,18 +48,32 @@ class Family:
             "class_token": False,
             "global_pool": "avg",
         }
-        return vismoe.create_model(
-            DENSE if self.moe is None else SPARSE, num_classes=classes, **arguments | (self.moe or {})
-        )
+        moe = {
+            name: round(value * MLP_RATIO * width) if name.endswith("hidden_dim") else value
+            for name, value in (self.moe or {}).items()
+        }
+        return vismoe.create_model(DENSE if self.moe is None else SPARSE, num_classes=classes, **arguments | moe)
+
+
+@dataclass(frozen=True)
+class Convolutional(Family):
+    """timm's small MobileNetV3 with its own classifier, shown the pictures at twice their size: it does about what the
+    trunk of width 64 does."""
+
+    def model(self, width: int, classes: int) -> nn.Module:
+        config = {"input_size": (3, 2 * PIXELS, 2 * PIXELS), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
+        return timm.create_model("mobilenetv3_small_100", num_classes=classes, pretrained_cfg_overlay=config)
 
 
 def multiplications(model: nn.Module) -> tuple[int, int]:
     """Of the trunk and of the classifier, per image."""
-    whole = cost(model, (3, PIXELS, PIXELS)).multiplications
+    whole = cost(model, data_config(model)["input_size"]).multiplications
+    tops = [getattr(model, name, None) for name in ("representation", "head", "classifier")]
     classifier = sum(
         layer.weight.numel()
-        for part in (model.representation, model.head)
-        for layer in part.modules()
+        for top in tops
+        if isinstance(top, nn.Module)
+        for layer in top.modules()
         if isinstance(layer, nn.Linear)
     )
     return whole - classifier, classifier
@@ -71,3 +87,13 @@ DENSE_1 = Family("dense 1×")
 SPARSE_32 = Family("sparse E=32", moe=learned(32))
 HASH_32 = Family("sparse E=32, hash", moe=learned(32, router="hash"))
 GROWN = [Family(f"dense {times}× {grow}", times, grow) for times in (2, 4) for grow in ("width", "depth", "mlp")]
+
+E_8, E_128 = (Family(f"sparse E={number}", moe=learned(number)) for number in (8, 128))
+SHARED = Family(
+    "sparse E=32, half as wide, and a shared half",
+    moe=learned(32, shared=True) | dict.fromkeys(("shared_hidden_dim", "expert_hidden_dim"), 0.5),
+)
+FINE = Family("sparse E=64, half as wide, k=2", moe=learned(64, experts_per_token=2, expert_hidden_dim=0.5))
+RANDOM_32 = Family("sparse E=32, random", moe=learned(32, router="random"))
+AS_MANY_PARAMETERS = Family("dense, as many parameters as sparse E=32", 12.25, "width")
+CNN = Convolutional("CNN")

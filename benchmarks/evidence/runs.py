@@ -8,7 +8,20 @@ from torch import nn
 
 from vismoe.training import Recipe
 
-from .families import DENSE_1, GROWN, HASH_32, SPARSE_32, Family
+from .families import (
+    AS_MANY_PARAMETERS,
+    CNN,
+    DENSE_1,
+    E_8,
+    E_128,
+    FINE,
+    GROWN,
+    HASH_32,
+    RANDOM_32,
+    SHARED,
+    SPARSE_32,
+    Family,
+)
 from .tasks import DECISIVE, TASKS
 
 BATCH = 128
@@ -38,7 +51,7 @@ class Run:
     @property
     def name(self) -> str:
         """The same as one word: its folder."""
-        return "-".join(self.key).replace(" ", "")
+        return name_of(self.key)
 
     @property
     def chooses(self) -> bool:
@@ -102,6 +115,10 @@ def key_of(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(row[name] for name in KEY)
 
 
+def name_of(key: Sequence[str]) -> str:
+    return "-".join(key).replace(" ", "")
+
+
 def pilots(rows: Rows) -> list[Run]:
     """Learning rates of the trunk, dense and sparse, at each width, and ways of growing it at the middle rate."""
     found = []
@@ -131,11 +148,37 @@ def decisive(rows: Rows) -> list[Run]:
     ]
 
 
+def single(rows: Rows) -> list[Run]:
+    """One run each, of width 64: longer training, other experts, other tasks, other dense networks. A rate is that of
+    the nearest network that has pilots. Where no difference is predicted, as many seeds as for the decisive runs."""
+    width = WIDTHS[0]
+    rungs, sparse = ladder(rows, width), best_rate(rows, SPARSE_32, width)
+    rates = {family: best_rate(rows, family, width) for family in (*rungs, SPARSE_32)}
+    found = [Run("single", family, width, rates[family], 0, "which-picture-4000-longer") for family in rates]
+    found += [Run("single", family, width, sparse) for family in (E_8, E_128, SHARED, FINE, RANDOM_32)]
+    found += [
+        Run("single", family, width, rates[family], seed, task)
+        for task in ("openclipart-22", "fashion-mnist")
+        for seed in SEEDS
+        for family in (DENSE_1, SPARSE_32)
+    ]
+    found += [
+        Run("single", family, width, rates[family], 0, task)
+        for task in ("which-picture-1000", "which-picture-all")
+        for family in rates
+    ]
+    found.append(Run("single", CNN, width, best_rate(rows, CNN, width)))
+    largest = best_rate(rows, ladder(rows, WIDTHS[1])[-1], WIDTHS[1])
+    return [*found, Run("single", AS_MANY_PARAMETERS, width, largest)]
+
+
 STAGES: dict[str, Callable[[Rows], list[Run]]] = {
     "pilot": pilots,
     "pilot-grown": pilots_of_grown,
     "length": length,
     "decisive": decisive,
+    "pilot-single": lambda rows: _rates(rows, CNN, WIDTHS[0]),
+    "single": single,
 }
 
 

@@ -152,9 +152,10 @@ class Kind:
 DECISIVE = "which-picture-4000"
 TASKS = {
     DECISIVE: Kind(partial(which_picture, 4000), 4000, 4000),
-    "which-picture-1000": Kind(partial(which_picture, 1000), 1000, 1000),
-    "which-picture-all": Kind(partial(which_picture, 0), 10889, 10889),
-    "fashion-mnist": Kind(clothes, 60000, 10, 8),
+    "which-picture-4000-longer": Kind(partial(which_picture, 4000), 4000, 4000, 192),
+    "which-picture-1000": Kind(partial(which_picture, 1000), 1000, 1000, 384),
+    "which-picture-all": Kind(partial(which_picture, 0), 10889, 10889, 48),
+    "fashion-mnist": Kind(clothes, 60000, 10, 6),
     "openclipart-22": Kind(drawings_by_class, 3994, 22),
 }
 

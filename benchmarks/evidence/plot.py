@@ -1,0 +1,58 @@
+"""The study's main picture: test loss against multiplications."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from .figures import Decisive, Row, trunk
+from .measures import over_seeds
+
+DENSE, SPARSE, FIXED = "#4c5b6b", "#d1495b", "#edae49"
+
+
+def draw(found: Sequence[Decisive], path: Path) -> None:
+    """A panel for each width: the dense ladder, the sparse trunk, fixed routing, with 95 % intervals over seeds."""
+    figure = Figure(figsize=(5.2 * len(found), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(found), squeeze=False)[0]
+    for axis, decisive in zip(axes, found, strict=True):
+        _panel(axis, decisive)
+    axes[0].set_ylabel("test loss (nats)")
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _panel(axis: Axes, found: Decisive) -> None:
+    rungs = [list(rung) for rung in zip(*found.ladder, strict=True)]
+    _points(axis, rungs, DENSE, "dense at 1×, 2×, 4×", "o-")
+    _points(axis, [found.hashed], FIXED, "32 experts, fixed routing", "D")
+    _points(axis, [found.sparse], SPARSE, "32 experts, learned routing", "s")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    ticks = [trunk(rung[0]) for rung in rungs]
+    axis.set_xticks(ticks, [f"{tick / 1e6:.0f} M" for tick in ticks])
+    low, high = axis.get_ylim()
+    marks = [mark / 100 for mark in range(1, 1000) if low <= mark / 100 <= high]
+    step = max(1, len(marks) // 6)
+    axis.set_yticks(marks[::step], [f"{mark:.2f}" for mark in marks[::step]])
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_minor_locator(NullLocator())
+        each.set_minor_formatter(NullFormatter())
+    axis.set_title(f"width {found.width}")
+    axis.set_xlabel("multiplications of the trunk, a picture")
+    axis.grid(alpha=0.25)
+
+
+def _points(axis: Axes, networks: Sequence[Sequence[Row]], colour: str, label: str, style: str) -> None:
+    losses = [over_seeds([float(row["val_loss_100"]) for row in rows]) for rows in networks]
+    axis.errorbar(
+        [trunk(rows[0]) for rows in networks],
+        [loss.value for loss in losses],
+        yerr=[[loss.value - loss.low for loss in losses], [loss.high - loss.value for loss in losses]],
+        fmt=style,
+        color=colour,
+        label=label,
+        capsize=3,
+    )

@@ -1,0 +1,150 @@
+"""The study's page: its figures from the tables, between marks in docs/evidence.md, and its picture.
+
+PYTHONPATH=benchmarks python -m evidence.report      # rewrites docs/evidence.md's figures and docs/evidence.png
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import tyro
+from table import Table
+
+from .figures import SHARES, Findings, Row, decisive_of, findings, losses_in
+from .measures import Interval, over_seeds
+from .plot import draw
+from .runs import WIDTHS
+from .speed import SPEED
+from .study import LOSSES, TABLE
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.png"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def between(interval: Interval, digits: int = 2) -> str:
+    """An estimate and its interval."""
+    bound = "≥ " if interval.open else ""
+    return f"{bound}{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+
+
+def multiplier_table(found: Findings) -> str:
+    head = ["width", *(f"at {share} % of the steps" for share in SHARES), "over pictures", "processor time", "latency"]
+    return table(
+        head,
+        [
+            [width, *(between(found.seeds[width][share]) for share in SHARES)]
+            + [between(each[width]) for each in (found.pictures, found.processor, found.latency)]
+            for width in WIDTHS
+        ],
+    )
+
+
+def control_table(found: Findings) -> str:
+    return table(
+        ["width", "loss of fixed − of learned routing", "top-1 − the ladder's at equal processor time"],
+        [[width, between(found.over_fixed[width], 3), between(found.gain[width], 4)] for width in WIDTHS],
+    )
+
+
+def decisive_table(rows: Sequence[Row]) -> str:
+    """Every decisive network: means over seeds, the loss with the half of its interval."""
+    lines = []
+    for width in WIDTHS:
+        found = decisive_of(rows, width)
+        rungs = [list(rung) for rung in zip(*found.ladder, strict=True)]
+        lines += [[width, *_summary(same)] for same in (*rungs, found.sparse, found.hashed)]
+    head = ["width", "network", "rate", "multiplications", "parameters", "loss at 25 %", "at 50 %", "at 100 %"]
+    return table([*head, "top-1", "top-5", "emoji: neighbours", "linear", "CPU minutes"], lines)
+
+
+def _summary(same: Sequence[Row]) -> list[str]:
+    def average(column: str, digits: int = 3) -> str:
+        return f"{mean(float(row[column]) for row in same):.{digits}f}"
+
+    end = over_seeds([float(row["val_loss_100"]) for row in same])
+    first = same[0]
+    return [
+        first["family"],
+        first["rate"],
+        f"{int(first['trunk']) / 1e6:.1f} M",
+        f"{int(first['parameters']) / 1e6:.2f} M",
+        average("val_loss_25"),
+        average("val_loss_50"),
+        f"{end.value:.3f} ± {end.high - end.value:.3f}",
+        average("top1_100"),
+        average("top5_100"),
+        average("neighbours"),
+        average("probe"),
+        f"{mean(float(row['cpu_seconds']) for row in same) / 60:.0f}",
+    ]
+
+
+def single_table(rows: Sequence[Row]) -> str:
+    """Every single run, and what it is to be compared with."""
+    head = ["task", "network", "seed", "rate", "multiplications", "parameters", "loss", "top-1", "top-5"]
+    return table(head, [_line(row, "task", "family", "seed", "rate") for row in rows if row["stage"] == "single"])
+
+
+def pilot_table(rows: Sequence[Row]) -> str:
+    """Loss on further views of the training family after a quarter of the steps, by rate."""
+    pilots = [row for row in rows if row["stage"] == "pilot"]
+    rates = sorted({row["rate"] for row in pilots}, key=float)
+    loss = {(row["width"], row["family"], row["rate"]): float(row["val_loss_100"]) for row in pilots}
+    lines = []
+    for width, family in dict.fromkeys((row["width"], row["family"]) for row in pilots):
+        own = {rate: loss[width, family, rate] for rate in rates if (width, family, rate) in loss}
+        cells = [f"{own[rate]:.3f}" if rate in own else "" for rate in rates]
+        best = min(own, key=own.__getitem__)
+        cells[rates.index(best)] = f"**{cells[rates.index(best)]}**"
+        lines.append([width, family, *cells])
+    return table(["width", "network", *rates], lines)
+
+
+def _line(row: Row, *columns: str) -> list[str]:
+    counts = [f"{int(row['trunk']) / 1e6:.1f} M", f"{int(row['parameters']) / 1e6:.2f} M"]
+    return [row[name] for name in columns] + counts + [row[f"{name}_100"] for name in ("val_loss", "top1", "top5")]
+
+
+def rewritten(page: str, blocks: dict[str, str]) -> str:
+    """The page with its blocks anew.
+
+    **Raises:** ValueError where a block has no place in it.
+    """
+    for name, text in blocks.items():
+        first, last = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        if page.count(first) != 1 or page.count(last) != 1:
+            raise ValueError(f"the page needs {first.strip()} and {last.strip()}, once each")
+        before, rest = page.split(first)
+        page = before + first + text + last + rest.split(last)[1]
+    return page
+
+
+def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
+    """Rewrite the page's figures and draw its picture.
+
+    Args:
+        page: Where the figures go, between marks.
+        picture: PNG to write.
+    """
+    rows = TABLE.rows()
+    found = findings(rows, Table(SPEED).rows(), losses_in(LOSSES))
+    draw([decisive_of(rows, width) for width in WIDTHS], picture)
+    blocks = {
+        "verdict": f"Verdict: {found.verdict}",
+        "multipliers": multiplier_table(found),
+        "controls": control_table(found),
+        "decisive runs": decisive_table(rows),
+        "single runs": single_table(rows),
+        "pilots": pilot_table(rows),
+    }
+    page.write_text(rewritten(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,121 @@
+"""pytest tests/test_evidence_figures.py: what the page says follows from the rows, on rows with known answers."""
+
+import numpy as np
+import pytest
+from evidence.families import DENSE_1, GROWN, HASH_32, SPARSE_32
+from evidence.figures import SHARES, decisive_of, findings, multipliers
+from evidence.plot import draw
+from evidence.report import between, decisive_table, multiplier_table, pilot_table, rewritten, single_table
+from evidence.runs import SEEDS, WIDTHS, key_of, name_of
+from evidence.tasks import DECISIVE
+
+SPARSE_COST = 1.1
+
+
+def law(cost):
+    return 3.0 * cost**-0.3
+
+
+def rows(times, fixed=1.5, early=None):
+    """The decisive rows of a world in which a sparse trunk is worth a dense one of `times` its own cost, one of fixed
+    routing `fixed`; after a quarter of the steps `early` times."""
+    found = []
+    networks = [(DENSE_1, 1.0, 1.0), (GROWN[0], 2.0, 2.0), (GROWN[4], 4.0, 4.0)]
+    networks += [(SPARSE_32, SPARSE_COST, times * SPARSE_COST), (HASH_32, SPARSE_COST, fixed * SPARSE_COST)]
+    for width in WIDTHS:
+        for seed in SEEDS:
+            for family, cost, worth in networks:
+                row = {
+                    "stage": "decisive",
+                    "task": DECISIVE,
+                    "family": family.name,
+                    "width": str(width),
+                    "rate": "0.002",
+                    "seed": str(seed),
+                    "trunk": str(round(cost * width * 1e6)),
+                    "parameters": "1000000",
+                    "cpu_seconds": "600",
+                    "neighbours": "0.5",
+                    "probe": "0.6",
+                }
+                for share in (25, 50, 75, 100):
+                    at = worth * (early or times) / times if share == 25 and family == SPARSE_32 else worth
+                    loss = law(at) * (1 + 0.001 * seed) * 100 / share
+                    row |= {f"val_loss_{share}": f"{loss:.5f}", f"top1_{share}": f"{1 / (1 + loss):.5f}"}
+                    row |= {f"top5_{share}": "0.9"}
+                found.append(row)
+    return found
+
+
+def speed():
+    """As long as multiplications say, but that the sparse trunk takes half as long again."""
+    networks = {DENSE_1: 1.0, GROWN[0]: 2.0, GROWN[4]: 4.0, SPARSE_32: 1.5 * SPARSE_COST, HASH_32: 1.5 * SPARSE_COST}
+    return [
+        {"family": family.name, "width": str(width), "step_cpu_ms": str(cost), "latency_ms": str(cost)}
+        for width in WIDTHS
+        for family, cost in networks.items()
+    ]
+
+
+def losses(row):
+    """Each picture's, with a part that all networks share."""
+    generator = np.random.default_rng(0)
+    return float(row["val_loss_100"]) + generator.normal(0, 0.2, 500)
+
+
+@pytest.mark.parametrize(
+    ("times", "fixed", "early", "said"),
+    [
+        (2.0, 1.5, None, "pays"),
+        (1.1, 1.0, None, "does not pay"),
+        (2.0, 2.0, None, "memory, not routing"),
+        (1.5, 1.2, None, "undecided"),  # no better than dense at equal processor time
+        (2.0, 1.5, 3.0, "pays; sparse learns faster too, and the multiplier falls with training"),
+    ],
+)
+def test_the_world_is_told_as_it_is(times, fixed, early, said):
+    found = findings(rows(times, fixed, early), speed(), losses)
+    assert found.verdict == said
+    for width in WIDTHS:
+        assert found.seeds[width][100].value == pytest.approx(times, rel=1e-2)
+        assert found.pictures[width].value == pytest.approx(times, rel=2e-2)
+        assert found.processor[width].value == pytest.approx(
+            max(1.0, times * SPARSE_COST) / 1.5 / SPARSE_COST, rel=0.02
+        )
+
+
+def test_a_sparse_trunk_better_than_the_ladder_is_a_bound():
+    found = decisive_of(rows(5.0), WIDTHS[0])
+    assert all(bound and value == pytest.approx(4 / SPARSE_COST, rel=1e-3) for value, bound in multipliers(found))
+    assert between(findings(rows(5.0), speed(), losses).seeds[WIDTHS[0]][100]).startswith("≥ 3.6")
+
+
+def test_a_missing_run_is_no_finding():
+    with pytest.raises(KeyError):
+        findings(rows(2.0)[1:], speed(), losses)
+
+
+def test_tables_and_picture(tmp_path):
+    """Every network and share has its place; the picture is one."""
+    table = rows(2.0)
+    found = findings(table, speed(), losses)
+    assert len(multiplier_table(found).splitlines()) == 2 + len(WIDTHS)
+    assert all(f"at {share} %" in multiplier_table(found) for share in SHARES)
+    assert decisive_table(table).count(SPARSE_32.name) == 2 * len(WIDTHS)  # fixed routing has its name in it
+    pilots = [dict(row, stage="pilot", rate=rate) for row in table[:1] for rate in ("0.001", "0.002")]
+    pilots[1]["val_loss_100"] = "1.25"
+    assert pilot_table(pilots).splitlines()[2] == f"| 64 | {DENSE_1.name} | 3.000 | **1.250** |"
+    assert DENSE_1.name in single_table([dict(table[0], stage="single")])
+    draw([decisive_of(table, width) for width in WIDTHS], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_blocks_are_put_in_their_places():
+    page = "a\n<!-- one -->\nold\n<!-- end of one -->\nb\n"
+    assert rewritten(page, {"one": "new"}) == page.replace("old", "new")
+    with pytest.raises(ValueError, match="two"):
+        rewritten(page, {"two": "x"})
+
+
+def test_a_row_finds_its_losses():
+    assert name_of(key_of(rows(2.0)[0])) == f"decisive-{DECISIVE}-dense1×-64-0.002-0"
