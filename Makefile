@@ -1,10 +1,11 @@
 # make demo | test | lint | setup. PYTHON: which Python (3.11 or newer) makes .venv. TORCH_INDEX: where to take torch from,
-# for a laptop without a GPU (docs/install.md).
+# for a laptop without a GPU (docs/install.md). make evidence | evidence-pair: the study of docs/evidence.md, or its decisive
+# pair of runs.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint setup clean evidence evidence-pair
 
 demo: setup
 	$(BIN)/vismoe demo
@@ -16,6 +17,12 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+evidence: setup
+	PYTHONPATH=benchmarks $(BIN)/python -m evidence.study
+
+evidence-pair: setup
+	PYTHONPATH=benchmarks $(BIN)/python -m evidence.pair
 
 setup: $(READY)
 

@@ -1,12 +1,9 @@
 """Pictures and what is said of them: the second arm's pairs, and what a frozen text encoder makes of the words.
 
-    PYTHONPATH=benchmarks python -m evidence.captions      # writes captions.npz and pictures-112.npy, some minutes
-
 The distinct pictures of pictures.csv; emoji by their names, stamps by their captions, drawings by the title and the
 keywords that they were published with. The encoder is MiniLM (all-MiniLM-L6-v2), 384 wide like the ViT-S/14.
 """
 
-import os
 import re
 import zipfile
 from html import unescape
@@ -14,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, BertModel
 
+from .kept import kept
 from .packages import fetched, unpacked
 from .pictures import opened, small
 
@@ -63,19 +60,19 @@ def encoded(texts: list[str], root: Path) -> Tensor:
     return torch.cat(found)
 
 
-def main(root: Path = Path("runs/evidence")) -> None:
-    """Write captions.npz (each picture's number of a caption, the captions, their vectors) and pictures-112.npy."""
+def pictures(root: Path) -> np.ndarray:
+    """The distinct pictures, (N, 112, 112, 4) RGBA."""
+    _, rows = opened(root)
+    return kept(
+        root / f"pictures-{SIDE}.npy", lambda: np.stack([np.asarray(small(root / row["file"], SIDE)) for row in rows])
+    )
+
+
+def captions(root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each picture's caption (N,), and the captions' vectors."""
     _, rows = opened(root)
     said = [caption(row, root) for row in rows]
     texts = sorted(set(said))
-    number = np.array([texts.index(each) for each in said])
-    np.savez(root / ".captions.npz", number=number, texts=np.array(texts), vectors=encoded(texts, root).numpy())
-    os.replace(root / ".captions.npz", root / "captions.npz")
-    pixels = np.stack([np.asarray(small(root / row["file"], SIDE)) for row in rows])
-    np.save(root / ".pictures-112.npy", pixels)
-    os.replace(root / ".pictures-112.npy", root / "pictures-112.npy")
-    print(f"{len(rows)} pictures, {len(texts)} captions")
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
+    vectors = kept(root / "captions.npy", lambda: encoded(texts, root).numpy())
+    place = {text: number for number, text in enumerate(texts)}
+    return np.array([place[each] for each in said]), vectors

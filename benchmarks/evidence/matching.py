@@ -9,7 +9,6 @@ results/evidence_matching.csv; which queries were answered goes to results/evide
 """
 
 import math
-import os
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -28,7 +27,8 @@ from torch.nn import functional as F
 import vismoe
 from vismoe.data import evaluation_transform, training_transform
 
-from .captions import SIDE
+from .captions import SIDE, captions, pictures
+from .kept import kept
 from .pictures import picture_of
 from .work import RESULTS, missing, work
 
@@ -111,10 +111,9 @@ class Tower(nn.Module):
         return F.normalize(self.head(self.norm(tokens).mean(1)))
 
 
-def split(root: Path) -> dict[str, Part]:
-    """Train, validation, test: no caption is in two of them."""
-    found = np.load(root / "captions.npz")
-    number, vectors = torch.from_numpy(found["number"]), torch.from_numpy(found["vectors"])
+def split(number: Tensor, vectors: Tensor) -> dict[str, Part]:
+    """Train, validation, test, given each picture's number of a caption and the captions' vectors: no caption is in two
+    of them."""
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(vectors)))
     first, second = round(TRAIN * len(order)), round((TRAIN + VALIDATION) * len(order))
     parts = {"train": order[:first], "validation": order[first:second], "test": order[second:]}
@@ -132,31 +131,29 @@ def split(root: Path) -> dict[str, Part]:
 @torch.no_grad()
 def tokens(view: str, parent: Path, root: Path) -> np.ndarray:
     """What comes out of the blocks that do not train (pictures, tokens, 384), float16; computed once."""
-    path = root / f"tokens-{view}.npy"
-    if not path.exists():
-        pixels = np.load(root / "pictures-112.npy", mmap_mode="r")
+
+    def make() -> np.ndarray:
+        pixels, found = pictures(root), []
         model: Any = vismoe.load(parent)
         model.set_input_size(img_size=SIDE)
         model.eval()
         torch.default_generator.manual_seed(list(VIEWS).index(view))
-        made = None
         for first in range(0, len(pixels), 64):
             those = range(first, min(first + 64, len(pixels)))
             x = torch.stack([VIEWS[view](picture_of(pixels, index)) for index in those])
             x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
-            x = model.blocks[:FIRST](x)
-            if made is None:
-                shape = (len(pixels), *x.shape[1:])
-                made = np.lib.format.open_memmap(root / f".{path.name}", "w+", np.float16, shape)
-            made[first : first + len(x)] = x.numpy()
-        os.replace(root / f".{path.name}", path)
-    return np.load(path, mmap_mode="r")
+            found.append(model.blocks[:FIRST](x).half().numpy())
+        return np.concatenate(found)
+
+    return kept(root / f"tokens-{view}.npy", make)
 
 
 def train_one(run: Run, parent: Path, root: Path) -> dict[str, Any]:
     """Trains it, in this process, and gives its row."""
     torch.set_num_threads(1)
-    parts, tower = split(root), Tower(parent, run.arm, run.seed)
+    number, vectors = captions(root)
+    parts = split(torch.from_numpy(number), torch.from_numpy(np.array(vectors)))
+    tower = Tower(parent, run.arm, run.seed)
     train, asked = parts["train"], parts["validation" if run.stage == "pilot" else "test"]
     views = [tokens(view, parent, root) for view in VIEWS if view != "plain"]
     trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
@@ -170,8 +167,8 @@ def train_one(run: Run, parent: Path, root: Path) -> dict[str, Any]:
             order = torch.randperm(len(train.pictures), generator=generator)
         chosen = order[step % batches * BATCH :][:BATCH]
         view = torch.randint(len(views), (BATCH,), generator=generator).tolist()
-        pictures = train.pictures[chosen].tolist()
-        x = torch.from_numpy(np.stack([views[v][p] for v, p in zip(view, pictures, strict=True)])).float()
+        shown = zip(view, train.pictures[chosen].tolist(), strict=True)
+        x = torch.from_numpy(np.stack([views[number][picture] for number, picture in shown])).float()
         loss = contrast(tower.train()(x), train.vectors, train.caption[chosen], tower.log_scale)
         optimizer.zero_grad()
         loss.backward()
@@ -194,9 +191,9 @@ def train_one(run: Run, parent: Path, root: Path) -> dict[str, Any]:
     )
 
 
-def contrast(pictures: Tensor, vectors: Tensor, caption: Tensor, log_scale: Tensor) -> Tensor:
+def contrast(embedded: Tensor, vectors: Tensor, caption: Tensor, log_scale: Tensor) -> Tensor:
     """CLIP's loss (Radford et al. 2021), both ways; of pictures with the same caption none is the other's negative."""
-    logits = log_scale.exp() * pictures @ vectors[caption].T
+    logits = log_scale.exp() * embedded @ vectors[caption].T
     same = caption[:, None] == caption
     same.fill_diagonal_(False)
     logits, own = logits.masked_fill(same, -torch.inf), torch.arange(len(caption))
@@ -242,7 +239,7 @@ def main(
     """Train what is missing.
 
     Args:
-        root: Where captions.npz and pictures-112.npy are.
+        root: Where packages and pictures go, and what comes out of the blocks that do not train.
         parent: Model folder of the trained ViT-S/14 (vit_s14_parent.py makes it), by default ROOT/vit-s14.
         jobs: Runs at a time.
         left: Train nothing, say what is missing.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from .figures import Decisive, Row, trunk
 from .measures import over_seeds
@@ -33,13 +33,10 @@ def _panel(axis: Axes, found: Decisive) -> None:
     axis.set_yscale("log")
     ticks = [trunk(rung[0]) for rung in rungs]
     axis.set_xticks(ticks, [f"{tick / 1e6:.0f} M" for tick in ticks])
-    low, high = axis.get_ylim()
-    marks = [mark / 100 for mark in range(1, 1000) if low <= mark / 100 <= high]
-    step = max(1, len(marks) // 6)
-    axis.set_yticks(marks[::step], [f"{mark:.2f}" for mark in marks[::step]])
+    axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axis.yaxis.set_major_formatter(ScalarFormatter())
     for each in (axis.xaxis, axis.yaxis):
         each.set_minor_locator(NullLocator())
-        each.set_minor_formatter(NullFormatter())
     axis.set_title(f"width {found.width}")
     axis.set_xlabel("multiplications of the trunk, a picture")
     axis.grid(alpha=0.25)

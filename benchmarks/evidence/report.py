@@ -16,7 +16,7 @@ from .measures import Interval, over_seeds
 from .plot import draw
 from .runs import WIDTHS
 from .speed import SPEED
-from .study import LOSSES, TABLE
+from .study import TABLE
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.png"
@@ -133,7 +133,7 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
         picture: PNG to write.
     """
     rows = TABLE.rows()
-    found = findings(rows, Table(SPEED).rows(), losses_in(LOSSES))
+    found = findings(rows, Table(SPEED).rows(), losses_in(TABLE.path.with_suffix("")))
     draw([decisive_of(rows, width) for width in WIDTHS], picture)
     blocks = {
         "verdict": f"Verdict: {found.verdict}",

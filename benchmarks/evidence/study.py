@@ -5,7 +5,7 @@
     PYTHONPATH=benchmarks python -m evidence.study --left          # what is missing, as far as it is known yet
 
 Rows go to results/evidence.csv; the loss on each picture's test views to results/evidence/*.npy, for intervals. A run
-that was stopped goes on from its last checkpoint.
+that was stopped goes on from its last checkpoint. Pictures and views are fetched and made where they are not there.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ from .tasks import Task, open_task
 from .transfer import transfer
 from .work import RESULTS, missing, work
 
-TABLE, LOSSES = Table(RESULTS / "evidence.csv"), RESULTS / "evidence"
+TABLE = Table(RESULTS / "evidence.csv")
 QUARTERS = (25, 50, 75, 100)
 
 
-def train_one(run: Run, root: Path) -> dict[str, Any]:
-    """Trains it, in this process, and gives its row."""
+def train_one(run: Run, root: Path, losses: Path) -> dict[str, Any]:
+    """Trains it, in this process, and gives its row; each picture's loss goes to the folder `losses`."""
     torch.set_num_threads(1)
     task = open_task(run.task, root)
     data = task.validation if run.chooses else task.data
@@ -59,7 +59,8 @@ def train_one(run: Run, root: Path) -> dict[str, Any]:
         row |= {f"{name}_{share}": round(line[name], 5) for name in ("val_loss", "top1", "top5")}
     row |= {"neighbours": "", "probe": ""} if run.chooses else transfer(network, root)
     if not run.chooses:
-        _write_losses(run, network, task)
+        losses.mkdir(parents=True, exist_ok=True)
+        np.save(losses / f"{run.name}.npy", _losses(network, task).numpy().astype(np.float16))
     shutil.rmtree(out)
     used.path.unlink()
     return row
@@ -86,14 +87,12 @@ def _now() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _write_losses(run: Run, network: torch.nn.Module, task: Task) -> None:
+def _losses(network: torch.nn.Module, task: Task) -> torch.Tensor:
     """Each picture's loss, the mean over its test views."""
     found = evaluate(network, task.data.val)
     loss = F.cross_entropy(found.scores, found.labels, reduction="none")
     pictures = torch.tensor(task.picture)
-    mean = torch.zeros(len(pictures.unique())).index_add(0, pictures, loss) / pictures.bincount()
-    LOSSES.mkdir(parents=True, exist_ok=True)
-    np.save(LOSSES / f"{run.name}.npy", mean.numpy().astype(np.float16))
+    return torch.zeros(len(pictures.unique())).index_add(0, pictures, loss) / pictures.bincount()
 
 
 def _hash(recipe: dict[str, Any]) -> str:
@@ -110,22 +109,28 @@ def hours(runs: list[Run], rows: Rows) -> float:
 
 
 def main(
-    root: Path = Path("runs/evidence"), jobs: int = 2, last: str = list(STAGES)[-1], left: bool = False, one: str = ""
+    root: Path = Path("runs/evidence"),
+    jobs: int = 2,
+    last: str = list(STAGES)[-1],
+    left: bool = False,
+    one: str = "",
+    out: Path = TABLE.path,
 ) -> None:
     """Train what is missing.
 
     Args:
-        root: Where pictures.npy is, and views and runs go.
+        root: Where packages, pictures, views and runs go.
         jobs: Runs at a time.
         last: The last stage to be run. What the pilots choose belongs into RULES.md before the decisive runs.
         left: Train nothing, say what is missing.
-        one: The name of a run in the queue, to be trained in this process.
+        one: The name of a run in the queue, to be trained in this process, whatever is there.
+        out: The table that its row goes to.
     """
     if last not in STAGES:
         raise SystemExit(f"--last {last}: accepted are {', '.join(STAGES)}")
     if one:
-        row = train_one(next(run for run in queue(TABLE.rows()) if run.name == one), root)
-        TABLE.append(row)
+        row = train_one(next(run for run in queue(TABLE.rows()) if run.name == one), root, out.with_suffix(""))
+        Table(out).append(row)
         print(row, flush=True)
         return
 
@@ -135,8 +140,12 @@ def main(
             open_task(name, root)  # its views are made once, before two processes want them
         return runs
 
-    command = ["evidence.study", "--root", str(root), "--one"]
-    work(missing_now, command, jobs, lambda runs: hours(runs, TABLE.rows()), left)
+    work(missing_now, command(root, TABLE.path), jobs, lambda runs: hours(runs, TABLE.rows()), left)
+
+
+def command(root: Path, out: Path) -> list[str]:
+    """What trains one run, but for its name."""
+    return ["evidence.study", "--root", str(root), "--out", str(out), "--one"]
 
 
 if __name__ == "__main__":

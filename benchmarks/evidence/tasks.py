@@ -3,7 +3,6 @@
 PYTHONPATH=benchmarks python -m evidence.tasks      # those of the decisive task, some minutes
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torchvision.transforms.v2 import functional
 
 from vismoe.data import Data, ImageSet, open_data, training_transform
 
+from .kept import kept
 from .pictures import opened, picture_of
 
 PIXELS = 36
@@ -109,7 +109,7 @@ def which_picture(classes: int, name: str, root: Path) -> Task:
     names, train = [str(number) for number in chosen], _train(name, root, white, labels)
 
     def shown(part: str, make: Callable[[], np.ndarray]) -> Data:
-        views = _kept(root / f"{part}-{name}.npy", make)
+        views = kept(root / f"{part}-{name}.npy", make)
         return Data(name, names, train, ImageSet(labels[picture], partial(picture_of, views)))
 
     test = shown("test", lambda: _held_out(cut, picture, kinds))
@@ -191,22 +191,13 @@ def _train(name: str, root: Path, pixels: np.ndarray, labels: torch.Tensor) -> I
         with ProcessPoolExecutor() as pool:
             return np.concatenate(list(pool.map(partial(_all_once, pixels), range(times))))
 
-    views = _kept(root / f"train-{name}.npy", make)
+    views = kept(root / f"train-{name}.npy", make)
     return ImageSet(labels.repeat(times), partial(picture_of, views))
 
 
 def _all_once(pixels: np.ndarray, time: int) -> np.ndarray:
     torch.set_num_threads(1)
     return _views(pixels, range(len(pixels)), time * len(pixels))
-
-
-def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """What a file has, not read yet; made where it is not there."""
-    if not path.exists():
-        aside = path.with_name(f".{path.stem}-{os.getpid()}.npy")
-        np.save(aside, make())
-        os.replace(aside, path)
-    return np.load(path, mmap_mode="r")
 
 
 def main(root: Path = Path("runs/evidence"), tasks: tuple[str, ...] = (DECISIVE,)) -> None:

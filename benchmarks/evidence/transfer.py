@@ -10,6 +10,7 @@ from torch import nn
 from vismoe.adapt import features, linear_probe, nearest_neighbours
 from vismoe.data import ImageSet
 
+from .kept import kept
 from .pictures import emoji, picture_of, small
 
 SHOWN, ASKED = ("google", "twitter"), "fluent"
@@ -31,6 +32,8 @@ def _emoji(styles: tuple[str, ...], root: Path) -> ImageSet:
     """All emoji of some styles, on white as the networks were trained, and their categories."""
     found = [(file, category) for style, file, _, category in emoji(root) if style in styles]
     names = sorted({category for _, category in found})
-    pixels = np.stack([np.asarray(small(file)) for file, _ in found])
+    pixels = kept(
+        root / f"emoji-{'-'.join(styles)}.npy", lambda: np.stack([np.asarray(small(file)) for file, _ in found])
+    )
     labels = torch.tensor([names.index(category) for _, category in found])
     return ImageSet(labels, partial(picture_of, pixels))

@@ -1,0 +1,42 @@
+"""The decisive pair again, by anybody: dense and sparse of width 64, seed 0, beside the rows of the study.
+
+PYTHONPATH=benchmarks python -m evidence.pair      # under an hour on two cores, packages and pictures included
+"""
+
+from pathlib import Path
+
+import tyro
+from table import Table
+
+from .families import DENSE_1, SPARSE_32
+from .runs import KEY, SEEDS, WIDTHS, key_of, queue
+from .study import TABLE, command, hours
+from .tasks import DECISIVE, open_task
+from .work import missing, work
+
+SHOWN = ("val_loss_25", "val_loss_50", "val_loss_100", "top1_100", "top5_100", "cpu_seconds")
+
+
+def main(root: Path = Path("runs/evidence-pair"), jobs: int = 2) -> None:
+    """Train both and print them beside the study's.
+
+    Args:
+        root: Where packages, pictures, views and runs go, and pair.csv.
+        jobs: Runs at a time.
+    """
+    which = [("decisive", DECISIVE, family.name, str(WIDTHS[0]), str(SEEDS[0])) for family in (DENSE_1, SPARSE_32)]
+    runs = [run for run in queue(TABLE.rows()) if run.key[:4] + run.key[5:] in which]
+    if len(runs) < len(which):
+        raise SystemExit(f"{TABLE.path} does not say yet how they are trained: its pilots are not finished")
+    own = Table(root / "pair.csv")
+    open_task(DECISIVE, root)
+    work(lambda: missing(runs, own, KEY), command(root, own.path), jobs, lambda left: hours(left, TABLE.rows()), False)
+    for run in runs:
+        for where, table in (("again", own), ("study", TABLE)):
+            row = next((row for row in table.rows() if key_of(row) == run.key), None)
+            figures = ", ".join(f"{name} {row[name]}" for name in SHOWN) if row else "no row yet"
+            print(f"{run.family.name}, {where}: {figures}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
