@@ -31,10 +31,11 @@ def test_experts_of_tokens_is_the_plan_read_row_by_row():
 
 
 def test_by_class_counts_tokens():
-    """Experts × classes, counted by hand; dropped tokens count nowhere."""
-    expert = torch.tensor([[[0], [1], [-1]], [[1], [1], [0]]])
-    table = LayerRouting(expert, num_experts=3).by_class(torch.tensor([1, 0]), num_classes=2)
-    assert table.tolist() == [[1, 1], [2, 1], [0, 0]]
+    """Experts × classes, counted by hand; dropped tokens count nowhere; a picture of both classes counts for both."""
+    routing = LayerRouting(torch.tensor([[[0], [1], [-1]], [[1], [1], [0]]]), num_experts=3)
+    assert routing.by_class(torch.tensor([1, 0]), num_classes=2).tolist() == [[1, 1], [2, 1], [0, 0]]
+    both = torch.tensor([[False, True], [True, True]])
+    assert routing.by_class(both, num_classes=2).tolist() == [[1, 2], [2, 3], [0, 0]]
 
 
 def test_titles_have_room():

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
 from vismoe.moe import MemberRouter, Plan, SoftPlan, record
@@ -24,11 +23,13 @@ class LayerRouting:
 
     def by_class(self, labels: Int[Tensor, " N"] | Bool[Tensor, "N classes"], num_classes: int) -> Tensor:
         """(E, classes): how many tokens of each class's pictures each expert got."""
-        shown = labels if labels.ndim == 2 else one_hot(labels, num_classes)
         own = self.expert.flatten(1)
         counts = torch.zeros(len(own), self.num_experts + 1, dtype=torch.int64, device=own.device)
         counts.scatter_add_(1, own + 1, torch.ones_like(own))  # the first column takes what was dropped
-        return counts[:, 1:].T @ shown.long().to(own.device)
+        counts, labels = counts[:, 1:].T, labels.to(own.device)
+        if labels.ndim == 2:
+            return counts @ labels.long()
+        return counts.new_zeros(self.num_experts, num_classes).index_add_(1, labels, counts)
 
 
 def experts_of_tokens(plan: Plan) -> Int[Tensor, "N k"]:
