@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 from evidence.families import DENSE_1, GROWN, HASH_32, SPARSE_32
 from evidence.figures import SHARES, decisive_of, findings, multipliers
+from evidence.matching import ARMS, RECALLS
 from evidence.plot import draw
-from evidence.report import between, decisive_table, multiplier_table, pilot_table, rewritten, single_table
+from evidence.report import (
+    between,
+    decisive_table,
+    matching_table,
+    multiplier_table,
+    pilot_table,
+    rewritten,
+    single_table,
+)
 from evidence.runs import SEEDS, WIDTHS, key_of, name_of
 from evidence.tasks import DECISIVE
 
@@ -108,6 +117,21 @@ def test_tables_and_picture(tmp_path):
     assert DENSE_1.name in single_table([dict(table[0], stage="single")])
     draw([decisive_of(table, width) for width in WIDTHS], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_second_arm_is_paired_over_seeds():
+    """Each arm's difference from dense is that of the same seeds, whatever seeds have in common."""
+    table = [
+        {"stage": "decisive", "arm": arm, "rate": "0.0003", "seed": str(seed), "parameters": "9000000"}
+        | dict.fromkeys(RECALLS, str(0.3 + 0.1 * seed + 0.02 * place))
+        for place, arm in enumerate(ARMS)
+        for seed in SEEDS
+    ]
+    frozen, dense, full, low_rank = matching_table(table).splitlines()[2:]
+    assert dense.endswith("|  |")
+    assert frozen.endswith("| -0.0200 (-0.0200 to -0.0200) |")
+    assert full.endswith("| 0.0200 (0.0200 to 0.0200) |")
+    assert low_rank.endswith("| 0.0400 (0.0400 to 0.0400) |")
 
 
 def test_blocks_are_put_in_their_places():

@@ -39,7 +39,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "full experts": {"experts": "full"},
     "low-rank experts": {"experts": "low-rank"},
 }
-TRAINED = tuple(ARMS)[1:]
+RECALLS = ("picture_to_caption", "caption_to_picture")
 RATES, SEEDS = (1e-4, 3e-4, 1e-3), (0, 1, 2)
 BATCH, EPOCHS, PILOT_EPOCHS = 128, 4, 1
 TRAIN, VALIDATION = 0.7, 0.1
@@ -207,10 +207,9 @@ def recall(tower: Tower, part: Part, views: np.ndarray) -> dict[str, np.ndarray]
     tower.eval()
     found = [tower(torch.from_numpy(views[those.numpy()]).float()) for those in part.pictures.split(BATCH)]
     scores = torch.cat(found) @ part.vectors.T
-    return {
-        "picture_to_caption": (scores.argmax(1) == part.caption).numpy(),
-        "caption_to_picture": (part.caption[scores.argmax(0)] == torch.arange(len(part.vectors))).numpy(),
-    }
+    to_caption = scores.argmax(1) == part.caption
+    to_picture = part.caption[scores.argmax(0)] == torch.arange(len(part.vectors))
+    return dict(zip(RECALLS, (to_caption.numpy(), to_picture.numpy()), strict=True))
 
 
 def smallest_effect(queries: int, discordant: float) -> float:
@@ -227,7 +226,7 @@ def queue(rows: Sequence[dict[str, str]]) -> list[Run]:
         return pilots
 
     def score(run: Run) -> float:
-        return float(done[run.key]["picture_to_caption"]) + float(done[run.key]["caption_to_picture"])
+        return sum(float(done[run.key][name]) for name in RECALLS)
 
     best = [max((run for run in pilots if run.arm == arm), key=score) for arm in ARMS]
     return pilots + [replace(run, stage="decisive", seed=seed) for seed in SEEDS for run in best]
@@ -251,6 +250,12 @@ def main(
         TABLE.append(row)
         print(row, flush=True)
         return
+
+    number, vectors = captions(root)
+    test = split(torch.from_numpy(number), torch.from_numpy(np.array(vectors)))["test"]
+    for name, queries in (("picture to caption", len(test.pictures)), ("caption to picture", len(test.vectors))):
+        found = ", ".join(f"{smallest_effect(queries, share):.3f} of {share:.0%}" for share in (0.1, 0.2, 0.3))
+        print(f"{name}: {queries} queries show a difference, where two models disagree, of {found}")
 
     def missing_now() -> list[Run]:
         for view in VIEWS if not left else ():

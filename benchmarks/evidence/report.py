@@ -12,6 +12,8 @@ import tyro
 from table import Table
 
 from .figures import SHARES, Findings, Row, decisive_of, findings, losses_in
+from .matching import ARMS, RECALLS
+from .matching import TABLE as MATCHING
 from .measures import Interval, over_seeds
 from .plot import draw
 from .runs import WIDTHS
@@ -106,6 +108,23 @@ def pilot_table(rows: Sequence[Row]) -> str:
     return table(["width", "network", *rates], lines)
 
 
+def matching_table(rows: Sequence[Row]) -> str:
+    """The second arm's test: each arm's recalls over seeds, and how its mean differs from the dense one's."""
+    found = {arm: {row["seed"]: row for row in rows if (row["stage"], row["arm"]) == ("decisive", arm)} for arm in ARMS}
+    dense, lines = found["dense"], []
+    for arm, by_seed in found.items():
+        shown = [over_seeds([float(row[name]) for row in by_seed.values()]) for name in RECALLS]
+        differences = over_seeds([_mean(row) - _mean(dense[seed]) for seed, row in by_seed.items()])
+        cells = [between(recall, 4) for recall in shown] + ["" if arm == "dense" else between(differences, 4)]
+        first = next(iter(by_seed.values()))
+        lines.append([arm, first["rate"], f"{int(first['parameters']) / 1e6:.1f} M", *cells])
+    return table(["arm", "rate", "parameters", *RECALLS, "mean of both − dense"], lines)
+
+
+def _mean(row: Row) -> float:
+    return mean(float(row[name]) for name in RECALLS)
+
+
 def _line(row: Row, *columns: str) -> list[str]:
     counts = [f"{int(row['trunk']) / 1e6:.1f} M", f"{int(row['parameters']) / 1e6:.2f} M"]
     return [row[name] for name in columns] + counts + [row[f"{name}_100"] for name in ("val_loss", "top1", "top5")]
@@ -142,6 +161,7 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
         "decisive runs": decisive_table(rows),
         "single runs": single_table(rows),
         "pilots": pilot_table(rows),
+        "second arm": matching_table(MATCHING.rows()),
     }
     page.write_text(rewritten(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
 
