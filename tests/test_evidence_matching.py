@@ -4,9 +4,26 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
-from evidence.matching import ARMS, KEY, RATES, SEEDS, Run, contrast, queue, recall, smallest_effect, split
+from evidence import matching
+from evidence.matching import (
+    ARMS,
+    KEY,
+    RATES,
+    RECALLS,
+    SEEDS,
+    Run,
+    Tower,
+    contrast,
+    queue,
+    recall,
+    smallest_effect,
+    split,
+)
 from torch.nn import functional as F
+
+import vismoe
 
 
 def test_the_loss_is_that_of_clip_and_spares_twins():
@@ -79,3 +96,46 @@ def test_arms_are_compared_at_their_best_rates():
     assert queue([row(run) for run in pilots[1:]]) == pilots
     decisive = queue([row(run) for run in pilots])[len(pilots) :]
     assert {(run.arm, run.rate, run.seed) for run in decisive} == {(a, best[a], s) for a in ARMS for s in SEEDS}
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """A ViT of 12 blocks, 32 wide."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", embed_dim=32, num_heads=2, img_size=32, num_classes=0)
+    vismoe.save(model, tmp_path_factory.mktemp("parent") / "model")
+    return tmp_path_factory.getbasetemp() / "parent0" / "model"
+
+
+def test_every_arm_starts_as_the_same_network(parent):
+    """What is compared differs by its experts alone, and a frozen arm trains its linear map and scale only."""
+    torch.manual_seed(1)
+    tokens, towers = torch.randn(2, 5, 32), {arm: Tower(parent, arm, 0).eval() for arm in ARMS}
+    expected = towers["dense"](tokens)
+    for tower in towers.values():
+        torch.testing.assert_close(tower(tokens), expected)
+    trained = [name for name, parameter in towers["frozen"].named_parameters() if parameter.requires_grad]
+    assert trained == ["log_scale", "head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_run_learns_what_can_be_learned(arm, parent, tmp_path, monkeypatch):
+    """Pictures whose tokens say their caption are found again after training, and a run is the same each time."""
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(60, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    number = np.repeat(np.arange(60), 8)
+    views = (3 * vectors[number][:, None] + generator.normal(size=(480, 5, 32))).astype(np.float16)
+    monkeypatch.setattr(matching, "captions", lambda root: (number, vectors))
+    monkeypatch.setattr(matching, "tokens", lambda view, parent, root: views)
+    monkeypatch.setattr(matching, "RESULTS", tmp_path)
+    monkeypatch.setattr(matching, "BATCH", 12)
+    run = Run("decisive", arm, 3e-3)
+    row = matching.train_one(run, parent, tmp_path)
+    assert row["steps"] == 4 * (336 // 12)
+    least = 2 if arm == "frozen" else 4
+    assert all(row[name] > least / 12 for name in RECALLS), row  # of twelve captions
+    hits = np.load(tmp_path / "evidence_matching" / f"{run.name}.npz")
+    assert {name: round(float(hits[name].mean()), 5) for name in RECALLS} == {name: row[name] for name in RECALLS}
+    again = matching.train_one(run, parent, tmp_path)
+    assert {**again, "cpu_seconds": 0} == {**row, "cpu_seconds": 0}

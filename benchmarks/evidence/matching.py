@@ -103,7 +103,6 @@ class Tower(nn.Module):
         torch.manual_seed(seed)
         self.head = nn.Linear(whole.embed_dim, whole.embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start and bound
-        assert whole.embed_dim == 384
 
     def forward(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:
