@@ -214,8 +214,9 @@ def test_another_recipe_is_not_resumed(tmp_path, run):
         fit(tiny(), run.path)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code", "workers"), [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2), (signal.SIGINT, 130, 0)]
+)
 def test_asked_to_stop(tmp_path, number, code, workers):
     """SIGTERM and Ctrl-C to every process of the run, as terminals and systems that shut down send them: a checkpoint
     after the step, one line, a code of its own, no process left."""
