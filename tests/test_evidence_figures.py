@@ -7,8 +7,10 @@ from evidence.figures import SHARES, decisive_of, findings, multipliers
 from evidence.matching import ARMS, RECALLS
 from evidence.plot import draw
 from evidence.report import (
+    PAGE,
     between,
     decisive_table,
+    main,
     matching_table,
     multiplier_table,
     pilot_table,
@@ -132,6 +134,14 @@ def test_the_second_arm_is_paired_over_seeds():
     assert frozen.endswith("| -0.0200 (-0.0200 to -0.0200) |")
     assert full.endswith("| 0.0200 (0.0200 to 0.0200) |")
     assert low_rank.endswith("| 0.0400 (0.0400 to 0.0400) |")
+
+
+def test_the_page_is_what_the_tables_say(tmp_path):
+    """`evidence.report` would change nothing of docs/evidence.md."""
+    page = tmp_path / "evidence.md"
+    page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    main(page, tmp_path / "evidence.png")
+    assert page.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
 
 
 def test_blocks_are_put_in_their_places():

@@ -13,15 +13,20 @@ from table import Table
 
 from .figures import SHARES, Findings, Row, decisive_of, findings, losses_in
 from .matching import ARMS, RECALLS
+from .matching import KEY as MATCHING_KEY
 from .matching import TABLE as MATCHING
+from .matching import queue as matching_queue
 from .measures import Interval, over_seeds
 from .plot import draw
-from .runs import WIDTHS
+from .runs import KEY, WIDTHS, queue
 from .speed import SPEED
 from .study import TABLE
+from .work import missing
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.png"
+BLOCKS = ("verdict", "multipliers", "controls", "decisive runs", "single runs", "second arm", "pilots")
+NONE = "Not run yet."
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -136,33 +141,38 @@ def rewritten(page: str, blocks: dict[str, str]) -> str:
     **Raises:** ValueError where a block has no place in it.
     """
     for name, text in blocks.items():
-        first, last = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        first, last = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         if page.count(first) != 1 or page.count(last) != 1:
-            raise ValueError(f"the page needs {first.strip()} and {last.strip()}, once each")
+            raise ValueError(f"the page needs {first.strip()} and {last}, once each")
         before, rest = page.split(first)
-        page = before + first + text + last + rest.split(last)[1]
+        page = f"{before}{first}{text}\n{last}{rest.split(last)[1]}"
     return page
 
 
 def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
-    """Rewrite the page's figures and draw its picture.
+    """Rewrite the page's figures and draw its picture, of what is there.
 
     Args:
         page: Where the figures go, between marks.
         picture: PNG to write.
     """
-    rows = TABLE.rows()
-    found = findings(rows, Table(SPEED).rows(), losses_in(TABLE.path.with_suffix("")))
-    draw([decisive_of(rows, width) for width in WIDTHS], picture)
-    blocks = {
-        "verdict": f"Verdict: {found.verdict}",
-        "multipliers": multiplier_table(found),
-        "controls": control_table(found),
-        "decisive runs": decisive_table(rows),
-        "single runs": single_table(rows),
-        "pilots": pilot_table(rows),
-        "second arm": matching_table(MATCHING.rows()),
-    }
+    rows, blocks = TABLE.rows(), dict.fromkeys(BLOCKS, NONE)
+    left = missing(queue(rows, "decisive"), TABLE, KEY)
+    blocks["verdict"] = f"Verdict: none yet, {len(left)} runs of those that are known are missing."
+    if not left:
+        found = findings(rows, Table(SPEED).rows(), losses_in(TABLE.path.with_suffix("")))
+        draw([decisive_of(rows, width) for width in WIDTHS], picture)
+        blocks["verdict"] = f"Verdict: {found.verdict}"
+        blocks["multipliers"] = f"![Test loss against multiplications]({picture.name})\n\n{multiplier_table(found)}"
+        blocks |= {"controls": control_table(found), "decisive runs": decisive_table(rows)}
+    stages = {row["stage"] for row in rows}
+    if "pilot" in stages:
+        blocks["pilots"] = pilot_table(rows)
+    if "single" in stages:
+        blocks["single runs"] = single_table(rows)
+    matched = MATCHING.rows()
+    if matched and not missing(matching_queue(matched), MATCHING, MATCHING_KEY):
+        blocks["second arm"] = matching_table(matched)
     page.write_text(rewritten(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
 
 
