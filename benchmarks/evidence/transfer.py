@@ -1,5 +1,6 @@
 """What a trunk that learned to tell pictures apart is worth elsewhere: emoji of another drawing style, by category."""
 
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ SHOWN, ASKED = ("google", "twitter"), "fluent"
 def transfer(network: nn.Module, root: Path) -> dict[str, float]:
     """The accuracy of nearest neighbours and of a linear classifier, both on the mean of the trunk's tokens, on emoji
     of one style, given those of the two others."""
-    known, asked = _emoji(SHOWN, root), _emoji((ASKED,), root)
+    known, asked, network = _emoji(SHOWN, root), _emoji((ASKED,), root), copy.deepcopy(network)
     network.representation = network.head = nn.Identity()
     known_x, asked_x = features(network, known), features(network, asked)
     votes = nearest_neighbours(known_x, known.labels, asked_x, int(known.labels.max()) + 1)

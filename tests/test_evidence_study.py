@@ -1,0 +1,117 @@
+"""pytest tests/test_evidence_study.py: a run of the study, from a folder of pictures to its row."""
+
+import csv
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from evidence import study, transfer
+from evidence.families import DENSE_1, SPARSE_32
+from evidence.kept import kept
+from evidence.pictures import COLUMNS
+from evidence.runs import KEY, Run, key_of
+from evidence.tasks import PIXELS, TASKS, VIEWS, Kind, open_task, which_picture
+from table import Table
+
+from vismoe.data import ImageSet
+
+COLOURS, TIMES = 10, 256
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Ten plain pictures, eight of which are asked about, 256 views each: sixteen steps."""
+    folder, generator = tmp_path_factory.mktemp("evidence"), np.random.default_rng(0)
+    pixels = np.full((COLOURS, 64, 64, 4), 255, np.uint8)
+    pixels[:, 8:56, 8:56, :3] = generator.integers(0, 200, (COLOURS, 1, 1, 3))
+    np.save(folder / "pictures.npy", pixels)
+    with (folder / "pictures.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *([["openclipart", f"{n}.png", "", "a"] for n in range(COLOURS)])])
+    TASKS["tiny"] = Kind(partial(which_picture, 8), 8, 8, TIMES)
+    yield folder
+    del TASKS["tiny"]
+
+
+@pytest.fixture
+def no_emoji(monkeypatch):
+    """In place of packages of some hundred megabytes: two kinds of noise."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = (torch.rand(60, 48, 48, 3, generator=generator) * 255).byte().numpy()
+    labels = torch.arange(60) % 2
+    pixels[labels.numpy() == 1] //= 4
+    shown = ImageSet(labels, partial(transfer.picture_of, pixels))
+    monkeypatch.setattr(transfer, "_emoji", lambda styles, root: shown)
+
+
+def test_views_are_of_their_picture_and_the_same_everywhere(root, tmp_path):
+    """Every view, to train on or held out, is nearest to its own picture in colour; another folder gives the same."""
+    task = open_task("tiny", root)
+    middle = slice(PIXELS // 3, -PIXELS // 3)
+    train = task.data.train
+    assert len(train) == 8 * TIMES
+    assert train.labels.bincount().tolist() == [TIMES] * 8
+    colours = torch.stack(
+        [torch.from_numpy(_middle(train, train.labels == number, middle)) for number in range(8)]
+    ).median(1)[0]
+    for part in (task.validation.val, task.data.val):
+        assert part.labels.tolist() == [number for number in range(8) for _ in range(VIEWS)] == task.picture
+        found = torch.from_numpy(_middle(part, torch.ones(len(part), dtype=torch.bool), middle))
+        assert (torch.cdist(found, colours).argmin(1) == part.labels).float().mean() > 0.5
+    for name in ("pictures.npy", "pictures.csv"):
+        (tmp_path / name).write_bytes((root / name).read_bytes())
+    open_task("tiny", tmp_path)
+    for part in ("train", "test", "validation"):
+        assert (tmp_path / f"{part}-tiny.npy").read_bytes() == (root / f"{part}-tiny.npy").read_bytes()
+
+
+def _middle(images, which, middle):
+    """The mean colour of pictures' middles (N, 3)."""
+    places = which.nonzero()[:, 0].tolist()
+    pixels = np.stack([np.asarray(images.picture(place), np.float32) for place in places])
+    return pixels[:, middle, middle].mean((1, 2))
+
+
+@pytest.mark.parametrize("family", [DENSE_1, SPARSE_32], ids=lambda family: family.name)
+def test_a_run_and_its_row(family, root, tmp_path, no_emoji):
+    """What the row has is what the run did; each picture's loss is there, and their mean is the test's."""
+    run = Run("decisive", family, 64, 1e-3, 3, "tiny")
+    row = study.train_one(run, root, tmp_path / "losses")
+    assert {name: str(row[name]) for name in KEY} == dict(zip(KEY, run.key, strict=True))
+    assert row["steps"] == 8 * TIMES // 128
+    losses = np.load(tmp_path / "losses" / f"{run.name}.npy").astype(float)
+    assert losses.shape == (8,)
+    assert losses.mean() == pytest.approx(row["val_loss_100"], rel=1e-2)
+    assert row["classifier"] == 64 * 256 + 256 * 8
+    assert row["probe"] == 1.0  # dark or bright
+    table = Table(tmp_path / "rows.csv")
+    table.append(row)
+    assert key_of(table.rows()[0]) == run.key
+    assert not (root / "runs" / run.name).exists()
+    same = study.train_one(run, root, tmp_path / "losses")
+    assert {**same, "cpu_seconds": 0} == {**row, "cpu_seconds": 0}
+
+
+def test_pilots_never_see_the_test(root, tmp_path, no_emoji):
+    """A pilot is a quarter as long and evaluated on the views to choose by; it leaves no losses and no transfer."""
+    run = Run("pilot", DENSE_1, 64, 1e-3, 0, "tiny")
+    pilot = study.train_one(run, root, tmp_path / "losses")
+    assert pilot["steps"] == 4
+    assert (pilot["neighbours"], pilot["probe"]) == ("", "")
+    assert not (tmp_path / "losses").exists()
+
+
+def test_another_set_is_noticed(root, monkeypatch):
+    monkeypatch.setitem(TASKS, "tiny", Kind(partial(which_picture, 8), 9, 8, TIMES))
+    with pytest.raises(ValueError, match="another set than the study's"):
+        open_task("tiny", root)
+
+
+def test_an_array_is_made_once(tmp_path):
+    """And not left half-written where making it fails."""
+    path = tmp_path / "array.npy"
+    with pytest.raises(RuntimeError):
+        kept(path, lambda: (_ for _ in ()).throw(RuntimeError))
+    assert not path.exists()
+    assert kept(path, lambda: np.arange(3)).tolist() == [0, 1, 2]
+    assert kept(path, lambda: np.arange(9)).tolist() == [0, 1, 2]
