@@ -28,7 +28,7 @@ def test_nothing_is_decided_before_its_pilots():
     missing holds back what follows."""
     first = queue([])
     assert {run.stage for run in first} == {"pilot"}
-    assert len(first) == len({run.key for run in first}) == len(WIDTHS) * (3 * len(RATES) + len(GROWN))
+    assert len(first) == len({run.key for run in first}) == len(GROWN) + 3 * len(RATES) * len(WIDTHS)
     assert queue(rows(first[1:], loss)) == first
 
 

@@ -94,6 +94,7 @@ SHARED = Family(
     moe=learned(32, shared=True) | dict.fromkeys(("shared_hidden_dim", "expert_hidden_dim"), 0.5),
 )
 FINE = Family("sparse E=64, half as wide, k=2", moe=learned(64, experts_per_token=2, expert_hidden_dim=0.5))
+SIGMOID_32 = Family("sparse E=32, sigmoid gates", moe=learned(32, router="sigmoid"))
 RANDOM_32 = Family("sparse E=32, random", moe=learned(32, router="random"))
 AS_MANY_PARAMETERS = Family("dense, as many parameters as sparse E=32", 12.25, "width")
 CNN = Convolutional("CNN")

@@ -19,6 +19,7 @@ from .families import (
     HASH_32,
     RANDOM_32,
     SHARED,
+    SIGMOID_32,
     SPARSE_32,
     Family,
 )
@@ -120,17 +121,17 @@ def name_of(key: Sequence[str]) -> str:
 
 
 def pilots(rows: Rows) -> list[Run]:
-    """Learning rates of the trunk, dense and sparse, at each width, and ways of growing it at the middle rate."""
-    found = []
-    for width in WIDTHS:
-        found += [run for family in (DENSE_1, SPARSE_32, HASH_32) for run in _rates(rows, family, width)]
-        found += [_pilot(family, width, RATES[1]) for family in GROWN]
-    return found
+    """Ways of growing the dense trunk of the smaller width, at the middle rate; learning rates of the trunk, dense and
+    sparse, of both."""
+    found = [_pilot(family, WIDTHS[0], RATES[1]) for family in GROWN]
+    return found + [
+        run for width in WIDTHS for family in (DENSE_1, SPARSE_32, HASH_32) for run in _rates(rows, family, width)
+    ]
 
 
 def pilots_of_grown(rows: Rows) -> list[Run]:
     """Learning rates of what grows best."""
-    return [run for width in WIDTHS for family in ladder(rows, width)[1:] for run in _rates(rows, family, width)]
+    return [run for width in WIDTHS for family in ladder(rows)[1:] for run in _rates(rows, family, width)]
 
 
 def length(rows: Rows) -> list[Run]:
@@ -144,7 +145,7 @@ def decisive(rows: Rows) -> list[Run]:
         Run("decisive", family, width, best_rate(rows, family, width), seed)
         for seed in SEEDS
         for width in WIDTHS
-        for family in (*ladder(rows, width), SPARSE_32, HASH_32)
+        for family in (*ladder(rows), SPARSE_32, HASH_32)
     ]
 
 
@@ -152,10 +153,10 @@ def single(rows: Rows) -> list[Run]:
     """One run each, of width 64: longer training, other experts, other tasks, other dense networks. A rate is that of
     the nearest network that has pilots. Where no difference is predicted, as many seeds as for the decisive runs."""
     width = WIDTHS[0]
-    rungs, sparse = ladder(rows, width), best_rate(rows, SPARSE_32, width)
+    rungs, sparse = ladder(rows), best_rate(rows, SPARSE_32, width)
     rates = {family: best_rate(rows, family, width) for family in (*rungs, SPARSE_32)}
     found = [Run("single", family, width, rates[family], 0, "which-picture-4000-longer") for family in rates]
-    found += [Run("single", family, width, sparse) for family in (E_8, E_128, SHARED, FINE, RANDOM_32)]
+    found += [Run("single", family, width, sparse) for family in (E_8, E_128, SHARED, FINE, SIGMOID_32, RANDOM_32)]
     found += [
         Run("single", family, width, rates[family], seed, task)
         for task in ("openclipart-22", "fashion-mnist")
@@ -168,7 +169,7 @@ def single(rows: Rows) -> list[Run]:
         for family in rates
     ]
     found.append(Run("single", CNN, width, best_rate(rows, CNN, width)))
-    largest = best_rate(rows, ladder(rows, WIDTHS[1])[-1], WIDTHS[1])
+    largest = best_rate(rows, rungs[-1], WIDTHS[1])
     return [*found, Run("single", AS_MANY_PARAMETERS, width, largest)]
 
 
@@ -182,10 +183,10 @@ STAGES: dict[str, Callable[[Rows], list[Run]]] = {
 }
 
 
-def ladder(rows: Rows, width: int) -> list[Family]:
+def ladder(rows: Rows) -> list[Family]:
     """The dense trunk, and of each larger size what its pilots found best."""
     grown = [[family for family in GROWN if family.times == times] for times in sorted({f.times for f in GROWN})]
-    return [DENSE_1, *(min(ways, key=lambda way: _loss(rows, _pilot(way, width, RATES[1]))) for ways in grown)]
+    return [DENSE_1, *(min(ways, key=lambda way: _loss(rows, _pilot(way, WIDTHS[0], RATES[1]))) for ways in grown)]
 
 
 def best_rate(rows: Rows, family: Family, width: int) -> float:
