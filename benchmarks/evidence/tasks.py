@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
@@ -198,15 +197,3 @@ def _train(name: str, root: Path, pixels: np.ndarray, labels: torch.Tensor) -> I
 def _all_once(pixels: np.ndarray, time: int) -> np.ndarray:
     torch.set_num_threads(1)
     return _views(pixels, range(len(pixels)), time * len(pixels))
-
-
-def main(root: Path = Path("runs/evidence"), tasks: tuple[str, ...] = (DECISIVE,)) -> None:
-    """Make the training views of some tasks."""
-    for name in tasks:
-        task = open_task(name, root)
-        assert task.data.train is not None
-        print(f"{name}: {len(task.data.train)} training views, {len(task.data.val)} test pictures")
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
