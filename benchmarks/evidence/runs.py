@@ -27,7 +27,7 @@ from .tasks import DECISIVE, TASKS
 
 BATCH = 128
 WIDTHS, SEEDS = (64, 128), (0, 1, 2)
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 PILOT = 0.25
 """The share of the training views that a pilot is trained on."""
 
@@ -121,17 +121,21 @@ def name_of(key: Sequence[str]) -> str:
 
 
 def pilots(rows: Rows) -> list[Run]:
-    """Ways of growing the dense trunk of the smaller width, at the middle rate; learning rates of the trunk, dense and
-    sparse, of both."""
-    found = [_pilot(family, WIDTHS[0], RATES[1]) for family in GROWN]
-    return found + [
-        run for width in WIDTHS for family in (DENSE_1, SPARSE_32, HASH_32) for run in _rates(rows, family, width)
-    ]
+    """Learning rates of the trunk, dense and sparse, of the smaller width."""
+    return [run for family in (DENSE_1, SPARSE_32, HASH_32) for run in _rates(rows, family, WIDTHS[0])]
 
 
-def pilots_of_grown(rows: Rows) -> list[Run]:
-    """Learning rates of what grows best."""
-    return [run for width in WIDTHS for family in ladder(rows)[1:] for run in _rates(rows, family, width)]
+def ways_of_growing(rows: Rows) -> list[Run]:
+    """At the smaller width, each at the rate that is best for the dense trunk."""
+    return [_pilot(family, WIDTHS[0], best_rate(rows, DENSE_1, WIDTHS[0])) for family in GROWN]
+
+
+def pilots_of_the_rest(rows: Rows) -> list[Run]:
+    """Learning rates of what grows best, and of all networks of the larger width."""
+    grown = ladder(rows)[1:]
+    networks = [(family, WIDTHS[0]) for family in grown]
+    networks += [(family, WIDTHS[1]) for family in (DENSE_1, SPARSE_32, HASH_32, *grown)]
+    return [run for family, width in networks for run in _rates(rows, family, width)]
 
 
 def length(rows: Rows) -> list[Run]:
@@ -175,7 +179,8 @@ def single(rows: Rows) -> list[Run]:
 
 STAGES: dict[str, Callable[[Rows], list[Run]]] = {
     "pilot": pilots,
-    "pilot-grown": pilots_of_grown,
+    "ways": ways_of_growing,
+    "pilot-rest": pilots_of_the_rest,
     "length": length,
     "decisive": decisive,
     "pilot-single": lambda rows: _rates(rows, CNN, WIDTHS[0]),
@@ -186,7 +191,8 @@ STAGES: dict[str, Callable[[Rows], list[Run]]] = {
 def ladder(rows: Rows) -> list[Family]:
     """The dense trunk, and of each larger size what its pilots found best."""
     grown = [[family for family in GROWN if family.times == times] for times in sorted({f.times for f in GROWN})]
-    return [DENSE_1, *(min(ways, key=lambda way: _loss(rows, _pilot(way, WIDTHS[0], RATES[1]))) for ways in grown)]
+    loss = {run.family: _loss(rows, run) for run in ways_of_growing(rows)}
+    return [DENSE_1, *(min(ways, key=lambda way: loss[way]) for ways in grown)]
 
 
 def best_rate(rows: Rows, family: Family, width: int) -> float:
