@@ -45,7 +45,8 @@ def test_the_decisive_runs():
     assert {run.family.grow for run in runs if run.family.times > 1} == {"width"}
     assert all(run.rate == RATES[1] / (2 if run.family.grow else 1) for run in runs)
     assert all(run.chooses == (run.stage != "decisive") for run in finished(loss))
-    assert [run.width for run in finished(loss) if run.stage == "length"] == list(WIDTHS)
+    lengths = [(run.width, run.family.times) for run in finished(loss) if run.stage == "length"]
+    assert lengths == [(WIDTHS[0], 1), (WIDTHS[0], 2), (WIDTHS[0], 4), (WIDTHS[1], 1)]
     assert not [run for run in finished(loss, "pilot-rest") if run.stage == "decisive"]
 
 

@@ -139,8 +139,10 @@ def pilots_of_the_rest(rows: Rows) -> list[Run]:
 
 
 def length(rows: Rows) -> list[Run]:
-    """Whole runs of the dense trunk, which must have had the time to fill its capacity."""
-    return [Run("length", DENSE_1, width, best_rate(rows, DENSE_1, width)) for width in WIDTHS]
+    """Whole runs of the dense trunk, and at the smaller width of the ladder, which must have had the time to fill their
+    capacity: else a larger one is no better than a smaller one."""
+    networks = [(family, WIDTHS[0]) for family in ladder(rows)] + [(DENSE_1, WIDTHS[1])]
+    return [Run("length", family, width, best_rate(rows, family, width)) for family, width in networks]
 
 
 def decisive(rows: Rows) -> list[Run]:
