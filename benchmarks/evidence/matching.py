@@ -30,6 +30,7 @@ from vismoe.data import evaluation_transform, training_transform
 from .captions import SIDE, captions, pictures
 from .kept import kept
 from .pictures import picture_of
+from .runs import name_of
 from .work import RESULTS, missing, work
 
 FIRST, EXPERTS = 9, 8
@@ -74,7 +75,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return "-".join(self.key).replace(" ", "")
+        return name_of(self.key)
 
 
 KEY = tuple(field.name for field in fields(Run))
