@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -198,18 +199,35 @@ def test_patterns_that_find_nothing_are_refused():
     model = Parts({"a/kernel": torch.ones(1), "head/kernel": torch.ones(1)})
     with pytest.raises(ValueError, match=r"weight_decay='haed' is found in no parameter's name; there are a\.kernel"):
         begin(model, Recipe(weight_decay=(("haed", 0.1),)))
+    with pytest.raises(ValueError, match="learning_rates='haed' is found in no parameter's name"):
+        begin(model, Recipe(learning_rates=(("kernel", 0.1), ("haed", 0.1))))
     with pytest.raises(ValueError, match="frozen='haed' is found in no parameter's name"):
         begin(model, Recipe(frozen="haed"))
     with pytest.raises(ValueError, match="nothing is left to train"):
         begin(model, Recipe(frozen="kernel"))
 
 
+def test_a_parameter_named_has_its_own_rate():
+    """A step of it is that of a run whose rate is this one, from the warm-up on; the others' is as without it."""
+    values = {"a/kernel": torch.ones(2), "head/kernel": torch.full((2,), 4.0)}
+    gradients = [{name: torch.full((2,), value) for name in values} for value in (0.5, -1.0, 2.0)]
+
+    recipe = Recipe(steps=3, batch_size=2, warmup_steps=1, schedule="linear", learning_rate=0.1, clip_norm=0.0)
+    by_name = replace(recipe, learning_rates=((r"^head\.", 0.3), ("kernel", 0.1)))
+    mixed, low, high = (steps_of(r, values, gradients) for r in (by_name, recipe, replace(recipe, learning_rate=0.3)))
+    for together, slow, fast in zip(mixed, low, high, strict=True):
+        torch.testing.assert_close(together["a/kernel"], slow["a/kernel"])
+        torch.testing.assert_close(together["head/kernel"], fast["head/kernel"])
+    assert not torch.equal(low[-1]["head/kernel"], high[-1]["head/kernel"])
+
+
 def test_decay_by_name_goes_with_decay_of_rates_by_layer():
-    """Each parameter has its block's rate and its own decay."""
+    """Each parameter has its block's rate, its own decay, and where its name has a rate the block's share of that."""
     from vismoe import create_model
 
     model = create_model("vmoe_pico_patch2_8_every2_e8", num_classes=10, in_chans=1)
-    optimizer = begin(model, Recipe(layer_decay=0.5, weight_decay=((r"^head\.", 3.0), (r"\.weight$", 0.03)))).optimizer
+    decays = ((r"^head\.", 3.0), (r"\.weight$", 0.03))
+    optimizer = begin(model, Recipe(layer_decay=0.5, weight_decay=decays, learning_rates=(("norm2", 8e-3),))).optimizer
     found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     names = dict(model.named_parameters())
     assert len(found) == len(names) == sum(len(group["params"]) for group in optimizer.param_groups)
@@ -219,3 +237,4 @@ def test_decay_by_name_goes_with_decay_of_rates_by_layer():
     scale = {name: found[id(names[name])]["lr_scale"] for name in ("head.weight", "blocks.3.norm1.weight")}
     assert scale["head.weight"] == 1.0
     assert found[id(names["blocks.2.norm1.weight"])]["lr_scale"] == scale["blocks.3.norm1.weight"] / 2
+    assert found[id(names["blocks.3.norm2.weight"])]["lr_scale"] == scale["blocks.3.norm1.weight"] * 4

@@ -40,6 +40,7 @@ MOMENTUM = {
     "power": 2.0,
     "end_learning_rate": 1e-4,
     "weight_decay": ((r"^head\.", 3.0), (r"\.weight$", 0.03)),
+    "learning_rates": ((r"^head\.", 4e-3),),
     "frozen": r"^blocks\.0\.",
     "clip_norm": 0.0,
     "loss": "sigmoid",

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import timm.optim
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 
@@ -37,35 +37,44 @@ def freeze(model: nn.Module, pattern: str) -> None:
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """timm's optimiser of the parameters that have a gradient.
 
-    **Raises:** ValueError where a pattern of the weight decay is found in no parameter's name.
+    **Raises:** ValueError where a pattern of the weight decay or of the rates is found in no parameter's name.
     """
-    decay, layer_decay = recipe.weight_decay, recipe.layer_decay if recipe.layer_decay < 1 else None
     options = TIMM[recipe.optimizer] | {"lr": recipe.learning_rate, "momentum": recipe.momentum}
-    if isinstance(decay, tuple):
-        groups = _groups(model, decay, layer_decay)
-        return timm.optim.create_optimizer_v2(model, **options, param_group_fn=lambda _: groups)
-    return timm.optim.create_optimizer_v2(model, **options, weight_decay=decay, layer_decay=layer_decay)
+    return timm.optim.create_optimizer_v2(model, **options, param_group_fn=lambda _: _groups(model, recipe))
 
 
-def _groups(model: nn.Module, decays: tuple[tuple[str, float], ...], layer_decay: float | None) -> list[dict[str, Any]]:
-    """Parameters of one decay, and where rates differ from block to block of one rate, together."""
+def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters of one decay and one rate together; `lr_scale`: their rate by the recipe's."""
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for pattern, _ in decays:
-        _check_found(any(re.search(pattern, name) for name in names.values()), "weight_decay", pattern, model)
-    whole: list[dict[str, Any]] = (
-        [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
-        if layer_decay is None
-        else param_groups_layer_decay(model, weight_decay=0.0, layer_decay=layer_decay)
-    )
+    decays = recipe.weight_decay if isinstance(recipe.weight_decay, tuple) else ()
+    for field, pairs in (("weight_decay", decays), ("learning_rates", recipe.learning_rates)):
+        for pattern, _ in pairs:
+            _check_found(any(re.search(pattern, name) for name in names.values()), field, pattern, model)
     groups = []
-    for group in whole:
-        by_decay: dict[float, list[nn.Parameter]] = {}
+    for group in _as_timm_has_them(model, recipe):
+        parts: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in group["params"]:
             name = names[id(parameter)]
-            decay = next((decay for pattern, decay in decays if re.search(pattern, name)), 0.0)
-            by_decay.setdefault(decay, []).append(parameter)
-        groups += [group | {"params": params, "weight_decay": decay} for decay, params in by_decay.items()]
+            decay = _named(decays, name, 0.0) if decays else group["weight_decay"]
+            rate = _named(recipe.learning_rates, name, recipe.learning_rate)
+            parts.setdefault((decay, rate), []).append(parameter)
+        for (decay, rate), params in parts.items():
+            scale = group.get("lr_scale", 1.0) * rate / recipe.learning_rate
+            groups.append(group | {"params": params, "weight_decay": decay, "lr_scale": scale})
     return groups
+
+
+def _as_timm_has_them(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    decay = 0.0 if isinstance(recipe.weight_decay, tuple) else recipe.weight_decay
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    if recipe.layer_decay == 1:
+        return param_groups_weight_decay(model, decay, no_weight_decay_list=spared)
+    return param_groups_layer_decay(model, decay, no_weight_decay_list=spared, layer_decay=recipe.layer_decay)
+
+
+def _named(pairs: tuple[tuple[str, float], ...], name: str, otherwise: float) -> float:
+    """What stands beside the first pattern that is found in a name."""
+    return next((value for pattern, value in pairs if re.search(pattern, name)), otherwise)
 
 
 def _check_found(found: bool, field: str, pattern: str, model: nn.Module) -> None:

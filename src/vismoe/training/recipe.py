@@ -61,6 +61,9 @@ class Recipe:
     """Images of a step."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
+    learning_rates: tuple[tuple[str, float], ...] = ()
+    """Pairs of a regular expression and a peak rate: each parameter's is that of the first that is found in its name,
+    without one learning_rate. The schedule is the same for all."""
     optimizer: Optimizer = "adamw"
     """adamw; sgd, with Nesterov's momentum; momentum: SGD with plain momentum, and decoupled decay."""
     momentum: float = 0.9
@@ -151,9 +154,10 @@ class Recipe:
             raise ValueError(f"image_size={self.image_size}: accepted are 1 to 4096")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop={self.crop}: accepted is a number above 0 and up to 1")
-        for name in ("learning_rate", "power"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)}: it must be positive and finite")
+        rates = [("learning_rates", rate) for _, rate in self.learning_rates]
+        for name, value in (("learning_rate", self.learning_rate), ("power", self.power), *rates):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value}: it must be positive and finite")
         for name in (
             "clip_norm",
             "warmup_steps",
@@ -214,9 +218,10 @@ class Recipe:
     def _check_optimisation(self) -> None:
         """What of optimiser and schedule would do nothing, or contradict each other."""
         decays = self.weight_decay if isinstance(self.weight_decay, tuple) else (("", self.weight_decay),)
-        for pattern, decay in (*decays, (self.frozen, 0.0)):
+        for _, decay in decays:
             if not 0 <= decay < float("inf"):
                 raise ValueError(f"weight_decay={decay}: it must not be negative")
+        for pattern in (*(pattern for pattern, _ in (*decays, *self.learning_rates)), self.frozen):
             try:
                 re.compile(pattern)
             except re.error as error:
