@@ -94,4 +94,7 @@ def test_the_rules(low, high, gain, over_hash, said):
     multipliers = {64: [good, good], 128: [good, Interval((low + high) / 2, low, high)]}
     gains = {64: Interval(0.03, 0.02, 0.04), 128: Interval(gain, gain - 0.01, gain + 0.01)}
     hashes = {64: Interval(0.1, 0.05, 0.15), 128: Interval(0.1, over_hash, 0.2)}
-    assert verdict(multipliers, gains, hashes) == said
+    ladders = {64: [3.0, 2.0, 1.0], 128: [2.0, 1.5, 1.2]}
+    assert verdict(multipliers, gains, hashes, ladders) == said
+    no_ladder = said if said == "memory, not routing" else "undecided"
+    assert verdict(multipliers, gains, hashes, ladders | {128: [2.0, 1.5, 1.5]}) == no_ladder

@@ -25,13 +25,14 @@ def loss(run: Run) -> float:
 
 def test_nothing_is_decided_before_its_pilots():
     """At first there are pilots alone, of the trunk, dense and sparse, at every rate; a single one missing holds back
-    what follows: ways of growing, at the rate that was best, then all else."""
+    what follows: ways of growing, at the rate that was best and at half of it, then all else."""
     first = queue([])
     assert {(run.stage, run.width) for run in first} == {("pilot", WIDTHS[0])}
     assert len(first) == len({run.key for run in first}) == 3 * len(RATES)
     assert queue(rows(first[1:], loss)) == first
     second = queue(rows(first, loss))
-    assert {(run.family, run.rate) for run in second[len(first) :]} == {(family, RATES[1]) for family in GROWN}
+    tried = {(run.family, run.rate) for run in second[len(first) :]}
+    assert tried == {(family, rate) for family in GROWN for rate in RATES[:2]}
     assert queue(rows(second[1:], loss)) == first
     assert {run.width for run in queue(rows(second, loss))} == set(WIDTHS)
 
@@ -50,7 +51,7 @@ def test_the_decisive_runs():
     assert not [run for run in finished(loss, "pilot-rest") if run.stage == "decisive"]
 
 
-@pytest.mark.parametrize(("best", "expected"), [(1e-3, {1e-3, 5e-4}), (1.6e-2, {1.6e-2, 3.2e-2})])
+@pytest.mark.parametrize(("best", "expected"), [(2.5e-4, {2.5e-4, 1.25e-4}), (4e-3, {4e-3, 8e-3})])
 def test_rates_go_on_outwards(best, expected):
     """As long as the last one is best, another is tried, of that family alone."""
     runs = finished(lambda run: abs(run.rate - (best if run.family == SPARSE_32 else RATES[1])), "pilot-rest")

@@ -47,6 +47,9 @@ class Family:
             # The mean of the tokens: of the last block's MLP a class token alone would be all that is read.
             "class_token": False,
             "global_pool": "avg",
+            # With the preset's positions, as large as the patches, and without norms the larger networks learn slower.
+            "pos_embed_std": 0.02,
+            "qk_norm": "scale",
         }
         moe = {
             name: round(value * MLP_RATIO * width) if name.endswith("hidden_dim") else value

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 
@@ -75,6 +76,11 @@ def over_pictures(found: Decisive, losses: Callable[[Row], np.ndarray]) -> Inter
     return multiplier_over_pictures(ladder, [(trunk(row), losses(row)) for row in found.sparse])
 
 
+def rung_losses(found: Decisive) -> list[float]:
+    """The ladder's test losses, the mean over seeds of each rung, from the smallest."""
+    return [mean(float(row["val_loss_100"]) for row in rung) for rung in zip(*found.ladder, strict=True)]
+
+
 def learns_faster(found: Decisive) -> Interval:
     """The multiplier after a quarter of the steps ÷ that at the end."""
     early, late = (multipliers(found, share=share) for share in (SHARES[0], SHARES[-1]))
@@ -127,7 +133,8 @@ def findings(rows: Sequence[Row], speed: Sequence[Row], losses: Callable[[Row], 
     pictures = each(lambda decisive: over_pictures(decisive, losses))
     gains, fixed = each(lambda decisive: gain(decisive, processor)), each(over_fixed)
     faster = each(learns_faster)
-    said = verdict({width: [seeds[width][100], pictures[width]] for width in WIDTHS}, gains, fixed)
+    ladders = {width: rung_losses(decisive) for width, decisive in found.items()}
+    said = verdict({width: [seeds[width][100], pictures[width]] for width in WIDTHS}, gains, fixed, ladders)
     if any(interval.low > 1 for interval in faster.values()):
         said += "; sparse learns faster too, and the multiplier falls with training"
     return Findings(

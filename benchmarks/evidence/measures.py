@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import mean
 
 import numpy as np
@@ -87,11 +88,15 @@ def verdict(
     multipliers: Mapping[int, Sequence[Interval]],
     gain: Mapping[int, Interval],
     over_hash: Mapping[int, Interval],
+    ladders: Mapping[int, Sequence[float]],
 ) -> str:
     """What RULES.md says of the figures at each width: all intervals of the multiplier, the gain in top-1 over the
-    dense ladder at equal processor time, and the loss by which the learned router is better than the fixed one."""
+    dense ladder at equal processor time, the loss by which the learned router is better than the fixed one, and the
+    mean losses of the ladder's rungs, from the smallest."""
     if any(interval.low <= 0 for interval in over_hash.values()):
         return "memory, not routing"
+    if any(after >= before for losses in ladders.values() for before, after in pairwise(losses)):
+        return "undecided"
     low = min(interval.low for found in multipliers.values() for interval in found)
     high = max(interval.high for found in multipliers.values() for interval in found)
     bound = any(interval.open for found in multipliers.values() for interval in found)

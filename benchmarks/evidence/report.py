@@ -3,6 +3,7 @@
 PYTHONPATH=benchmarks python -m evidence.report      # rewrites docs/evidence.md's figures and docs/evidence.png
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -20,12 +21,13 @@ from .measures import Interval, over_seeds
 from .plot import draw
 from .runs import KEY, WIDTHS, queue
 from .speed import SPEED
-from .study import TABLE
+from .study import QUARTERS, TABLE
+from .tasks import TASKS
 from .work import missing
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.png"
-BLOCKS = ("verdict", "multipliers", "controls", "decisive runs", "single runs", "second arm", "pilots")
+BLOCKS = ("verdict", "multipliers", "controls", "decisive runs", "single runs", "second arm", "pilots", "length")
 NONE = "Not run yet."
 
 
@@ -113,6 +115,18 @@ def pilot_table(rows: Sequence[Row]) -> str:
     return table(["width", "network", *rates], lines)
 
 
+def length_table(rows: Sequence[Row]) -> str:
+    """Loss on views of the training family over whole runs, and the last quarter's part of its fall."""
+    lines = []
+    for row in (row for row in rows if row["stage"] == "length"):
+        losses = [float(row[f"val_loss_{share}"]) for share in QUARTERS]
+        last = (losses[-2] - losses[-1]) / (math.log(TASKS[row["task"]].classes) - losses[-1])
+        shown = [f"{loss:.3f}" for loss in losses]
+        lines.append([row["width"], row["family"], row["rate"], *shown, f"{100 * last:.1f} %"])
+    head = ["width", "network", "rate", *(f"at {share} %" for share in QUARTERS), "last quarter's part of the fall"]
+    return table(head, lines)
+
+
 def matching_table(rows: Sequence[Row]) -> str:
     """The second arm's test: each arm's recalls over seeds, and how its mean differs from the dense one's."""
     found = {arm: {row["seed"]: row for row in rows if (row["stage"], row["arm"]) == ("decisive", arm)} for arm in ARMS}
@@ -168,6 +182,8 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
     stages = {row["stage"] for row in rows}
     if "pilot" in stages:
         blocks["pilots"] = pilot_table(rows)
+    if "length" in stages:
+        blocks["length"] = length_table(rows)
     if "single" in stages:
         blocks["single runs"] = single_table(rows)
     matched = MATCHING.rows()

@@ -27,7 +27,9 @@ from .tasks import DECISIVE, TASKS
 
 BATCH = 128
 WIDTHS, SEEDS = (64, 128), (0, 1, 2)
-RATES = (2e-3, 4e-3, 8e-3)
+CLASSIFIER_RATE = 4e-3
+"""Of the last map, which is the same in all networks: it wants a higher rate than any trunk."""
+RATES = (5e-4, 1e-3, 2e-3)
 PILOT = 0.25
 """The share of the training views that a pilot is trained on."""
 
@@ -35,7 +37,7 @@ PILOT = 0.25
 @dataclass(frozen=True)
 class Run:
     """One training. `stage`: "length" and "pilot" are evaluated on views of the training family, which choices are made
-    by; "decisive" and "single" on what figures are of."""
+    by; "decisive" and "single" on what figures are of. `rate`: of all but the classifier."""
 
     stage: str
     family: Family
@@ -74,6 +76,7 @@ class Run:
             steps=self.steps,
             batch_size=BATCH,
             learning_rate=self.rate,
+            learning_rates=((r"^(head|classifier)\.", CLASSIFIER_RATE),),
             schedule="constant",
             warmup_steps=100,
             average_decay=0.99,
@@ -126,8 +129,9 @@ def pilots(rows: Rows) -> list[Run]:
 
 
 def ways_of_growing(rows: Rows) -> list[Run]:
-    """At the smaller width, each at the rate that is best for the dense trunk."""
-    return [_pilot(family, WIDTHS[0], best_rate(rows, DENSE_1, WIDTHS[0])) for family in GROWN]
+    """At the smaller width, each at the rate that is best for the dense trunk and at half of it."""
+    best = best_rate(rows, DENSE_1, WIDTHS[0])
+    return [_pilot(family, WIDTHS[0], rate) for family in GROWN for rate in (best, best / 2)]
 
 
 def pilots_of_the_rest(rows: Rows) -> list[Run]:
@@ -193,8 +197,12 @@ STAGES: dict[str, Callable[[Rows], list[Run]]] = {
 def ladder(rows: Rows) -> list[Family]:
     """The dense trunk, and of each larger size what its pilots found best."""
     grown = [[family for family in GROWN if family.times == times] for times in sorted({f.times for f in GROWN})]
-    loss = {run.family: _loss(rows, run) for run in ways_of_growing(rows)}
-    return [DENSE_1, *(min(ways, key=lambda way: loss[way]) for ways in grown)]
+    tried = ways_of_growing(rows)
+
+    def least(way: Family) -> float:
+        return min(_loss(rows, run) for run in tried if run.family == way)
+
+    return [DENSE_1, *(min(ways, key=least) for ways in grown)]
 
 
 def best_rate(rows: Rows, family: Family, width: int) -> float:
