@@ -84,7 +84,8 @@ def test_the_smallest_effect_is_found_four_times_in_five():
 
 
 def test_arms_are_compared_at_their_best_rates():
-    """Of each arm that of the most answers in the pilots; the best at another rate for each of them here."""
+    """Of each arm that of the most answers in the pilots; the best at another rate for each of them here. Where it is
+    the first or last one, pilots go on outwards, of that arm alone."""
     pilots = queue([])
     assert {(run.arm, run.rate) for run in pilots} == {(arm, rate) for arm in ARMS for rate in RATES}
     best = {arm: RATES[place % 3] for place, arm in enumerate(ARMS)}
@@ -93,8 +94,11 @@ def test_arms_are_compared_at_their_best_rates():
         good = str(float(run.rate == best[run.arm]))
         return dict(zip(KEY, run.key, strict=True)) | {"picture_to_caption": good, "caption_to_picture": "0"}
 
-    assert queue([row(run) for run in pilots[1:]]) == pilots
-    decisive = queue([row(run) for run in pilots])[len(pilots) :]
+    assert {run.stage for run in queue([row(run) for run in pilots[1:]])} == {"pilot"}
+    further = queue([row(run) for run in pilots])
+    beyond = {(arm, RATES[0] / 2) for arm in list(ARMS)[::3]} | {(list(ARMS)[2], RATES[2] * 2)}
+    assert {(run.arm, run.rate) for run in further if run not in pilots} == beyond
+    decisive = [run for run in queue([row(run) for run in further]) if run not in further]
     assert {(run.arm, run.rate, run.seed) for run in decisive} == {(a, best[a], s) for a in ARMS for s in SEEDS}
 
 

@@ -10,7 +10,7 @@ results/evidence_matching.csv; which queries were answered goes to results/evide
 
 import math
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -30,6 +30,7 @@ from vismoe.data import evaluation_transform, training_transform
 from .captions import SIDE, captions, pictures
 from .kept import kept
 from .pictures import picture_of
+from .rates import outwards
 from .runs import name_of
 from .work import RESULTS, missing, work
 
@@ -41,7 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "low-rank experts": {"experts": "low-rank"},
 }
 RECALLS = ("picture_to_caption", "caption_to_picture")
-RATES, SEEDS = (1e-4, 3e-4, 1e-3), (0, 1, 2)
+RATES, SEEDS = (2e-4, 4e-4, 8e-4), (0, 1, 2)
 BATCH, EPOCHS, PILOT_EPOCHS = 128, 4, 1
 TRAIN, VALIDATION = 0.7, 0.1
 """Shares of the captions; the rest is the test."""
@@ -220,16 +221,22 @@ def smallest_effect(queries: int, discordant: float) -> float:
 
 def queue(rows: Sequence[dict[str, str]]) -> list[Run]:
     """Pilots, then the arms at their best rates with every seed."""
-    pilots = [Run("pilot", arm, rate) for arm in ARMS for rate in RATES]
-    done = {tuple(row[name] for name in KEY): row for row in rows}
-    if {run.key for run in pilots} - set(done):
-        return pilots
+    score = {tuple(row[name] for name in KEY): sum(float(row[name]) for name in RECALLS) for row in rows}
 
-    def score(run: Run) -> float:
-        return sum(float(done[run.key][name]) for name in RECALLS)
+    def loss(run: Run) -> float | None:
+        return -score[run.key] if run.key in score else None
 
-    best = [max((run for run in pilots if run.arm == arm), key=score) for arm in ARMS]
-    return pilots + [replace(run, stage="decisive", seed=seed) for seed in SEEDS for run in best]
+    pilots = {arm: _rates(arm, loss) for arm in ARMS}
+    found = [run for runs in pilots.values() for run in runs]
+    if None in map(loss, found):
+        return found
+    best = [max(runs, key=lambda run: score[run.key]) for runs in pilots.values()]
+    return found + [replace(run, stage="decisive", seed=seed) for seed in SEEDS for run in best]
+
+
+def _rates(arm: str, loss: Callable[[Run], float | None]) -> list[Run]:
+    """Pilots of RATES, and of rates beyond them."""
+    return [Run("pilot", arm, rate) for rate in outwards(RATES, lambda rate: loss(Run("pilot", arm, rate)))]
 
 
 def main(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from .families import (
     SPARSE_32,
     Family,
 )
+from .rates import outwards
 from .tasks import DECISIVE, TASKS
 
 BATCH = 128
@@ -102,9 +104,12 @@ Rows = Sequence[Mapping[str, str]]
 """Of the table."""
 
 
-def queue(rows: Rows, last: str = "single") -> list[Run]:
-    """The runs of all stages up to one of STAGES, as far as they are known: what is run depends on the stages before
-    it."""
+Stage = Literal["pilot", "ways", "pilot-rest", "length", "decisive", "pilot-single", "single"]
+"""In their order."""
+
+
+def queue(rows: Rows, last: Stage = "single") -> list[Run]:
+    """The runs of all stages up to one, as far as they are known: what is run depends on the stages before it."""
     found: list[Run] = []
     for stage, runs_of in STAGES.items():
         if {run.key for run in found} - {key_of(row) for row in rows}:
@@ -183,7 +188,7 @@ def single(rows: Rows) -> list[Run]:
     return [*found, Run("single", AS_MANY_PARAMETERS, width, largest)]
 
 
-STAGES: dict[str, Callable[[Rows], list[Run]]] = {
+STAGES: dict[Stage, Callable[[Rows], list[Run]]] = {
     "pilot": pilots,
     "ways": ways_of_growing,
     "pilot-rest": pilots_of_the_rest,
@@ -211,17 +216,10 @@ def best_rate(rows: Rows, family: Family, width: int) -> float:
 
 
 def _rates(rows: Rows, family: Family, width: int) -> list[Run]:
-    """Pilots of RATES, and of rates beyond them as long as the last one outwards is best."""
-    runs, finished = [_pilot(family, width, rate) for rate in RATES], {key_of(row) for row in rows}
-    while {run.key for run in runs} <= finished:
-        best = min(runs, key=lambda run: _loss(rows, run))
-        if best == runs[0]:
-            runs.insert(0, _pilot(family, width, best.rate / 2))
-        elif best == runs[-1]:
-            runs.append(_pilot(family, width, best.rate * 2))
-        else:
-            break
-    return runs
+    """Pilots of RATES, and of rates beyond them."""
+    known = {key_of(row): float(row["val_loss_100"]) for row in rows}
+    tried = outwards(RATES, lambda rate: known.get(_pilot(family, width, rate).key))
+    return [_pilot(family, width, rate) for rate in tried]
 
 
 def _pilot(family: Family, width: int, rate: float) -> Run:
