@@ -4,7 +4,6 @@ Its CPU kernel reads the counts and multiplies each expert's rows in turn, writi
 or concatenated afterwards. Weights are (E, out, in) as `torch.nn.functional.linear` has them.
 """
 
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -15,14 +14,21 @@ from torch import Tensor
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, count: Tensor) -> Tensor:
     """x (R, in), weight (E, out, in), bias (E, out), count (E,) -> (R, out); 0 behind the last expert's rows."""
     y = x.new_empty(x.shape[0], weight.shape[1])
-    ends = list(accumulate(count.tolist(), initial=0))
-    for expert, (start, end) in enumerate(pairwise(ends)):
-        if bias is None:
-            torch.mm(x[start:end], weight[expert].mT, out=y[start:end])
-        else:
-            torch.addmm(bias[expert], x[start:end], weight[expert].mT, out=y[start:end])
-    y[ends[-1] :].zero_()
+    *outs, rest = _by_expert(y, count)
+    biases = [None] * len(weight) if bias is None else bias.unbind()
+    for rows, matrix, vector, out in zip(_by_expert(x, count), weight.mT.unbind(), biases, outs, strict=False):
+        if vector is None:
+            torch.mm(rows, matrix, out=out)
+        elif len(rows):
+            torch.addmm(vector, rows, matrix, out=out)
+    rest.zero_()
     return y
+
+
+def _by_expert(rows: Tensor, count: Tensor) -> tuple[Tensor, ...]:
+    """Views of each expert's rows, and of the rows behind the last one's."""
+    counts: list[int] = count.tolist()
+    return rows.split([*counts, len(rows) - sum(counts)])
 
 
 @torch.library.custom_op("vismoe::grouped_linear_backward", mutates_args=())
@@ -31,12 +37,14 @@ def grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, count: Tens
     grad = grad.contiguous()
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     grad_bias = weight.new_empty(weight.shape[:2])
-    ends = list(accumulate(count.tolist(), initial=0))
-    for expert, (start, end) in enumerate(pairwise(ends)):
-        torch.mm(grad[start:end], weight[expert], out=grad_x[start:end])
-        torch.mm(grad[start:end].mT, x[start:end], out=grad_weight[expert])
-        torch.sum(grad[start:end], 0, out=grad_bias[expert])
-    grad_x[ends[-1] :].zero_()
+    *of_rows, rest = _by_expert(grad_x, count)
+    given = (_by_expert(grad, count), _by_expert(x, count), weight.unbind())
+    found = (of_rows, grad_weight.unbind(), grad_bias.unbind())
+    for own, rows, matrix, of_row, of_matrix, of_vector in zip(*given, *found, strict=False):
+        torch.mm(own, matrix, out=of_row)
+        torch.mm(own.mT, rows, out=of_matrix)
+        torch.sum(own, 0, out=of_vector)
+    rest.zero_()
     return grad_x, grad_weight, grad_bias
 
 
