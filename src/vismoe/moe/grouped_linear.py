@@ -19,7 +19,7 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, count: Tensor
     for rows, matrix, vector, out in zip(_by_expert(x, count), weight.mT.unbind(), biases, outs, strict=False):
         if vector is None:
             torch.mm(rows, matrix, out=out)
-        elif len(rows):
+        elif rows.shape[0]:
             torch.addmm(vector, rows, matrix, out=out)
     rest.zero_()
     return y
