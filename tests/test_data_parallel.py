@@ -7,12 +7,13 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import vismoe  # noqa: F401  registers the presets with timm
+
+from .forks import in_two_processes
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform == "win32", reason="needs gloo and a file store between processes"
@@ -58,7 +59,7 @@ def test_weights_and_biases_stay_equal(tmp_path: Path):
     """After sixty steps both processes have the same bits, biases that moved among them: with plain buffers, which
     follow the first process's counts, and with counts summed over both, which give what one process gives on the whole
     batches."""
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    in_two_processes(work, str(tmp_path))
     found = {}
     for summed in (False, True):
         first, second = (torch.load(tmp_path / f"{rank}-{summed}.pt") for rank in (0, 1))

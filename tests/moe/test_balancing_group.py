@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from vismoe import MLPExperts, MoE, TopKRouter
 from vismoe.moe.balance_rules import move_bias
+
+from ..forks import in_two_processes
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform == "win32", reason="needs gloo and a file store between processes"
@@ -46,7 +47,7 @@ def work(rank: int, folder: str) -> None:
 
 def test_group_sums_counts(tmp_path: Path):
     """With `balance_group` set every process moves the same bias by the sum of all counts; without, by its own."""
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    in_two_processes(work, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     total = first["own"] + second["own"]
     assert not torch.equal(first["own"], second["own"])

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vismoe import MLPExperts, MoE, TopKRouter
 from vismoe.parallel import World, join_world
+
+from ..forks import in_two_processes
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform == "win32", reason="needs gloo and a file store between processes"
@@ -44,7 +45,7 @@ def work(rank: int, folder: str) -> None:
 
 def test_two_processes(tmp_path: Path):
     """Sums, means, largest, what the first one has and makes; gradients and balancing over both."""
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    in_two_processes(work, str(tmp_path))
     for rank in (0, 1):
         assert torch.load(tmp_path / f"{rank}.pt") == {
             "world": (rank, 2, rank == 0),
