@@ -1,14 +1,13 @@
 """`python -c CODE …` and `python -m vismoe …` without the seconds that imports take: a process that has imported all of
 vismoe forks a child for each, with the caller's files, folder, environment and exit code.
 
-The fixture `forked` (conftest.py) is its command, `in_two_processes` the same for a function; what tests importing
-itself, or signals to a group of processes, starts a real Python.
+The fixture `forked` (conftest.py) is its command; what tests importing itself, or signals to a group of processes,
+starts a real Python.
 """
 
 import atexit
 import contextlib
 import json
-import multiprocessing
 import os
 import runpy
 import signal
@@ -18,11 +17,9 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-
-import torch.multiprocessing
 
 PRELOADED = (
     "vismoe.cli.values",
@@ -75,15 +72,6 @@ def _starter(folder: Path) -> Iterator[Path]:
             yield command
         finally:
             server.kill()
-
-
-def in_two_processes(work: Callable[..., None], *arguments: str) -> None:
-    """`work(rank, *arguments)` at ranks 0 and 1, each in a fork of a process that has imported vismoe.
-
-    **Raises:** what one of them did.
-    """
-    multiprocessing.set_forkserver_preload(["vismoe.training", "sklearn.datasets"])
-    torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")
 
 
 def requests(address: str) -> list[str]:

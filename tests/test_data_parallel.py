@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vismoe  # noqa: F401  registers the presets with timm
 
-from .forks import in_two_processes
+from .ranks import in_two_processes
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform == "win32", reason="needs gloo and a file store between processes"

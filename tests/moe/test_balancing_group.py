@@ -12,7 +12,7 @@ import torch.distributed as dist
 from vismoe import MLPExperts, MoE, TopKRouter
 from vismoe.moe.balance_rules import move_bias
 
-from ..forks import in_two_processes
+from ..ranks import in_two_processes
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform == "win32", reason="needs gloo and a file store between processes"

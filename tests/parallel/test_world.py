@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vismoe import MLPExperts, MoE, TopKRouter
 from vismoe.parallel import World, join_world
 
-from ..forks import in_two_processes
+from ..ranks import in_two_processes
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform == "win32", reason="needs gloo and a file store between processes"

@@ -14,21 +14,23 @@ from torch import Tensor
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, count: Tensor) -> Tensor:
     """x (R, in), weight (E, out, in), bias (E, out), count (E,) -> (R, out); 0 behind the last expert's rows."""
     y = x.new_empty(x.shape[0], weight.shape[1])
-    *outs, rest = _by_expert(y, count)
+    of_x, (*outs, rest) = _by_expert(count, x, y)
     biases = [None] * len(weight) if bias is None else bias.unbind()
-    for rows, matrix, vector, out in zip(_by_expert(x, count), weight.mT.unbind(), biases, outs, strict=False):
+    for rows, matrix, vector, out in zip(of_x, weight.mT.unbind(), biases, outs, strict=False):
+        if not rows.shape[0]:  # of few rows calls take most of the time
+            continue
         if vector is None:
             torch.mm(rows, matrix, out=out)
-        elif rows.shape[0]:
+        else:
             torch.addmm(vector, rows, matrix, out=out)
     rest.zero_()
     return y
 
 
-def _by_expert(rows: Tensor, count: Tensor) -> tuple[Tensor, ...]:
-    """Views of each expert's rows, and of the rows behind the last one's."""
+def _by_expert(count: Tensor, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Of each tensor (R, …) views of every expert's rows, and of the rows behind the last one's."""
     counts: list[int] = count.tolist()
-    return rows.split([*counts, len(rows) - sum(counts)])
+    return [rows.split([*counts, len(rows) - sum(counts)]) for rows in tensors]
 
 
 @torch.library.custom_op("vismoe::grouped_linear_backward", mutates_args=())
@@ -37,13 +39,12 @@ def grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, count: Tens
     grad = grad.contiguous()
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     grad_bias = weight.new_empty(weight.shape[:2])
-    *of_rows, rest = _by_expert(grad_x, count)
-    given = (_by_expert(grad, count), _by_expert(x, count), weight.unbind())
-    found = (of_rows, grad_weight.unbind(), grad_bias.unbind())
-    for own, rows, matrix, of_row, of_matrix, of_vector in zip(*given, *found, strict=False):
-        torch.mm(own, matrix, out=of_row)
-        torch.mm(own.mT, rows, out=of_matrix)
-        torch.sum(own, 0, out=of_vector)
+    of_grad, of_x, (*to_rows, rest) = _by_expert(count, grad, x, grad_x)
+    outs = zip(to_rows, grad_weight.unbind(), grad_bias.unbind(), strict=True)
+    for own, rows, matrix, (to_row, to_matrix, to_bias) in zip(of_grad, of_x, weight.unbind(), outs, strict=False):
+        torch.mm(own, matrix, out=to_row)
+        torch.mm(own.mT, rows, out=to_matrix)
+        torch.sum(own, 0, out=to_bias)
     rest.zero_()
     return grad_x, grad_weight, grad_bias
 

@@ -59,12 +59,13 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
             rate = _named(recipe.learning_rates, name, recipe.learning_rate)
             parts.setdefault((decay, rate), []).append(parameter)
         for (decay, rate), params in parts.items():
-            scale = group.get("lr_scale", 1.0) * rate / recipe.learning_rate
+            scale = group.get("lr_scale", 1.0) * (rate / recipe.learning_rate)
             groups.append(group | {"params": params, "weight_decay": decay, "lr_scale": scale})
     return groups
 
 
 def _as_timm_has_them(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Groups by what a parameter is and by its block, before names are looked at."""
     decay = 0.0 if isinstance(recipe.weight_decay, tuple) else recipe.weight_decay
     spared: set[str] = getattr(model, "no_weight_decay", set)()
     if recipe.layer_decay == 1:
