@@ -47,7 +47,7 @@ def test_the_decisive_runs():
     assert all(run.rate == RATES[1] / (2 if run.family.grow else 1) for run in runs)
     assert all(run.chooses == (run.stage != "decisive") for run in finished(loss))
     lengths = [(run.width, run.family.times) for run in finished(loss) if run.stage == "length"]
-    assert lengths == [(WIDTHS[0], 1), (WIDTHS[0], 2), (WIDTHS[0], 4), (WIDTHS[1], 1)]
+    assert lengths == [(width, times) for width in WIDTHS for times in (1, 2, 4)]
     assert not [run for run in finished(loss, "pilot-rest") if run.stage == "decisive"]
 
 

@@ -148,10 +148,9 @@ def pilots_of_the_rest(rows: Rows) -> list[Run]:
 
 
 def length(rows: Rows) -> list[Run]:
-    """Whole runs of the dense trunk, and at the smaller width of the ladder, which must have had the time to fill their
-    capacity: else a larger one is no better than a smaller one."""
-    networks = [(family, WIDTHS[0]) for family in ladder(rows)] + [(DENSE_1, WIDTHS[1])]
-    return [Run("length", family, width, best_rate(rows, family, width)) for family, width in networks]
+    """Whole runs of the dense ladders, which must have had the time to fill their capacity: else a larger network is no
+    better than a smaller one."""
+    return [Run("length", family, width, best_rate(rows, family, width)) for width in WIDTHS for family in ladder(rows)]
 
 
 def decisive(rows: Rows) -> list[Run]:
