@@ -27,7 +27,7 @@ def main(root: Path = Path("runs/evidence-pair"), jobs: int = 2) -> None:
     which = [("decisive", DECISIVE, family.name, str(WIDTHS[0]), str(SEEDS[0])) for family in (DENSE_1, SPARSE_32)]
     runs = [run for run in queue(TABLE.rows()) if run.key[:4] + run.key[5:] in which]
     if len(runs) < len(which):
-        raise SystemExit(f"{TABLE.path} does not say yet how they are trained: its pilots are not finished")
+        raise SystemExit(f"{TABLE.path} does not say yet how they are trained: runs that come first are missing")
     own = Table(root / "pair.csv")
     open_task(DECISIVE, root)
     work(lambda: missing(runs, own, KEY), command(root, own.path), jobs, lambda left: hours(left, TABLE.rows()), False)
