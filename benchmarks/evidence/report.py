@@ -3,7 +3,6 @@
 PYTHONPATH=benchmarks python -m evidence.report      # rewrites docs/evidence.md's figures and docs/evidence.png
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -12,6 +11,7 @@ from typing import Any
 import tyro
 from table import Table
 
+from .enough import last_part
 from .figures import SHARES, Findings, Row, decisive_of, findings, losses_in
 from .matching import ARMS, RECALLS
 from .matching import KEY as MATCHING_KEY
@@ -19,10 +19,9 @@ from .matching import TABLE as MATCHING
 from .matching import queue as matching_queue
 from .measures import Interval, over_seeds
 from .plot import draw
-from .runs import KEY, WIDTHS, queue
+from .runs import KEY, WIDTHS, queue, too_short
 from .speed import SPEED
 from .study import QUARTERS, TABLE
-from .tasks import TASKS
 from .work import missing
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -120,9 +119,8 @@ def length_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in (row for row in rows if row["stage"] == "length"):
         losses = [float(row[f"val_loss_{share}"]) for share in QUARTERS]
-        last = (losses[-2] - losses[-1]) / (math.log(TASKS[row["task"]].classes) - losses[-1])
         shown = [f"{loss:.3f}" for loss in losses]
-        lines.append([row["width"], row["family"], row["rate"], *shown, f"{100 * last:.1f} %"])
+        lines.append([row["width"], row["family"], row["rate"], *shown, f"{100 * last_part(row):.1f} %"])
     head = ["width", "network", "rate", *(f"at {share} %" for share in QUARTERS), "last quarter's part of the fall"]
     return table(head, lines)
 
@@ -171,9 +169,11 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
         picture: PNG to write.
     """
     rows, blocks = TABLE.rows(), dict.fromkeys(BLOCKS, NONE)
-    left = missing(queue(rows, "decisive"), TABLE, KEY)
+    left, against = missing(queue(rows, "decisive"), TABLE, KEY), too_short(rows)
     blocks["verdict"] = f"Verdict: none yet, {len(left)} runs of those that are known are missing."
-    if not left:
+    if against:
+        blocks["verdict"] = f"Verdict: none yet, whole runs are too short: {'; '.join(against)}."
+    elif not left:
         found = findings(rows, Table(SPEED).rows(), losses_in(TABLE.path.with_suffix("")))
         draw([decisive_of(rows, width) for width in WIDTHS], picture)
         blocks["verdict"] = f"Verdict: {found.verdict}"

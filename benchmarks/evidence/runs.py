@@ -9,6 +9,7 @@ from torch import nn
 
 from vismoe.training import Recipe
 
+from .enough import objections
 from .families import (
     AS_MANY_PARAMETERS,
     CNN,
@@ -112,7 +113,7 @@ def queue(rows: Rows, last: Stage = "single") -> list[Run]:
     """The runs of all stages up to one, as far as they are known: what is run depends on the stages before it."""
     found: list[Run] = []
     for stage, runs_of in STAGES.items():
-        if {run.key for run in found} - {key_of(row) for row in rows}:
+        if {run.key for run in found} - {key_of(row) for row in rows} or (stage == "decisive" and too_short(rows)):
             break
         found += [run for run in runs_of(rows) if run not in found]
         if stage == last:
@@ -151,6 +152,15 @@ def length(rows: Rows) -> list[Run]:
     """Whole runs of the dense ladders, which must have had the time to fill their capacity: else a larger network is no
     better than a smaller one."""
     return [Run("length", family, width, best_rate(rows, family, width)) for width in WIDTHS for family in ladder(rows)]
+
+
+def too_short(rows: Rows) -> list[str]:
+    """What keeps the whole runs, once they all have rows, from deciding anything."""
+    found, runs = {key_of(row): row for row in rows}, queue(rows, "length")
+    if not all(run.key in found for run in runs):
+        return []
+    ladders = [[found[run.key] for run in runs if (run.stage, run.width) == ("length", width)] for width in WIDTHS]
+    return [objection for ladder in ladders for objection in objections(ladder)]
 
 
 def decisive(rows: Rows) -> list[Run]:

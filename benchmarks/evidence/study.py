@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from vismoe.training import evaluate, fit
 
 from .families import multiplications
-from .runs import KEY, Rows, Run, Stage, queue
+from .runs import KEY, Rows, Run, Stage, queue, too_short
 from .tasks import Task, open_task
 from .transfer import transfer
 from .work import RESULTS, missing, work
@@ -139,6 +139,8 @@ def main(
         return runs
 
     work(missing_now, command(root, TABLE.path), jobs, lambda runs: hours(runs, TABLE.rows()), left)
+    if against := too_short(TABLE.rows()):
+        raise SystemExit(f"nothing is decided before whole runs are long enough (RULES.md): {'; '.join(against)}")
 
 
 def command(root: Path, out: Path) -> list[str]:
