@@ -44,6 +44,7 @@ def test_values_out_of_range_are_refused(field, value):
         ({"power": 2.0}, "power=2.0: it is for warmup-polynomial, not for cosine"),
         ({"end_learning_rate": 1e-5, "schedule": "rsqrt"}, "end_learning_rate=1e-05: it is for cosine, linear"),
         ({"timescale": 5}, "timescale=5: it is for rsqrt, not for cosine"),
+        ({"average_warmup": True}, "average_warmup: there is no average of weights"),
         ({"cooldown_steps": 960, "schedule": "constant"}, "warmup_steps=50 and cooldown_steps=960 are more than"),
         ({"weight_decay": (("head", -1.0),)}, "weight_decay=-1.0: it must not be negative"),
         ({"weight_decay": (("he(ad", 1.0),)}, r"'he\(ad' is no regular expression: missing \)"),

@@ -26,4 +26,7 @@ def begin(model: nn.Module, recipe: Recipe) -> State:
     if recipe.frozen:
         freeze(model, recipe.frozen)
     optimizer = make_optimizer(model, recipe)
-    return State(model, optimizer, ModelEmaV3(model, recipe.average_decay) if recipe.average_decay else None)
+    average = None
+    if recipe.average_decay:
+        average = ModelEmaV3(model, recipe.average_decay, use_warmup=recipe.average_warmup)
+    return State(model, optimizer, average)

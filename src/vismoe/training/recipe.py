@@ -89,6 +89,9 @@ class Recipe:
     """Parts that a batch is computed in, for less memory; each moves the balancing bias."""
     average_decay: float = 0.0
     """Of an average of weights, which is evaluated and kept in place of the last ones; 0: none."""
+    average_warmup: bool = False
+    """The decay of that average begins at 0 and grows with the steps t up to average_decay, 1 − t^(−2/3), so that it
+    reaches back over a share of the run, and early weights are forgotten (timm's --model-ema-warmup)."""
     weight_decay: float | tuple[tuple[str, float], ...] = 0.05
     """Decay of weight matrices, decoupled but for sgd; or pairs of a regular expression and a decay: each parameter,
     vectors too, has that of the first that is found in its name, without one none."""
@@ -240,6 +243,8 @@ class Recipe:
                 raise ValueError(f"{name}={getattr(self, name)}: it is for {', '.join(accepted)}, not for {chosen}")
         if self.optimizer == "sgd" and self.momentum == 0:
             raise ValueError("momentum=0.0: sgd has Nesterov's, which is above 0; plain SGD is optimizer=momentum")
+        if self.average_warmup and not self.average_decay:
+            raise ValueError("average_warmup: there is no average of weights to warm up, say average_decay=0.9999")
         if self.end_learning_rate > self.learning_rate:
             raise ValueError(
                 f"end_learning_rate={self.end_learning_rate}: it must not be above learning_rate={self.learning_rate}"

@@ -104,7 +104,7 @@ class Trainer:
             state.in_a_row = 0
             state.optimizer.step()
             if state.average is not None:
-                state.average.update(state.model)
+                state.average.update(state.model, state.step if recipe.average_warmup else None)
         else:
             for buffer, before in zip(self.statistics, statistics, strict=True):
                 buffer.copy_(before)  # a batch norm has taken the step's statistics already
