@@ -16,12 +16,12 @@ from table import Table
 
 from vismoe.data import ImageSet
 
-COLOURS, TIMES = 10, 256
+COLOURS, TIMES = 10, 384
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Ten plain pictures, eight of which are asked about, 256 views each: sixteen steps."""
+    """Ten plain pictures, eight of which are asked about, 384 views each: sixteen steps."""
     folder, generator = tmp_path_factory.mktemp("evidence"), np.random.default_rng(0)
     pixels = np.full((COLOURS, 64, 64, 4), 255, np.uint8)
     pixels[:, 8:56, 8:56, :3] = generator.integers(0, 200, (COLOURS, 1, 1, 3))
@@ -80,7 +80,7 @@ def test_a_run_and_its_row(family, root, tmp_path, no_emoji):
     run = Run("decisive", family, 64, 1e-3, 3, "tiny")
     row = study.train_one(run, root, tmp_path / "losses")
     assert {name: str(row[name]) for name in KEY} == dict(zip(KEY, run.key, strict=True))
-    assert row["steps"] == 8 * TIMES // 128
+    assert row["steps"] == 8 * TIMES * 2 // 3 // 128
     losses = np.load(tmp_path / "losses" / f"{run.name}.npy").astype(float)
     assert losses.shape == (8,)
     assert losses.mean() == pytest.approx(row["val_loss_100"], rel=1e-2)
@@ -96,10 +96,10 @@ def test_a_run_and_its_row(family, root, tmp_path, no_emoji):
 
 
 def test_pilots_never_see_the_test(root, tmp_path, no_emoji):
-    """A pilot is a quarter as long and evaluated on the views to choose by; it leaves no losses and no transfer."""
+    """A pilot sees a quarter of the views and is evaluated on views to choose by; it leaves no losses, no transfer."""
     run = Run("pilot", DENSE_1, 64, 1e-3, 0, "tiny")
     pilot = study.train_one(run, root, tmp_path / "losses")
-    assert pilot["steps"] == 4
+    assert pilot["steps"] == 8 * TIMES // 4 // 128
     assert (pilot["neighbours"], pilot["probe"]) == ("", "")
     assert not (tmp_path / "losses").exists()
 

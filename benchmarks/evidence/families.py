@@ -26,12 +26,14 @@ class Family:
     grow: str = ""
     moe: dict[str, Any] | None = field(default=None, hash=False)
 
+    def dim(self, width: int) -> int:
+        """How wide it is where the trunk is so wide."""
+        return round(width * self.times**0.5 / HEAD_DIM) * HEAD_DIM if self.grow == "width" else width
+
     def model(self, width: int, classes: int) -> nn.Module:
         """The network with random weights."""
-        dim, depth, ratio = width, DEPTH, float(MLP_RATIO)
-        if self.grow == "width":
-            dim = round(width * self.times**0.5 / HEAD_DIM) * HEAD_DIM
-        elif self.grow == "depth":
+        dim, depth, ratio = self.dim(width), DEPTH, float(MLP_RATIO)
+        if self.grow == "depth":
             depth = round(DEPTH * self.times)
         elif self.grow == "mlp":
             # Of a block's multiplications two thirds are its MLP's, a third its attention's, but for tokens × tokens.

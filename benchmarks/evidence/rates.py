@@ -1,6 +1,9 @@
-"""Which learning rates are tried, of the networks of both arms."""
+"""Which learning rates are tried, of the networks of both arms, and which one they say is best."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 
 def outwards(rates: Sequence[float], loss: Callable[[float], float | None]) -> list[float]:
@@ -16,3 +19,19 @@ def outwards(rates: Sequence[float], loss: Callable[[float], float | None]) -> l
         else:
             break
     return tried
+
+
+def lowest(losses: Mapping[float, float]) -> float:
+    """Where a parabola over the logarithm of the rate, through the rate of the least loss and its two neighbours, has
+    its lowest point; to two digits. Rates are some way apart, and networks are not to differ by how near one of them
+    happens to be to their best.
+
+    **Raises:** ValueError where the least loss is at either end.
+    """
+    rates = sorted(losses)
+    middle = rates.index(min(rates, key=losses.__getitem__))
+    if not 0 < middle < len(rates) - 1:
+        raise ValueError(f"the best rate, {rates[middle]:g}, is the last one tried")
+    three = rates[middle - 1 : middle + 2]
+    square, linear, _ = np.polyfit([math.log(rate / three[1]) for rate in three], [losses[rate] for rate in three], 2)
+    return float(f"{three[1] * math.exp(-linear / (2 * square)):.2g}")

@@ -26,7 +26,7 @@ from .work import missing
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.png"
-BLOCKS = ("verdict", "multipliers", "controls", "decisive runs", "single runs", "second arm", "pilots", "length")
+BLOCKS = ("verdict", "multipliers", "controls", "decisive runs", "single runs", "second arm", "pilots", "whole runs")
 NONE = "Not run yet."
 
 
@@ -94,9 +94,10 @@ def _summary(same: Sequence[Row]) -> list[str]:
 
 
 def single_table(rows: Sequence[Row]) -> str:
-    """Every single run, and what it is to be compared with."""
-    head = ["task", "network", "seed", "rate", "multiplications", "parameters", "loss", "top-1", "top-5"]
-    return table(head, [_line(row, "task", "family", "seed", "rate") for row in rows if row["stage"] == "single"])
+    """Every single run, those of more steps last."""
+    head = ["task", "steps", "network", "seed", "rate", "multiplications", "parameters", "loss", "top-1", "top-5"]
+    found = [row for stage in ("single", "longer") for row in rows if row["stage"] == stage]
+    return table(head, [_line(row, "task", "steps", "family", "seed", "rate") for row in found])
 
 
 def pilot_table(rows: Sequence[Row]) -> str:
@@ -114,10 +115,11 @@ def pilot_table(rows: Sequence[Row]) -> str:
     return table(["width", "network", *rates], lines)
 
 
-def length_table(rows: Sequence[Row]) -> str:
-    """Loss on views of the training family over whole runs, and the last quarter's part of its fall."""
+def whole_table(rows: Sequence[Row]) -> str:
+    """Loss on views of the training family over the whole runs that choose rates, and the last quarter's part of its
+    fall."""
     lines = []
-    for row in (row for row in rows if row["stage"] == "length"):
+    for row in sorted((row for row in rows if row["stage"] == "rate"), key=lambda row: row["family"]):
         losses = [float(row[f"val_loss_{share}"]) for share in QUARTERS]
         shown = [f"{loss:.3f}" for loss in losses]
         lines.append([row["width"], row["family"], row["rate"], *shown, f"{100 * last_part(row):.1f} %"])
@@ -182,8 +184,8 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
     stages = {row["stage"] for row in rows}
     if "pilot" in stages:
         blocks["pilots"] = pilot_table(rows)
-    if "length" in stages:
-        blocks["length"] = length_table(rows)
+    if "rate" in stages:
+        blocks["whole runs"] = whole_table(rows)
     if "single" in stages:
         blocks["single runs"] = single_table(rows)
     matched = MATCHING.rows()

@@ -25,7 +25,7 @@ from .families import (
     SPARSE_32,
     Family,
 )
-from .rates import outwards
+from .rates import lowest, outwards
 from .tasks import DECISIVE, TASKS
 
 BATCH = 128
@@ -33,14 +33,18 @@ WIDTHS, SEEDS = (64, 128), (0, 1, 2)
 CLASSIFIER_RATE = 4e-3
 """Of the last map, which is the same in all networks: it wants a higher rate than any trunk."""
 RATES = (5e-4, 1e-3, 2e-3)
-PILOT = 0.25
-"""The share of the training views that a pilot is trained on."""
+"""That pilots try first."""
+BASES = (1e-3, 2e-3)
+"""That whole runs try first: a network's rate is such a base × 64 ÷ its width."""
+SHARES = {"pilot": 1 / 4, "longer": 1.0}
+WHOLE = 2 / 3
+"""The share of the training views that a run is trained on, each of them once, by its stage and otherwise."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training. `stage`: "length" and "pilot" are evaluated on views of the training family, which choices are made
-    by; "decisive" and "single" on what figures are of. `rate`: of all but the classifier."""
+    """One training. `stage`: "pilot" and "rate" are evaluated on views of the training family, which choices are made
+    by; all others on what figures are of. `rate`: of all but the classifier."""
 
     stage: str
     family: Family
@@ -62,16 +66,16 @@ class Run:
     @property
     def chooses(self) -> bool:
         """Whether something is chosen by it, so that it must not see the test."""
-        return self.stage in ("length", "pilot")
+        return self.stage in ("pilot", "rate")
 
     @property
     def steps(self) -> int:
-        """So that each training view is seen once, in a pilot a share of them."""
         kind = TASKS[self.task]
-        return round((PILOT if self.stage == "pilot" else 1) * kind.pictures * kind.times / BATCH)
+        return round(SHARES.get(self.stage, WHOLE) * kind.pictures * kind.times / BATCH)
 
     @property
     def recipe(self) -> Recipe:
+        pilot = self.stage == "pilot"
         return Recipe(
             name="evidence",
             model=self.family.name,
@@ -82,7 +86,8 @@ class Run:
             learning_rates=((r"^(head|classifier)\.", CLASSIFIER_RATE),),
             schedule="constant",
             warmup_steps=100,
-            average_decay=0.99,
+            average_decay=0.99 if pilot else 0.9999,  # at a pilot's end the warm-up's would reach back as far
+            average_warmup=not pilot,
             weight_decay=0.05,
             label_smoothing=0.0,
             **dict.fromkeys(("degrees", "translate", "scale", "shear"), 0.0),  # the views are made
@@ -105,11 +110,11 @@ Rows = Sequence[Mapping[str, str]]
 """Of the table."""
 
 
-Stage = Literal["pilot", "ways", "pilot-rest", "length", "decisive", "pilot-single", "single"]
+Stage = Literal["pilot", "ways", "pilot-rest", "rate", "decisive", "rate-single", "single", "longer"]
 """In their order."""
 
 
-def queue(rows: Rows, last: Stage = "single") -> list[Run]:
+def queue(rows: Rows, last: Stage = "longer") -> list[Run]:
     """The runs of all stages up to one, as far as they are known: what is run depends on the stages before it."""
     found: list[Run] = []
     for stage, runs_of in STAGES.items():
@@ -136,7 +141,7 @@ def pilots(rows: Rows) -> list[Run]:
 
 def ways_of_growing(rows: Rows) -> list[Run]:
     """At the smaller width, each at the rate that is best for the dense trunk and at half of it."""
-    best = best_rate(rows, DENSE_1, WIDTHS[0])
+    best = min(_rates(rows, DENSE_1, WIDTHS[0]), key=lambda run: _loss(rows, run)).rate
     return [_pilot(family, WIDTHS[0], rate) for family in GROWN for rate in (best, best / 2)]
 
 
@@ -148,63 +153,69 @@ def pilots_of_the_rest(rows: Rows) -> list[Run]:
     return [run for family, width in networks for run in _rates(rows, family, width)]
 
 
-def length(rows: Rows) -> list[Run]:
-    """Whole runs of the dense ladders, which must have had the time to fill their capacity: else a larger network is no
-    better than a smaller one."""
-    return [Run("length", family, width, best_rate(rows, family, width)) for width in WIDTHS for family in ladder(rows)]
+def rates(rows: Rows) -> list[Run]:
+    """Whole runs, of the smaller width, that choose the rate of each decisive network; those of the dense ladder show
+    too whether runs are long enough."""
+    return [run for family in (*ladder(rows), SPARSE_32, HASH_32) for run in _whole(rows, family).values()]
 
 
 def too_short(rows: Rows) -> list[str]:
     """What keeps the whole runs, once they all have rows, from deciding anything."""
-    found, runs = {key_of(row): row for row in rows}, queue(rows, "length")
+    found, runs = {key_of(row): row for row in rows}, queue(rows, "rate")
     if not all(run.key in found for run in runs):
         return []
-    ladders = [[found[run.key] for run in runs if (run.stage, run.width) == ("length", width)] for width in WIDTHS]
-    return [objection for ladder in ladders for objection in objections(ladder)]
+    ladder_runs = [min(_whole(rows, family).values(), key=lambda run: _loss(rows, run)) for family in ladder(rows)]
+    return objections([found[run.key] for run in ladder_runs])
 
 
 def decisive(rows: Rows) -> list[Run]:
     """The ladder, the sparse trunk, and the one with fixed routing, each at its best rate."""
+    networks = [(family, width) for width in WIDTHS for family in (*ladder(rows), SPARSE_32, HASH_32)]
     return [
         Run("decisive", family, width, best_rate(rows, family, width), seed)
         for seed in SEEDS
-        for width in WIDTHS
-        for family in (*ladder(rows), SPARSE_32, HASH_32)
+        for family, width in networks
     ]
 
 
 def single(rows: Rows) -> list[Run]:
-    """One run each, of width 64: longer training, other experts, other tasks, other dense networks. A rate is that of
-    the nearest network that has pilots. Where no difference is predicted, as many seeds as for the decisive runs."""
+    """One run each, of width 64: other experts, other tasks, other dense networks. A rate is that of the nearest
+    network that has whole runs. Where no difference is predicted, as many seeds as for the decisive runs."""
     width = WIDTHS[0]
     rungs, sparse = ladder(rows), best_rate(rows, SPARSE_32, width)
-    rates = {family: best_rate(rows, family, width) for family in (*rungs, SPARSE_32)}
-    found = [Run("single", family, width, rates[family], 0, "which-picture-4000-longer") for family in rates]
-    found += [Run("single", family, width, sparse) for family in (E_8, E_128, SHARED, FINE, SIGMOID_32, RANDOM_32)]
+    best = {family: best_rate(rows, family, width) for family in (*rungs, SPARSE_32)}
+    found = [Run("single", family, width, sparse) for family in (E_8, E_128, SHARED, FINE, SIGMOID_32, RANDOM_32)]
     found += [
-        Run("single", family, width, rates[family], seed, task)
+        Run("single", family, width, best[family], seed, task)
         for task in ("openclipart-22", "fashion-mnist")
         for seed in SEEDS
         for family in (DENSE_1, SPARSE_32)
     ]
     found += [
-        Run("single", family, width, rates[family], 0, task)
+        Run("single", family, width, best[family], 0, task)
         for task in ("which-picture-1000", "which-picture-all")
-        for family in rates
+        for family in best
     ]
     found.append(Run("single", CNN, width, best_rate(rows, CNN, width)))
-    largest = best_rate(rows, rungs[-1], WIDTHS[1])
+    largest = _scaled(best_base(rows, rungs[-1]), AS_MANY_PARAMETERS, width)
     return [*found, Run("single", AS_MANY_PARAMETERS, width, largest)]
+
+
+def longer(rows: Rows) -> list[Run]:
+    """Whether half as many steps again change the answer: the ladder and the sparse trunk of the smaller width."""
+    width = WIDTHS[0]
+    return [Run("longer", family, width, best_rate(rows, family, width)) for family in (*ladder(rows), SPARSE_32)]
 
 
 STAGES: dict[Stage, Callable[[Rows], list[Run]]] = {
     "pilot": pilots,
     "ways": ways_of_growing,
     "pilot-rest": pilots_of_the_rest,
-    "length": length,
+    "rate": rates,
     "decisive": decisive,
-    "pilot-single": lambda rows: _rates(rows, CNN, WIDTHS[0]),
+    "rate-single": lambda rows: list(_whole(rows, CNN).values()),
     "single": single,
+    "longer": longer,
 }
 
 
@@ -220,8 +231,27 @@ def ladder(rows: Rows) -> list[Family]:
 
 
 def best_rate(rows: Rows, family: Family, width: int) -> float:
-    """That of the pilot with the least loss."""
-    return min(_rates(rows, family, width), key=lambda run: _loss(rows, run)).rate
+    """What its whole runs at the smaller width say, in proportion to 1 ÷ width."""
+    return _scaled(best_base(rows, family), family, width)
+
+
+def best_base(rows: Rows, family: Family) -> float:
+    """The best of a family's rates, as of a network 64 wide."""
+    return lowest({base: _loss(rows, run) for base, run in _whole(rows, family).items()})
+
+
+def _scaled(base: float, family: Family, width: int) -> float:
+    return float(f"{base * WIDTHS[0] / family.dim(width):.2g}")
+
+
+def _whole(rows: Rows, family: Family) -> dict[float, Run]:
+    """Whole runs at rates by BASES, and beyond them."""
+    known, width = {key_of(row): float(row["val_loss_100"]) for row in rows}, WIDTHS[0]
+
+    def run(base: float) -> Run:
+        return Run("rate", family, width, _scaled(base, family, width))
+
+    return {base: run(base) for base in outwards(BASES, lambda base: known.get(run(base).key))}
 
 
 def _rates(rows: Rows, family: Family, width: int) -> list[Run]:

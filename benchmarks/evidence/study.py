@@ -111,7 +111,7 @@ def hours(runs: list[Run], rows: Rows) -> float:
 def main(
     root: Path = Path("runs/evidence"),
     jobs: int = 2,
-    last: Stage = "single",
+    last: Stage = "longer",
     left: bool = False,
     one: str = "",
     out: Path = TABLE.path,

@@ -140,7 +140,7 @@ def drawings_by_class(name: str, root: Path) -> Task:
 @dataclass(frozen=True)
 class Kind:
     """How a task is opened, by its name and the study's folder, and how large it is: `times` views of each of so many
-    `pictures` are trained on, each of them once."""
+    `pictures` are there to be trained on."""
 
     open: Callable[[str, Path], Task]
     pictures: int
@@ -151,7 +151,6 @@ class Kind:
 DECISIVE = "which-picture-4000"
 TASKS = {
     DECISIVE: Kind(partial(which_picture, 4000), 4000, 4000),
-    "which-picture-4000-longer": Kind(partial(which_picture, 4000), 4000, 4000, 192),
     "which-picture-1000": Kind(partial(which_picture, 1000), 1000, 1000, 384),
     "which-picture-all": Kind(partial(which_picture, 0), 10889, 10889, 48),
     "fashion-mnist": Kind(clothes, 60000, 10, 6),
