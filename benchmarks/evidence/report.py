@@ -173,10 +173,13 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
     rows, blocks = TABLE.rows(), dict.fromkeys(BLOCKS, NONE)
     left, against = missing(queue(rows, "decisive"), TABLE, KEY), too_short(rows)
     blocks["verdict"] = f"Verdict: none yet, {len(left)} runs of those that are known are missing."
+    speed = Table(SPEED).rows()
     if against:
         blocks["verdict"] = f"Verdict: none yet, whole runs are too short: {'; '.join(against)}."
+    elif not left and not speed:
+        blocks["verdict"] = "Verdict: none yet, processor time and latency have not been measured (`evidence.speed`)."
     elif not left:
-        found = findings(rows, Table(SPEED).rows(), losses_in(TABLE.path.with_suffix("")))
+        found = findings(rows, speed, losses_in(TABLE.path.with_suffix("")))
         draw([decisive_of(rows, width) for width in WIDTHS], picture)
         blocks["verdict"] = f"Verdict: {found.verdict}"
         blocks["multipliers"] = f"![Test loss against multiplications]({picture.name})\n\n{multiplier_table(found)}"
