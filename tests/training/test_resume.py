@@ -215,6 +215,39 @@ def test_another_recipe_is_not_resumed(tmp_path, run):
         fit(tiny(), run.path)
 
 
+@pytest.mark.parametrize("cooldown", [0, 3])
+def test_a_run_goes_on_for_longer(tmp_path, cooldown):
+    """A finished run at a constant rate, gone on with for more steps, with a cooldown or without, ends bit-equal to one
+    that was to be so long from the start; its recipe says so."""
+    short = {"schedule": "constant", "average_decay": 0.9, "average_warmup": True, "checkpoint_every": 2}
+    long = short | {"steps": 8, "cooldown_steps": cooldown}
+    fit(tiny(**short), tmp_path / "run")
+    went_on = fit(tiny(**long), tmp_path / "run", resume=True)
+    at_once = fit(tiny(**long), tmp_path / "other")
+    for name, tensor in at_once.load_model().state_dict().items():
+        assert torch.equal(tensor, went_on.load_model().state_dict()[name]), name
+    assert went_on.recipe == at_once.recipe
+    speed = {"images_per_second": None}
+    assert went_on.summary | speed == at_once.summary | speed
+    assert [line["step"] for line in went_on.metrics if "loss" in line] == list(range(1, 9))
+
+
+def test_a_run_whose_steps_would_have_been_others_does_not_go_on(tmp_path, run):
+    """A cosine of another length, a cooldown that has begun, fewer steps than are done: refused, nothing changed."""
+    fit(tiny(checkpoint_every=2), tmp_path / "cosine")
+    with pytest.raises(ValueError, match=r"step 2 had a rate of 0\.00171 and would have had 0\.00192"):
+        fit(tiny(checkpoint_every=2, steps=8), tmp_path / "cosine", resume=True)
+    cooled = {"schedule": "constant", "checkpoint_every": 2}
+    before = fit(tiny(**cooled, cooldown_steps=2), tmp_path / "cooled").recipe
+    with pytest.raises(ValueError, match=r"step 4 had a rate of 0\.001 and would have had 0\.002"):
+        fit(tiny(**cooled, steps=8), tmp_path / "cooled", resume=True)
+    with pytest.raises(ValueError, match="has done 4 steps already: steps=2 is less"):
+        fit(tiny(**cooled, steps=2), tmp_path / "cooled", resume=True)
+    assert Run(tmp_path / "cooled").recipe == before
+    with pytest.raises(ValueError, match="steps=4 there, 8 here"):
+        fit(tiny(steps=8), run.path, resume=True)  # it has no checkpoint to go on from
+
+
 @pytest.mark.parametrize(
     ("number", "code", "workers"), [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2), (signal.SIGINT, 130, 0)]
 )

@@ -92,14 +92,14 @@ def newest_checkpoint(folder: Path, complain: Callable[[str], None]) -> tuple[di
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints by step, oldest first. What is called otherwise is somebody's own."""
     found = [path for path in (folder.iterdir() if folder.is_dir() else []) if re.fullmatch(r"step-\d{6,}", path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return sorted(found, key=step_of)
 
 
 def keep_checkpoints(folder: Path, step: int, last: int, best_step: int | None) -> None:
     """Of a run at `step` removes all checkpoints but the newest `last` and that of `best_step`; later ones, which the
     run has gone back behind, too."""
     paths = list_checkpoints(folder)
-    until_now = [path for path in paths if int(path.name[5:]) <= step]
+    until_now = [path for path in paths if step_of(path) <= step]
     for path in set(paths) - set(until_now[-last:]) - {path_of(folder, best_step or 0)}:
         _remove(path)
 
@@ -114,6 +114,11 @@ def _remove(path: Path) -> None:
 def path_of(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step is."""
     return folder / f"step-{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint is of."""
+    return int(path.name.removeprefix("step-"))
 
 
 def _manifest(sums: dict[str, str], version: int = FORMAT_VERSION) -> bytes:

@@ -14,7 +14,15 @@ from vismoe.data import Data, check_shares, open_data, survey, training_batches,
 from vismoe.parallel import World, join_world
 
 from .beginning import begin, build
-from .checkpoint import keep_checkpoints, newest_checkpoint, path_of, read_checkpoint, write_checkpoint
+from .checkpoint import (
+    keep_checkpoints,
+    list_checkpoints,
+    newest_checkpoint,
+    path_of,
+    read_checkpoint,
+    step_of,
+    write_checkpoint,
+)
 from .device import resolve_device
 from .evaluation import Evaluation, data_config, evaluate
 from .labels import save_classifier
@@ -41,7 +49,8 @@ def fit(
     """Trains as `recipe` says and leaves a run folder at `out`. `watch` is told the status every few steps.
 
     **Arguments:** `resume`: go on from the newest checkpoint in `out` that is whole; from the beginning where there is
-    none. The result is bit-equal to that of a run that was never interrupted. `data`, `network`: in place of what the
+    none. The result is bit-equal to that of a run that was never interrupted. Its steps and cooldown may be others than
+    before where no step that is done would have had another rate. `data`, `network`: in place of what the
     recipe names; the set without what cannot be read (see `vismoe.data.look`), the network made as it is to be trained:
     what of it has no gradient stays as it is.
 
@@ -69,6 +78,7 @@ def fit(
             if found is not None:
                 state.restore(*found)
             run.forget_after(state.step)
+            run.follow(recipe)
             with tracking(run, recipe, state.step) as log:
                 trainer = Trainer(recipe, state, world, log, data.class_weights(recipe.class_weights))
                 evaluation = _optimise(run, trainer, data, stop, watch if world.leads else None)
@@ -85,7 +95,8 @@ def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> 
     """The run to begin or go on with, and the files of its set that it does without, which of an unseen one are to be
     found."""
     if resume and Run.of(out) == Run(out):
-        run = Run.reopen(out, recipe, data)
+        done = [step_of(checkpoint) for checkpoint in list_checkpoints(out / CHECKPOINTS)]
+        run = Run.reopen(out, recipe, data, max(done, default=0))
     else:
         Run.refuse(out)
         data = survey(data, recipe.max_unreadable, recipe.workers) if unseen else data

@@ -21,12 +21,15 @@ from vismoe.data import Data, Unreadable, without
 from vismoe.weights import load_network
 
 from .recipe import Recipe
+from .schedule import learning_rate
 
 LOCK = ".lock"
 ASKED, INITIAL, SPLIT = "finetune.json", "initial", "split.json"
 """Of a run of `finetune`: what was asked for, the network it began with, which files are in which part."""
 FREE = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
 """What a resumed run may have otherwise: it decides nothing of the result (of one kind of device)."""
+LENGTH = ("steps", "cooldown_steps")
+"""What it may have otherwise as long as nothing of it shows in the steps done."""
 
 RECIPE, ENVIRONMENT, DATA, METRICS, SUMMARY, MODEL, CHECKPOINTS = (
     "recipe.json",
@@ -74,14 +77,18 @@ class Run:
         return run
 
     @staticmethod
-    def reopen(path: Path, recipe: Recipe, data: Data) -> "Run":
-        """A run that was begun before, to be gone on with.
+    def reopen(path: Path, recipe: Recipe, data: Data, done: int = 0) -> "Run":
+        """A run that was begun before, to be gone on with from the step `done`: for longer, or for less long, than it
+        was to be, if all that was done is as it would have been.
 
         **Raises:** ValueError where its recipe is another in what decides its result, or its set is not as it was.
         """
         run = Run(path)
         ours, theirs = recipe.to_json(), run.recipe.to_json()
-        if other := [name for name in ours if ours[name] != theirs[name] and name not in FREE]:
+        other = [name for name in ours if ours[name] != theirs[name] and name not in FREE]
+        if done and other and set(other) <= set(LENGTH):
+            _check_length(path, run.recipe, recipe, done)
+        elif other:
             told = ", ".join(f"{name}={theirs[name]} there, {ours[name]} here" for name in other)
             raise ValueError(
                 f"{path} was begun with another recipe ({told}): resume it as it was, or choose another --out"
@@ -94,6 +101,11 @@ class Run:
                 "names or labels of them; make it as it was, or choose another --out"
             )
         return run
+
+    def follow(self, recipe: Recipe) -> None:
+        """Writes down by which recipe it goes on, where that is of another length."""
+        if self.writes and any(getattr(self.recipe, name) != getattr(recipe, name) for name in LENGTH):
+            self.write(RECIPE, recipe.to_json())
 
     @property
     def left_out(self) -> list[Unreadable]:
@@ -203,6 +215,19 @@ class Run:
         if self.writes:
             with (self.path / METRICS).open("a") as file:
                 file.write(json.dumps(without_nan(values), allow_nan=False) + "\n")
+
+
+def _check_length(path: Path, old: Recipe, new: Recipe, done: int) -> None:
+    """Raises ValueError where a run that has done some steps cannot go on by a recipe of another length."""
+    if new.steps < done:
+        raise ValueError(f"{path} has done {done} steps already: steps={new.steps} is less; choose another --out")
+    for step in range(done):
+        if (then := learning_rate(old, step)) != (now := learning_rate(new, step)):
+            raise ValueError(
+                f"{path} cannot go on with steps={new.steps}, cooldown_steps={new.cooldown_steps}: of the {done} steps "
+                f"that it has done, step {step + 1} had a rate of {then:.3g} and would have had {now:.3g}; constant "
+                "and rsqrt go on for any length, before their cooldown"
+            )
 
 
 def without_nan(value: Any) -> Any:
