@@ -119,7 +119,7 @@ def test_tables_and_picture(tmp_path):
     pilots = [dict(row, stage="pilot", rate=rate) for row in table[:1] for rate in ("0.001", "0.002")]
     pilots[1]["val_loss_100"] = "1.25"
     assert pilot_table(pilots).splitlines()[2] == f"| 64 | {DENSE_1.name} | 3.000 | **1.250** |"
-    whole = dict(table[0], stage="rate", val_loss_75="3.5", val_loss_100=f"{math.log(4000) - 5:.5f}")
+    whole = dict(table[0], stage="length", val_loss_75="3.5", val_loss_100=f"{math.log(4000) - 5:.5f}")
     assert whole_table([whole]).endswith("| 3.500 | 3.294 | 4.1 % |")
     assert DENSE_1.name in single_table([dict(table[0], stage="single", steps="2000")])
     draw([decisive_of(table, width) for width in WIDTHS], tmp_path / "picture.png")

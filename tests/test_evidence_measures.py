@@ -34,9 +34,11 @@ def test_the_multiplier_of_a_power_law_is_exact(times):
 
 
 def test_outside_the_ladder_it_is_a_bound():
-    """Better than every rung: at least the largest one's cost; worse than the cheapest: no more than that."""
+    """Better than every rung: at least the best one's cost, which need not be the largest; worse than the cheapest: no
+    more than that."""
     losses = [law(cost) for cost in LADDER]
     assert multiplier(LADDER, losses, 1.0, law(8.0)) == (4.0, True)
+    assert multiplier(LADDER, [3.0, 2.0, 2.0], 1.0, 1.9) == multiplier(LADDER, [3.0, 2.0, 2.5], 1.0, 1.9) == (2.0, True)
     assert multiplier(LADDER, losses, 1.0, law(0.5)) == (1.0, False)
     assert math.isinf(cost_at(LADDER, losses, law(8.0)))
 
@@ -97,4 +99,5 @@ def test_the_rules(low, high, gain, over_hash, said):
     ladders = {64: [3.0, 2.0, 1.0], 128: [2.0, 1.5, 1.2]}
     assert verdict(multipliers, gains, hashes, ladders) == said
     no_ladder = said if said == "memory, not routing" else "undecided"
-    assert verdict(multipliers, gains, hashes, ladders | {128: [2.0, 1.5, 1.5]}) == no_ladder
+    assert verdict(multipliers, gains, hashes, ladders | {128: [2.0, 1.5, 1.5]}) == said
+    assert verdict(multipliers, gains, hashes, ladders | {128: [2.0, 2.0, 2.1]}) == no_ladder

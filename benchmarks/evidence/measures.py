@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import mean
 
 import numpy as np
@@ -39,9 +38,11 @@ def cost_at(cost: Sequence[float], loss: Sequence[float], wanted: float) -> floa
 
 def multiplier(cost: Sequence[float], loss: Sequence[float], own_cost: float, own_loss: float) -> tuple[float, bool]:
     """How many times its own cost the dense ladder needs for a model's loss, and whether that is only a bound: the
-    largest rung's, of a model better than all."""
+    best rung's cost, of a model better than all. Dearer rungs that are no better make the bound no higher."""
     needed = cost_at(cost, loss, own_loss)
-    return (max(cost) / own_cost, True) if math.isinf(needed) else (needed / own_cost, False)
+    if math.isinf(needed):
+        return min(zip(loss, cost, strict=True))[1] / own_cost, True
+    return needed / own_cost, False
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -95,7 +96,7 @@ def verdict(
     mean losses of the ladder's rungs, from the smallest."""
     if any(interval.low <= 0 for interval in over_hash.values()):
         return "memory, not routing"
-    if any(after >= before for losses in ladders.values() for before, after in pairwise(losses)):
+    if any(min(larger) >= smallest for smallest, *larger in ladders.values()):
         return "undecided"
     low = min(interval.low for found in multipliers.values() for interval in found)
     high = max(interval.high for found in multipliers.values() for interval in found)

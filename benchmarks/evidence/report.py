@@ -116,10 +116,9 @@ def pilot_table(rows: Sequence[Row]) -> str:
 
 
 def whole_table(rows: Sequence[Row]) -> str:
-    """Loss on views of the training family over the whole runs that choose rates, and the last quarter's part of its
-    fall."""
+    """Loss on views of the training family over whole runs, and the last quarter's part of its fall."""
     lines = []
-    for row in sorted((row for row in rows if row["stage"] == "rate"), key=lambda row: row["family"]):
+    for row in (row for row in rows if row["stage"] == "length"):
         losses = [float(row[f"val_loss_{share}"]) for share in QUARTERS]
         shown = [f"{loss:.3f}" for loss in losses]
         lines.append([row["width"], row["family"], row["rate"], *shown, f"{100 * last_part(row):.1f} %"])
@@ -187,7 +186,7 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
     stages = {row["stage"] for row in rows}
     if "pilot" in stages:
         blocks["pilots"] = pilot_table(rows)
-    if "rate" in stages:
+    if "length" in stages:
         blocks["whole runs"] = whole_table(rows)
     if "single" in stages:
         blocks["single runs"] = single_table(rows)

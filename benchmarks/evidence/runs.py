@@ -9,7 +9,7 @@ from torch import nn
 
 from vismoe.training import Recipe
 
-from .enough import objections
+from .enough import objection
 from .families import (
     AS_MANY_PARAMETERS,
     CNN,
@@ -33,9 +33,10 @@ WIDTHS, SEEDS = (64, 128), (0, 1, 2)
 CLASSIFIER_RATE = 4e-3
 """Of the last map, which is the same in all networks: it wants a higher rate than any trunk."""
 RATES = (5e-4, 1e-3, 2e-3)
-"""That pilots try first."""
-BASES = (1e-3, 2e-3)
-"""That whole runs try first: a network's rate is such a base × 64 ÷ its width."""
+"""That pilots try first: of a network 64 wide."""
+MATRICES = r"^(?!patch_embed\.)(?!pos_embed)(?!.*norm)(?!.*bias$)"
+"""What learns the slower the wider a network is, in proportion (Yang et al. 2022): all but what is read from pixels,
+positions, norms and biases."""
 SHARES = {"pilot": 1 / 4, "longer": 1.0}
 WHOLE = 2 / 3
 """The share of the training views that a run is trained on, each of them once, by its stage and otherwise."""
@@ -43,8 +44,8 @@ WHOLE = 2 / 3
 
 @dataclass(frozen=True)
 class Run:
-    """One training. `stage`: "pilot" and "rate" are evaluated on views of the training family, which choices are made
-    by; all others on what figures are of. `rate`: of all but the classifier."""
+    """One training. `stage`: "pilot" and "length" are evaluated on views of the training family, which choices are made
+    by; all others on what figures are of. `rate`: of all but the classifier, its matrices' × 64 ÷ their width."""
 
     stage: str
     family: Family
@@ -66,7 +67,7 @@ class Run:
     @property
     def chooses(self) -> bool:
         """Whether something is chosen by it, so that it must not see the test."""
-        return self.stage in ("pilot", "rate")
+        return self.stage in ("pilot", "length")
 
     @property
     def steps(self) -> int:
@@ -75,7 +76,7 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        pilot = self.stage == "pilot"
+        pilot, matrices = self.stage == "pilot", self.rate * WIDTHS[0] / self.family.dim(self.width)
         return Recipe(
             name="evidence",
             model=self.family.name,
@@ -83,7 +84,7 @@ class Run:
             steps=self.steps,
             batch_size=BATCH,
             learning_rate=self.rate,
-            learning_rates=((r"^(head|classifier)\.", CLASSIFIER_RATE),),
+            learning_rates=((r"^(head|classifier)\.", CLASSIFIER_RATE), (MATRICES, matrices)),
             schedule="constant",
             warmup_steps=100,
             average_decay=0.99 if pilot else 0.9999,  # at a pilot's end the warm-up's would reach back as far
@@ -110,7 +111,7 @@ Rows = Sequence[Mapping[str, str]]
 """Of the table."""
 
 
-Stage = Literal["pilot", "ways", "pilot-rest", "rate", "decisive", "rate-single", "single", "longer"]
+Stage = Literal["pilot", "ways", "pilot-rest", "length", "decisive", "pilot-single", "single", "longer"]
 """In their order."""
 
 
@@ -153,19 +154,14 @@ def pilots_of_the_rest(rows: Rows) -> list[Run]:
     return [run for family, width in networks for run in _rates(rows, family, width)]
 
 
-def rates(rows: Rows) -> list[Run]:
-    """Whole runs, of the smaller width, that choose the rate of each decisive network; those of the dense ladder show
-    too whether runs are long enough."""
-    return [run for family in (*ladder(rows), SPARSE_32, HASH_32) for run in _whole(rows, family).values()]
+def length(rows: Rows) -> list[Run]:
+    """Whole runs of the dense trunks, which show whether runs are long enough."""
+    return [Run("length", DENSE_1, width, best_rate(rows, DENSE_1, width)) for width in WIDTHS]
 
 
 def too_short(rows: Rows) -> list[str]:
-    """What keeps the whole runs, once they all have rows, from deciding anything."""
-    found, runs = {key_of(row): row for row in rows}, queue(rows, "rate")
-    if not all(run.key in found for run in runs):
-        return []
-    ladder_runs = [min(_whole(rows, family).values(), key=lambda run: _loss(rows, run)) for family in ladder(rows)]
-    return objections([found[run.key] for run in ladder_runs])
+    """What keeps whole runs, as far as they have rows, from deciding anything."""
+    return [found for row in rows if row["stage"] == "length" and (found := objection(row))]
 
 
 def decisive(rows: Rows) -> list[Run]:
@@ -180,7 +176,7 @@ def decisive(rows: Rows) -> list[Run]:
 
 def single(rows: Rows) -> list[Run]:
     """One run each, of width 64: other experts, other tasks, other dense networks. A rate is that of the nearest
-    network that has whole runs. Where no difference is predicted, as many seeds as for the decisive runs."""
+    network that has pilots. Where no difference is predicted, as many seeds as for the decisive runs."""
     width = WIDTHS[0]
     rungs, sparse = ladder(rows), best_rate(rows, SPARSE_32, width)
     best = {family: best_rate(rows, family, width) for family in (*rungs, SPARSE_32)}
@@ -197,7 +193,7 @@ def single(rows: Rows) -> list[Run]:
         for family in best
     ]
     found.append(Run("single", CNN, width, best_rate(rows, CNN, width)))
-    largest = _scaled(best_base(rows, rungs[-1]), AS_MANY_PARAMETERS, width)
+    largest = best_rate(rows, rungs[-1], WIDTHS[1])
     return [*found, Run("single", AS_MANY_PARAMETERS, width, largest)]
 
 
@@ -211,9 +207,9 @@ STAGES: dict[Stage, Callable[[Rows], list[Run]]] = {
     "pilot": pilots,
     "ways": ways_of_growing,
     "pilot-rest": pilots_of_the_rest,
-    "rate": rates,
+    "length": length,
     "decisive": decisive,
-    "rate-single": lambda rows: list(_whole(rows, CNN).values()),
+    "pilot-single": lambda rows: _rates(rows, CNN, WIDTHS[0]),
     "single": single,
     "longer": longer,
 }
@@ -231,27 +227,8 @@ def ladder(rows: Rows) -> list[Family]:
 
 
 def best_rate(rows: Rows, family: Family, width: int) -> float:
-    """What its whole runs at the smaller width say, in proportion to 1 ÷ width."""
-    return _scaled(best_base(rows, family), family, width)
-
-
-def best_base(rows: Rows, family: Family) -> float:
-    """The best of a family's rates, as of a network 64 wide."""
-    return lowest({base: _loss(rows, run) for base, run in _whole(rows, family).items()})
-
-
-def _scaled(base: float, family: Family, width: int) -> float:
-    return float(f"{base * WIDTHS[0] / family.dim(width):.2g}")
-
-
-def _whole(rows: Rows, family: Family) -> dict[float, Run]:
-    """Whole runs at rates by BASES, and beyond them."""
-    known, width = {key_of(row): float(row["val_loss_100"]) for row in rows}, WIDTHS[0]
-
-    def run(base: float) -> Run:
-        return Run("rate", family, width, _scaled(base, family, width))
-
-    return {base: run(base) for base in outwards(BASES, lambda base: known.get(run(base).key))}
+    """What its pilots say."""
+    return lowest({run.rate: _loss(rows, run) for run in _rates(rows, family, width)})
 
 
 def _rates(rows: Rows, family: Family, width: int) -> list[Run]:
