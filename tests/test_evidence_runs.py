@@ -58,7 +58,7 @@ def test_the_decisive_runs():
     assert {run.steps for run in runs} == {2000}
     for run in runs:
         assert dict(run.recipe.learning_rates)[MATRICES] == BEST * 64 / run.network().embed_dim
-    assert all(run.chooses == (run.stage not in ("decisive", "longer")) for run in finished(loss))
+    assert all(run.chooses == (run.stage != "decisive") for run in finished(loss))
     assert [(run.family, run.width) for run in finished(loss) if run.stage == "length"] == [
         (DENSE_1, width) for width in WIDTHS
     ]

@@ -1,4 +1,4 @@
-"""Which learning rates are tried, of the networks of both arms, and which one they say is best."""
+"""Which learning rates are tried, in both arms, and which one the first arm takes by them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -33,7 +33,7 @@ WIDTHS, SEEDS = (64, 128), (0, 1, 2)
 CLASSIFIER_RATE = 4e-3
 """Of the last map, which is the same in all networks: it wants a higher rate than any trunk."""
 RATES = (5e-4, 1e-3, 2e-3)
-"""That pilots try first: of a network 64 wide."""
+"""The bases that pilots try first; a base is the rate of a network 64 wide."""
 MATRICES = r"^(?!patch_embed\.)(?!pos_embed)(?!.*norm)(?!.*bias$)"
 """What learns the slower the wider a network is, in proportion (Yang et al. 2022): all but what is read from pixels,
 positions, norms and biases."""

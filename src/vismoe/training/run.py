@@ -104,8 +104,10 @@ class Run:
 
     def follow(self, recipe: Recipe) -> None:
         """Writes down by which recipe it goes on, where that is of another length."""
-        if self.writes and any(getattr(self.recipe, name) != getattr(recipe, name) for name in LENGTH):
-            self.write(RECIPE, recipe.to_json())
+        if self.writes:
+            old, new = self.recipe.to_json(), recipe.to_json()
+            if any(old[name] != new[name] for name in LENGTH):
+                self.write(RECIPE, new)
 
     @property
     def left_out(self) -> list[Unreadable]:
