@@ -50,9 +50,9 @@ def fit(
 
     **Arguments:** `resume`: go on from the newest checkpoint in `out` that is whole; from the beginning where there is
     none. The result is bit-equal to that of a run that was never interrupted. Its steps and cooldown may be others than
-    before where no step that is done would have had another rate. `data`, `network`: in place of what the
-    recipe names; the set without what cannot be read (see `vismoe.data.look`), the network made as it is to be trained:
-    what of it has no gradient stays as it is.
+    before where no step that is done would have had another rate. `data`, `network`: in place of what the recipe names;
+    the set without what cannot be read (see `vismoe.data.look`), the network made as it is to be trained: what of it
+    has no gradient stays as it is.
 
     Of several processes that `torchrun` started each computes its share of every batch, and the first writes the run.
 
