@@ -4,8 +4,9 @@
     PYTHONPATH=benchmarks python -m evidence.matching --left
 
 Nothing of the ViT-S/14 below block FIRST trains, so what comes out of these blocks is computed once for each view. The
-captions' vectors are fixed. A run is some 20 minutes of one core and begins anew if it is killed. Appends to
-results/evidence_matching.csv; which queries were answered goes to results/evidence_matching/*.npz.
+captions' vectors are fixed. Products of the ViT are in bfloat16. A run is some minutes of one core where it has
+instructions for them, and begins anew if it is killed. Appends to results/evidence_matching.csv; which queries were
+answered goes to results/evidence_matching/*.npz.
 """
 
 import math
@@ -107,9 +108,11 @@ class Tower(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start and bound
 
     def forward(self, tokens: Tensor) -> Tensor:
-        for block in self.blocks:
-            tokens = block(tokens)
-        return F.normalize(self.head(self.norm(tokens).mean(1)))
+        with torch.autocast("cpu", torch.bfloat16):
+            for block in self.blocks:
+                tokens = block(tokens)
+            embedded = self.head(self.norm(tokens).mean(1))
+        return F.normalize(embedded.float())
 
 
 def split(number: Tensor, vectors: Tensor) -> dict[str, Part]:
@@ -142,8 +145,9 @@ def tokens(view: str, parent: Path, root: Path) -> np.ndarray:
         for first in range(0, len(pixels), 64):
             those = range(first, min(first + 64, len(pixels)))
             x = torch.stack([VIEWS[view](picture_of(pixels, index)) for index in those])
-            x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
-            found.append(model.blocks[:FIRST](x).half().numpy())
+            with torch.autocast("cpu", torch.bfloat16):
+                x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
+                found.append(model.blocks[:FIRST](x).half().numpy())
         return np.concatenate(found)
 
     return kept(root / f"tokens-{view}.npy", make)
