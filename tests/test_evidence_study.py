@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from evidence import study, transfer
-from evidence.families import DENSE_1, SPARSE_32
+from evidence.families import DENSE_1, GROWN, SPARSE_32
 from evidence.kept import kept
 from evidence.pictures import COLUMNS
 from evidence.runs import KEY, Run, key_of
@@ -93,6 +93,25 @@ def test_a_run_and_its_row(family, root, tmp_path, no_emoji):
     if family == SPARSE_32:
         same = study.train_one(run, root, tmp_path / "losses")
         assert {**same, "cpu_seconds": 0} == {**row, "cpu_seconds": 0}
+
+
+def test_one_network_under_two_names_is_trained_once(root, tmp_path, no_emoji):
+    """Four times the trunk, grown in width, is the trunk of twice the width: its row, trained under its own name, is the
+    other's but for the names."""
+    grown = next(family for family in GROWN if (family.times, family.grow) == (4, "width"))
+    run, losses = Run("decisive", grown, 64, 1e-3, 3, "tiny"), tmp_path / "rows"
+    assert run.plain == Run("decisive", DENSE_1, 128, 1e-3, 3, "tiny")
+    table = Table(tmp_path / "rows.csv")
+    study.named_twice([run, run.plain], table)
+    assert table.rows() == []
+    table.append(study.train_one(run.plain, root, losses))
+    study.named_twice([run, run.plain], table)
+    study.named_twice([run, run.plain], table)
+    assert [key_of(row) for row in table.rows()] == [run.plain.key, run.key]
+    taken, kept_losses = table.rows()[1], np.load(losses / f"{run.name}.npy")
+    trained = study.train_one(run, root, losses)
+    assert {**taken, "cpu_seconds": "0"} == {name: str(value) for name, value in trained.items()} | {"cpu_seconds": "0"}
+    assert np.array_equal(kept_losses, np.load(losses / f"{run.name}.npy"))
 
 
 def test_pilots_never_see_the_test(root, tmp_path, no_emoji):

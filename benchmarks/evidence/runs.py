@@ -1,7 +1,7 @@
 """The runs of the study, in their order, and what one of them is."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -63,6 +63,12 @@ class Run:
     def name(self) -> str:
         """The same as one word: its folder."""
         return name_of(self.key)
+
+    @property
+    def plain(self) -> "Run":
+        """The same training under a plainer name: a dense network that grew in width is a wider trunk."""
+        wider = self.family.grow == "width"
+        return replace(self, family=DENSE_1, width=self.family.dim(self.width)) if wider else self
 
     @property
     def chooses(self) -> bool:

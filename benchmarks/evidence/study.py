@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from vismoe.training import evaluate, fit
 
 from .families import multiplications
-from .runs import KEY, Rows, Run, Stage, queue, too_short
+from .runs import KEY, Rows, Run, Stage, key_of, queue, too_short
 from .tasks import Task, open_task
 from .transfer import transfer
 from .work import RESULTS, missing, work
@@ -99,6 +99,18 @@ def _hash(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def named_twice(runs: list[Run], table: Table) -> None:
+    """Gives those that are trained already, under a plainer name, that one's row and losses."""
+    rows, losses = {key_of(row): row for row in table.rows()}, table.path.with_suffix("")
+    for run in runs:
+        if run.key in rows or run.plain.key not in rows:
+            continue
+        if (found := losses / f"{run.plain.name}.npy").exists():
+            shutil.copyfile(found, losses / f"{run.name}.npy")
+        own = dict(zip(KEY, run.key, strict=True)) | {"recipe": _hash(run.recipe.to_json())}
+        table.append(rows[run.plain.key] | own)
+
+
 def hours(runs: list[Run], rows: Rows) -> float:
     """Processor hours that runs will take: as many per multiplication as those that are finished, at first a guess."""
     taken = [
@@ -133,7 +145,10 @@ def main(
         return
 
     def missing_now() -> list[Run]:
+        if not left:
+            named_twice(queue(TABLE.rows(), last), TABLE)
         runs = missing(queue(TABLE.rows(), last), TABLE, KEY)
+        runs = [run for run in runs if run.plain == run or run.plain not in runs]
         for name in {run.task for run in runs} if not left else ():
             open_task(name, root)  # its views are made once, before two processes want them
         return runs
