@@ -96,8 +96,8 @@ def test_a_run_and_its_row(family, root, tmp_path, no_emoji):
 
 
 def test_one_network_under_two_names_is_trained_once(root, tmp_path, no_emoji):
-    """Four times the trunk, grown in width, is the trunk of twice the width: its row, trained under its own name, is the
-    other's but for the names."""
+    """Four times the trunk, grown in width, is the trunk of twice the width: its row, trained under its own name, is
+    the other's but for the names."""
     grown = next(family for family in GROWN if (family.times, family.grow) == (4, "width"))
     run, losses = Run("decisive", grown, 64, 1e-3, 3, "tiny"), tmp_path / "rows"
     assert run.plain == Run("decisive", DENSE_1, 128, 1e-3, 3, "tiny")

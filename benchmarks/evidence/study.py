@@ -13,7 +13,6 @@ import json
 import resource
 import shutil
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -112,12 +111,13 @@ def named_twice(runs: list[Run], table: Table) -> None:
 
 
 def hours(runs: list[Run], rows: Rows) -> float:
-    """Processor hours that runs will take: as many per multiplication as those that are finished, at first a guess."""
-    taken = [
-        float(row["cpu_seconds"]) / (int(row["steps"]) * (int(row["trunk"]) + int(row["classifier"]))) for row in rows
-    ]
-    per_multiplication = median(taken) if taken else 3e-8
-    return per_multiplication / 3600 * sum(run.steps * sum(multiplications(run.network())) for run in runs)
+    """Processor hours that runs will take: a step's time is a line over its multiplications, drawn through the newest
+    rows, which are likelier this machine's; where there are none, a guess."""
+    newest = rows[-12:]
+    counts = [int(row["trunk"]) + int(row["classifier"]) for row in newest]
+    taken = [float(row["cpu_seconds"]) / int(row["steps"]) for row in newest]
+    each, fixed = np.polyfit(counts, taken, 1) if len(set(counts)) > 1 else (1e-8, 0.2)
+    return sum(run.steps * (fixed + each * sum(multiplications(run.network()))) for run in runs) / 3600
 
 
 def main(
