@@ -55,7 +55,7 @@ def test_views_are_of_their_picture_and_the_same_everywhere(root, tmp_path, monk
         [torch.from_numpy(_middle(train, train.labels == number, middle)) for number in range(8)]
     ).median(1)[0]
     for part in (task.validation.val, task.data.val):
-        assert part.labels.tolist() == [number for number in range(8) for _ in range(VIEWS)] == task.picture
+        assert part.labels.tolist() == [number for number in range(8) for _ in range(VIEWS)]
         found = torch.from_numpy(_middle(part, torch.ones(len(part), dtype=torch.bool), middle))
         assert (torch.cdist(found, colours).argmin(1) == part.labels).float().mean() > 0.5
     for name in ("pictures.npy", "pictures.csv"):
@@ -76,14 +76,19 @@ def _middle(images, which, middle):
 
 @pytest.mark.parametrize("family", [DENSE_1, SPARSE_32], ids=lambda family: family.name)
 def test_a_run_and_its_row(family, root, tmp_path, no_emoji):
-    """What the row has is what the run did; each picture's loss is there, and their mean is the test's."""
+    """What the row has is what the run did; each view's loss is there, and their mean is the row's, as with what is
+    recognised; of unfamiliar views and of familiar ones."""
     run = Run("decisive", family, 64, 1e-3, 3, "tiny")
-    row = study.train_one(run, root, tmp_path / "losses")
+    row = study.train_one(run, root, tmp_path / "views")
     assert {name: str(row[name]) for name in KEY} == dict(zip(KEY, run.key, strict=True))
     assert row["steps"] == 8 * TIMES * 2 // 3 // 128
-    losses = np.load(tmp_path / "losses" / f"{run.name}.npy").astype(float)
-    assert losses.shape == (8,)
-    assert losses.mean() == pytest.approx(row["val_loss_100"], rel=1e-2)
+    views = np.load(tmp_path / "views" / f"{run.name}.npz")
+    for part, columns in (("test", "{}"), ("familiar", "familiar_{}")):
+        assert views[f"{part}_loss"].shape == (8 * VIEWS,)
+        expected = row[columns.format("val_loss_100")], row[columns.format("top1_100")]
+        assert views[f"{part}_loss"].astype(float).mean() == pytest.approx(expected[0], rel=1e-2)
+        assert views[f"{part}_right"].mean() == pytest.approx(expected[1], abs=1e-4)
+    assert row["familiar_val_loss_100"] != row["val_loss_100"]
     assert row["classifier"] == 64 * 256 + 256 * 8
     assert row["probe"] == 1.0  # dark or bright
     table = Table(tmp_path / "rows.csv")
@@ -91,7 +96,7 @@ def test_a_run_and_its_row(family, root, tmp_path, no_emoji):
     assert key_of(table.rows()[0]) == run.key
     assert not (root / "runs" / run.name).exists()
     if family == SPARSE_32:
-        same = study.train_one(run, root, tmp_path / "losses")
+        same = study.train_one(run, root, tmp_path / "views")
         assert {**same, "cpu_seconds": 0} == {**row, "cpu_seconds": 0}
 
 
@@ -99,28 +104,29 @@ def test_one_network_under_two_names_is_trained_once(root, tmp_path, no_emoji):
     """Four times the trunk, grown in width, is the trunk of twice the width: its row, trained under its own name, is
     the other's but for the names."""
     grown = next(family for family in GROWN if (family.times, family.grow) == (4, "width"))
-    run, losses = Run("decisive", grown, 64, 1e-3, 3, "tiny"), tmp_path / "rows"
+    run, views = Run("decisive", grown, 64, 1e-3, 3, "tiny"), tmp_path / "rows"
     assert run.plain == Run("decisive", DENSE_1, 128, 1e-3, 3, "tiny")
     table = Table(tmp_path / "rows.csv")
     study.named_twice([run, run.plain], table)
     assert table.rows() == []
-    table.append(study.train_one(run.plain, root, losses))
+    table.append(study.train_one(run.plain, root, views))
     study.named_twice([run, run.plain], table)
     study.named_twice([run, run.plain], table)
     assert [key_of(row) for row in table.rows()] == [run.plain.key, run.key]
-    taken, kept_losses = table.rows()[1], np.load(losses / f"{run.name}.npy")
-    trained = study.train_one(run, root, losses)
+    taken, of_views = table.rows()[1], (views / f"{run.name}.npz").read_bytes()
+    trained = study.train_one(run, root, views)
     assert {**taken, "cpu_seconds": "0"} == {name: str(value) for name, value in trained.items()} | {"cpu_seconds": "0"}
-    assert np.array_equal(kept_losses, np.load(losses / f"{run.name}.npy"))
+    assert of_views == (views / f"{run.name}.npz").read_bytes()
 
 
 def test_pilots_never_see_the_test(root, tmp_path, no_emoji):
-    """A pilot sees a quarter of the views and is evaluated on views to choose by; it leaves no losses, no transfer."""
+    """A pilot sees a quarter of the views and is evaluated on views to choose by; it leaves nothing else."""
     run = Run("pilot", DENSE_1, 64, 1e-3, 0, "tiny")
-    pilot = study.train_one(run, root, tmp_path / "losses")
+    pilot = study.train_one(run, root, tmp_path / "views")
     assert pilot["steps"] == 8 * TIMES // 4 // 128
     assert (pilot["neighbours"], pilot["probe"]) == ("", "")
-    assert not (tmp_path / "losses").exists()
+    assert {value for name, value in pilot.items() if name.startswith("familiar")} == {""}
+    assert not (tmp_path / "views").exists()
 
 
 def test_another_set_is_noticed(root, monkeypatch):

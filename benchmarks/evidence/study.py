@@ -4,8 +4,8 @@
     PYTHONPATH=benchmarks python -m evidence.study --last pilot    # no more than what choices are made by
     PYTHONPATH=benchmarks python -m evidence.study --left          # what is missing, as far as it is known yet
 
-Rows go to results/evidence.csv; the loss on each picture's test views to results/evidence/*.npy, for intervals. A run
-that was stopped goes on from its last checkpoint. Pictures and views are fetched and made where they are not there.
+Rows go to results/evidence.csv; what came out for each view to results/evidence/*.npz, for intervals. A run that was
+stopped goes on from its last checkpoint. Pictures and views are fetched and made where they are not there.
 """
 
 import hashlib
@@ -21,26 +21,30 @@ import tyro
 from table import Table
 from torch.nn import functional as F
 
+from vismoe.data import ImageSet
 from vismoe.training import evaluate, fit
 
 from .families import multiplications
 from .runs import KEY, Rows, Run, Stage, key_of, queue, too_short
-from .tasks import Task, open_task
+from .tasks import open_task
 from .transfer import transfer
 from .work import RESULTS, missing, work
 
 TABLE = Table(RESULTS / "evidence.csv")
 QUARTERS = (25, 50, 75, 100)
+FAMILIAR = "familiar"
+"""Views of the family that networks are trained on, which are looked at besides and decide nothing."""
 
 
-def train_one(run: Run, root: Path, losses: Path) -> dict[str, Any]:
-    """Trains it, in this process, and gives its row; each picture's loss goes to the folder `losses`."""
+def train_one(run: Run, root: Path, views: Path) -> dict[str, Any]:
+    """Trains it, in this process, and gives its row; what comes out for each view goes to the folder `views`."""
     torch.set_num_threads(1)
     task = open_task(run.task, root)
     data = task.validation if run.chooses else task.data
+    also = {} if data is task.validation else {FAMILIAR: task.validation.val}
     out = root / "runs" / run.name
     used = _Used(out.with_name(out.name + ".cpu"))
-    done = fit(run.recipe, out, lambda status: used.write(), True, data, run.network)
+    done = fit(run.recipe, out, lambda status: used.write(), True, data, run.network, also)
     used.write()
     network = done.load_model()
     held_out = [line for line in done.metrics if "val_loss" in line]
@@ -56,10 +60,12 @@ def train_one(run: Run, root: Path, losses: Path) -> dict[str, Any]:
     }
     for share, line in zip(QUARTERS, held_out[:3] + held_out[-1:], strict=True):
         row |= {f"{name}_{share}": round(line[name], 5) for name in ("val_loss", "top1", "top5")}
+        further = {f"{FAMILIAR}_{name}_{share}": line.get(f"{FAMILIAR}/{name}", "") for name in ("val_loss", "top1")}
+        row |= {name: round(value, 5) if value else "" for name, value in further.items()}
     row |= {"neighbours": "", "probe": ""} if run.chooses else transfer(network, root)
     if not run.chooses:
-        losses.mkdir(parents=True, exist_ok=True)
-        np.save(losses / f"{run.name}.npy", _losses(network, task).numpy().astype(np.float16))
+        views.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(views / f"{run.name}.npz", **_view_by_view(network, {"test": data.val} | also))
     shutil.rmtree(out)
     used.path.unlink()
     return row
@@ -86,12 +92,14 @@ def _now() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _losses(network: torch.nn.Module, task: Task) -> torch.Tensor:
-    """Each picture's loss, the mean over its test views."""
-    found = evaluate(network, task.data.val)
-    loss = F.cross_entropy(found.scores, found.labels, reduction="none")
-    pictures = torch.tensor(task.picture)
-    return torch.zeros(len(pictures.unique())).index_add(0, pictures, loss) / pictures.bincount()
+def _view_by_view(network: torch.nn.Module, parts: dict[str, ImageSet]) -> dict[str, np.ndarray]:
+    """Of each view of each part its loss, and whether it is recognised."""
+    made = {}
+    for name, part in parts.items():
+        found = evaluate(network, part)
+        loss = F.cross_entropy(found.scores, found.labels, reduction="none")
+        made |= {f"{name}_loss": loss.numpy().astype(np.float16), f"{name}_right": found.right.numpy()}
+    return made
 
 
 def _hash(recipe: dict[str, Any]) -> str:
@@ -99,13 +107,13 @@ def _hash(recipe: dict[str, Any]) -> str:
 
 
 def named_twice(runs: list[Run], table: Table) -> None:
-    """Gives those that are trained already, under a plainer name, that one's row and losses."""
-    rows, losses = {key_of(row): row for row in table.rows()}, table.path.with_suffix("")
+    """Gives those that are trained already, under a plainer name, that one's row and views."""
+    rows, views = {key_of(row): row for row in table.rows()}, table.path.with_suffix("")
     for run in runs:
         if run.key in rows or run.plain.key not in rows:
             continue
-        if (found := losses / f"{run.plain.name}.npy").exists():
-            shutil.copyfile(found, losses / f"{run.name}.npy")
+        if (found := views / f"{run.plain.name}.npz").exists():
+            shutil.copyfile(found, views / f"{run.name}.npz")
         own = dict(zip(KEY, run.key, strict=True)) | {"recipe": _hash(run.recipe.to_json())}
         table.append(rows[run.plain.key] | own)
 

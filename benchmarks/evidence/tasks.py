@@ -80,11 +80,10 @@ def _on(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
 @dataclass(frozen=True)
 class Task:
     """`data`: trained on views, a picture's all of one class; its held-out part is what figures are of; `validation`:
-    the same with another held-out part, to choose by; `picture`: which picture each one of `data`'s shows."""
+    the same with another held-out part, to choose by."""
 
     data: Data
     validation: Data
-    picture: list[int]
 
 
 def open_task(name: str, root: Path) -> Task:
@@ -104,15 +103,19 @@ def which_picture(classes: int, name: str, root: Path) -> Task:
     cut, labels = pixels[chosen], torch.arange(len(chosen))
     white = _on_white(cut)
     picture = [index for index in range(len(cut)) for _ in range(VIEWS)]
-    kinds = [KINDS[(index // 2 + 2 * number + index % 2) % 4] for index in range(len(cut)) for number in range(VIEWS)]
     names, train = [str(number) for number in chosen], _train(name, root, white, labels)
 
     def shown(part: str, make: Callable[[], np.ndarray]) -> Data:
         views = kept(root / f"{part}-{name}.npy", make)
         return Data(name, names, train, ImageSet(labels[picture], partial(picture_of, views)))
 
-    test = shown("test", lambda: _held_out(cut, picture, kinds))
-    return Task(test, shown("validation", lambda: _views(white, picture, 2**40)), picture)
+    test = shown("test", lambda: _held_out(cut, picture))
+    return Task(test, shown("validation", lambda: _views(white, picture, 2**40)))
+
+
+def kinds(pictures: int) -> list[str]:
+    """How each of the test views is made, VIEWS of each picture in turn."""
+    return [KINDS[(index // 2 + 2 * number + index % 2) % 4] for index in range(pictures) for number in range(VIEWS)]
 
 
 def clothes(name: str, root: Path) -> Task:
@@ -121,7 +124,7 @@ def clothes(name: str, root: Path) -> Task:
     assert data.train is not None
     white = np.stack([np.asarray(data.train.picture(index).convert("RGB")) for index in range(len(data.train))])
     data = Data(name, data.classes, _train(name, root, white, data.train.labels), data.val)
-    return Task(data, data, list(range(len(data.val))))
+    return Task(data, data)
 
 
 def drawings_by_class(name: str, root: Path) -> Task:
@@ -134,7 +137,7 @@ def drawings_by_class(name: str, root: Path) -> Task:
     rest, test = order[len(those) // 5 :], order[: len(those) // 5]
     val = ImageSet(labels[test], partial(picture_of, white[test]))
     data = Data(name, names, _train(name, root, white[rest], labels[rest]), val)
-    return Task(data, data, list(range(len(test))))
+    return Task(data, data)
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,9 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
     return (pixels[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
 
 
-def _held_out(pixels: np.ndarray, picture: Sequence[int], kinds: Sequence[str]) -> np.ndarray:
+def _held_out(pixels: np.ndarray, picture: Sequence[int]) -> np.ndarray:
     made = []
-    for seed, (index, kind) in enumerate(zip(picture, kinds, strict=True)):
+    for seed, (index, kind) in enumerate(zip(picture, kinds(len(pixels)), strict=True)):
         small = picture_of(pixels, index).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
         made.append(np.asarray(HELD_OUT[kind](small, np.random.default_rng(seed).uniform)))
     return np.stack(made)

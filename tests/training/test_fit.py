@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import vismoe
 from vismoe.data import open_data
-from vismoe.training import TrainingDivergedError, fit, loop
+from vismoe.training import TrainingDivergedError, evaluate, fit, loop
 from vismoe.training.step import Trainer
 
 from .tiny import tiny
@@ -128,3 +128,17 @@ def test_evaluations_come_as_often_as_asked(tmp_path):
     """evaluate_every=2 of 5 steps: after 2, 4 and the last."""
     run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run")
     assert [line["step"] for line in run.metrics if "top1" in line] == [2, 4, 5]
+
+
+def test_further_sets_are_evaluated_beside_the_held_out_part(tmp_path):
+    """also={"name": images}: the same figures under its name, whenever the held-out part is evaluated; the training, and
+    what it ends with, are as without."""
+    data = open_data("digits")
+    few = data.val.subset(range(40))
+    run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run", also={"few": few})
+    lines = [line for line in run.metrics if "top1" in line]
+    assert [line["step"] for line in lines if "few/top1" in line] == [2, 4, 5]
+    found = evaluate(run.load_model(), few).logged
+    assert {name: lines[-1][f"few/{name}"] for name in found} == pytest.approx(found, abs=1e-5)
+    alone = weights(fit(tiny(steps=5, evaluate_every=2), tmp_path / "alone").path)
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in weights(run.path).items())

@@ -3,14 +3,14 @@
 import itertools
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from vismoe.data import Data, check_shares, open_data, survey, training_batches, training_transform, without
+from vismoe.data import Data, ImageSet, check_shares, open_data, survey, training_batches, training_transform, without
 from vismoe.parallel import World, join_world
 
 from .beginning import begin, build
@@ -45,6 +45,7 @@ def fit(
     resume: bool = False,
     data: Data | None = None,
     network: Callable[[], nn.Module] | None = None,
+    also: Mapping[str, ImageSet] | None = None,
 ) -> Run:
     """Trains as `recipe` says and leaves a run folder at `out`. `watch` is told the status every few steps.
 
@@ -52,7 +53,8 @@ def fit(
     none. The result is bit-equal to that of a run that was never interrupted. Its steps and cooldown may be others than
     before where no step that is done would have had another rate. `data`, `network`: in place of what the recipe names;
     the set without what cannot be read (see `vismoe.data.look`), the network made as it is to be trained: what of it
-    has no gradient stays as it is.
+    has no gradient stays as it is. `also`: further pictures of the same classes by a name, evaluated whenever the
+    held-out part is: their figures are logged as NAME/FIGURE, and nothing is chosen by them.
 
     Of several processes that `torchrun` started each computes its share of every batch, and the first writes the run.
 
@@ -81,10 +83,10 @@ def fit(
             run.follow(recipe)
             with tracking(run, recipe, state.step) as log:
                 trainer = Trainer(recipe, state, world, log, data.class_weights(recipe.class_weights))
-                evaluation = _optimise(run, trainer, data, stop, watch if world.leads else None)
+                evaluation = _optimise(run, trainer, data, also or {}, stop, watch if world.leads else None)
                 if recipe.keep == "best" and state.best_step not in (None, state.step):
                     state.restore(*read_checkpoint(path_of(run.path / CHECKPOINTS, state.best_step)))
-                    evaluation = _evaluate(recipe, state, data, world)
+                    evaluation = _evaluate(recipe, state, data.val, world)
             if world.leads:
                 save_classifier(state.evaluated, run.path / MODEL, data)
                 write_report(run, state, data, evaluation)
@@ -111,7 +113,14 @@ def _tell(text: str) -> None:
     print(f"vismoe: {text}", file=sys.stderr)
 
 
-def _optimise(run: Run, trainer: Trainer, data: Data, stop: Stop, watch: Callable[[Status], None] | None) -> Evaluation:
+def _optimise(
+    run: Run,
+    trainer: Trainer,
+    data: Data,
+    also: Mapping[str, ImageSet],
+    stop: Stop,
+    watch: Callable[[Status], None] | None,
+) -> Evaluation:
     recipe, state, world, log = trainer.recipe, trainer.state, trainer.world, trainer.log
     meter, evaluation = Meter(recipe, state.step), None
     every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
@@ -123,8 +132,10 @@ def _optimise(run: Run, trainer: Trainer, data: Data, stop: Stop, watch: Callabl
         best = False
         if state.step % recipe.evaluate_every == 0 or last:
             with meter.paused():
-                evaluation = _evaluate(recipe, state, data, world)
-            log({"step": state.step} | evaluation.logged)
+                evaluation = _evaluate(recipe, state, data.val, world)
+                further = {name: _evaluate(recipe, state, images, world).logged for name, images in also.items()}
+            named = {f"{name}/{figure}": value for name, found in further.items() for figure, value in found.items()}
+            log({"step": state.step} | evaluation.logged | named)
             if best := evaluation.score > state.best_score:
                 state.best_score, state.best_step = evaluation.score, state.step
         if outcome.load is not None:
@@ -144,7 +155,7 @@ def _optimise(run: Run, trainer: Trainer, data: Data, stop: Stop, watch: Callabl
             raise TrainingStoppedError(asked, f"{name}: stopped after step {state.step}; --resume auto goes on")
         if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
             break
-    return evaluation or _evaluate(recipe, state, data, world)
+    return evaluation or _evaluate(recipe, state, data.val, world)
 
 
 def _batches(recipe: Recipe, state: State, data: Data, world: World) -> Iterator[tuple[Tensor, Tensor]]:
@@ -156,6 +167,6 @@ def _batches(recipe: Recipe, state: State, data: Data, world: World) -> Iterator
         yield pictures.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _evaluate(recipe: Recipe, state: State, data: Data, world: World) -> Evaluation:
+def _evaluate(recipe: Recipe, state: State, images: ImageSet, world: World) -> Evaluation:
     world.follow(state.evaluated.buffers())  # statistics of batch norm are each process's own
-    return evaluate(state.evaluated, data.val, workers=recipe.workers, world=world)
+    return evaluate(state.evaluated, images, workers=recipe.workers, world=world)
