@@ -5,23 +5,25 @@ import math
 import numpy as np
 import pytest
 from evidence.families import DENSE_1, GROWN, HASH_32, SPARSE_32
-from evidence.figures import SHARES, decisive_of, findings, multipliers
+from evidence.figures import FAMILIAR, SHARES, UNFAMILIAR, by_kind, decisive_of, findings, losses_in, multipliers
 from evidence.matching import ARMS, RECALLS
 from evidence.plot import draw
 from evidence.report import (
     PAGE,
     between,
     decisive_table,
+    kind_table,
     main,
     matching_table,
     multiplier_table,
+    network_table,
     pilot_table,
     rewritten,
     single_table,
     whole_table,
 )
 from evidence.runs import SEEDS, WIDTHS, key_of, name_of
-from evidence.tasks import DECISIVE
+from evidence.tasks import DECISIVE, KINDS, VIEWS, kinds
 
 SPARSE_COST = 1.1
 
@@ -32,7 +34,7 @@ def law(cost):
 
 def rows(times, fixed=1.5, early=None):
     """The decisive rows of a world in which a sparse trunk is worth a dense one of `times` its own cost, one of fixed
-    routing `fixed`; after a quarter of the steps `early` times."""
+    routing `fixed`; after a quarter of the steps `early` times. On familiar views losses are half as large."""
     found = []
     networks = [(DENSE_1, 1.0, 1.0), (GROWN[0], 2.0, 2.0), (GROWN[4], 4.0, 4.0)]
     networks += [(SPARSE_32, SPARSE_COST, times * SPARSE_COST), (HASH_32, SPARSE_COST, fixed * SPARSE_COST)]
@@ -56,7 +58,8 @@ def rows(times, fixed=1.5, early=None):
                     at = worth * (early or times) / times if share == 25 and family == SPARSE_32 else worth
                     loss = law(at) * (1 + 0.001 * seed) * 100 / share
                     row |= {f"val_loss_{share}": f"{loss:.5f}", f"top1_{share}": f"{1 / (1 + loss):.5f}"}
-                    row |= {f"top5_{share}": "0.9"}
+                    row |= {f"top5_{share}": "0.9", f"familiar_val_loss_{share}": f"{loss / 2:.5f}"}
+                    row |= {f"familiar_top1_{share}": f"{1 / (1 + loss / 2):.5f}"}
                 found.append(row)
     return found
 
@@ -71,10 +74,10 @@ def speed():
     ]
 
 
-def losses(row):
+def losses(row, views):
     """Each picture's, with a part that all networks share."""
     generator = np.random.default_rng(0)
-    return float(row["val_loss_100"]) + generator.normal(0, 0.2, 500)
+    return views.loss(row) + generator.normal(0, 0.1, 500)
 
 
 @pytest.mark.parametrize(
@@ -88,20 +91,25 @@ def losses(row):
     ],
 )
 def test_the_world_is_told_as_it_is(times, fixed, early, said):
-    found = findings(rows(times, fixed, early), speed(), losses)
-    assert found.verdict == said
-    for width in WIDTHS:
-        assert found.seeds[width][100].value == pytest.approx(times, rel=1e-2)
-        assert found.pictures[width].value == pytest.approx(times, rel=2e-2)
-        assert found.processor[width].value == pytest.approx(
-            max(1.0, times * SPARSE_COST) / 1.5 / SPARSE_COST, rel=0.02
-        )
+    """On either kind of views, here with the same law."""
+    for views in (UNFAMILIAR, FAMILIAR):
+        found = findings(rows(times, fixed, early), speed(), losses, views)
+        assert found.verdict == said
+        for width in WIDTHS:
+            assert found.seeds[width][100].value == pytest.approx(times, rel=1e-2)
+            assert found.pictures[width].value == pytest.approx(times, rel=2e-2)
+            assert found.processor[width].value == pytest.approx(
+                max(1.0, times * SPARSE_COST) / 1.5 / SPARSE_COST, rel=0.02
+            )
 
 
-def test_a_sparse_trunk_better_than_the_ladder_is_a_bound():
-    found = decisive_of(rows(5.0), WIDTHS[0])
-    assert all(bound and value == pytest.approx(4 / SPARSE_COST, rel=1e-3) for value, bound in multipliers(found))
-    assert between(findings(rows(5.0), speed(), losses).seeds[WIDTHS[0]][100]).startswith("≥ 3.6")
+def test_outside_the_ladder_a_multiplier_is_a_bound():
+    """Better than all rungs: at least the largest one's cost; worse than all: at most the smallest one's."""
+    for times, bound, value in ((5.0, "≥", 4 / SPARSE_COST), (0.5, "≤", 1 / SPARSE_COST)):
+        found = multipliers(decisive_of(rows(times), WIDTHS[0]), UNFAMILIAR)
+        assert all(own == bound and multiplier == pytest.approx(value, rel=1e-3) for multiplier, own in found)
+        shown = between(findings(rows(times), speed(), losses).seeds[WIDTHS[0]][100])
+        assert shown.startswith(f"{bound} {value:.2f} (")
 
 
 def test_a_missing_run_is_no_finding():
@@ -112,10 +120,15 @@ def test_a_missing_run_is_no_finding():
 def test_tables_and_picture(tmp_path):
     """Every network and share has its place; the picture is one."""
     table = rows(2.0)
-    found = findings(table, speed(), losses)
-    assert len(multiplier_table(found).splitlines()) == 2 + len(WIDTHS)
+    found = [findings(table, speed(), losses, views) for views in (UNFAMILIAR, FAMILIAR)]
+    assert len(multiplier_table(found).splitlines()) == 2 + 2 * len(WIDTHS)
     assert all(f"at {share} %" in multiplier_table(found) for share in SHARES)
-    assert decisive_table(table).count(SPARSE_32.name) == 2 * len(WIDTHS)  # fixed routing has its name in it
+    for each in (decisive_table, network_table):
+        assert each(table).count(SPARSE_32.name) == 2 * len(WIDTHS)  # fixed routing has its name in it
+    expected = (
+        f"| 64 | {DENSE_1.name} | 12.012 | 6.006 | 3.003 ± 0.007 | 0.250 | 6.006 | 3.003 | 1.502 ± 0.004 | 0.400 |"
+    )
+    assert decisive_table(table).splitlines()[2] == expected
     pilots = [dict(row, stage="pilot", rate=rate) for row in table[:1] for rate in ("0.001", "0.002")]
     pilots[1]["val_loss_100"] = "1.25"
     assert pilot_table(pilots).splitlines()[2] == f"| 64 | {DENSE_1.name} | 3.000 | **1.250** |"
@@ -124,6 +137,27 @@ def test_tables_and_picture(tmp_path):
     assert DENSE_1.name in single_table([dict(table[0], stage="single", steps="2000")])
     draw([decisive_of(table, width) for width in WIDTHS], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_views_are_told_apart(tmp_path):
+    """Each kind's figures are of its own views, a picture's loss is the mean of its views, each part has its own."""
+    row, pictures = rows(2.0)[0], 40
+    kind = kinds(pictures)
+    assert all(kind[index] != kind[index + 1] for index in range(0, len(kind), VIEWS))
+    number = np.array([KINDS.index(name) for name in kind])
+    views = {"test_loss": number.astype(np.float16), "test_right": number > 1, "familiar_loss": 2.0 * number}
+    np.savez(tmp_path / f"{name_of(key_of(row))}.npz", **views)
+    assert by_kind([row, row], lambda row: views) == {
+        name: (float(place), float(place > 1)) for place, name in enumerate(KINDS)
+    }
+    of_pictures = losses_in(tmp_path)
+    assert np.array_equal(of_pictures(row, UNFAMILIAR), number.reshape(-1, VIEWS).mean(1))
+    assert np.array_equal(of_pictures(row, FAMILIAR), 2 * number.reshape(-1, VIEWS).mean(1))
+    assert (
+        kind_table(rows(2.0), lambda row: views)
+        .splitlines()[2]
+        .endswith("| 0.000 (0.00) | 0.000 (1.00) | 1.000 (2.00) | 1.000 (3.00) |")
+    )
 
 
 def test_the_second_arm_is_paired_over_seeds():

@@ -9,18 +9,41 @@ import numpy as np
 
 from .families import HASH_32, SPARSE_32
 from .measures import (
+    Bound,
     Interval,
     multiplier,
     multiplier_over_pictures,
     multiplier_over_seeds,
+    of_all,
     over_seeds,
     top1_at,
     verdict,
 )
 from .runs import SEEDS, WIDTHS, key_of, name_of
+from .tasks import KINDS, VIEWS, kinds
 
 Row = Mapping[str, str]
 SHARES = (25, 50, 100)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What figures are of: `prefix` of the columns, `part` of the files with what came out for each view."""
+
+    name: str
+    prefix: str
+    part: str
+
+    def loss(self, row: Row, share: int = 100) -> float:
+        """After a share of the steps."""
+        return float(row[f"{self.prefix}val_loss_{share}"])
+
+    def top1(self, row: Row, share: int = 100) -> float:
+        return float(row[f"{self.prefix}top1_{share}"])
+
+
+UNFAMILIAR, FAMILIAR = Views("unfamiliar", "", "test"), Views("familiar", "familiar_", "familiar")
+"""Of the held-out family, which decides; of the family trained on, which is looked at besides."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +83,13 @@ def measured(speed: Sequence[Row], column: str) -> Cost:
     return lambda row: known[row["family"], row["width"]]
 
 
-def multipliers(found: Decisive, cost: Cost = trunk, share: int = 100) -> list[tuple[float, bool]]:
-    """Of each seed: how many times the sparse trunk's cost the dense ladder needs for its test loss after a share of
-    the steps, and whether that is only a bound."""
-    loss = f"val_loss_{share}"
+def multipliers(found: Decisive, views: Views, cost: Cost = trunk, share: int = 100) -> list[tuple[float, Bound]]:
+    """Of each seed: how many times the sparse trunk's cost the dense ladder needs for its loss after a share of the
+    steps."""
     return [
-        multiplier([cost(row) for row in rungs], [float(row[loss]) for row in rungs], cost(own), float(own[loss]))
+        multiplier(
+            [cost(row) for row in rungs], [views.loss(row, share) for row in rungs], cost(own), views.loss(own, share)
+        )
         for rungs, own in zip(found.ladder, found.sparse, strict=True)
     ]
 
@@ -76,38 +100,40 @@ def over_pictures(found: Decisive, losses: Callable[[Row], np.ndarray]) -> Inter
     return multiplier_over_pictures(ladder, [(trunk(row), losses(row)) for row in found.sparse])
 
 
-def rung_losses(found: Decisive) -> list[float]:
-    """The ladder's test losses, the mean over seeds of each rung, from the smallest."""
-    return [mean(float(row["val_loss_100"]) for row in rung) for rung in zip(*found.ladder, strict=True)]
+def rung_losses(found: Decisive, views: Views) -> list[float]:
+    """The ladder's losses, the mean over seeds of each rung, from the smallest."""
+    return [mean(views.loss(row) for row in rung) for rung in zip(*found.ladder, strict=True)]
 
 
-def learns_faster(found: Decisive) -> Interval:
+def learns_faster(found: Decisive, views: Views) -> Interval:
     """The multiplier after a quarter of the steps ÷ that at the end."""
-    early, late = (multipliers(found, share=share) for share in (SHARES[0], SHARES[-1]))
-    return multiplier_over_seeds([(first / last, a or b) for (first, a), (last, b) in zip(early, late, strict=True)])
+    early, late = (multipliers(found, views, share=share) for share in (SHARES[0], SHARES[-1]))
+    return multiplier_over_seeds(
+        [(first / last, of_all((a, b))) for (first, a), (last, b) in zip(early, late, strict=True)]
+    )
 
 
-def gain(found: Decisive, cost: Cost) -> Interval:
+def gain(found: Decisive, views: Views, cost: Cost) -> Interval:
     """The sparse trunk's top-1 minus the dense ladder's at the same cost."""
     return over_seeds(
         [
-            float(own["top1_100"])
-            - top1_at([cost(row) for row in rungs], [float(row["top1_100"]) for row in rungs], cost(own))
+            views.top1(own) - top1_at([cost(row) for row in rungs], [views.top1(row) for row in rungs], cost(own))
             for rungs, own in zip(found.ladder, found.sparse, strict=True)
         ]
     )
 
 
-def over_fixed(found: Decisive) -> Interval:
-    """The test loss by which the learned router is better than the fixed one."""
+def over_fixed(found: Decisive, views: Views) -> Interval:
+    """The loss by which the learned router is better than the fixed one."""
     pairs = zip(found.hashed, found.sparse, strict=True)
-    return over_seeds([float(fixed["val_loss_100"]) - float(own["val_loss_100"]) for fixed, own in pairs])
+    return over_seeds([views.loss(fixed) - views.loss(own) for fixed, own in pairs])
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All figures of the decisive runs, by width."""
+    """All figures of the decisive runs on one kind of views, by width, and what RULES.md makes of them."""
 
+    views: Views
     seeds: dict[int, dict[int, Interval]]
     pictures: dict[int, Interval]
     processor: dict[int, Interval]
@@ -118,7 +144,11 @@ class Findings:
     verdict: str
 
 
-def findings(rows: Sequence[Row], speed: Sequence[Row], losses: Callable[[Row], np.ndarray]) -> Findings:
+Losses = Callable[[Row, Views], np.ndarray]
+"""Of each picture."""
+
+
+def findings(rows: Sequence[Row], speed: Sequence[Row], losses: Losses, views: Views = UNFAMILIAR) -> Findings:
     """By the rules of RULES.md.
 
     **Raises:** KeyError where a decisive run or a measurement of speed is missing.
@@ -129,26 +159,39 @@ def findings(rows: Sequence[Row], speed: Sequence[Row], losses: Callable[[Row], 
     def each(figure: Callable[[Decisive], Interval]) -> dict[int, Interval]:
         return {width: figure(decisive) for width, decisive in found.items()}
 
-    seeds = {w: {s: multiplier_over_seeds(multipliers(d, share=s)) for s in SHARES} for w, d in found.items()}
-    pictures = each(lambda decisive: over_pictures(decisive, losses))
-    gains, fixed = each(lambda decisive: gain(decisive, processor)), each(over_fixed)
-    faster = each(learns_faster)
-    ladders = {width: rung_losses(decisive) for width, decisive in found.items()}
+    def times(cost: Cost = trunk, share: int = 100) -> dict[int, Interval]:
+        return each(lambda decisive: multiplier_over_seeds(multipliers(decisive, views, cost, share)))
+
+    by_share = {share: times(share=share) for share in SHARES}
+    seeds = {width: {share: by_share[share][width] for share in SHARES} for width in WIDTHS}
+    pictures = each(lambda decisive: over_pictures(decisive, lambda row: losses(row, views)))
+    gains = each(lambda decisive: gain(decisive, views, processor))
+    fixed, faster = (each(lambda decisive, of=of: of(decisive, views)) for of in (over_fixed, learns_faster))
+    ladders = {width: rung_losses(decisive, views) for width, decisive in found.items()}
     said = verdict({width: [seeds[width][100], pictures[width]] for width in WIDTHS}, gains, fixed, ladders)
     if any(interval.low > 1 for interval in faster.values()):
         said += "; sparse learns faster too, and the multiplier falls with training"
-    return Findings(
-        seeds,
-        pictures,
-        each(lambda decisive: multiplier_over_seeds(multipliers(decisive, processor))),
-        each(lambda decisive: multiplier_over_seeds(multipliers(decisive, latency))),
-        faster,
-        gains,
-        fixed,
-        said,
-    )
+    return Findings(views, seeds, pictures, times(processor), times(latency), faster, gains, fixed, said)
 
 
-def losses_in(folder: Path) -> Callable[[Row], np.ndarray]:
-    """Reads a row's losses, picture by picture."""
-    return lambda row: np.load(folder / f"{name_of(key_of(row))}.npy").astype(np.float64)
+def arrays_in(folder: Path) -> Callable[[Row], Mapping[str, np.ndarray]]:
+    """Reads what came out for each view of a row's network."""
+    return lambda row: np.load(folder / f"{name_of(key_of(row))}.npz")
+
+
+def losses_in(folder: Path) -> Losses:
+    """Reads a row's losses, the mean of each picture's views."""
+    arrays = arrays_in(folder)
+
+    def of_pictures(row: Row, views: Views) -> np.ndarray:
+        return arrays(row)[f"{views.part}_loss"].astype(np.float64).reshape(-1, VIEWS).mean(1)
+
+    return of_pictures
+
+
+def by_kind(rows: Sequence[Row], arrays: Callable[[Row], Mapping[str, np.ndarray]]) -> dict[str, tuple[float, float]]:
+    """The loss and top-1 of a network, the means over its seeds, on each kind of unfamiliar views."""
+    found = [arrays(row) for row in rows]
+    loss, right = (np.mean([each[f"test_{name}"].astype(float) for each in found], 0) for name in ("loss", "right"))
+    kind = np.array(kinds(len(loss) // VIEWS))
+    return {name: (float(loss[kind == name].mean()), float(right[kind == name].mean())) for name in KINDS}

@@ -1,9 +1,10 @@
 """From losses to a verdict: the compute multiplier, its intervals, and the rules of RULES.md."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import Literal
 
 import numpy as np
 from over_seeds import CONFIDENCE, interval
@@ -13,15 +14,25 @@ LEAST, POINT = 1.3, 0.01
 DRAWS = 2000
 
 
+Bound = Literal["", "≥", "≤", "≈"]
+"""A figure is itself; at least this, being made of what is better than the dense ladder; at most this, of what is
+worse; made of both."""
+
+
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval. `open`: some of what it is made of lies outside the dense ladder, so that it
-    is a bound: at least this."""
+    """An estimate and its 95 % interval."""
 
     value: float
     low: float
     high: float
-    open: bool = False
+    bound: Bound = ""
+
+
+def of_all(bounds: Iterable[Bound]) -> Bound:
+    """What a figure is that is made of several."""
+    found = set(bounds) - {""}
+    return found.pop() if len(found) == 1 else "≈" if found else ""
 
 
 def cost_at(cost: Sequence[float], loss: Sequence[float], wanted: float) -> float:
@@ -36,13 +47,15 @@ def cost_at(cost: Sequence[float], loss: Sequence[float], wanted: float) -> floa
     return math.exp(np.interp(-math.log(wanted), -y, x))
 
 
-def multiplier(cost: Sequence[float], loss: Sequence[float], own_cost: float, own_loss: float) -> tuple[float, bool]:
-    """How many times its own cost the dense ladder needs for a model's loss, and whether that is only a bound: the
-    best rung's cost, of a model better than all. Dearer rungs that are no better make the bound no higher."""
+def multiplier(cost: Sequence[float], loss: Sequence[float], own_cost: float, own_loss: float) -> tuple[float, Bound]:
+    """How many times its own cost the dense ladder needs for a model's loss: of a model better than all rungs at least
+    the best one's (dearer ones that are no better make the bound no higher), of one worse than the cheapest at most
+    that one's."""
     needed = cost_at(cost, loss, own_loss)
     if math.isinf(needed):
-        return min(zip(loss, cost, strict=True))[1] / own_cost, True
-    return needed / own_cost, False
+        return min(zip(loss, cost, strict=True))[1] / own_cost, "≥"
+    cheapest = min(zip(cost, loss, strict=True))[1]
+    return needed / own_cost, "≤" if own_loss > cheapest else ""
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -50,10 +63,11 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean(values), *interval(values))
 
 
-def multiplier_over_seeds(found: Sequence[tuple[float, bool]]) -> Interval:
+def multiplier_over_seeds(found: Sequence[tuple[float, Bound]]) -> Interval:
     """The geometric mean of several seeds' multipliers, with Student's t on their logarithms."""
     logs = over_seeds([math.log(value) for value, _ in found])
-    return Interval(*(math.exp(value) for value in (logs.value, logs.low, logs.high)), any(bound for _, bound in found))
+    values = [math.exp(value) for value in (logs.value, logs.low, logs.high)]
+    return Interval(*values, of_all(bound for _, bound in found))
 
 
 def multiplier_over_pictures(
@@ -66,12 +80,12 @@ def multiplier_over_pictures(
     """
     generator, pictures = np.random.default_rng(0), len(own[0][1])
 
-    def geometric_mean(chosen: np.ndarray) -> tuple[float, bool]:
+    def geometric_mean(chosen: np.ndarray) -> tuple[float, Bound]:
         found = [
             multiplier([x for x, _ in rungs], [y[chosen].mean() for _, y in rungs], cost, losses[chosen].mean())
             for rungs, (cost, losses) in zip(ladder, own, strict=True)
         ]
-        return math.exp(mean(math.log(value) for value, _ in found)), any(bound for _, bound in found)
+        return math.exp(mean(math.log(value) for value, _ in found)), of_all(bound for _, bound in found)
 
     value, bound = geometric_mean(np.arange(pictures))
     drawn = [geometric_mean(generator.integers(pictures, size=pictures))[0] for _ in range(DRAWS)]
@@ -100,7 +114,7 @@ def verdict(
         return "undecided"
     low = min(interval.low for found in multipliers.values() for interval in found)
     high = max(interval.high for found in multipliers.values() for interval in found)
-    bound = any(interval.open for found in multipliers.values() for interval in found)
+    bound = any(interval.bound in ("≥", "≈") for found in multipliers.values() for interval in found)
     if low >= LEAST and all(interval.value >= POINT for interval in gain.values()):
         return "pays"
     return "does not pay" if high < LEAST and not bound else "undecided"

@@ -14,7 +14,8 @@ from .study import TABLE, command, hours
 from .tasks import DECISIVE, open_task
 from .work import missing, work
 
-SHOWN = ("val_loss_25", "val_loss_50", "val_loss_100", "top1_100", "top5_100", "cpu_seconds")
+SHOWN = ("val_loss_25", "val_loss_50", "val_loss_100", "top1_100", "familiar_val_loss_100", "familiar_top1_100")
+SHOWN += ("cpu_seconds",)
 
 
 def main(root: Path = Path("runs/evidence-pair"), jobs: int = 2) -> None:

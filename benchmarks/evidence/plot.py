@@ -1,4 +1,4 @@
-"""The study's main picture: test loss against multiplications."""
+"""The study's main picture: loss against multiplications."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,28 +7,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
-from .figures import Decisive, Row, trunk
+from .figures import FAMILIAR, UNFAMILIAR, Decisive, Row, Views, trunk
 from .measures import over_seeds
 
 DENSE, SPARSE, FIXED = "#4c5b6b", "#d1495b", "#edae49"
 
 
 def draw(found: Sequence[Decisive], path: Path) -> None:
-    """A panel for each width: the dense ladder, the sparse trunk, fixed routing, with 95 % intervals over seeds."""
-    figure = Figure(figsize=(5.2 * len(found), 4.2), layout="constrained")
-    axes = figure.subplots(1, len(found), squeeze=False)[0]
-    for axis, decisive in zip(axes, found, strict=True):
-        _panel(axis, decisive)
-    axes[0].set_ylabel("test loss (nats)")
-    axes[0].legend(frameon=False)
+    """A panel for each width and kind of views: the dense ladder, the sparse trunk, fixed routing, with 95 % intervals
+    over seeds."""
+    kinds = (UNFAMILIAR, FAMILIAR)
+    figure = Figure(figsize=(4.6 * len(found), 3.6 * len(kinds)), layout="constrained")
+    axes = figure.subplots(len(kinds), len(found), squeeze=False)
+    for row, views in zip(axes, kinds, strict=True):
+        for axis, decisive in zip(row, found, strict=True):
+            _panel(axis, decisive, views)
+        row[0].set_ylabel("loss (nats)")
+    for axis in axes[-1]:
+        axis.set_xlabel("multiplications of the trunk, a picture")
+    axes[0][0].legend(frameon=False)
     figure.savefig(path, dpi=150)
 
 
-def _panel(axis: Axes, found: Decisive) -> None:
+def _panel(axis: Axes, found: Decisive, views: Views) -> None:
     rungs = [list(rung) for rung in zip(*found.ladder, strict=True)]
-    _points(axis, rungs, DENSE, "dense at 1×, 2×, 4×", "o-")
-    _points(axis, [found.hashed], FIXED, "32 experts, fixed routing", "D")
-    _points(axis, [found.sparse], SPARSE, "32 experts, learned routing", "s")
+    _points(axis, views, rungs, DENSE, "dense at 1×, 2×, 4×", "o-")
+    _points(axis, views, [found.hashed], FIXED, "32 experts, fixed routing", "D")
+    _points(axis, views, [found.sparse], SPARSE, "32 experts, learned routing", "s")
     axis.set_xscale("log")
     axis.set_yscale("log")
     ticks = [trunk(rung[0]) for rung in rungs]
@@ -37,13 +42,12 @@ def _panel(axis: Axes, found: Decisive) -> None:
     axis.yaxis.set_major_formatter(ScalarFormatter())
     for each in (axis.xaxis, axis.yaxis):
         each.set_minor_locator(NullLocator())
-    axis.set_title(f"width {found.width}")
-    axis.set_xlabel("multiplications of the trunk, a picture")
+    axis.set_title(f"width {found.width}, {views.name} views")
     axis.grid(alpha=0.25)
 
 
-def _points(axis: Axes, networks: Sequence[Sequence[Row]], colour: str, label: str, style: str) -> None:
-    losses = [over_seeds([float(row["val_loss_100"]) for row in rows]) for rows in networks]
+def _points(axis: Axes, views: Views, networks: Sequence[Sequence[Row]], colour: str, label: str, style: str) -> None:
+    losses = [over_seeds([views.loss(row) for row in rows]) for rows in networks]
     axis.errorbar(
         [trunk(rows[0]) for rows in networks],
         [loss.value for loss in losses],

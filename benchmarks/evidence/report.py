@@ -3,16 +3,28 @@
 PYTHONPATH=benchmarks python -m evidence.report      # rewrites docs/evidence.md's figures and docs/evidence.png
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import tyro
 from table import Table
 
 from .enough import last_part
-from .figures import SHARES, Findings, Row, decisive_of, findings, losses_in
+from .figures import (
+    FAMILIAR,
+    SHARES,
+    UNFAMILIAR,
+    Findings,
+    Row,
+    arrays_in,
+    by_kind,
+    decisive_of,
+    findings,
+    losses_in,
+)
 from .matching import ARMS, RECALLS
 from .matching import KEY as MATCHING_KEY
 from .matching import TABLE as MATCHING
@@ -22,11 +34,13 @@ from .plot import draw
 from .runs import KEY, WIDTHS, queue, too_short
 from .speed import SPEED
 from .study import QUARTERS, TABLE
+from .tasks import KINDS
 from .work import missing
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.png"
-BLOCKS = ("verdict", "multipliers", "controls", "decisive runs", "single runs", "second arm", "pilots", "whole runs")
+BLOCKS = ("verdict", "multipliers", "controls", "decisive runs", "kinds of views", "networks")
+BLOCKS += ("single runs", "second arm", "pilots", "whole runs")
 NONE = "Not run yet."
 
 
@@ -37,65 +51,83 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def between(interval: Interval, digits: int = 2) -> str:
     """An estimate and its interval."""
-    bound = "≥ " if interval.open else ""
-    return f"{bound}{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
+    value = f"{interval.bound} {interval.value:.{digits}f}".strip()
+    return f"{value} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
 
 
-def multiplier_table(found: Findings) -> str:
-    head = ["width", *(f"at {share} % of the steps" for share in SHARES), "over pictures", "processor time", "latency"]
+def multiplier_table(each: Sequence[Findings]) -> str:
+    shares = [f"at {share} % of the steps" for share in SHARES]
+    lines = [
+        [found.views.name, width, *(between(found.seeds[width][share]) for share in SHARES)]
+        + [between(figure[width]) for figure in (found.pictures, found.processor, found.latency)]
+        for found in each
+        for width in WIDTHS
+    ]
+    return table(["views", "width", *shares, "over pictures", "processor time", "latency"], lines)
+
+
+def control_table(each: Sequence[Findings]) -> str:
     return table(
-        head,
+        ["views", "width", "loss of fixed − of learned routing", "top-1 − the ladder's at equal processor time"],
         [
-            [width, *(between(found.seeds[width][share]) for share in SHARES)]
-            + [between(each[width]) for each in (found.pictures, found.processor, found.latency)]
+            [found.views.name, width, between(found.over_fixed[width], 3), between(found.gain[width], 4)]
+            for found in each
             for width in WIDTHS
         ],
     )
 
 
-def control_table(found: Findings) -> str:
-    return table(
-        ["width", "loss of fixed − of learned routing", "top-1 − the ladder's at equal processor time"],
-        [[width, between(found.over_fixed[width], 3), between(found.gain[width], 4)] for width in WIDTHS],
-    )
+def decisive_networks(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
+    """Width and rows, one a seed, of each decisive network."""
+    found = []
+    for width in WIDTHS:
+        decisive = decisive_of(rows, width)
+        rungs = [list(rung) for rung in zip(*decisive.ladder, strict=True)]
+        found += [(width, same) for same in (*rungs, decisive.sparse, decisive.hashed)]
+    return found
 
 
 def decisive_table(rows: Sequence[Row]) -> str:
     """Every decisive network: means over seeds, the loss with the half of its interval."""
     lines = []
-    for width in WIDTHS:
-        found = decisive_of(rows, width)
-        rungs = [list(rung) for rung in zip(*found.ladder, strict=True)]
-        lines += [[width, *_summary(same)] for same in (*rungs, found.sparse, found.hashed)]
-    head = ["width", "network", "rate", "multiplications", "parameters", "loss at 25 %", "at 50 %", "at 100 %"]
-    return table([*head, "top-1", "top-5", "emoji: neighbours", "linear", "CPU minutes"], lines)
+    for width, same in decisive_networks(rows):
+        cells = [width, same[0]["family"]]
+        for views in (UNFAMILIAR, FAMILIAR):
+            cells += [f"{mean(views.loss(row, share) for row in same):.3f}" for share in SHARES[:-1]]
+            end = over_seeds([views.loss(row) for row in same])
+            cells += [f"{end.value:.3f} ± {end.high - end.value:.3f}", f"{mean(map(views.top1, same)):.3f}"]
+        lines.append(cells)
+    columns = [*(f"{share} %" for share in SHARES), "top-1"]
+    head = [f"{views.name}: {name}" for views in (UNFAMILIAR, FAMILIAR) for name in columns]
+    return table(["width", "network", *head], lines)
 
 
-def _summary(same: Sequence[Row]) -> list[str]:
-    def average(column: str, digits: int = 3) -> str:
-        return f"{mean(float(row[column]) for row in same):.{digits}f}"
+def kind_table(rows: Sequence[Row], arrays: Callable[[Row], Mapping[str, np.ndarray]]) -> str:
+    """Top-1 of every decisive network on each kind of unfamiliar views, and the loss."""
+    lines = []
+    for width, same in decisive_networks(rows):
+        found = by_kind(same, arrays)
+        lines.append([width, same[0]["family"], *(f"{right:.3f} ({loss:.2f})" for loss, right in found.values())])
+    return table(["width", "network", *KINDS], lines)
 
-    end = over_seeds([float(row["val_loss_100"]) for row in same])
-    first = same[0]
-    return [
-        first["family"],
-        first["rate"],
-        f"{int(first['trunk']) / 1e6:.1f} M",
-        f"{int(first['parameters']) / 1e6:.2f} M",
-        average("val_loss_25"),
-        average("val_loss_50"),
-        f"{end.value:.3f} ± {end.high - end.value:.3f}",
-        average("top1_100"),
-        average("top5_100"),
-        average("neighbours"),
-        average("probe"),
-        f"{mean(float(row['cpu_seconds']) for row in same) / 60:.0f}",
-    ]
+
+def network_table(rows: Sequence[Row]) -> str:
+    """What every decisive network is and takes, and what it is worth elsewhere: means over seeds."""
+    lines = []
+    for width, same in decisive_networks(rows):
+        first = same[0]
+        further = [f"{mean(float(row[name]) for row in same):.3f}" for name in ("top5_100", "neighbours", "probe")]
+        minutes = mean(float(row["cpu_seconds"]) for row in same) / 60
+        counts = [f"{int(first['trunk']) / 1e6:.1f} M", f"{int(first['parameters']) / 1e6:.2f} M"]
+        lines.append([width, first["family"], first["rate"], *counts, *further, f"{minutes:.0f}"])
+    head = ["width", "network", "rate", "multiplications", "parameters", "top-5", "emoji: neighbours", "linear"]
+    return table([*head, "CPU minutes"], lines)
 
 
 def single_table(rows: Sequence[Row]) -> str:
     """Every single run, those of more steps last."""
     head = ["task", "steps", "network", "seed", "rate", "multiplications", "parameters", "loss", "top-1", "top-5"]
+    head += ["familiar: loss", "top-1"]
     found = [row for stage in ("single", "longer") for row in rows if row["stage"] == stage]
     return table(head, [_line(row, "task", "steps", "family", "seed", "rate") for row in found])
 
@@ -145,7 +177,8 @@ def _mean(row: Row) -> float:
 
 def _line(row: Row, *columns: str) -> list[str]:
     counts = [f"{int(row['trunk']) / 1e6:.1f} M", f"{int(row['parameters']) / 1e6:.2f} M"]
-    return [row[name] for name in columns] + counts + [row[f"{name}_100"] for name in ("val_loss", "top1", "top5")]
+    figures = ("val_loss", "top1", "top5", "familiar_val_loss", "familiar_top1")
+    return [row[name] for name in columns] + counts + [row[f"{name}_100"] for name in figures]
 
 
 def rewritten(page: str, blocks: dict[str, str]) -> str:
@@ -178,11 +211,14 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
     elif not left and not speed:
         blocks["verdict"] = "Verdict: none yet, processor time and latency have not been measured (`evidence.speed`)."
     elif not left:
-        found = findings(rows, speed, losses_in(TABLE.path.with_suffix("")))
+        views = TABLE.path.with_suffix("")
+        found = [findings(rows, speed, losses_in(views), kind) for kind in (UNFAMILIAR, FAMILIAR)]
         draw([decisive_of(rows, width) for width in WIDTHS], picture)
-        blocks["verdict"] = f"Verdict: {found.verdict}"
-        blocks["multipliers"] = f"![Test loss against multiplications]({picture.name})\n\n{multiplier_table(found)}"
+        besides = f"(On familiar views, which do not decide, the same rules would say: {found[1].verdict}.)"
+        blocks["verdict"] = f"Verdict: {found[0].verdict}\n\n{besides}"
+        blocks["multipliers"] = f"![Loss against multiplications]({picture.name})\n\n{multiplier_table(found)}"
         blocks |= {"controls": control_table(found), "decisive runs": decisive_table(rows)}
+        blocks |= {"kinds of views": kind_table(rows, arrays_in(views)), "networks": network_table(rows)}
     stages = {row["stage"] for row in rows}
     if "pilot" in stages:
         blocks["pilots"] = pilot_table(rows)

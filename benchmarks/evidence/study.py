@@ -25,6 +25,7 @@ from vismoe.data import ImageSet
 from vismoe.training import evaluate, fit
 
 from .families import multiplications
+from .figures import FAMILIAR, UNFAMILIAR
 from .runs import KEY, Rows, Run, Stage, key_of, queue, too_short
 from .tasks import open_task
 from .transfer import transfer
@@ -32,8 +33,6 @@ from .work import RESULTS, missing, work
 
 TABLE = Table(RESULTS / "evidence.csv")
 QUARTERS = (25, 50, 75, 100)
-FAMILIAR = "familiar"
-"""Views of the family that networks are trained on, which are looked at besides and decide nothing."""
 
 
 def train_one(run: Run, root: Path, views: Path) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def train_one(run: Run, root: Path, views: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     task = open_task(run.task, root)
     data = task.validation if run.chooses else task.data
-    also = {} if data is task.validation else {FAMILIAR: task.validation.val}
+    also = {} if data is task.validation else {FAMILIAR.part: task.validation.val}
     out = root / "runs" / run.name
     used = _Used(out.with_name(out.name + ".cpu"))
     done = fit(run.recipe, out, lambda status: used.write(), True, data, run.network, also)
@@ -60,12 +59,13 @@ def train_one(run: Run, root: Path, views: Path) -> dict[str, Any]:
     }
     for share, line in zip(QUARTERS, held_out[:3] + held_out[-1:], strict=True):
         row |= {f"{name}_{share}": round(line[name], 5) for name in ("val_loss", "top1", "top5")}
-        further = {f"{FAMILIAR}_{name}_{share}": line.get(f"{FAMILIAR}/{name}", "") for name in ("val_loss", "top1")}
-        row |= {name: round(value, 5) if value else "" for name, value in further.items()}
+        for name in ("val_loss", "top1"):
+            value = line.get(f"{FAMILIAR.part}/{name}")
+            row[f"{FAMILIAR.prefix}{name}_{share}"] = "" if value is None else round(value, 5)
     row |= {"neighbours": "", "probe": ""} if run.chooses else transfer(network, root)
     if not run.chooses:
         views.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(views / f"{run.name}.npz", **_view_by_view(network, {"test": data.val} | also))
+        np.savez_compressed(views / f"{run.name}.npz", **_view_by_view(network, {UNFAMILIAR.part: data.val} | also))
     shutil.rmtree(out)
     used.path.unlink()
     return row

@@ -131,8 +131,8 @@ def test_evaluations_come_as_often_as_asked(tmp_path):
 
 
 def test_further_sets_are_evaluated_beside_the_held_out_part(tmp_path):
-    """also={"name": images}: the same figures under its name, whenever the held-out part is evaluated; the training, and
-    what it ends with, are as without."""
+    """also={"name": images}: the same figures under its name, whenever the held-out part is evaluated; the training is
+    as without."""
     data = open_data("digits")
     few = data.val.subset(range(40))
     run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run", also={"few": few})
