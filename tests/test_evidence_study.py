@@ -1,6 +1,7 @@
 """pytest tests/test_evidence_study.py: a run of the study, from a folder of pictures to its row."""
 
 import csv
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -100,23 +101,29 @@ def test_a_run_and_its_row(family, root, tmp_path, no_emoji):
         assert {**same, "cpu_seconds": 0} == {**row, "cpu_seconds": 0}
 
 
-def test_one_network_under_two_names_is_trained_once(root, tmp_path, no_emoji):
-    """Four times the trunk, grown in width, is the trunk of twice the width: its row, trained under its own name, is
-    the other's but for the names."""
+def test_one_network_under_two_names_is_trained_once(tmp_path):
+    """Four times the trunk, grown in width, is the trunk of twice the width: the same weights, trained by the same
+    recipe. It gets that one's row and views, once, under its own name."""
     grown = next(family for family in GROWN if (family.times, family.grow) == (4, "width"))
-    run, views = Run("decisive", grown, 64, 1e-3, 3, "tiny"), tmp_path / "rows"
-    assert run.plain == Run("decisive", DENSE_1, 128, 1e-3, 3, "tiny")
-    table = Table(tmp_path / "rows.csv")
+    run = Run("decisive", grown, 64, 1e-3, 3)
+    assert run.plain == Run("decisive", DENSE_1, 128, 1e-3, 3)
+    assert replace(run.recipe, model="") == replace(run.plain.recipe, model="")
+    own, plain = (each.network().state_dict() for each in (run, run.plain))
+    assert list(own) == list(plain)
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in own.items())
+
+    table, views = Table(tmp_path / "rows.csv"), tmp_path / "rows"
     study.named_twice([run, run.plain], table)
     assert table.rows() == []
-    table.append(study.train_one(run.plain, root, views))
-    study.named_twice([run, run.plain], table)
-    study.named_twice([run, run.plain], table)
-    assert [key_of(row) for row in table.rows()] == [run.plain.key, run.key]
-    taken, of_views = table.rows()[1], (views / f"{run.name}.npz").read_bytes()
-    trained = study.train_one(run, root, views)
-    assert {**taken, "cpu_seconds": "0"} == {name: str(value) for name, value in trained.items()} | {"cpu_seconds": "0"}
-    assert of_views == (views / f"{run.name}.npz").read_bytes()
+    table.append(dict(zip(KEY, run.plain.key, strict=True)) | {"recipe": "other", "val_loss_100": "0.7"})
+    views.mkdir()
+    (views / f"{run.plain.name}.npz").write_bytes(b"views")
+    for _ in range(2):
+        study.named_twice([run, run.plain], table)
+    first, second = table.rows()
+    assert (key_of(second), second["val_loss_100"]) == (run.key, "0.7")
+    assert second["recipe"] != first["recipe"]
+    assert (views / f"{run.name}.npz").read_bytes() == b"views"
 
 
 def test_pilots_never_see_the_test(root, tmp_path, no_emoji):
