@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -55,6 +56,11 @@ class Decisive:
     sparse: list[Row]
     hashed: list[Row]
 
+    @property
+    def rungs(self) -> list[list[Row]]:
+        """The ladder the other way about: of each rung, every seed's."""
+        return [list(rung) for rung in zip(*self.ladder, strict=True)]
+
 
 def decisive_of(rows: Sequence[Row], width: int) -> Decisive:
     """**Raises:** KeyError where one is missing."""
@@ -102,7 +108,7 @@ def over_pictures(found: Decisive, losses: Callable[[Row], np.ndarray]) -> Inter
 
 def rung_losses(found: Decisive, views: Views) -> list[float]:
     """The ladder's losses, the mean over seeds of each rung, from the smallest."""
-    return [mean(views.loss(row) for row in rung) for rung in zip(*found.ladder, strict=True)]
+    return [mean(map(views.loss, rung)) for rung in found.rungs]
 
 
 def learns_faster(found: Decisive, views: Views) -> Interval:
@@ -165,8 +171,8 @@ def findings(rows: Sequence[Row], speed: Sequence[Row], losses: Losses, views: V
     by_share = {share: times(share=share) for share in SHARES}
     seeds = {width: {share: by_share[share][width] for share in SHARES} for width in WIDTHS}
     pictures = each(lambda decisive: over_pictures(decisive, lambda row: losses(row, views)))
-    gains = each(lambda decisive: gain(decisive, views, processor))
-    fixed, faster = (each(lambda decisive, of=of: of(decisive, views)) for of in (over_fixed, learns_faster))
+    gains = each(partial(gain, views=views, cost=processor))
+    fixed, faster = (each(partial(figure, views=views)) for figure in (over_fixed, learns_faster))
     ladders = {width: rung_losses(decisive, views) for width, decisive in found.items()}
     said = verdict({width: [seeds[width][100], pictures[width]] for width in WIDTHS}, gains, fixed, ladders)
     if any(interval.low > 1 for interval in faster.values()):

@@ -30,13 +30,12 @@ def draw(found: Sequence[Decisive], path: Path) -> None:
 
 
 def _panel(axis: Axes, found: Decisive, views: Views) -> None:
-    rungs = [list(rung) for rung in zip(*found.ladder, strict=True)]
-    _points(axis, views, rungs, DENSE, "dense at 1×, 2×, 4×", "o-")
+    _points(axis, views, found.rungs, DENSE, "dense at 1×, 2×, 4×", "o-")
     _points(axis, views, [found.hashed], FIXED, "32 experts, fixed routing", "D")
     _points(axis, views, [found.sparse], SPARSE, "32 experts, learned routing", "s")
     axis.set_xscale("log")
     axis.set_yscale("log")
-    ticks = [trunk(rung[0]) for rung in rungs]
+    ticks = [trunk(rung[0]) for rung in found.rungs]
     axis.set_xticks(ticks, [f"{tick / 1e6:.0f} M" for tick in ticks])
     axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axis.yaxis.set_major_formatter(ScalarFormatter())

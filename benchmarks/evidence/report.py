@@ -41,7 +41,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.png"
 BLOCKS = ("verdict", "multipliers", "controls", "decisive runs", "kinds of views", "networks")
 BLOCKS += ("single runs", "second arm", "pilots", "whole runs")
-NONE = "Not run yet."
+NONE = "Not complete yet."
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -82,8 +82,7 @@ def decisive_networks(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
     found = []
     for width in WIDTHS:
         decisive = decisive_of(rows, width)
-        rungs = [list(rung) for rung in zip(*decisive.ladder, strict=True)]
-        found += [(width, same) for same in (*rungs, decisive.sparse, decisive.hashed)]
+        found += [(width, same) for same in (*decisive.rungs, decisive.sparse, decisive.hashed)]
     return found
 
 
@@ -118,8 +117,7 @@ def network_table(rows: Sequence[Row]) -> str:
         first = same[0]
         further = [f"{mean(float(row[name]) for row in same):.3f}" for name in ("top5_100", "neighbours", "probe")]
         minutes = mean(float(row["cpu_seconds"]) for row in same) / 60
-        counts = [f"{int(first['trunk']) / 1e6:.1f} M", f"{int(first['parameters']) / 1e6:.2f} M"]
-        lines.append([width, first["family"], first["rate"], *counts, *further, f"{minutes:.0f}"])
+        lines.append([width, first["family"], first["rate"], *_size(first), *further, f"{minutes:.0f}"])
     head = ["width", "network", "rate", "multiplications", "parameters", "top-5", "emoji: neighbours", "linear"]
     return table([*head, "CPU minutes"], lines)
 
@@ -176,9 +174,13 @@ def _mean(row: Row) -> float:
 
 
 def _line(row: Row, *columns: str) -> list[str]:
-    counts = [f"{int(row['trunk']) / 1e6:.1f} M", f"{int(row['parameters']) / 1e6:.2f} M"]
     figures = ("val_loss", "top1", "top5", "familiar_val_loss", "familiar_top1")
-    return [row[name] for name in columns] + counts + [row[f"{name}_100"] for name in figures]
+    return [row[name] for name in columns] + _size(row) + [row[f"{name}_100"] for name in figures]
+
+
+def _size(row: Row) -> list[str]:
+    """Multiplications of the trunk and parameters."""
+    return [f"{int(row['trunk']) / 1e6:.1f} M", f"{int(row['parameters']) / 1e6:.2f} M"]
 
 
 def rewritten(page: str, blocks: dict[str, str]) -> str:
