@@ -20,6 +20,7 @@ lint: setup
 
 evidence: setup
 	PYTHONPATH=benchmarks $(BIN)/python -m evidence.study
+	PYTHONPATH=benchmarks $(BIN)/python -m evidence.matching
 
 evidence-pair: setup
 	PYTHONPATH=benchmarks $(BIN)/python -m evidence.pair

@@ -3,10 +3,10 @@
     PYTHONPATH=benchmarks python -m evidence.matching            # what is missing, two runs at a time, a thread each
     PYTHONPATH=benchmarks python -m evidence.matching --left
 
-Nothing of the ViT-S/14 below block FIRST trains, so what comes out of these blocks is computed once for each view. The
-captions' vectors are fixed. Products of the ViT are in bfloat16. A run is some minutes of one core where it has
-instructions for them, and begins anew if it is killed. Appends to results/evidence_matching.csv; which queries were
-answered goes to results/evidence_matching/*.npz.
+What is not in ROOT yet is fetched and made: pictures, captions, the parent. Nothing of the ViT-S/14 below block FIRST
+trains, so what comes out of these blocks is computed once for each view. The captions' vectors are fixed. Products of
+the ViT are in bfloat16. A run is some minutes of one core where it has instructions for them, and begins anew if it is
+killed. Appends to results/evidence_matching.csv; which queries were answered goes to results/evidence_matching/*.npz.
 """
 
 import math
@@ -24,12 +24,14 @@ from scipy.stats import norm
 from table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vit_s14_parent import main as make_parent
 
 import vismoe
 from vismoe.data import evaluation_transform, training_transform
 
 from .captions import SIDE, captions, pictures
 from .kept import kept
+from .packages import fetched
 from .pictures import picture_of
 from .rates import outwards
 from .runs import name_of
@@ -55,11 +57,10 @@ CONFIG = {
     "interpolation": "bicubic",
     "crop_pct": 1.0,
 }
-VIEWS = {
-    "plain": evaluation_transform(CONFIG),
-    "first": training_transform(CONFIG, crop=0.6, flip=0.5, color_jitter=0.3),
-    "second": training_transform(CONFIG, crop=0.6, flip=0.5, color_jitter=0.3),
-}
+TRAINING = ("first", "second", "third", "fourth")
+VIEWS = {"plain": evaluation_transform(CONFIG)} | dict.fromkeys(
+    TRAINING, training_transform(CONFIG, crop=0.6, flip=0.5, color_jitter=0.3)
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def train_one(run: Run, parent: Path, root: Path) -> dict[str, Any]:
     parts = split(torch.from_numpy(number), torch.from_numpy(np.array(vectors)))
     tower = Tower(parent, run.arm, run.seed)
     train, asked = parts["train"], parts["validation" if run.stage == "pilot" else "test"]
-    views = [tokens(view, parent, root) for view in VIEWS if view != "plain"]
+    views = [tokens(view, parent, root) for view in TRAINING]
     trained = [parameter for parameter in tower.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, run.rate, weight_decay=0.05)
     generator = torch.Generator().manual_seed(run.seed)
@@ -250,12 +251,13 @@ def main(
 
     Args:
         root: Where packages and pictures go, and what comes out of the blocks that do not train.
-        parent: Model folder of the trained ViT-S/14 (vit_s14_parent.py makes it), by default ROOT/vit-s14.
+        parent: Model folder of the trained ViT-S/14, by default ROOT/vit-s14.
         jobs: Runs at a time.
         left: Train nothing, say what is missing.
         one: The name of a run in the queue, to be trained in this process.
     """
-    parent = parent or root / "vit-s14"
+    if parent is None and not (parent := root / "vit-s14").exists():
+        make_parent(fetched("vit-s14", root), parent)
     if one:
         row = train_one(next(run for run in queue(TABLE.rows()) if run.name == one), parent, root)
         TABLE.append(row)
