@@ -1,6 +1,6 @@
 """What a network of the study takes: milliseconds of a picture alone, and processor time of a training step.
 
-    PYTHONPATH=benchmarks python -m evidence.speed      # some ten minutes of an idle machine
+    PYTHONPATH=benchmarks python -m evidence.speed      # two or three minutes of an idle machine
 
 The runs are spread over sittings and machines, so their own processor times do not compare; here all take turns on one
 thread of one machine. Weights are those of the start. Writes results/evidence_speed.csv.
