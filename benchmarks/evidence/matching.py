@@ -256,8 +256,10 @@ def main(
         left: Train nothing, say what is missing.
         one: The name of a run in the queue, to be trained in this process.
     """
-    if parent is None and not (parent := root / "vit-s14").exists():
-        make_parent(fetched("vit-s14", root), parent)
+    if parent is None:
+        parent = root / "vit-s14"
+        if not (left or parent.exists()):
+            make_parent(fetched("vit-s14", root), parent)
     if one:
         row = train_one(next(run for run in queue(TABLE.rows()) if run.name == one), parent, root)
         TABLE.append(row)
