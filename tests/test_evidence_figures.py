@@ -11,6 +11,7 @@ from evidence.plot import draw
 from evidence.report import (
     PAGE,
     between,
+    category_table,
     decisive_table,
     kind_table,
     main,
@@ -20,6 +21,7 @@ from evidence.report import (
     pilot_table,
     rewritten,
     single_table,
+    task_table,
     whole_table,
 )
 from evidence.runs import SEEDS, WIDTHS, key_of, name_of
@@ -134,9 +136,35 @@ def test_tables_and_picture(tmp_path):
     assert pilot_table(pilots).splitlines()[2] == f"| 64 | {DENSE_1.name} | 3.000 | **1.250** |"
     whole = dict(table[0], stage="length", val_loss_75="3.5", val_loss_100=f"{math.log(4000) - 5:.5f}")
     assert whole_table([whole]).endswith("| 3.500 | 3.294 | 4.1 % |")
-    assert DENSE_1.name in single_table([dict(table[0], stage="single", steps="2000")])
+    one = dict(table[0], stage="single", steps="2000", top5_100="0.75", familiar_val_loss_100="")
+    assert single_table([one]).splitlines()[2].endswith("| 3.000 | 0.250 | 0.750 |  | 0.400 |")
     draw([decisive_of(table, width) for width in WIDTHS], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_single_runs_are_compared_with_their_own_ladder():
+    """The multiplier of each task is that of its own rows; differences are paired over seeds; what is not whole is
+    left out."""
+    decisive = [dict(row, steps="2000") for row in rows(2.0)]
+    other = [dict(row, steps="3000") for row in rows(3.0) if (row["width"], row["seed"]) == ("64", "0")]
+    fewer = [dict(row, stage="single", task="which-picture-1000") for row in other]
+    some = [dict(row, stage="single", task="which-picture-all") for row in other if row["family"] == DENSE_1.name]
+    longer = [dict(row, stage="longer") for row in other]
+    assert task_table(decisive + fewer + some + longer).splitlines()[2:] == [
+        "| 4000 | 2000 | 2.00 | 2.00 |",
+        "| 1000 | 3000 | 3.00 | 3.00 |",
+        "| 4000 | 3000 | 3.00 | 3.00 |",
+    ]
+    pairs = [
+        {"stage": "single", "task": "openclipart-22", "family": family.name, "seed": str(seed)}
+        | {"top1_100": str(top1 + seed / 10), "val_loss_100": str(1 - seed / 10)}
+        for seed in SEEDS
+        for family, top1 in ((SPARSE_32, 0.55), (DENSE_1, 0.5))
+    ]
+    assert category_table(pairs).splitlines()[2:] == [
+        "| openclipart-22 | 22 | 0.0500 (0.0500 to 0.0500) | 0.000 (0.000 to 0.000) |"
+    ]
+    assert len(category_table(pairs[1:]).splitlines()) == 2
 
 
 def test_views_are_told_apart(tmp_path):

@@ -8,7 +8,7 @@ from statistics import mean
 
 import numpy as np
 
-from .families import HASH_32, SPARSE_32
+from .families import DENSE_1, HASH_32, SPARSE_32
 from .measures import (
     Bound,
     Interval,
@@ -62,15 +62,18 @@ class Decisive:
         return [list(rung) for rung in zip(*self.ladder, strict=True)]
 
 
+def rungs(rows: Sequence[Row]) -> list[Row]:
+    """The dense ladder among them, from the smallest."""
+    dense = [row for row in rows if row["family"].startswith("dense") and "×" in row["family"]]
+    return sorted(dense, key=lambda row: int(row["trunk"]))
+
+
 def decisive_of(rows: Sequence[Row], width: int) -> Decisive:
     """**Raises:** KeyError where one is missing."""
-    found: dict[tuple[str, int], Row] = {
-        (row["family"], int(row["seed"])): row
-        for row in rows
-        if (row["stage"], row["width"]) == ("decisive", str(width))
-    }
-    dense = {name for name, _ in found if name.startswith("dense") and "×" in name}
-    ladder = [sorted((found[name, seed] for name in dense), key=lambda row: int(row["trunk"])) for seed in SEEDS]
+    those = [row for row in rows if (row["stage"], row["width"]) == ("decisive", str(width))]
+    found: dict[tuple[str, int], Row] = {(row["family"], int(row["seed"])): row for row in those}
+    dense = {row["family"] for row in rungs(those)}
+    ladder = [rungs([found[name, seed] for name in dense]) for seed in SEEDS]
     sparse, hashed = ([found[family.name, seed] for seed in SEEDS] for family in (SPARSE_32, HASH_32))
     return Decisive(width, ladder, sparse, hashed)
 
@@ -93,16 +96,32 @@ def multipliers(found: Decisive, views: Views, cost: Cost = trunk, share: int = 
     """Of each seed: how many times the sparse trunk's cost the dense ladder needs for its loss after a share of the
     steps."""
     return [
-        multiplier(
-            [cost(row) for row in rungs], [views.loss(row, share) for row in rungs], cost(own), views.loss(own, share)
-        )
-        for rungs, own in zip(found.ladder, found.sparse, strict=True)
+        multiplier_of(ladder, own, views, cost, share) for ladder, own in zip(found.ladder, found.sparse, strict=True)
     ]
+
+
+def multiplier_of(
+    ladder: Sequence[Row], own: Row, views: Views, cost: Cost = trunk, share: int = 100
+) -> tuple[float, Bound]:
+    """How many times a row's cost a dense ladder needs for its loss after a share of the steps."""
+    losses = [views.loss(row, share) for row in ladder]
+    return multiplier([cost(row) for row in ladder], losses, cost(own), views.loss(own, share))
+
+
+def over_dense(rows: Sequence[Row], figure: Callable[[Row], float]) -> Interval:
+    """A figure of the sparse trunk minus that of the dense one, over the seeds that both have.
+
+    **Raises:** KeyError where one of them misses a seed.
+    """
+    dense, sparse = (
+        {row["seed"]: figure(row) for row in rows if row["family"] == family.name} for family in (DENSE_1, SPARSE_32)
+    )
+    return over_seeds([sparse[seed] - dense[seed] for seed in dense.keys() | sparse.keys()])
 
 
 def over_pictures(found: Decisive, losses: Callable[[Row], np.ndarray]) -> Interval:
     """The multiplier in multiplications, with a bootstrap over pictures."""
-    ladder = [[(trunk(row), losses(row)) for row in rungs] for rungs in found.ladder]
+    ladder = [[(trunk(row), losses(row)) for row in each] for each in found.ladder]
     return multiplier_over_pictures(ladder, [(trunk(row), losses(row)) for row in found.sparse])
 
 
@@ -123,8 +142,8 @@ def gain(found: Decisive, views: Views, cost: Cost) -> Interval:
     """The sparse trunk's top-1 minus the dense ladder's at the same cost."""
     return over_seeds(
         [
-            views.top1(own) - top1_at([cost(row) for row in rungs], [views.top1(row) for row in rungs], cost(own))
-            for rungs, own in zip(found.ladder, found.sparse, strict=True)
+            views.top1(own) - top1_at([cost(row) for row in ladder], [views.top1(row) for row in ladder], cost(own))
+            for ladder, own in zip(found.ladder, found.sparse, strict=True)
         ]
     )
 

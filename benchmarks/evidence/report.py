@@ -13,6 +13,7 @@ import tyro
 from table import Table
 
 from .enough import last_part
+from .families import SPARSE_32
 from .figures import (
     FAMILIAR,
     SHARES,
@@ -24,6 +25,9 @@ from .figures import (
     decisive_of,
     findings,
     losses_in,
+    multiplier_of,
+    over_dense,
+    rungs,
 )
 from .matching import ARMS, RECALLS
 from .matching import KEY as MATCHING_KEY
@@ -31,16 +35,16 @@ from .matching import TABLE as MATCHING
 from .matching import queue as matching_queue
 from .measures import Interval, over_seeds
 from .plot import draw
-from .runs import KEY, WIDTHS, queue, too_short
+from .runs import CATEGORIES, KEY, SEEDS, WIDTHS, queue, too_short
 from .speed import SPEED
 from .study import QUARTERS, TABLE
-from .tasks import KINDS
+from .tasks import DECISIVE, KINDS, TASKS
 from .work import missing
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.png"
 BLOCKS = ("verdict", "multipliers", "controls", "decisive runs", "kinds of views", "networks")
-BLOCKS += ("single runs", "second arm", "pilots", "whole runs")
+BLOCKS += ("other tasks", "categories", "single runs", "second arm", "pilots", "whole runs")
 NONE = "Not complete yet."
 
 
@@ -123,11 +127,44 @@ def network_table(rows: Sequence[Row]) -> str:
 
 
 def single_table(rows: Sequence[Row]) -> str:
-    """Every single run, those of more steps last."""
+    """Every single run, those of more steps last; before them, to compare with, the decisive ones of the same seed."""
     head = ["task", "steps", "network", "seed", "rate", "multiplications", "parameters", "loss", "top-1", "top-5"]
     head += ["familiar: loss", "top-1"]
     found = [row for stage in ("single", "longer") for row in rows if row["stage"] == stage]
-    return table(head, [_line(row, "task", "steps", "family", "seed", "rate") for row in found])
+    return table(head, [_line(row, "task", "steps", "family", "seed", "rate") for row in _first(rows) + found])
+
+
+def task_table(rows: Sequence[Row]) -> str:
+    """The multiplier of one seed on fewer and more pictures, and after more steps, as far as ladders are whole."""
+    lines = []
+    groups = [("single", task) for task in TASKS] + [("longer", DECISIVE)]
+    for stage, task in groups:
+        those = [row for row in rows if (row["stage"], row["task"]) == (stage, task)]
+        if (stage, task) == ("single", DECISIVE):
+            those = _first(rows)
+        ladder, own = rungs(those), [row for row in those if row["family"] == SPARSE_32.name]
+        if len(ladder) > 1 and own:
+            times = [multiplier_of(ladder, own[0], views) for views in (UNFAMILIAR, FAMILIAR)]
+            told = [f"{bound} {value:.2f}".strip() for value, bound in times]
+            lines.append([TASKS[task].classes, own[0]["steps"], *told])
+    return table(["pictures", "steps", *(f"multiplier, {views.name} views" for views in (UNFAMILIAR, FAMILIAR))], lines)
+
+
+def category_table(rows: Sequence[Row]) -> str:
+    """Sparse − dense where nothing is short of capacity, as far as all seeds are there."""
+    lines = []
+    for task in CATEGORIES:
+        those = [row for row in rows if (row["stage"], row["task"]) == ("single", task)]
+        if len(those) == 2 * len(SEEDS):
+            top1, loss = (over_dense(those, figure) for figure in (UNFAMILIAR.top1, UNFAMILIAR.loss))
+            lines.append([task, TASKS[task].classes, between(top1, 4), between(loss, 3)])
+    return table(["set", "classes", "top-1, sparse − dense", "loss, sparse − dense"], lines)
+
+
+def _first(rows: Sequence[Row]) -> list[Row]:
+    """The decisive runs of the first seed and the smaller width."""
+    key = ("decisive", str(WIDTHS[0]), str(SEEDS[0]))
+    return [row for row in rows if (row["stage"], row["width"], row["seed"]) == key]
 
 
 def pilot_table(rows: Sequence[Row]) -> str:
@@ -175,7 +212,8 @@ def _mean(row: Row) -> float:
 
 def _line(row: Row, *columns: str) -> list[str]:
     figures = ("val_loss", "top1", "top5", "familiar_val_loss", "familiar_top1")
-    return [row[name] for name in columns] + _size(row) + [row[f"{name}_100"] for name in figures]
+    shown = [row[f"{name}_100"] for name in figures]
+    return [row[name] for name in columns] + _size(row) + [f"{float(value):.3f}" if value else "" for value in shown]
 
 
 def _size(row: Row) -> list[str]:
@@ -227,6 +265,7 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
     if "length" in stages:
         blocks["whole runs"] = whole_table(rows)
     if "single" in stages:
+        blocks |= {"other tasks": task_table(rows), "categories": category_table(rows)}
         blocks["single runs"] = single_table(rows)
     matched = MATCHING.rows()
     if matched and not missing(matching_queue(matched), MATCHING, MATCHING_KEY):
