@@ -102,6 +102,8 @@ class Tower(nn.Module):
         if ARMS[arm]:
             whole = vismoe.upcycle(whole, EXPERTS, "last-2", seed=seed, **ARMS[arm])
         self.blocks, self.norm = whole.blocks[FIRST:], whole.norm
+        for block in self.blocks:
+            block.attn.fused_attn = False  # whose backward, in bfloat16 on a CPU, takes six times as long on 65 tokens
         if arm == "frozen":
             self.requires_grad_(False)
         torch.manual_seed(seed)

@@ -119,11 +119,11 @@ Rows = Sequence[Mapping[str, str]]
 """Of the table."""
 
 
-Stage = Literal["pilot", "ways", "pilot-rest", "length", "decisive", "pilot-single", "single", "longer"]
+Stage = Literal["pilot", "ways", "pilot-rest", "length", "decisive", "single", "longer", "pilot-cnn", "cnn"]
 """In their order."""
 
 
-def queue(rows: Rows, last: Stage = "longer") -> list[Run]:
+def queue(rows: Rows, last: Stage = "cnn") -> list[Run]:
     """The runs of all stages up to one, as far as they are known: what is run depends on the stages before it."""
     found: list[Run] = []
     for stage, runs_of in STAGES.items():
@@ -200,7 +200,6 @@ def single(rows: Rows) -> list[Run]:
         for task in ("which-picture-1000", "which-picture-all")
         for family in best
     ]
-    found.append(Run("single", CNN, width, best_rate(rows, CNN, width)))
     largest = best_rate(rows, rungs[-1], WIDTHS[1])
     return [*found, Run("single", AS_MANY_PARAMETERS, width, largest)]
 
@@ -211,15 +210,21 @@ def longer(rows: Rows) -> list[Run]:
     return [Run("longer", family, width, best_rate(rows, family, width)) for family in (*ladder(rows), SPARSE_32)]
 
 
+def convolutional(rows: Rows) -> list[Run]:
+    """Last, because it takes the longest for its multiplications."""
+    return [Run("single", CNN, WIDTHS[0], best_rate(rows, CNN, WIDTHS[0]))]
+
+
 STAGES: dict[Stage, Callable[[Rows], list[Run]]] = {
     "pilot": pilots,
     "ways": ways_of_growing,
     "pilot-rest": pilots_of_the_rest,
     "length": length,
     "decisive": decisive,
-    "pilot-single": lambda rows: _rates(rows, CNN, WIDTHS[0]),
     "single": single,
     "longer": longer,
+    "pilot-cnn": lambda rows: _rates(rows, CNN, WIDTHS[0]),
+    "cnn": convolutional,
 }
 
 

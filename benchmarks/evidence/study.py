@@ -131,7 +131,7 @@ def hours(runs: list[Run], rows: Rows) -> float:
 def main(
     root: Path = Path("runs/evidence"),
     jobs: int = 2,
-    last: Stage = "longer",
+    last: Stage = "cnn",
     left: bool = False,
     one: str = "",
     out: Path = TABLE.path,
