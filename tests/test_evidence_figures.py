@@ -12,6 +12,7 @@ from evidence.report import (
     PAGE,
     between,
     category_table,
+    control_table,
     decisive_table,
     kind_table,
     main,
@@ -125,6 +126,10 @@ def test_tables_and_picture(tmp_path):
     found = [findings(table, speed(), losses, views) for views in (UNFAMILIAR, FAMILIAR)]
     assert len(multiplier_table(found).splitlines()) == 2 + 2 * len(WIDTHS)
     assert all(f"at {share} %" in multiplier_table(found) for share in SHARES)
+    controls = control_table(found, table).splitlines()[2:]
+    assert len(controls) == 2 * len(WIDTHS)
+    assert f"| {1.001 * (law(2 * SPARSE_COST) - law(1)):.3f} (" in controls[0]
+    assert f"| {1.001 * (law(2 * SPARSE_COST) - law(1)) / 2:.3f} (" in controls[-1]
     for each in (decisive_table, network_table):
         assert each(table).count(SPARSE_32.name) == 2 * len(WIDTHS)  # fixed routing has its name in it
     expected = (

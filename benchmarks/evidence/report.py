@@ -70,15 +70,18 @@ def multiplier_table(each: Sequence[Findings]) -> str:
     return table(["views", "width", *shares, "over pictures", "processor time", "latency"], lines)
 
 
-def control_table(each: Sequence[Findings]) -> str:
-    return table(
-        ["views", "width", "loss of fixed − of learned routing", "top-1 − the ladder's at equal processor time"],
-        [
-            [found.views.name, width, between(found.over_fixed[width], 3), between(found.gain[width], 4)]
-            for found in each
-            for width in WIDTHS
-        ],
-    )
+def control_table(each: Sequence[Findings], rows: Sequence[Row]) -> str:
+    """The sparse trunk against the fixed one, and against dense ones: at equal multiplications, and by the ladder at
+    equal processor time."""
+    lines = []
+    for found in each:
+        for width in WIDTHS:
+            own = [row for row in rows if (row["stage"], row["width"]) == ("decisive", str(width))]
+            loss, top1 = over_dense(own, found.views.loss), over_dense(own, found.views.top1)
+            figures = [between(found.over_fixed[width], 3), between(loss, 3), between(top1, 4)]
+            lines.append([found.views.name, width, *figures, between(found.gain[width], 4)])
+    head = ["loss, fixed − learned routing", "loss, sparse − dense 1×", "top-1, sparse − dense 1×"]
+    return table(["views", "width", *head, "top-1, sparse − dense at equal processor time"], lines)
 
 
 def decisive_networks(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
@@ -257,7 +260,7 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
         besides = f"(On familiar views, which do not decide, the same rules would say: {found[1].verdict}.)"
         blocks["verdict"] = f"Verdict: {found[0].verdict}\n\n{besides}"
         blocks["multipliers"] = f"![Loss against multiplications]({picture.name})\n\n{multiplier_table(found)}"
-        blocks |= {"controls": control_table(found), "decisive runs": decisive_table(rows)}
+        blocks |= {"controls": control_table(found, rows), "decisive runs": decisive_table(rows)}
         blocks |= {"kinds of views": kind_table(rows, arrays_in(views)), "networks": network_table(rows)}
     stages = {row["stage"] for row in rows}
     if "pilot" in stages:
