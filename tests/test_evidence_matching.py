@@ -134,6 +134,7 @@ def test_a_run_learns_what_can_be_learned(arm, parent, tmp_path, monkeypatch):
     monkeypatch.setattr(matching, "tokens", lambda view, parent, root: views)
     monkeypatch.setattr(matching, "RESULTS", tmp_path)
     monkeypatch.setattr(matching, "BATCH", 12)
+    monkeypatch.setattr(matching, "EPOCHS", 4)
     run = Run("decisive", arm, 3e-3)
     row = matching.train_one(run, parent, tmp_path)
     assert row["steps"] == 4 * (336 // 12)

@@ -46,7 +46,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 RECALLS = ("picture_to_caption", "caption_to_picture")
 RATES, SEEDS = (2e-4, 4e-4, 8e-4), (0, 1, 2)
-BATCH, EPOCHS, PILOT_EPOCHS = 128, 4, 1
+BATCH, EPOCHS, PILOT_EPOCHS = 128, 16, 4
 TRAIN, VALIDATION = 0.7, 0.1
 """Shares of the captions; the rest is the test."""
 TABLE = Table(RESULTS / "evidence_matching.csv")
