@@ -183,13 +183,15 @@ def test_dense_and_low_rank(folder, parent, tmp_path):
         finetune(asked, tmp_path / "not", device="cpu")
 
 
-def test_from_scratch_and_from_a_zip(tmp_path, folder, monkeypatch):
-    """No network is needed; a zip is what it holds."""
+@pytest.mark.parametrize("sparse", [None, False])
+def test_from_scratch_and_from_a_zip(sparse, tmp_path, folder, monkeypatch):
+    """No network is needed, and it has experts unless a dense one is asked for; a zip is what it holds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with zipfile.ZipFile(tmp_path / "colours.zip", "w") as archive:
         for file in folder.rglob("*.png"):
             archive.write(file, file.relative_to(folder.parent))
-    found = finetune(Options(str(tmp_path / "colours.zip"), epochs=1), tmp_path / "run", device="cpu")
+    found = finetune(Options(str(tmp_path / "colours.zip"), sparse=sparse, epochs=1), tmp_path / "run", device="cpu")
+    assert any(isinstance(module, MoE) for module in found.run.load_model().modules()) == (sparse is None)
     assert found.report["probe"] is None
     assert "from scratch" in found.report["origin"]
     assert found.report["pictures"]["train"] > 30
@@ -373,6 +375,8 @@ def test_a_network_that_is_sparse_already_keeps_its_experts(done, folder, tmp_pa
     """Options of experts that are there already are refused, and no folder is left."""
     with pytest.raises(ValueError, match=r"num_experts=3, experts='full': .* is sparse already"):
         finetune(options(folder, done[0].run.path), tmp_path / "mine", device="cpu")
+    with pytest.raises(ValueError, match=r"num_experts=3: vmoe_nano_.* is sparse already"):
+        finetune(Options(str(folder), num_experts=3), tmp_path / "mine", device="cpu")
     assert not (tmp_path / "mine").exists()
 
 

@@ -27,7 +27,7 @@ class Options:
     sparse: bool | None = None
     """Whether a dense network is upcycled, or without a source a sparse preset trained. None: a network stays as it is,
     unless options of experts are given (docs/finetune.md: experts did no better), and what starts from nothing is
-    sparse."""
+    sparse (docs/evidence.md: at equal multiplications right more often on Fashion-MNIST, no less often on drawings)."""
     train: Trained | Literal["auto"] = "auto"
     """What is trained; auto: from scratch all, of a trained network the last third on a CPU, all elsewhere."""
     freeze_router: bool = False

@@ -18,7 +18,7 @@ from .features import classifiers, features
 from .options import Options
 from .parts import Parts
 from .probe import linear_probe
-from .start import open_start
+from .start import SCRATCH, open_start
 
 
 def prepare(
@@ -37,7 +37,8 @@ def prepare(
             raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
         if sparse and (idle := [name for name in options.of_experts if name != "freeze_router"]):
             told = ", ".join(f"{name}={getattr(options, name)!r}" for name in idle)
-            raise ValueError(f"{told}: {options.source} is sparse already, and its experts stay as they are")
+            name = options.source or SCRATCH[True]
+            raise ValueError(f"{told}: {name} is sparse already, and its experts stay as they are")
         if options.trained:
             _fit_head(start.to(device), parts, workers)
         if options.makes_sparse and not sparse:
