@@ -170,6 +170,7 @@ def test_single_runs_are_compared_with_their_own_ladder():
         "| openclipart-22 | 22 | 0.0500 (0.0500 to 0.0500) | 0.000 (0.000 to 0.000) |"
     ]
     assert len(category_table(pairs[1:]).splitlines()) == 2
+    assert task_table(decisive + pairs) == task_table(decisive)
 
 
 def test_views_are_told_apart(tmp_path):

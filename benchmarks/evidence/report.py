@@ -140,7 +140,7 @@ def single_table(rows: Sequence[Row]) -> str:
 def task_table(rows: Sequence[Row]) -> str:
     """The multiplier of one seed on fewer and more pictures, and after more steps, as far as ladders are whole."""
     lines = []
-    groups = [("single", task) for task in TASKS] + [("longer", DECISIVE)]
+    groups = [("single", task) for task in TASKS if task not in CATEGORIES] + [("longer", DECISIVE)]
     for stage, task in groups:
         those = [row for row in rows if (row["stage"], row["task"]) == (stage, task)]
         if (stage, task) == ("single", DECISIVE):
