@@ -68,9 +68,13 @@ def rungs(rows: Sequence[Row]) -> list[Row]:
     return sorted(dense, key=lambda row: int(row["trunk"]))
 
 
+def decisive_rows(rows: Sequence[Row], width: int) -> list[Row]:
+    return [row for row in rows if (row["stage"], row["width"]) == ("decisive", str(width))]
+
+
 def decisive_of(rows: Sequence[Row], width: int) -> Decisive:
     """**Raises:** KeyError where one is missing."""
-    those = [row for row in rows if (row["stage"], row["width"]) == ("decisive", str(width))]
+    those = decisive_rows(rows, width)
     found: dict[tuple[str, int], Row] = {(row["family"], int(row["seed"])): row for row in those}
     dense = {row["family"] for row in rungs(those)}
     ladder = [rungs([found[name, seed] for name in dense]) for seed in SEEDS]
@@ -109,7 +113,7 @@ def multiplier_of(
 
 
 def over_dense(rows: Sequence[Row], figure: Callable[[Row], float]) -> Interval:
-    """A figure of the sparse trunk minus that of the dense one, over the seeds that both have.
+    """A figure of the sparse trunk minus that of the dense one, paired over seeds.
 
     **Raises:** KeyError where one of them misses a seed.
     """

@@ -23,6 +23,7 @@ from .figures import (
     arrays_in,
     by_kind,
     decisive_of,
+    decisive_rows,
     findings,
     losses_in,
     multiplier_of,
@@ -76,7 +77,7 @@ def control_table(each: Sequence[Findings], rows: Sequence[Row]) -> str:
     lines = []
     for found in each:
         for width in WIDTHS:
-            own = [row for row in rows if (row["stage"], row["width"]) == ("decisive", str(width))]
+            own = decisive_rows(rows, width)
             loss, top1 = over_dense(own, found.views.loss), over_dense(own, found.views.top1)
             figures = [between(found.over_fixed[width], 3), between(loss, 3), between(top1, 4)]
             lines.append([found.views.name, width, *figures, between(found.gain[width], 4)])
@@ -139,17 +140,14 @@ def single_table(rows: Sequence[Row]) -> str:
 
 def task_table(rows: Sequence[Row]) -> str:
     """The multiplier of one seed on fewer and more pictures, and after more steps, as far as ladders are whole."""
-    lines = []
-    groups = [("single", task) for task in TASKS if task not in CATEGORIES] + [("longer", DECISIVE)]
-    for stage, task in groups:
-        those = [row for row in rows if (row["stage"], row["task"]) == (stage, task)]
-        if (stage, task) == ("single", DECISIVE):
-            those = _first(rows)
+    first, lines = _first(rows), []
+    others = [("single", task) for task in TASKS if task not in (DECISIVE, *CATEGORIES)] + [("longer", DECISIVE)]
+    for those in (first, *([row for row in rows if (row["stage"], row["task"]) == other] for other in others)):
         ladder, own = rungs(those), [row for row in those if row["family"] == SPARSE_32.name]
-        if len(ladder) > 1 and own:
+        if own and len(ladder) == len(rungs(first)):
             times = [multiplier_of(ladder, own[0], views) for views in (UNFAMILIAR, FAMILIAR)]
             told = [f"{bound} {value:.2f}".strip() for value, bound in times]
-            lines.append([TASKS[task].classes, own[0]["steps"], *told])
+            lines.append([TASKS[own[0]["task"]].classes, own[0]["steps"], *told])
     return table(["pictures", "steps", *(f"multiplier, {views.name} views" for views in (UNFAMILIAR, FAMILIAR))], lines)
 
 
@@ -166,8 +164,7 @@ def category_table(rows: Sequence[Row]) -> str:
 
 def _first(rows: Sequence[Row]) -> list[Row]:
     """The decisive runs of the first seed and the smaller width."""
-    key = ("decisive", str(WIDTHS[0]), str(SEEDS[0]))
-    return [row for row in rows if (row["stage"], row["width"], row["seed"]) == key]
+    return [row for row in decisive_rows(rows, WIDTHS[0]) if row["seed"] == str(SEEDS[0])]
 
 
 def pilot_table(rows: Sequence[Row]) -> str:
