@@ -126,6 +126,21 @@ def test_one_network_under_two_names_is_trained_once(tmp_path):
     assert (views / f"{run.name}.npz").read_bytes() == b"views"
 
 
+def test_time_left_goes_by_multiplications_and_by_how_fast_the_machine_is():
+    """A step of each of forty rows takes 0.1 s and 10 ns a multiplication, of the newest twelve, all of one size, twice
+    that: so do runs to come, of another size too."""
+    sizes = [8e6 * times for times in (1, 2, 4, 8) for _ in range(7)] + [8e6] * 12
+    seconds = [2000 * (0.1 + 1e-8 * size) * (2 if number >= 28 else 1) for number, size in enumerate(sizes)]
+    figures = zip(sizes, seconds, strict=True)
+    rows = [
+        {"trunk": f"{size:.0f}", "classifier": "0", "steps": "2000", "cpu_seconds": f"{s:.0f}"} for size, s in figures
+    ]
+    for run in (Run("single", DENSE_1, 64, 1e-3), Run("single", DENSE_1, 128, 1e-3)):
+        expected = run.steps * 2 * (0.1 + 1e-8 * sum(study.multiplications(run.network()))) / 3600
+        assert study.hours([run], rows) == pytest.approx(expected, rel=0.2)
+    assert study.hours([run], rows[:1]) == study.hours([run], []) > 0
+
+
 def test_pilots_never_see_the_test(root, tmp_path, no_emoji):
     """A pilot sees a quarter of the views and is evaluated on views to choose by; it leaves nothing else."""
     run = Run("pilot", DENSE_1, 64, 1e-3, 0, "tiny")

@@ -33,6 +33,8 @@ from .work import RESULTS, missing, work
 
 TABLE = Table(RESULTS / "evidence.csv")
 QUARTERS = (25, 50, 75, 100)
+NEWEST = 12
+"""Rows that tell how fast the machine is."""
 
 
 def train_one(run: Run, root: Path, views: Path) -> dict[str, Any]:
@@ -119,13 +121,15 @@ def named_twice(runs: list[Run], table: Table) -> None:
 
 
 def hours(runs: list[Run], rows: Rows) -> float:
-    """Processor hours that runs will take: a step's time is a line over its multiplications, drawn through the newest
-    rows, which are likelier this machine's; where there are none, a guess."""
-    newest = rows[-12:]
-    counts = [int(row["trunk"]) + int(row["classifier"]) for row in newest]
-    taken = [float(row["cpu_seconds"]) / int(row["steps"]) for row in newest]
-    each, fixed = np.polyfit(counts, taken, 1) if len(set(counts)) > 1 else (1e-8, 0.2)
-    return sum(run.steps * (fixed + each * sum(multiplications(run.network()))) for run in runs) / 3600
+    """Processor hours that runs will take: a step's time is a line over its multiplications, drawn through all rows and
+    raised to the newest ones, which are likelier this machine's; where there are few rows, a guess."""
+    counts = np.array([int(row["trunk"]) + int(row["classifier"]) for row in rows])
+    taken = np.array([float(row["cpu_seconds"]) / int(row["steps"]) for row in rows])
+    line = np.array([1e-8, 0.2])
+    if len(set(counts)) > 1:
+        line = np.polyfit(counts, taken, 1, w=1 / taken)
+        line *= np.median((taken / np.polyval(line, counts))[-NEWEST:])
+    return sum(run.steps * float(np.polyval(line, sum(multiplications(run.network())))) for run in runs) / 3600
 
 
 def main(
