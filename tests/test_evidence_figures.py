@@ -115,6 +115,14 @@ def test_outside_the_ladder_a_multiplier_is_a_bound():
         assert shown.startswith(f"{bound} {value:.2f} (")
 
 
+def test_a_fall_from_beyond_the_ladder_to_beyond_it_cannot_be_told():
+    """Nor one to "at least": what is divided by at least a figure is at most."""
+    for early, bound in ((9.0, "≈"), (2.0, "≤")):
+        found = findings(rows(5.0, early=early), speed(), losses)
+        assert all(interval.bound == bound for interval in found.faster.values())
+        assert "falls" not in found.verdict
+
+
 def test_a_missing_run_is_no_finding():
     with pytest.raises(KeyError):
         findings(rows(2.0)[1:], speed(), losses)
@@ -128,8 +136,9 @@ def test_tables_and_picture(tmp_path):
     assert all(f"at {share} %" in multiplier_table(found) for share in SHARES)
     controls = control_table(found, table).splitlines()[2:]
     assert len(controls) == 2 * len(WIDTHS)
-    assert f"| {1.001 * (law(2 * SPARSE_COST) - law(1)):.3f} (" in controls[0]
-    assert f"| {1.001 * (law(2 * SPARSE_COST) - law(1)) / 2:.3f} (" in controls[-1]
+    for worth in (1.5, 2):  # fixed routing, learned
+        assert f"| {1.001 * (law(worth * SPARSE_COST) - law(1)):.3f} (" in controls[0]
+        assert f"| {1.001 * (law(worth * SPARSE_COST) - law(1)) / 2:.3f} (" in controls[-1]
     for each in (decisive_table, network_table):
         assert each(table).count(SPARSE_32.name) == 2 * len(WIDTHS)  # fixed routing has its name in it
     expected = (
@@ -187,26 +196,28 @@ def test_views_are_told_apart(tmp_path):
     of_pictures = losses_in(tmp_path)
     assert np.array_equal(of_pictures(row, UNFAMILIAR), number.reshape(-1, VIEWS).mean(1))
     assert np.array_equal(of_pictures(row, FAMILIAR), 2 * number.reshape(-1, VIEWS).mean(1))
-    assert (
-        kind_table(rows(2.0), lambda row: views)
-        .splitlines()[2]
-        .endswith("| 0.000 (0.00) | 0.000 (1.00) | 1.000 (2.00) | 1.000 (3.00) |")
-    )
+    better = views | {"test_loss": 0.75 * number}
+    shown = kind_table(rows(2.0), lambda row: better if row["family"] == SPARSE_32.name else views).splitlines()
+    assert shown[2].endswith("| 0.000 (0.00) | 0.000 (1.00) | 1.000 (2.00) | 1.000 (3.00) |")
+    gains = [f"{-0.25 * place:.2f} ({-0.25 * place:.2f} to {-0.25 * place:.2f})" for place in range(1, len(KINDS))]
+    assert shown[-1].endswith(" | ".join(["", "0.00 (0.00 to 0.00)", *gains]) + " |")
 
 
 def test_the_second_arm_is_paired_over_seeds():
     """Each arm's difference from dense is that of the same seeds, whatever seeds have in common."""
     table = [
-        {"stage": "decisive", "arm": arm, "rate": "0.0003", "seed": str(seed), "parameters": "9000000"}
+        {"stage": "decisive", "arm": arm, "rate": "0.0003", "seed": str(seed), "trained": "9000000"}
         | dict.fromkeys(RECALLS, str(0.3 + 0.1 * seed + 0.02 * place))
         for place, arm in enumerate(ARMS)
         for seed in SEEDS
     ]
     frozen, dense, full, low_rank = matching_table(table).splitlines()[2:]
-    assert dense.endswith("|  |")
-    assert frozen.endswith("| -0.0200 (-0.0200 to -0.0200) |")
-    assert full.endswith("| 0.0200 (0.0200 to 0.0200) |")
-    assert low_rank.endswith("| 0.0400 (0.0400 to 0.0400) |")
+    assert dense.endswith("|  |  |")
+    assert frozen.endswith("| -0.0200 (-0.0200 to -0.0200) | hurts |")
+    assert full.endswith("| 0.0200 (0.0200 to 0.0200) | helps here |")
+    assert low_rank.endswith("| 0.0400 (0.0400 to 0.0400) | helps here |")
+    table[-1] |= dict.fromkeys(RECALLS, "0.1")
+    assert matching_table(table).endswith("| nothing is shown |")
 
 
 def test_the_page_is_what_the_tables_say(tmp_path):

@@ -35,6 +35,11 @@ def of_all(bounds: Iterable[Bound]) -> Bound:
     return found.pop() if len(found) == 1 else "≈" if found else ""
 
 
+def of_divisor(bound: Bound) -> Bound:
+    """What a quotient is for being divided by a figure."""
+    return {"≥": "≤", "≤": "≥"}.get(bound, bound)  # type: ignore[return-value]
+
+
 def cost_at(cost: Sequence[float], loss: Sequence[float], wanted: float) -> float:
     """The cost at which a ladder of models has a loss, interpolated on log axes between its rungs; a rung that is no
     better than a cheaper one is left out. inf where none is as good; the cheapest rung's where that is better."""

@@ -13,7 +13,7 @@ import tyro
 from table import Table
 
 from .enough import last_part
-from .families import SPARSE_32
+from .families import HASH_32, SPARSE_32
 from .figures import (
     FAMILIAR,
     SHARES,
@@ -25,6 +25,7 @@ from .figures import (
     decisive_of,
     decisive_rows,
     findings,
+    gains_by_kind,
     losses_in,
     multiplier_of,
     over_dense,
@@ -64,25 +65,27 @@ def multiplier_table(each: Sequence[Findings]) -> str:
     shares = [f"at {share} % of the steps" for share in SHARES]
     lines = [
         [found.views.name, width, *(between(found.seeds[width][share]) for share in SHARES)]
-        + [between(figure[width]) for figure in (found.pictures, found.processor, found.latency)]
+        + [between(figure[width]) for figure in (found.faster, found.pictures, found.processor, found.latency)]
         for found in each
         for width in WIDTHS
     ]
-    return table(["views", "width", *shares, "over pictures", "processor time", "latency"], lines)
+    return table(["views", "width", *shares, "25 % ÷ 100 %", "over pictures", "processor time", "latency"], lines)
 
 
 def control_table(each: Sequence[Findings], rows: Sequence[Row]) -> str:
-    """The sparse trunk against the fixed one, and against dense ones: at equal multiplications, and by the ladder at
-    equal processor time."""
+    """Learned and fixed routing against each other and against dense trunks: at equal multiplications, and by the
+    ladder at equal processor time."""
     lines = []
     for found in each:
         for width in WIDTHS:
             own = decisive_rows(rows, width)
-            loss, top1 = over_dense(own, found.views.loss), over_dense(own, found.views.top1)
-            figures = [between(found.over_fixed[width], 3), between(loss, 3), between(top1, 4)]
-            lines.append([found.views.name, width, *figures, between(found.gain[width], 4)])
-    head = ["loss, fixed − learned routing", "loss, sparse − dense 1×", "top-1, sparse − dense 1×"]
-    return table(["views", "width", *head, "top-1, sparse − dense at equal processor time"], lines)
+            losses = [over_dense(own, found.views.loss, family) for family in (HASH_32, SPARSE_32)]
+            top1 = [over_dense(own, found.views.top1), found.gain[width]]
+            figures = [between(loss, 3) for loss in (found.over_fixed[width], *losses)]
+            lines.append([found.views.name, width, *figures, *(between(gain, 4) for gain in top1)])
+    head = ["loss, fixed − learned routing", "loss, fixed − dense 1×", "loss, sparse − dense 1×"]
+    head += ["top-1, sparse − dense 1×", "top-1, sparse − dense at equal processor time"]
+    return table(["views", "width", *head], lines)
 
 
 def decisive_networks(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
@@ -110,11 +113,14 @@ def decisive_table(rows: Sequence[Row]) -> str:
 
 
 def kind_table(rows: Sequence[Row], arrays: Callable[[Row], Mapping[str, np.ndarray]]) -> str:
-    """Top-1 of every decisive network on each kind of unfamiliar views, and the loss."""
+    """Top-1 of every decisive network on each kind of unfamiliar views, and the loss; what experts do to the loss."""
     lines = []
     for width, same in decisive_networks(rows):
         found = by_kind(same, arrays)
         lines.append([width, same[0]["family"], *(f"{right:.3f} ({loss:.2f})" for loss, right in found.values())])
+    for width in WIDTHS:
+        gains = gains_by_kind(decisive_of(rows, width), arrays)
+        lines.append([width, "loss, sparse − dense 1×", *(between(gain) for gain in gains.values())])
     return table(["width", "network", *KINDS], lines)
 
 
@@ -199,11 +205,18 @@ def matching_table(rows: Sequence[Row]) -> str:
     dense, lines = found["dense"], []
     for arm, by_seed in found.items():
         shown = [over_seeds([float(row[name]) for row in by_seed.values()]) for name in RECALLS]
-        differences = over_seeds([_mean(row) - _mean(dense[seed]) for seed, row in by_seed.items()])
-        cells = [between(recall, 4) for recall in shown] + ["" if arm == "dense" else between(differences, 4)]
-        first = next(iter(by_seed.values()))
-        lines.append([arm, first["rate"], f"{int(first['parameters']) / 1e6:.1f} M", *cells])
-    return table(["arm", "rate", "parameters", *RECALLS, "mean of both − dense"], lines)
+        first, cells = next(iter(by_seed.values())), [between(recall, 4) for recall in shown]
+        if arm == "dense":
+            cells += ["", ""]
+        else:
+            difference = over_seeds([_mean(row) - _mean(dense[seed]) for seed, row in by_seed.items()])
+            cells += [between(difference, 4), _said(difference)]
+        lines.append([arm, first["rate"], f"{int(first['trained']) / 1e6:.1f} M", *cells])
+    return table(["arm", "rate", "trained parameters", *RECALLS, "mean of both − dense", "by the rules"], lines)
+
+
+def _said(difference: Interval) -> str:
+    return "helps here" if difference.low > 0 else "hurts" if difference.high < 0 else "nothing is shown"
 
 
 def _mean(row: Row) -> float:
