@@ -25,6 +25,7 @@ from vismoe.adapt.prepare import prepare
 from vismoe.data import open_data
 from vismoe.moe import MoE
 from vismoe.training import TrainingStoppedError, evaluate, predict
+from vismoe.training.optimizer import freeze as freeze_named
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
 
@@ -341,6 +342,30 @@ def test_freeze_says_what_it_cannot():
         freeze(model, "experts")
     with pytest.raises(ValueError, match="the classifier of VisionTransformer is not known"):
         freeze(model, "head")
+
+
+@pytest.mark.parametrize("router", ["hash", "top-k"])
+def test_balancing_follows_what_trains(router):
+    """Whatever freezes a layer stops its balancing, whether or not its router has parameters that say so; what frees
+    it lets it go on. Of a learned router its own parameters decide, not the experts'."""
+    model = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", router=router)
+    layer = next(module for module in model.modules() if isinstance(module, MoE))
+
+    def counts():
+        layer.router.reset_balance()
+        model.train()(torch.randn(2, 3, 8, 8))
+        return bool(layer.router.balance_count.any())
+
+    freeze(model, "head")
+    assert not counts()
+    freeze(model, "experts")
+    assert counts()
+    freeze(model, "experts", router=False)
+    assert not counts()
+    freeze(model, "all")
+    assert counts()
+    freeze_named(model, r"\.experts\.")
+    assert counts() == (router == "top-k")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """pytest tests/training/test_refusals.py: what cannot be trained is said before anything is written."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
 import vismoe
+from vismoe.data import open_data
 from vismoe.training import fit, free_path
 
 from .tiny import tiny
@@ -43,6 +46,22 @@ def test_one_class_is_no_choice(tmp_path):
     with pytest.raises(ValueError, match="has one class, only: a classifier needs at least two"):
         fit(tiny(data=str(tmp_path / "data")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (lambda val: val.subset([]), r"also\['night'\] has no picture: expected one or more"),
+        (lambda val: replace(val, labels=val.labels + 5), r"labels 5 to 14: expected numbers of classes, 0 to 9"),
+        (lambda val: replace(val, labels=val.labels - 1), r"labels -1 to 8: expected numbers of classes, 0 to 9"),
+        (lambda val: replace(val, labels=val.labels[:, None] > 3), r"labels of shape \(\d+, 1\): expected \('N',\)"),
+    ],
+)
+def test_further_pictures_are_looked_at_first(tmp_path, further, message):
+    """also={…} with what could not be evaluated is refused before the first step."""
+    with pytest.raises(ValueError, match=message):
+        fit(tiny(), tmp_path / "run", also={"night": further(open_data("digits").val)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_run_is_left_untouched(tmp_path):

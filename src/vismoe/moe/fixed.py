@@ -44,7 +44,8 @@ class HashRouter(BalancedRouter):
         return self._frozen
 
     def requires_grad_(self, requires_grad: bool = True) -> "HashRouter":
-        """False: the balancing stays as it is too, though there is no parameter that would say so."""
+        """False: the balancing stays as it is too, though there is no parameter that would say so. `requires_grad_` of
+        a whole network does not come here: its layers' `settle_router()` does."""
         self._frozen = not requires_grad
         return super().requires_grad_(requires_grad)
 

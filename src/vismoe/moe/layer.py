@@ -90,6 +90,12 @@ class MoE(Conditioned):
             y = torch.where(mask[..., None], y, 0)
         return y.view(x.shape)
 
+    def settle_router(self) -> None:
+        """Freezes a router that has nothing to train where the experts do not train, else not: its balancing has no
+        parameter by which to see that its layer is frozen."""
+        if not any(True for _ in self.router.parameters()):
+            self.router.requires_grad_(any(parameter.requires_grad for parameter in self.experts.parameters()))
+
     def _group(self, tokens_BSd: Tensor) -> Tensor:
         size = self.group_size
         if isinstance(size, str):

@@ -71,6 +71,7 @@ def fit(
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
         if len(opened.classes) < 2:
             raise ValueError(f"{recipe.data} has one class, {opened.classes[0]}: a classifier needs at least two")
+        also = _checked(also or {}, opened)
         check_shares(recipe.batch_size, world.size)
         state = begin((build(recipe, opened) if network is None else network()).to(device), recipe)
         run, left_out = world.from_leader(lambda: _open(recipe, out, opened, resume, data is None))
@@ -83,7 +84,7 @@ def fit(
             run.follow(recipe)
             with tracking(run, recipe, state.step) as log:
                 trainer = Trainer(recipe, state, world, log, data.class_weights(recipe.class_weights))
-                evaluation = _optimise(run, trainer, data, also or {}, stop, watch if world.leads else None)
+                evaluation = _optimise(run, trainer, data, also, stop, watch if world.leads else None)
                 if recipe.keep == "best" and state.best_step not in (None, state.step):
                     state.restore(*read_checkpoint(path_of(run.path / CHECKPOINTS, state.best_step)))
                     evaluation = _evaluate(recipe, state, data.val, world)
@@ -91,6 +92,23 @@ def fit(
                 save_classifier(state.evaluated, run.path / MODEL, data)
                 write_report(run, state, data, evaluation)
     return run
+
+
+def _checked(also: Mapping[str, ImageSet], data: Data) -> Mapping[str, ImageSet]:
+    """Further pictures, each set labelled as the held-out part is.
+
+    **Raises:** ValueError for another one.
+    """
+    for name, images in also.items():
+        if not len(images):
+            raise ValueError(f"also[{name!r}] has no picture: expected one or more")
+        if images.labels.shape[1:] != data.val.labels.shape[1:]:
+            shapes = f"{tuple(images.labels.shape)}: expected {('N', *data.val.labels.shape[1:])}"
+            raise ValueError(f"also[{name!r}] has labels of shape {shapes}, as the held-out part's")
+        if not data.multi_label and not 0 <= images.labels.min() <= images.labels.max() < len(data.classes):
+            given = f"labels {images.labels.min():d} to {images.labels.max():d}"
+            raise ValueError(f"also[{name!r}] has {given}: expected numbers of classes, 0 to {len(data.classes) - 1}")
+    return also
 
 
 def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> tuple[Run, Any]:

@@ -8,6 +8,8 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 
+from vismoe.moe import MoE
+
 from .recipe import Recipe
 
 TIMM: dict[str, dict[str, Any]] = {
@@ -30,6 +32,9 @@ def freeze(model: nn.Module, pattern: str) -> None:
     _check_found(bool(found), "frozen", pattern, model)
     for parameter in found:
         parameter.requires_grad_(False)
+    for layer in model.modules():
+        if isinstance(layer, MoE):
+            layer.settle_router()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"frozen={pattern!r}: nothing is left to train")
 
