@@ -35,7 +35,7 @@ from .packages import fetched
 from .pictures import picture_of
 from .rates import outwards
 from .runs import name_of
-from .work import RESULTS, missing, work
+from .work import RESULTS, missing, named, work
 
 FIRST, EXPERTS = 9, 8
 ARMS: dict[str, dict[str, Any]] = {
@@ -246,24 +246,20 @@ def _rates(arm: str, loss: Callable[[Run], float | None]) -> list[Run]:
     return [Run("pilot", arm, rate) for rate in outwards(RATES, lambda rate: loss(Run("pilot", arm, rate)))]
 
 
-def main(
-    root: Path = Path("runs/evidence"), parent: Path | None = None, jobs: int = 2, left: bool = False, one: str = ""
-) -> None:
+def main(root: Path = Path("runs/evidence"), jobs: int = 2, left: bool = False, one: str = "") -> None:
     """Train what is missing.
 
     Args:
         root: Where packages and pictures go, and what comes out of the blocks that do not train.
-        parent: Model folder of the trained ViT-S/14, by default ROOT/vit-s14.
         jobs: Runs at a time.
         left: Train nothing, say what is missing.
         one: The name of a run in the queue, to be trained in this process.
     """
-    if parent is None:
-        parent = root / "vit-s14"
-        if not (left or parent.exists()):
-            make_parent(fetched("vit-s14", root), parent)
+    parent = root / "vit-s14"
+    if not (left or one or parent.exists()):
+        make_parent(fetched("vit-s14", root), parent)
     if one:
-        row = train_one(next(run for run in queue(TABLE.rows()) if run.name == one), parent, root)
+        row = train_one(named(one, queue(TABLE.rows())), parent, root)
         TABLE.append(row)
         print(row, flush=True)
         return
@@ -279,8 +275,13 @@ def main(
             tokens(view, parent, root)  # made once, before two processes want them
         return missing(queue(TABLE.rows()), TABLE, KEY)
 
-    command = ["evidence.matching", "--root", str(root), "--parent", str(parent), "--one"]
-    work(missing_now, command, jobs, lambda runs: hours(runs, TABLE.rows()), left)
+    work(
+        missing_now,
+        ["evidence.matching", "--root", str(root), "--one"],
+        jobs,
+        lambda runs: hours(runs, TABLE.rows()),
+        left,
+    )
 
 
 def hours(runs: list[Run], rows: Sequence[dict[str, str]]) -> float:

@@ -89,18 +89,26 @@ PACKAGES = {
 def fetched(name: str, root: Path) -> Path:
     """A package's file in `root`, fetched where it is not there yet.
 
-    **Raises:** ValueError where a registry gives another file than the study was made with.
+    **Raises:** SystemExit where it cannot be fetched; ValueError where it is another file than the study was made with.
     """
     package = PACKAGES[name]
     root.mkdir(parents=True, exist_ok=True)
     archive = root / package.file
     if not archive.exists():
         print(f"fetching {package.file} ({package.licence})", flush=True)
-        subprocess.run(package.fetch, cwd=root, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            subprocess.run(package.fetch, cwd=root, check=True, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise SystemExit(f"{package.file} is fetched by {package.fetch[0]}, which is not installed") from error
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"{' '.join(package.fetch)} failed: {error.stderr.strip()}") from error
     with archive.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != package.sha256:
-        raise ValueError(f"{archive} has SHA-256 {found}, not {package.sha256}: the study was made with another file")
+        raise ValueError(
+            f"{archive} has SHA-256 {found}, not {package.sha256}: it was cut off, or the study was made "
+            "with another file; remove it to fetch it again"
+        )
     return archive
 
 

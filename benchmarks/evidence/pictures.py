@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image
+from table import Table
 
 import vismoe
 from vismoe.adapt import features
@@ -136,10 +137,7 @@ def main(root: Path = Path("runs/evidence"), parent: Path | None = None) -> None
     kept = np.load(DISTINCT).nonzero()[0]
     np.save(root / ".pictures.npy", pixels[kept])
     os.replace(root / ".pictures.npy", root / "pictures.npy")
-    with (root / "pictures.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows[index] for index in kept)
+    Table(root / "pictures.csv").write([dict(zip(COLUMNS, rows[index], strict=True)) for index in kept])
     print(f"{len(kept)} distinct; SHA-256 of their pixels {digest(pixels[kept])}")
 
 

@@ -162,7 +162,7 @@ def category_table(rows: Sequence[Row]) -> str:
     lines = []
     for task in CATEGORIES:
         those = [row for row in rows if (row["stage"], row["task"]) == ("single", task)]
-        if len(those) == 2 * len(SEEDS):
+        if len({(row["family"], row["seed"]) for row in those}) == 2 * len(SEEDS):
             top1, loss = (over_dense(those, figure) for figure in (UNFAMILIAR.top1, UNFAMILIAR.loss))
             lines.append([task, TASKS[task].classes, between(top1, 4), between(loss, 3)])
     return table(["set", "classes", "top-1, sparse − dense", "loss, sparse − dense"], lines)
@@ -266,7 +266,6 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
     elif not left:
         views = TABLE.path.with_suffix("")
         found = [findings(rows, speed, losses_in(views), kind) for kind in (UNFAMILIAR, FAMILIAR)]
-        draw([decisive_of(rows, width) for width in WIDTHS], picture)
         besides = f"(On familiar views, which do not decide, the same rules would say: {found[1].verdict}.)"
         blocks["verdict"] = f"Verdict: {found[0].verdict}\n\n{besides}"
         blocks["multipliers"] = f"![Loss against multiplications]({picture.name})\n\n{multiplier_table(found)}"
@@ -283,7 +282,10 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
     matched = MATCHING.rows()
     if matched and not missing(matching_queue(matched), MATCHING, MATCHING_KEY):
         blocks["second arm"] = matching_table(matched)
-    page.write_text(rewritten(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
+    text = rewritten(page.read_text(encoding="utf-8"), blocks)
+    if blocks["multipliers"] != NONE:
+        draw([decisive_of(rows, width) for width in WIDTHS], picture)
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from .figures import FAMILIAR, UNFAMILIAR
 from .runs import KEY, Rows, Run, Stage, key_of, queue, too_short
 from .tasks import open_task
 from .transfer import transfer
-from .work import RESULTS, missing, work
+from .work import RESULTS, missing, named, work
 
 TABLE = Table(RESULTS / "evidence.csv")
 QUARTERS = (25, 50, 75, 100)
@@ -68,9 +68,13 @@ def train_one(run: Run, root: Path, views: Path) -> dict[str, Any]:
     if not run.chooses:
         views.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(views / f"{run.name}.npz", **_view_by_view(network, {UNFAMILIAR.part: data.val} | also))
-    shutil.rmtree(out)
-    used.path.unlink()
     return row
+
+
+def forget(run: Run, root: Path) -> None:
+    """Removes what a run has left, once its row is written."""
+    _Used(root / "runs" / f"{run.name}.cpu").path.unlink()
+    shutil.rmtree(root / "runs" / run.name)
 
 
 class _Used:
@@ -86,7 +90,9 @@ class _Used:
         return self.before + _now() - self.start
 
     def write(self) -> None:
-        self.path.write_text(f"{self.total:.1f}")
+        aside = self.path.with_name(f".{self.path.name}")
+        aside.write_text(f"{self.total:.1f}")
+        aside.replace(self.path)
 
 
 def _now() -> float:
@@ -148,11 +154,15 @@ def main(
         last: The last stage to be run. What the pilots choose belongs into RULES.md before the decisive runs.
         left: Train nothing, say what is missing.
         one: The name of a run in the queue, to be trained in this process, whatever is there.
-        out: The table that its row goes to.
+        out: The table that its row goes to, a .csv file; what came out for each view goes to a folder beside it.
     """
+    if out.suffix != ".csv" or not (one or out == TABLE.path):
+        raise SystemExit(f"--out {out}: a .csv file, for the row of --one")
     if one:
-        row = train_one(next(run for run in queue(TABLE.rows()) if run.name == one), root, out.with_suffix(""))
+        run = named(one, queue(TABLE.rows()))
+        row = train_one(run, root, out.with_suffix(""))
         Table(out).append(row)
+        forget(run, root)
         print(row, flush=True)
         return
 
