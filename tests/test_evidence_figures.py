@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from evidence.families import DENSE_1, GROWN, HASH_32, SPARSE_32
+from evidence.families import DENSE_1, GROWN, HASH_32, SHARED, SPARSE_32
 from evidence.figures import FAMILIAR, SHARES, UNFAMILIAR, by_kind, decisive_of, findings, losses_in, multipliers
 from evidence.matching import ARMS, RECALLS
 from evidence.plot import draw
@@ -21,6 +21,7 @@ from evidence.report import (
     network_table,
     pilot_table,
     rewritten,
+    shared_table,
     single_table,
     task_table,
     whole_table,
@@ -179,6 +180,13 @@ def test_single_runs_are_compared_with_their_own_ladder():
         "| openclipart-22 | 22 | 0.0500 (0.0500 to 0.0500) | 0.000 (0.000 to 0.000) |"
     ]
     assert len(category_table(pairs[1:]).splitlines()) == 2
+    sparse = [row for row in rows(3.0) if (row["family"], row["width"]) == (SPARSE_32.name, "64")]
+    shared = [dict(row, stage="single", family=SHARED.name) for row in sparse]
+    unfamiliar, _ = shared_table(decisive + shared[::-1]).splitlines()[2:]
+    gains = [1.001 * (law(3 * SPARSE_COST) - law(worth)) for worth in (1, 2 * SPARSE_COST)]
+    assert unfamiliar.startswith("| unfamiliar | 3.00 (3.00 to 3.00) | ")
+    assert all(f"| {gain:.3f} (" in unfamiliar for gain in gains)
+    assert len(shared_table(decisive + shared[1:]).splitlines()) == 2
     assert task_table(decisive + pairs) == task_table(decisive)
 
 

@@ -113,15 +113,15 @@ def multiplier_of(
     return multiplier([cost(row) for row in ladder], losses, cost(own), views.loss(own, share))
 
 
-def over_dense(rows: Sequence[Row], figure: Callable[[Row], float], sparse: Family = SPARSE_32) -> Interval:
-    """A figure of a sparse trunk minus that of the dense one, paired over seeds.
+def difference(
+    rows: Sequence[Row], figure: Callable[[Row], float], family: Family = SPARSE_32, than: Family = DENSE_1
+) -> Interval:
+    """A figure of one network minus that of another, paired over seeds.
 
     **Raises:** KeyError where one of them misses a seed.
     """
-    dense, own = (
-        {row["seed"]: figure(row) for row in rows if row["family"] == family.name} for family in (DENSE_1, sparse)
-    )
-    return over_seeds([own[seed] - dense[seed] for seed in dense.keys() | own.keys()])
+    own, other = ({row["seed"]: figure(row) for row in rows if row["family"] == each.name} for each in (family, than))
+    return over_seeds([own[seed] - other[seed] for seed in own.keys() | other.keys()])
 
 
 def over_pictures(found: Decisive, losses: Callable[[Row], np.ndarray]) -> Interval:

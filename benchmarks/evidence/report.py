@@ -4,6 +4,7 @@ PYTHONPATH=benchmarks python -m evidence.report      # rewrites docs/evidence.md
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,7 +14,7 @@ import tyro
 from table import Table
 
 from .enough import last_part
-from .families import HASH_32, SPARSE_32
+from .families import DENSE_1, HASH_32, SHARED, SPARSE_32
 from .figures import (
     FAMILIAR,
     SHARES,
@@ -24,18 +25,19 @@ from .figures import (
     by_kind,
     decisive_of,
     decisive_rows,
+    difference,
     findings,
     gains_by_kind,
     losses_in,
     multiplier_of,
-    over_dense,
+    multipliers,
     rungs,
 )
 from .matching import ARMS, RECALLS
 from .matching import KEY as MATCHING_KEY
 from .matching import TABLE as MATCHING
 from .matching import queue as matching_queue
-from .measures import Interval, over_seeds
+from .measures import Interval, multiplier_over_seeds, over_seeds
 from .plot import draw
 from .runs import CATEGORIES, KEY, SEEDS, WIDTHS, queue, too_short
 from .speed import SPEED
@@ -46,7 +48,7 @@ from .work import missing
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PICTURE = DOCS / "evidence.md", DOCS / "evidence.png"
 BLOCKS = ("verdict", "multipliers", "controls", "decisive runs", "kinds of views", "networks")
-BLOCKS += ("other tasks", "categories", "single runs", "second arm", "pilots", "whole runs")
+BLOCKS += ("other tasks", "categories", "shared half", "single runs", "second arm", "pilots", "whole runs")
 NONE = "Not complete yet."
 
 
@@ -79,8 +81,8 @@ def control_table(each: Sequence[Findings], rows: Sequence[Row]) -> str:
     for found in each:
         for width in WIDTHS:
             own = decisive_rows(rows, width)
-            losses = [over_dense(own, found.views.loss, family) for family in (HASH_32, SPARSE_32)]
-            top1 = [over_dense(own, found.views.top1), found.gain[width]]
+            losses = [difference(own, found.views.loss, family) for family in (HASH_32, SPARSE_32)]
+            top1 = [difference(own, found.views.top1), found.gain[width]]
             figures = [between(loss, 3) for loss in (found.over_fixed[width], *losses)]
             lines.append([found.views.name, width, *figures, *(between(gain, 4) for gain in top1)])
     head = ["loss, fixed − learned routing", "loss, fixed − dense 1×", "loss, sparse − dense 1×"]
@@ -163,9 +165,24 @@ def category_table(rows: Sequence[Row]) -> str:
     for task in CATEGORIES:
         those = [row for row in rows if (row["stage"], row["task"]) == ("single", task)]
         if len({(row["family"], row["seed"]) for row in those}) == 2 * len(SEEDS):
-            top1, loss = (over_dense(those, figure) for figure in (UNFAMILIAR.top1, UNFAMILIAR.loss))
+            top1, loss = (difference(those, figure) for figure in (UNFAMILIAR.top1, UNFAMILIAR.loss))
             lines.append([task, TASKS[task].classes, between(top1, 4), between(loss, 3)])
     return table(["set", "classes", "top-1, sparse − dense", "loss, sparse − dense"], lines)
+
+
+def shared_table(rows: Sequence[Row]) -> str:
+    """Experts beside a shared half against the decisive runs of their width, as far as all seeds are there."""
+    own = [row for row in rows if (row["stage"], row["family"]) == ("single", SHARED.name)]
+    own.sort(key=lambda row: int(row["seed"]))
+    lines = []
+    for views in (UNFAMILIAR, FAMILIAR) if len(own) == len(SEEDS) else ():
+        decisive, those = decisive_of(rows, WIDTHS[0]), decisive_rows(rows, WIDTHS[0]) + own
+        cells = [between(multiplier_over_seeds(multipliers(replace(decisive, sparse=own), views)))]
+        cells += [between(difference(those, views.loss, SHARED, than), 3) for than in (DENSE_1, SPARSE_32)]
+        cells += [between(difference(those, views.top1, SHARED, than), 4) for than in (DENSE_1, SPARSE_32)]
+        lines.append([views.name, *cells])
+    head = [f"{figure} − {than.name}" for figure in ("loss", "top-1") for than in (DENSE_1, SPARSE_32)]
+    return table(["views", "multiplier", *head], lines)
 
 
 def _first(rows: Sequence[Row]) -> list[Row]:
@@ -278,6 +295,7 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
         blocks["whole runs"] = whole_table(rows)
     if "single" in stages:
         blocks |= {"other tasks": task_table(rows), "categories": category_table(rows)}
+        blocks["shared half"] = shared_table(rows)
         blocks["single runs"] = single_table(rows)
     matched = MATCHING.rows()
     if matched and not missing(matching_queue(matched), MATCHING, MATCHING_KEY):

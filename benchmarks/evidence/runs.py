@@ -184,7 +184,8 @@ def decisive(rows: Rows) -> list[Run]:
 
 def single(rows: Rows) -> list[Run]:
     """One run each, of width 64: other experts, other tasks, other dense networks. A rate is that of the nearest
-    network that has pilots. Where no difference is predicted, as many seeds as for the decisive runs."""
+    network that has pilots. As many seeds as for the decisive runs where no difference is predicted, and of the experts
+    that did best: their one run was seen before the others were begun."""
     width = WIDTHS[0]
     rungs, sparse = ladder(rows), best_rate(rows, SPARSE_32, width)
     best = {family: best_rate(rows, family, width) for family in (*rungs, SPARSE_32)}
@@ -201,7 +202,8 @@ def single(rows: Rows) -> list[Run]:
         for family in best
     ]
     largest = best_rate(rows, rungs[-1], WIDTHS[1])
-    return [*found, Run("single", AS_MANY_PARAMETERS, width, largest)]
+    found.append(Run("single", AS_MANY_PARAMETERS, width, largest))
+    return found + [Run("single", SHARED, width, sparse, seed) for seed in SEEDS[1:]]
 
 
 def longer(rows: Rows) -> list[Run]:
