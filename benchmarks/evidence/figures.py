@@ -10,13 +10,13 @@ import numpy as np
 
 from .families import DENSE_1, HASH_32, SPARSE_32, Family
 from .measures import (
+    OF_DIVISOR,
     Bound,
     Interval,
     multiplier,
     multiplier_over_pictures,
     multiplier_over_seeds,
     of_all,
-    of_divisor,
     over_seeds,
     top1_at,
     verdict,
@@ -139,7 +139,7 @@ def learns_faster(found: Decisive, views: Views) -> Interval:
     """The multiplier after a quarter of the steps ÷ that at the end."""
     early, late = (multipliers(found, views, share=share) for share in (SHARES[0], SHARES[-1]))
     return multiplier_over_seeds(
-        [(first / last, of_all((a, of_divisor(b)))) for (first, a), (last, b) in zip(early, late, strict=True)]
+        [(first / last, of_all((a, OF_DIVISOR[b]))) for (first, a), (last, b) in zip(early, late, strict=True)]
     )
 
 
@@ -155,8 +155,7 @@ def gain(found: Decisive, views: Views, cost: Cost) -> Interval:
 
 def over_fixed(found: Decisive, views: Views) -> Interval:
     """The loss by which the learned router is better than the fixed one."""
-    pairs = zip(found.hashed, found.sparse, strict=True)
-    return over_seeds([views.loss(fixed) - views.loss(own) for fixed, own in pairs])
+    return difference([*found.hashed, *found.sparse], views.loss, HASH_32, SPARSE_32)
 
 
 @dataclass(frozen=True)
@@ -227,7 +226,7 @@ def by_kind(rows: Sequence[Row], arrays: Callable[[Row], Mapping[str, np.ndarray
     return {name: (float(loss[kind == name].mean()), float(right[kind == name].mean())) for name in KINDS}
 
 
-def gains_by_kind(found: Decisive, arrays: Callable[[Row], Mapping[str, np.ndarray]]) -> dict[str, Interval]:
+def differences_by_kind(found: Decisive, arrays: Callable[[Row], Mapping[str, np.ndarray]]) -> dict[str, Interval]:
     """The loss of the sparse trunk minus that of the dense one, paired over seeds, on each kind of unfamiliar views."""
     pairs = [
         (by_kind([own], arrays), by_kind([ladder[0]], arrays))

@@ -275,13 +275,8 @@ def main(root: Path = Path("runs/evidence"), jobs: int = 2, left: bool = False, 
             tokens(view, parent, root)  # made once, before two processes want them
         return missing(queue(TABLE.rows()), TABLE, KEY)
 
-    work(
-        missing_now,
-        ["evidence.matching", "--root", str(root), "--one"],
-        jobs,
-        lambda runs: hours(runs, TABLE.rows()),
-        left,
-    )
+    command = ["evidence.matching", "--root", str(root), "--one"]
+    work(missing_now, command, jobs, lambda runs: hours(runs, TABLE.rows()), left)
 
 
 def hours(runs: list[Run], rows: Sequence[dict[str, str]]) -> float:

@@ -35,9 +35,8 @@ def of_all(bounds: Iterable[Bound]) -> Bound:
     return found.pop() if len(found) == 1 else "≈" if found else ""
 
 
-def of_divisor(bound: Bound) -> Bound:
-    """What a quotient is for being divided by a figure."""
-    return {"≥": "≤", "≤": "≥"}.get(bound, bound)  # type: ignore[return-value]
+OF_DIVISOR: dict[Bound, Bound] = {"": "", "≥": "≤", "≤": "≥", "≈": "≈"}
+"""What a quotient is for being divided by a figure of each bound."""
 
 
 def cost_at(cost: Sequence[float], loss: Sequence[float], wanted: float) -> float:

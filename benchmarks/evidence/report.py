@@ -26,8 +26,8 @@ from .figures import (
     decisive_of,
     decisive_rows,
     difference,
+    differences_by_kind,
     findings,
-    gains_by_kind,
     losses_in,
     multiplier_of,
     multipliers,
@@ -121,8 +121,8 @@ def kind_table(rows: Sequence[Row], arrays: Callable[[Row], Mapping[str, np.ndar
         found = by_kind(same, arrays)
         lines.append([width, same[0]["family"], *(f"{right:.3f} ({loss:.2f})" for loss, right in found.values())])
     for width in WIDTHS:
-        gains = gains_by_kind(decisive_of(rows, width), arrays)
-        lines.append([width, "loss, sparse − dense 1×", *(between(gain) for gain in gains.values())])
+        found = differences_by_kind(decisive_of(rows, width), arrays)
+        lines.append([width, "loss, sparse − dense 1×", *(between(each) for each in found.values())])
     return table(["width", "network", *KINDS], lines)
 
 
@@ -226,14 +226,15 @@ def matching_table(rows: Sequence[Row]) -> str:
         if arm == "dense":
             cells += ["", ""]
         else:
-            difference = over_seeds([_mean(row) - _mean(dense[seed]) for seed, row in by_seed.items()])
-            cells += [between(difference, 4), _said(difference)]
+            gain = over_seeds([_mean(row) - _mean(dense[seed]) for seed, row in by_seed.items()])
+            cells += [between(gain, 4), _said(gain)]
         lines.append([arm, first["rate"], f"{int(first['trained']) / 1e6:.1f} M", *cells])
     return table(["arm", "rate", "trained parameters", *RECALLS, "mean of both − dense", "by the rules"], lines)
 
 
-def _said(difference: Interval) -> str:
-    return "helps here" if difference.low > 0 else "hurts" if difference.high < 0 else "nothing is shown"
+def _said(gain: Interval) -> str:
+    """What RULES.md makes of a difference from the dense arm."""
+    return "helps here" if gain.low > 0 else "hurts" if gain.high < 0 else "nothing is shown"
 
 
 def _mean(row: Row) -> float:

@@ -73,8 +73,9 @@ def train_one(run: Run, root: Path, views: Path) -> dict[str, Any]:
 
 def forget(run: Run, root: Path) -> None:
     """Removes what a run has left, once its row is written."""
-    _Used(root / "runs" / f"{run.name}.cpu").path.unlink()
-    shutil.rmtree(root / "runs" / run.name)
+    out = root / "runs" / run.name
+    out.with_name(out.name + ".cpu").unlink()
+    shutil.rmtree(out)
 
 
 class _Used:

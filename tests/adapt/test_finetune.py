@@ -366,6 +366,9 @@ def test_balancing_follows_what_trains(router):
     assert counts()
     freeze_named(model, r"\.experts\.")
     assert counts() == (router == "top-k")
+    freeze(model, "all", router=False)
+    freeze_named(model, r"^head\.")  # frees nothing
+    assert not counts()
 
 
 @pytest.mark.parametrize(

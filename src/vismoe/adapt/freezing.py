@@ -29,6 +29,8 @@ def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:
     heads = classifiers(model)
     if train != "all" and not heads:
         raise ValueError(f"train={train!r}: the classifier of {type(model).__name__} is not known")
+    for layer in layers:
+        layer.router.requires_grad_(True)  # some have no parameters that the next line would reach
     model.requires_grad_(train == "all")
     if train == "last-third":
         for part in _from_the_last_third_on(model):

@@ -91,10 +91,11 @@ class MoE(Conditioned):
         return y.view(x.shape)
 
     def settle_router(self) -> None:
-        """Freezes a router that has nothing to train where the experts do not train, else not: its balancing has no
-        parameter by which to see that its layer is frozen."""
-        if not any(True for _ in self.router.parameters()):
-            self.router.requires_grad_(any(parameter.requires_grad for parameter in self.experts.parameters()))
+        """Freezes a router without parameters where the experts do not train: its balancing has nothing by which to see
+        that its layer is frozen."""
+        parameters = [*self.experts.parameters()]
+        if not [*self.router.parameters()] and not any(parameter.requires_grad for parameter in parameters):
+            self.router.requires_grad_(False)
 
     def _group(self, tokens_BSd: Tensor) -> Tensor:
         size = self.group_size
