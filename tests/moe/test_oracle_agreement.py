@@ -146,18 +146,24 @@ def test_combine_weights(monkeypatch, combine, k):
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_unit_weight_is_exactly_one_with_the_gradient_of_the_log_of_the_gate(k):
-    """combine="unit": value 1 in every bit, gradient that of gate ÷ constant gate, which is the log of the gate's."""
-    layer, x = layer_like({"k": k, "combine": "unit"})
-    router = layer.router
-    plan = router(x).plan
+@pytest.mark.parametrize("noise_std", [0.0, 1.0])
+def test_unit_weights_are_constant(k, noise_std):
+    """combine="unit": value 1 in every bit; tokens get the gradient of the sum of their experts and nothing through the
+    router, whose own gradient is 0, not none, so that whoever waits for one of every parameter gets it."""
+    layer, x = layer_like({"k": k, "combine": "unit", "noise_std": noise_std})
+    x.requires_grad_(True)
+    slope = torch.randn(x.shape)
+    torch.manual_seed(2)
+    ours, router = torch.autograd.grad((layer(x) * slope).sum(), (x, layer.router.weight))
+    torch.manual_seed(2)
+    plan = layer.router(x.flatten(0, 1)[None]).plan
     assert torch.equal(plan.weight, torch.ones_like(plan.weight))
-    slope = torch.linspace(-1, 1, len(plan.weight))
-    (ours,) = torch.autograd.grad((plan.weight * slope).sum(), router.weight)
-    log_gates = torch.nn.functional.linear(x, router.weight).log_softmax(-1).flatten(0, 1)
-    expert = torch.repeat_interleave(torch.arange(EXPERTS), plan.count)
-    (expected,) = torch.autograd.grad((log_gates[plan.token, expert] * slope).sum(), router.weight)
+    expert = torch.repeat_interleave(torch.arange(EXPERTS), plan.count).tolist()
+    rows = x.flatten(0, 1)[plan.token]
+    outputs = torch.stack([layer.experts.expert(number)(row) for row, number in zip(rows, expert, strict=True)])
+    (expected,) = torch.autograd.grad((outputs * slope.flatten(0, 1)[plan.token]).sum(), x)
     torch.testing.assert_close(ours, expected)
+    assert torch.equal(router, torch.zeros_like(router))
 
 
 @pytest.mark.parametrize("variant", [{"gated": True}, {"norm": True}, {"bias": False}, {"gated": True, "norm": True}])

@@ -81,7 +81,7 @@ def test_routers_that_learn_nothing_start_as_the_parent(plain, router, way, recw
 @pytest.mark.parametrize(
     "way", [{"split": 2}, {"split": 4}, {"shared": True}, {"shared": True, "expert_hidden_dim": 5}]
 )
-def test_parts_sum_to_the_parent_and_shared_experts_keep_it(plain, way):
+def test_parts_make_up_the_parent_and_shared_experts_keep_it(plain, way):
     """Split experts are narrower and k of them make up the MLP; beside a shared one new experts add nothing yet."""
     parent, images = plain
     sparse = vismoe.upcycle(parent, **way)
@@ -95,7 +95,8 @@ def test_parts_sum_to_the_parent_and_shared_experts_keep_it(plain, way):
 
 @pytest.mark.parametrize("way", [*WAYS, {"split": 2}, {"shared": True}])
 def test_router_and_experts_part_within_two_steps(way):
-    """What was equal in all experts differs after two steps in those that had tokens, and every router has moved."""
+    """What was equal in all experts differs after two steps in those that had tokens; routers have moved where experts
+    share a token, and are as they were drawn where each has its own."""
     # With the class token's output alone patches of the last block would have no gradient.
     parent = timm.create_model("vit_tiny_patch16_224", img_size=32, global_pool="avg", **SMALL)
     sparse = vismoe.upcycle(randomised(parent), **way).train()
@@ -109,7 +110,8 @@ def test_router_and_experts_part_within_two_steps(way):
             optimizer.zero_grad()
     for name, calls in routing.layers.items():
         layer, used = sparse.get_submodule(name), sum(call.load for call in calls)
-        assert not torch.equal(layer.router.weight, before.get_submodule(name).router.weight)
+        stayed = torch.equal(layer.router.weight, before.get_submodule(name).router.weight)
+        assert stayed == (layer.router.k == 1)
         experts = [layer.experts.expert(number).down.weight for number in used.nonzero()[:, 0].tolist()]
         assert len(experts) > 1
         assert all(not torch.equal(one, other) for one, other in itertools.combinations(experts, 2))
@@ -254,7 +256,7 @@ def test_several_lists_of_blocks_are_told_apart():
         ({"expert_hidden_dim": 10, "split": 2}, "split= cuts copies into narrower ones"),
         ({"shared": True, "shared_hidden_dim": 4}, "shared_hidden_dim=4: what is shared here is the parent's own MLP"),
         ({"shared_hidden_dim": 4}, "shared_hidden_dim=4, shared=False: accepted are widths ≥ 0, and with shared=True"),
-        ({"router": "hash", "split": 2}, "split=2 with router='hash': parts sum to the MLP where"),
+        ({"router": "hash", "split": 2}, "split=2 with router='hash': parts are the MLP where"),
         ({"router": "random", "split": 2}, "use copies"),
         ({"router": "hash", "combine": "unit"}, "combine='unit': no option of router='hash'"),
     ],

@@ -28,7 +28,8 @@ class TopKRouter(BalancedRouter):
     - `balance`: "bias", loss-free, needs nothing from the training loop; "loss", auxiliary losses that the loop adds
       from `vismoe.record`; "none". `balance_rule`: how a bias moves, "log", "sign" or "z-score" (docs/balancing.md).
     - `combine`: how the k gates weigh the experts' outputs: "gate", as they are (Riquelme et al. 2021);
-      "renormalized", divided by their sum, for k ≥ 2; "unit", 1 in value with the gate's gradient.
+      "renormalized", divided by their sum, for k ≥ 2; "unit", 1 each: the network's loss then teaches the router
+      nothing (its gradient is 0), balance and auxiliary losses alone move choices.
     - `noise_std`: standard deviation, times 1/E, of normal noise on the logits while training (the paper's is 1.0).
     - `capacity_factor`: an expert accepts tokens · k · factor / E of a group, the rest is dropped; "none": nothing is.
       `eval_capacity_factor`: at evaluation. `capacity_rounding`, `…_multiple_of`: see `vismoe.moe.compute_capacity`.
@@ -76,7 +77,7 @@ class TopKRouter(BalancedRouter):
             raise ValueError(f'combine={self.combine!r}: accepted are "gate", "renormalized" and "unit"')
         if self.combine == "renormalized" and self.k == 1:
             why = "is a constant 1 and gives the router no gradient"
-            raise ValueError(f'combine="renormalized" with k=1 {why}: use "unit" (1 in value, with gradient) or "gate"')
+            raise ValueError(f'combine="renormalized" with k=1 {why}: use "unit", which is 1 too, or "gate"')
         check_noise(self.noise_std)
         for name in ("capacity_factor", "eval_capacity_factor"):
             check_factor(name, getattr(self, name), or_none=True)
@@ -153,8 +154,9 @@ class TopKRouter(BalancedRouter):
             # Sigmoids of far negative logits are 0, all of a token's at once; DeepSeek-V3's code has this floor too.
             return gates_GSk / gates_GSk.sum(-1, keepdim=True).clamp_min(1e-20)
         if self.combine == "unit":
-            # 1 + (g − g)/g: exactly 1 in value, which g/g is not, in every float.
-            return 1 + (gates_GSk - gates_GSk.detach()) / gates_GSk.detach().clamp_min(1e-20)
+            # A gradient of 0, not none: DistributedDataParallel waits for one of every parameter. Straight-through ones
+            # (that of the gate's logarithm, to tokens and router or to the router alone) made upcycled networks worse.
+            return 1 + 0 * gates_GSk
         return gates_GSk
 
     def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G ..."]]:

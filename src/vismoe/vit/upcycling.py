@@ -46,14 +46,14 @@ def upcycle(
       differences of rank `rank` that start at 0 (`vismoe.LowRankExperts`).
     - `shared`: the parent's MLP stays, for every token, beside new, smaller experts (`expert_hidden_dim`, by default a
       quarter of the parent's) whose last layer starts at 0.
-    - `split`: each copy of the parent's MLP becomes so many experts, with a part of its hidden units each, which sum to
-      it. The routers' rows of a copy's parts start equal, so that a token goes to all of them (He et al. 2024,
+    - `split`: each copy of the parent's MLP becomes so many experts, with a part of its hidden units each, whose mean is
+      the MLP. The routers' rows of a copy's parts start equal, so that a token goes to all of them (He et al. 2024,
       *Upcycling Large Language Models into Mixture of Experts*: virtual groups). `num_experts` is a multiple of it.
     - `perturb`: noise on the copies but the first, as a share of each weight's standard deviation.
     - `seed`: of routers and new weights; `inplace`: change `model` itself, otherwise a copy.
     - `options`: other fields of `vismoe.vit.MoEConfig` (balance=, combine=, noise_std=, capacity_factor=, block_list=,
-      …). `combine` is by default "unit" where k=1 or experts are split, else "renormalized"; router="hash" and "random"
-      have none, they average the k experts.
+      …). `combine` is by default "renormalized"; where k=1 it is "unit", by which training moves experts and leaves
+      the router as it was drawn (docs/upcycling.md). router="hash" and "random" have none, they average the k experts.
 
     **Raises:** ValueError for a model whose MLPs are not known, options that contradict each other, a sparse model.
     """
@@ -64,12 +64,12 @@ def upcycle(
     config = MoEConfig(layers, num_experts, k, **{"experts": experts, "rank": rank, "shared": shared} | options)
     summing: Literal["unit", "renormalized"] | None = None
     if config.router_has("combine"):
-        summing = "unit" if k == 1 or split > 1 else "renormalized"
+        summing = "unit" if k == 1 else "renormalized"
         config = replace(config, combine=options.get("combine", summing))
     elif split > 1:
         raise ValueError(
-            f"split={split} with router={config.router!r}: parts sum to the MLP where a token goes to all of one copy, "
-            "and this router averages experts that it chooses one by one: use copies (split=1)"
+            f"split={split} with router={config.router!r}: parts are the MLP where a token goes to all of one copy, "
+            "and this router chooses experts one by one: use copies (split=1)"
         )
     model = model if inplace else copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
@@ -130,7 +130,7 @@ def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tup
             raise ValueError(f"MLPs of hidden width {', '.join(map(str, widths))} cannot be cut into {parts}")
         config = replace(config, expert_hidden_dim=widths[0] // parts)
     if split > 1 and any(mlp.norm is not None for mlp in places.values()):
-        raise ValueError(f"split={split}: an MLP with a norm over its hidden units is not the sum of its parts")
+        raise ValueError(f"split={split}: an MLP with a norm over its hidden units cannot be cut")
     made = []
     for path, mlp in places.items():
         layer = config.layer(mlp)
@@ -162,11 +162,11 @@ def _start_as(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
 
 
 def _part(mlp: MLP, number: int, parts: int) -> MLP:
-    """The `number`-th of so many MLPs that sum to one: a part of its hidden units, and of its last bias."""
+    """The `number`-th of so many MLPs whose mean is one: a part of its hidden units, which counts as much as all."""
     if parts == 1:
         return mlp
     part = mlp.empty_like(mlp.hidden_dim // parts)
     for name, whole in mlp.state_dict().items():
-        cut = whole / parts if name == "down.bias" else whole.chunk(parts, 1 if name == "down.weight" else 0)[number]
-        part.get_parameter(name).copy_(cut)
+        cut = whole if name == "down.bias" else whole.chunk(parts, 1 if name == "down.weight" else 0)[number]
+        part.get_parameter(name).copy_(cut * parts if name == "down.weight" else cut)
     return part
