@@ -46,8 +46,8 @@ def upcycle(
       differences of rank `rank` that start at 0 (`vismoe.LowRankExperts`).
     - `shared`: the parent's MLP stays, for every token, beside new, smaller experts (`expert_hidden_dim`, by default a
       quarter of the parent's) whose last layer starts at 0.
-    - `split`: each copy of the parent's MLP becomes so many experts, with a part of its hidden units each, whose mean is
-      the MLP. The routers' rows of a copy's parts start equal, so that a token goes to all of them (He et al. 2024,
+    - `split`: each copy of the parent's MLP becomes so many experts, each with a part of its hidden units; their mean
+      is the MLP. The routers' rows of a copy's parts start equal, so that a token goes to all of them (He et al. 2024,
       *Upcycling Large Language Models into Mixture of Experts*: virtual groups). `num_experts` is a multiple of it.
     - `perturb`: noise on the copies but the first, as a share of each weight's standard deviation.
     - `seed`: of routers and new weights; `inplace`: change `model` itself, otherwise a copy.
