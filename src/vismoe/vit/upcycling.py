@@ -130,7 +130,7 @@ def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tup
             raise ValueError(f"MLPs of hidden width {', '.join(map(str, widths))} cannot be cut into {parts}")
         config = replace(config, expert_hidden_dim=widths[0] // parts)
     if split > 1 and any(mlp.norm is not None for mlp in places.values()):
-        raise ValueError(f"split={split}: an MLP with a norm over its hidden units cannot be cut")
+        raise ValueError(f"split={split}: an MLP with a norm over its hidden units cannot be cut: use split=1")
     made = []
     for path, mlp in places.items():
         layer = config.layer(mlp)
