@@ -221,11 +221,13 @@ def test_the_second_arm_is_paired_over_seeds():
     ]
     frozen, dense, full, low_rank = matching_table(table).splitlines()[2:]
     assert dense.endswith("|  |  |")
-    assert frozen.endswith("| -0.0200 (-0.0200 to -0.0200) | hurts |")
+    assert frozen.endswith("| -0.0200 (-0.0200 to -0.0200) |  |")
     assert full.endswith("| 0.0200 (0.0200 to 0.0200) | helps here |")
     assert low_rank.endswith("| 0.0400 (0.0400 to 0.0400) | helps here |")
     table[-1] |= dict.fromkeys(RECALLS, "0.1")
     assert matching_table(table).endswith("| nothing is shown |")
+    table[-len(SEEDS) :] = [row | {"arm": list(ARMS)[-1]} for row in table[: len(SEEDS)]]
+    assert matching_table(table).endswith("| -0.0200 (-0.0200 to -0.0200) | hurts |")
 
 
 def test_the_page_is_what_the_tables_say(tmp_path):

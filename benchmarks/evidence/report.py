@@ -227,13 +227,14 @@ def matching_table(rows: Sequence[Row]) -> str:
             cells += ["", ""]
         else:
             gain = over_seeds([_mean(row) - _mean(dense[seed]) for seed, row in by_seed.items()])
-            cells += [between(gain, 4), _said(gain)]
+            cells += [between(gain, 4), _said(gain) if ARMS[arm] else ""]
         lines.append([arm, first["rate"], f"{int(first['trained']) / 1e6:.1f} M", *cells])
-    return table(["arm", "rate", "trained parameters", *RECALLS, "mean of both − dense", "by the rules"], lines)
+    recalls = [name.replace("_", " ") for name in RECALLS]
+    return table(["arm", "rate", "trained parameters", *recalls, "mean of both − dense", "by the rules"], lines)
 
 
 def _said(gain: Interval) -> str:
-    """What RULES.md makes of a difference from the dense arm."""
+    """What RULES.md makes of the difference of an arm with experts from the dense one."""
     return "helps here" if gain.low > 0 else "hurts" if gain.high < 0 else "nothing is shown"
 
 
