@@ -38,13 +38,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "dense": {"sparse": False},
     "sparse": {"sparse": True, "experts": "full"},
     "sparse, low-rank": {"sparse": True, "experts": "low-rank"},
-    "sparse, blocks 8 and 10": {"sparse": True, "experts": "full", "layers": "8,10"},
 }
 FROZEN, TRAINED = tuple(ARMS)[:2], tuple(ARMS)[2:]
 RATES = (1e-4, 2e-4, 4e-4)
 EPOCHS = 6
-COMPARED = ("dense", "sparse", "sparse, low-rank")
-"""What is run with every seed."""
 
 
 @dataclass(frozen=True)
@@ -149,46 +146,40 @@ def chosen_rate(name: str, arm: str) -> float:
 
 def decisive(names: tuple[str, ...], seeds: tuple[int, ...]) -> list[Study]:
     frozen = [Study(name, arm, seed) for seed in seeds for name in names for arm in FROZEN]
-    rates = {(name, arm): chosen_rate(name, arm) for name in names for arm in COMPARED}
+    rates = {(name, arm): chosen_rate(name, arm) for name in names for arm in TRAINED}
     return frozen + [Study(*key, seed, rate, EPOCHS) for seed in seeds for key, rate in rates.items()]
 
 
 def print_trials(names: tuple[str, ...]) -> None:
     found = {tuple(row[name] for name in KEY): row for row in RESULTS.rows()}
-    print(f"| arm | rate | {' | '.join(f'{name}: validation top-1, loss' for name in names)} |")
+    print(f"| arm | rate | {' | '.join(f'{name}: top-1 of validation, test' for name in names)} |")
     print(f"| --- | --- |{' --- |' * len(names)}")
     for arm in TRAINED:
         for rate in RATES:
             own = [found.get(Study(name, arm, 0, rate, EPOCHS).key) for name in names]
             if any(own):
-                cells = [f"{row['validation']}, {row['validation_loss']}" if row else "" for row in own]
+                cells = [f"{row['validation']}, {row['top1']}" if row else "" for row in own]
                 print(f"| {arm} | {rate:g} | {' | '.join(cells)} |")
 
 
 def print_table(names: tuple[str, ...], seeds: tuple[int, ...]) -> None:
     found = {tuple(row[name] for name in KEY): row for row in RESULTS.rows()}
-    print("| set | arm | top-1, mean | of each seed | standard deviation | mean recall | CPU minutes | peak GB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| set | arm | rate | top-1, mean | of each seed | standard deviation | mean recall |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     runs = decisive(names, seeds)
     for name in names:
-        for arm in (*FROZEN, *COMPARED):
+        for arm in (*FROZEN, *TRAINED):
             own = [found[run.key] for run in runs if (run.set, run.arm) == (name, arm) and run.key in found]
             if own:
                 scores = [float(row["top1"]) for row in own]
                 spread = f"{stdev(scores):.4f}" if len(scores) > 1 else "–"
                 each = " ".join(f"{score:.4f}" for score in scores)
-                recall, minutes, peak = (
-                    mean(float(row[column]) for row in own)
-                    for column in ("mean_recall", "cpu_minutes", "peak_megabytes")
-                )
-                rest = f"{recall:.4f} | {minutes:.0f} | {peak / 1024:.1f}"
-                print(f"| {name} | {arm} | {mean(scores):.4f} | {each} | {spread} | {rest} |")
+                recall, rate = mean(float(row["mean_recall"]) for row in own), own[0]["learning_rate"]
+                print(f"| {name} | {arm} | {rate} | {mean(scores):.4f} | {each} | {spread} | {recall:.4f} |")
     for name in names:
         own = [run for run in runs if run.set == name and run.key in found]
-        scores_of = {
-            arm: {run.seed: float(found[run.key]["top1"]) for run in own if run.arm == arm} for arm in COMPARED
-        }
-        for arm in COMPARED[1:]:
+        scores_of = {arm: {run.seed: float(found[run.key]["top1"]) for run in own if run.arm == arm} for arm in TRAINED}
+        for arm in TRAINED[1:]:
             pairs = [
                 top1 - scores_of["dense"][seed] for seed, top1 in scores_of[arm].items() if seed in scores_of["dense"]
             ]
