@@ -158,7 +158,7 @@ def print_trials(names: tuple[str, ...]) -> None:
         for rate in RATES:
             own = [found.get(Study(name, arm, 0, rate, EPOCHS).key) for name in names]
             if any(own):
-                cells = [f"{row['validation']}, {row['top1']}" if row else "" for row in own]
+                cells = [f"{float(row['validation']):.4f}, {float(row['top1']):.4f}" if row else "" for row in own]
                 print(f"| {arm} | {rate:g} | {' | '.join(cells)} |")
 
 

@@ -37,7 +37,8 @@ class Options:
     layers: str = "last-2"
     """Which blocks are upcycled: last-N (of the odd blocks), every-N, or numbers from 0 as in \"8,10\"."""
     experts: Literal["full", "low-rank"] = "low-rank"
-    """Copies of the network's MLP, or its MLP frozen and low-rank differences, which did better (docs/finetune.md)."""
+    """Copies of the network's MLP, or its MLP frozen and low-rank differences: no worse, and less to train
+    (docs/finetune.md)."""
     image_size: int | None = None
     """Pixels; by default up to 112 on a CPU, 224 elsewhere, and the network's own."""
     epochs: int | None = None
