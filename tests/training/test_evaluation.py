@@ -1,6 +1,8 @@
 """pytest tests/training/test_evaluation.py: what an evaluation says, against figures worked out by hand."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -37,3 +39,41 @@ def test_by_hand():
     assert found.figures["calibration_error"] == pytest.approx((0.3 + 0.4 + 0.5 + 0.9) / 4, abs=1e-6)
     expected = -sum(math.log(p) for p in (0.7, 0.6, 0.4, 0.05)) / 4
     assert found.figures["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_nothing_to_evaluate():
+    """An empty set is refused, in words."""
+    with pytest.raises(ValueError, match="without pictures"):
+        evaluate(Table(), ImageSet(torch.empty(0, dtype=torch.long), lambda number: Image.new("L", (2, 2))))
+
+
+MEMORY = """
+import resource, torch
+from torch import nn
+from vismoe.data import ImageSet
+from vismoe.training import evaluate
+from PIL import Image
+
+class Classifier(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(1, classes))
+        self.pretrained_cfg = {"input_size": (1, 2, 2), "mean": (0,), "std": (1,), "crop_pct": 1.0}
+
+    def forward(self, pictures):
+        return self.logits.expand(len(pictures), -1)
+
+def peak(images, classes):
+    found = ImageSet(torch.arange(images) % classes, lambda number: Image.new("L", (2, 2), 0))
+    evaluate(Classifier(classes), found, batch_size=64)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before = peak(64, 10)
+print((peak(2048, 20_000) - before) * 1024 / (2048 * 20_000 * 4))
+"""
+
+
+def test_memory():
+    """The scores, which are the largest thing there is where classes are many, are there no more than twice."""
+    ran = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert 0.9 < float(ran.stdout) < 2.5
