@@ -252,7 +252,7 @@ def main(root: Path = Path("runs/evidence"), jobs: int = 2, left: bool = False, 
     Args:
         root: Where packages and pictures go, and what comes out of the blocks that do not train.
         jobs: Runs at a time.
-        left: Train nothing, say what is missing.
+        left: Train nothing, say what is missing, and what the test can show: packages (600 MB) are fetched for it.
         one: The name of a run in the queue, to be trained in this process.
     """
     parent = root / "vit-s14"

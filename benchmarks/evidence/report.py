@@ -306,6 +306,7 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
     if blocks["multipliers"] != NONE:
         draw([decisive_of(rows, width) for width in WIDTHS], picture)
     page.write_text(text, encoding="utf-8")
+    print(f"{page} says what the tables say")
 
 
 if __name__ == "__main__":

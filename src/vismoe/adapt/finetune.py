@@ -89,6 +89,8 @@ def finetune(
     start, probe = prepare(options, parts, path, where, workers)
     if not any(isinstance(module, MoE) for module in start.modules()):
         tell("the network is dense; --sparse makes experts of some of its MLPs")
+    elif options.source is None:
+        tell("the network is sparse; --dense trains one without experts")
     if probe is not None and parts.validated:
         tell(f"a linear classifier on the frozen network: {probe['validation']:.4f} on the validation part")
     how: Trained = options.train if options.train != "auto" else "all"

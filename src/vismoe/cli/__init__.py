@@ -8,7 +8,7 @@ from typing import Any, cast
 from vismoe import __version__
 
 VERBS = {
-    "demo": "train a small V-MoE and its dense twin on real digits, show the result (3 minutes)",
+    "demo": "train a small V-MoE and its dense twin on real digits, show the result (minutes)",
     "models": "list presets with their parameters and multiplications",
     "train": "train by a recipe",
     "eval": "evaluate a model on a set",

@@ -52,8 +52,8 @@ def finetune_folder(
         layers: Blocks that are upcycled: last-N (of the odd ones), every-N, or numbers from 0 with commas between.
         experts: low-rank, the MLP frozen and low-rank differences; full, copies of the MLP.
         image_size: Pixels; by default up to 112 on a CPU, 224 elsewhere.
-        epochs: Times that each picture is trained on, at most; by default 12 (80 from scratch) and some 8 minutes of
-            two cores.
+        epochs: Times that each picture is trained on, up to whole steps; by default at most 12 (80 from scratch), and
+            no more than some 8 minutes of two cores.
         batch_size: Images of a step; 32, from scratch 64, unless said.
         learning_rate: Peak rate; 2e-4, from scratch 2e-3, unless said.
         class_weights: How much more rare classes count in the loss, as a power of their rarity: with 0.5 they are found
