@@ -79,8 +79,8 @@ def evaluate(
     model: nn.Module, images: ImageSet, batch_size: int = 256, workers: int = 0, world: World | None = None
 ) -> Evaluation:
     """Runs a network over a set, once, at evaluation: of an ensemble, the mean of its members' probabilities. Leaves it
-    in the mode it was in. The processes of a `world` that all call it share the work. Holds the scores, 4 N K bytes, up
-    to twice at a time.
+    in the mode it was in. The processes of a `world` that all call it share the work. Where a picture shows one class
+    it holds the scores, 4 N K bytes, up to twice at a time.
 
     Raises:
         ValueError: where the set is empty.
