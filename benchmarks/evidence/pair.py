@@ -1,7 +1,7 @@
 """The decisive pair again, by anybody: dense and sparse of one width, seed 0, beside the rows of the study.
 
 PYTHONPATH=benchmarks python -m evidence.pair              # under an hour on two cores, packages and pictures included
-PYTHONPATH=benchmarks python -m evidence.pair --width 128  # the width at which experts help: some ten minutes more
+PYTHONPATH=benchmarks python -m evidence.pair --width 128  # the width at which experts help: twice the steps' time
 """
 
 from pathlib import Path
