@@ -1,0 +1,20 @@
+"""What memory a piece of code takes, in a process of its own."""
+
+import subprocess
+import sys
+
+PEAK = """
+import re, resource, sys
+from pathlib import Path
+
+def peak():
+    if sys.platform == "linux":  # there ru_maxrss begins with that of the process that started this one
+        return int(re.search("VmHWM:(.*)kB", Path("/proc/self/status").read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+"""
+
+
+def printed(script: str, *arguments: str) -> list[int]:
+    """The numbers that a script prints. In it `peak()` is the most memory that its process has had, in bytes."""
+    command = [sys.executable, "-c", PEAK + script, *arguments]
+    return [int(word) for word in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
