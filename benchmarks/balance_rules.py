@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vismoe
-from vismoe.moe import balancing
+from vismoe.moe.routers import balancing
 
 RESULTS = Path(__file__).parent / "results" / "balance_rules.csv"
 BATCH = 64

@@ -25,9 +25,10 @@ import tyro
 from over_seeds import told
 from table import Table
 
-from vismoe.adapt import L2_GRID, Options, features, finetune, ridge
+from vismoe.adapt import Options, finetune
 from vismoe.adapt.parts import open_parts
 from vismoe.adapt.start import open_start
+from vismoe.features import L2_GRID, features, ridge
 
 RESULTS = Table(Path(__file__).parent / "results" / "finetune.csv")
 FEW = 25

@@ -22,9 +22,9 @@ from importlib import import_module
 from pathlib import Path
 
 PRELOADED = (
-    "vismoe.cli.values",
+    "vismoe.cli.shared.values",
     "vismoe.adapt",
-    "vismoe.explain.pictures",
+    "vismoe.explain.routing_figure",
     "vismoe.recipes",
     "torch.onnx",
     "onnxscript",

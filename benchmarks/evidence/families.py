@@ -7,8 +7,8 @@ import timm
 from torch import nn
 
 import vismoe
-from vismoe.training import data_config
 from vismoe.vit import cost
+from vismoe.weights import data_config
 
 from .tasks import PIXELS
 

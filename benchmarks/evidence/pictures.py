@@ -23,8 +23,8 @@ from PIL import Image
 from table import Table
 
 import vismoe
-from vismoe.adapt import features
 from vismoe.data import ImageSet, find_duplicates, fingerprint, read_image
+from vismoe.features import features
 
 from .packages import unpacked
 

@@ -22,7 +22,8 @@ from table import Table
 from torch.nn import functional as F
 
 from vismoe.data import ImageSet
-from vismoe.training import evaluate, fit
+from vismoe.inference import evaluate
+from vismoe.training import fit
 
 from .families import multiplications
 from .figures import FAMILIAR, UNFAMILIAR

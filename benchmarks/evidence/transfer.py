@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from vismoe.adapt import features, linear_probe, nearest_neighbours
 from vismoe.data import ImageSet
+from vismoe.features import features, linear_probe, nearest_neighbours
 
 from .kept import kept
 from .pictures import emoji, picture_of, small

@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import weights
-from .moe import (
+from vismoe import weights
+from vismoe.moe import (
     ExpertChoiceRouter,
     HashRouter,
     ImageRouter,
@@ -20,12 +20,12 @@ from .moe import (
     record,
     register_mlp,
 )
-from .vit import densify, upcycle
-from .weights import create_model, list_models, load, save
+from vismoe.vit import densify, upcycle
+from vismoe.weights import create_model, list_models, load, save
 
 if TYPE_CHECKING:
-    from .recipes import train
-    from .training import predict
+    from vismoe.inference import predict
+    from vismoe.recipes import train
 
 __version__ = "0.1.0"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vismoe.adapt import class_names, file_names, open_images, whole, write_embeddings
 from vismoe.data import ImageSet, open_data
+from vismoe.features import class_names, file_names, open_images, whole, write_embeddings
 
 VECTORS = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 FILES, LABELS = ["a.png", "b, with ✓.png", "\udcff.png"], ["cat", "", "cat|dog"]
@@ -77,7 +77,7 @@ def test_names_of_rows(tmp_path):
     data = open_data("digits")
     every = whole(data).val
     assert torch.equal(every.labels, torch.cat([data.train.labels, data.val.labels]))
-    assert every.picture(1347).tobytes() == data.val.picture(0).tobytes()
+    assert every.image(1347).tobytes() == data.val.image(0).tobytes()
     assert file_names(every)[:2] == ["0", "1"]
     assert class_names(data.val, data.classes)[0] == str(data.val.labels[0].item())
     several = ImageSet(torch.tensor([[True, True], [False, False]]), lambda index: None, ["a", "b"])

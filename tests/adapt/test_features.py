@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 import vismoe
-from vismoe.adapt import classifiers, features
 from vismoe.data import ImageSet, evaluation_transform
-from vismoe.training import data_config
+from vismoe.features import classifiers, features
+from vismoe.weights import data_config
 
 NOISE = np.random.default_rng(0).integers(0, 256, (5, 40, 36, 3), dtype=np.uint8)
 TIMM = {
@@ -26,12 +26,12 @@ TIMM = {
 }
 
 
-def picture(pixels, index):
+def image(pixels, index):
     return Image.fromarray(pixels[index])
 
 
-def pictures(pixels=NOISE):
-    return ImageSet(torch.zeros(len(pixels), dtype=torch.int64), partial(picture, pixels))
+def images(pixels=NOISE):
+    return ImageSet(torch.zeros(len(pixels), dtype=torch.int64), partial(image, pixels))
 
 
 def sparse(**arguments):
@@ -50,8 +50,8 @@ def test_they_are_timm_s_pre_logits(name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, **TIMM[name]).eval()
     model.pretrained_cfg["input_size"] = (3, 32, 32)
-    found = features(model, pictures(), batch_size=2)
-    pixels = torch.stack([evaluation_transform(data_config(model))(pictures().picture(i)) for i in range(5)])
+    found = features(model, images(), batch_size=2)
+    pixels = torch.stack([evaluation_transform(data_config(model))(images().image(i)) for i in range(5)])
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(pixels), pre_logits=True).flatten(1)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -64,13 +64,13 @@ def test_order_mode_and_batches():
     could not be trained on."""
     model = sparse().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = features(model, pictures(), batch_size=2)
+    found = features(model, images(), batch_size=2)
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert found.shape == (5, model.num_features)
     assert found.dtype == torch.float32
-    assert torch.equal(found, features(model, pictures(), batch_size=2))
-    torch.testing.assert_close(found[3], features(model, pictures(NOISE[3:4]))[0])
+    assert torch.equal(found, features(model, images(), batch_size=2))
+    torch.testing.assert_close(found[3], features(model, images(NOISE[3:4]))[0])
     nn.Linear(found.shape[1], 2)(found).sum().backward()
 
 
@@ -78,18 +78,18 @@ def test_networks_without_classes_give_their_output():
     """With num_classes=0 the same weights give the same features."""
     with_head, without = sparse(), sparse(num_classes=0)
     without.load_state_dict({k: v for k, v in with_head.state_dict().items() if not k.startswith("head.")})
-    assert torch.equal(features(without, pictures()), features(with_head, pictures()))
+    assert torch.equal(features(without, images()), features(with_head, images()))
 
 
 def test_views():
-    """Mirrored features are those of mirrored pictures; of both views it is the mean."""
+    """Mirrored features are those of mirrored images; of both views it is the mean."""
     model = sparse()
-    mirrored = features(model, pictures(np.ascontiguousarray(NOISE[:, :, ::-1])))
-    torch.testing.assert_close(features(model, pictures(), views=("mirrored",)), mirrored)
-    mean = (features(model, pictures()) + mirrored) / 2
-    torch.testing.assert_close(features(model, pictures(), views=("plain", "mirrored")), mean)
+    mirrored = features(model, images(np.ascontiguousarray(NOISE[:, :, ::-1])))
+    torch.testing.assert_close(features(model, images(), views=("mirrored",)), mirrored)
+    mean = (features(model, images()) + mirrored) / 2
+    torch.testing.assert_close(features(model, images(), views=("plain", "mirrored")), mean)
     with pytest.raises(ValueError, match="accepted are some of plain, mirrored"):
-        features(model, pictures(), views=("upside-down",))
+        features(model, images(), views=("upside-down",))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_16", "swin_t"])
@@ -99,11 +99,11 @@ def test_torchvision_s(name):
     small = {"image_size": 32} if name == "vit_b_16" else {}
     model = torchvision.models.get_model(name, weights=None, num_classes=3, **small).eval()
     preparation = {"input_size": (3, 32, 32)}
-    found = features(model, pictures(), preparation=preparation)
+    found = features(model, images(), preparation=preparation)
     transform = evaluation_transform(data_config(model) | preparation)
     (head,) = classifiers(model)
     with torch.no_grad():
-        expected = model(torch.stack([transform(pictures().picture(i)) for i in range(5)]))
+        expected = model(torch.stack([transform(images().image(i)) for i in range(5)]))
         torch.testing.assert_close(head(found), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -122,23 +122,23 @@ def test_transformers(transformers, kind):
         )
     )
     model = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
-    found = features(model, pictures())
+    found = features(model, images())
     size = {"input_size": (3, 32, 32)}
     transform = evaluation_transform(data_config(model) | size)
-    pixels = torch.stack([transform(pictures().picture(i)) for i in range(5)])
+    pixels = torch.stack([transform(images().image(i)) for i in range(5)])
     with torch.no_grad():
         torch.testing.assert_close(model.classifier(found), model(pixels).logits, rtol=1e-4, atol=1e-5)
         bare = getattr(model, model.base_model_prefix)
         output = bare(pixels)
     pooled = output.pooler_output if output.pooler_output is not None else output.last_hidden_state[:, 0]
-    torch.testing.assert_close(features(bare, pictures()), pooled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features(bare, images()), pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_transformers_of_two_towers(transformers):
-    """Where the configuration is one of pictures and text, the size is that of the pictures."""
+    """Where the configuration is one of images and text, the size is that of the images."""
     config = transformers.SiglipConfig(vision_config=dict(SMALL, image_size=32, patch_size=8), num_labels=3)
     model = transformers.SiglipForImageClassification(config).eval()
-    assert features(model, pictures()).shape == (5, 16)
+    assert features(model, images()).shape == (5, 16)
 
 
 def test_what_gives_no_vector_is_refused():
@@ -146,4 +146,4 @@ def test_what_gives_no_vector_is_refused():
     model = timm.create_model("resnet10t", num_classes=0, global_pool="")
     model.pretrained_cfg["input_size"] = (3, 64, 64)
     with pytest.raises(ValueError, match=r"ResNet gives features of shape \(512, 2, 2\), not one vector"):
-        features(model, pictures())
+        features(model, images())

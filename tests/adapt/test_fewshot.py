@@ -6,9 +6,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from vismoe.adapt import L2_GRID, check_shots, draw, few_shot, ridge
-from vismoe.adapt.fewshot import REFERENCE_GRID, VALIDATION, best_rank
 from vismoe.data import Data, ImageSet, open_data
+from vismoe.features import L2_GRID, check_shots, draw, few_shot, ridge
+from vismoe.features.fewshot import REFERENCE_GRID, VALIDATION, best_rank
 
 
 class Pixels(nn.Module):
@@ -25,7 +25,7 @@ class Pixels(nn.Module):
 
 
 def test_draws():
-    """So many of each class, others to choose by, no picture in both; fewer shots are among more; seeds differ."""
+    """So many of each class, others to choose by, no image in both; fewer shots are among more; seeds differ."""
     labels = torch.arange(200) % 4
     for shots in (1, 5, 40):
         drawn, others = draw(labels, shots, seed=0)
@@ -34,18 +34,17 @@ def test_draws():
         assert not set(drawn) & set(others)
     assert set(draw(labels, 1, 0)[0]) < set(draw(labels, 5, 0)[0])
     assert draw(labels, 5, 0) == draw(labels, 5, 0) != draw(labels, 5, 1)
-    with pytest.raises(ValueError, match="50 shots, but class 0 has 50 pictures"):
+    with pytest.raises(ValueError, match="50 shots, but class 0 has 50 images"):
         draw(labels, 50, 0)
 
 
-def test_figures_are_those_of_the_drawn_pictures():
+def test_figures_are_those_of_the_drawn_images():
     """On the digits' pixels: the accuracy of a seed is that of the regression on what it draws, judged on the held-out
     part; more shots teach more, with neighbours too."""
     data = open_data("digits")
     one, ten = few_shot(Pixels(), data, shots=(1, 10), seeds=2)
     pixels = {
-        id(part): np.stack([np.asarray(part.picture(i), float).ravel() for i in range(len(part))])
-        for part in data.parts
+        id(part): np.stack([np.asarray(part.image(i), float).ravel() for i in range(len(part))]) for part in data.parts
     }
     train, val = (torch.from_numpy(pixels[id(part)]) / 127.5 - 1 for part in data.parts)
     for seed in range(2):
@@ -66,7 +65,7 @@ def test_the_reference_s_protocol():
     data = open_data("digits")
     (found,) = few_shot(Pixels(), data, shots=(5,), seeds=3, protocol="reference")
     train, val = (
-        np.stack([np.asarray(part.picture(i), np.float32).ravel() for i in range(len(part))]) / 127.5 - 1
+        np.stack([np.asarray(part.image(i), np.float32).ravel() for i in range(len(part))]) / 127.5 - 1
         for part in data.parts
     )
     accuracies = []
@@ -93,19 +92,19 @@ def test_ranks_not_means_choose():
 
 
 def test_sets_that_are_none_to_draw_from():
-    """No training part, several classes a picture, too few pictures: said before anything is computed."""
+    """No training part, several classes an image, too few images: said before anything is computed."""
     images = ImageSet(torch.tensor([0, 0, 0, 1, 1]), lambda index: None)
     several = ImageSet(torch.ones(4, 2, dtype=torch.bool), lambda index: None)
     with pytest.raises(ValueError, match="has no part to draw from"):
         check_shots(Data("cats", ["a", "b"], None, images), (1,))
-    with pytest.raises(ValueError, match="several classes a picture"):
+    with pytest.raises(ValueError, match="several classes an image"):
         check_shots(Data("cats", ["a", "b"], several, several), (1,))
     data = Data("cats", ["a", "b"], images, images)
     assert check_shots(data, (1, 2)) == [1]
     assert check_shots(data, (1, 2, 3), "reference") == [1, 2, 3]
-    with pytest.raises(ValueError, match="2 shots, but b has 2 pictures"):
+    with pytest.raises(ValueError, match="2 shots, but b has 2 images"):
         check_shots(data, (2, 3))
-    with pytest.raises(ValueError, match="too few pictures to train on for"):
+    with pytest.raises(ValueError, match="too few images to train on for"):
         few_shot(Pixels(), data, (1, 2))
     with pytest.raises(ValueError, match="at least 1"):
         check_shots(data, (0, 1))

@@ -1,4 +1,4 @@
-"""pytest tests/adapt/test_finetune.py: from a folder of pictures to a classifier and its report."""
+"""pytest tests/adapt/test_finetune.py: from a folder of images to a classifier and its report."""
 
 import csv
 import json
@@ -23,14 +23,15 @@ from vismoe.adapt.calibrate import divide_logits, fit_temperature
 from vismoe.adapt.parts import open_parts
 from vismoe.adapt.prepare import prepare
 from vismoe.data import open_data
+from vismoe.inference import evaluate, predict
 from vismoe.moe import MoE
-from vismoe.training import TrainingStoppedError, evaluate, predict
+from vismoe.training import TrainingStoppedError
 from vismoe.training.optimizer import freeze as freeze_named
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
 
 
-def picture(colour, number):
+def image(colour, number):
     """Noise around a colour, no two alike."""
     generator = torch.Generator().manual_seed(number * 1000 + sum(colour))
     noise = torch.randint(-40, 40, (9, 12, 3), generator=generator)
@@ -41,7 +42,7 @@ def fill(folder, count=24, classes=COLOURS):
     for name in classes:
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            picture(COLOURS[name], number).save(folder / name / f"{number}.png")
+            image(COLOURS[name], number).save(folder / name / f"{number}.png")
     return folder
 
 
@@ -73,7 +74,7 @@ def done(folder, parent, tmp_path_factory):
 
 
 def test_all_is_written(done):
-    """Model, report, tables and pictures; the model opens with timm, knows its classes, and predicts."""
+    """Model, report, tables and images; the model opens with timm, knows its classes, and predicts."""
     found, told = done
     path = found.run.path
     names = {
@@ -91,7 +92,7 @@ def test_all_is_written(done):
     assert json.loads((path / "report.json").read_text())["test"] == found.report["test"]
     model = timm.create_model(f"local-dir:{path / 'model'}", pretrained=True)
     assert sum(isinstance(module, MoE) for module in model.modules()) == 2
-    (answer,) = predict(found.run.load_model(), picture(COLOURS["blue"], 777))
+    (answer,) = predict(found.run.load_model(), image(COLOURS["blue"], 777))
     assert {name for name, _ in answer.classes} == set(COLOURS)
     card = (path / "model" / "README.md").read_text()
     assert f"{found.report['test']['top1']:.4f}" in card
@@ -101,7 +102,7 @@ def test_all_is_written(done):
     assert "Fine-tuned with vismoe from model (" in card  # no path of somebody's machine
 
 
-def test_the_report_is_of_pictures_that_nothing_was_chosen_by(done, folder):
+def test_the_report_is_of_images_that_nothing_was_chosen_by(done, folder):
     """The three parts are disjoint and make up the set; the figures are those of the test part, computed anew."""
     found, _ = done
     split = json.loads((found.run.path / "split.json").read_text())
@@ -156,9 +157,7 @@ def test_interrupted_it_leaves_a_model_and_goes_on_to_the_same_end(folder, paren
 
     with pytest.raises(TrainingStoppedError, match="the same command again goes on"):
         finetune(asked, tmp_path / "run", device="cpu", watch=stop)
-    assert {name for name, _ in predict(vismoe.load(tmp_path / "run"), picture((0, 0, 0), 1))[0].classes} == set(
-        COLOURS
-    )
+    assert {name for name, _ in predict(vismoe.load(tmp_path / "run"), image((0, 0, 0), 1))[0].classes} == set(COLOURS)
     with pytest.raises(FileExistsError, match="begun with other options"):
         finetune(replace(asked, seed=1), tmp_path / "run", device="cpu")
     told = []
@@ -199,14 +198,14 @@ def test_from_scratch_and_from_a_zip(sparse, tmp_path, folder, monkeypatch):
 
 
 def test_copies_are_on_one_side(tmp_path, parent):
-    """Exact and near copies of a picture never part, and the report counts them."""
+    """Exact and near copies of an image never part, and the report counts them."""
     fill(tmp_path / "data", 12)
     for name, colour in COLOURS.items():
         for number in range(6):
             Image.effect_mandelbrot((60, 50), (-2 + number / 9, -1.2, 0.6, 1.1 + number / 5), 90).convert("RGB").save(
                 tmp_path / "data" / name / f"m{sum(colour)}-{number}.png"
             )
-            picture(colour, number).save(tmp_path / "data" / name / f"copy-{number}.png")
+            image(colour, number).save(tmp_path / "data" / name / f"copy-{number}.png")
     found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu")
     files = json.loads((tmp_path / "run" / "split.json").read_text())["files"]
     for name in COLOURS:
@@ -215,7 +214,7 @@ def test_copies_are_on_one_side(tmp_path, parent):
     assert len(found.report["data"]["exact_duplicates"]) >= 18
 
 
-def test_two_pictures_a_class(tmp_path, parent):
+def test_two_images_a_class(tmp_path, parent):
     """One to train on, one to test on: no part to choose by, so nothing is chosen, and that is said."""
     told = []
     fill(tmp_path / "data", 2)
@@ -225,14 +224,14 @@ def test_two_pictures_a_class(tmp_path, parent):
     assert any("too few for a part to choose by" in line for line in told)
 
 
-def test_several_labels_a_picture(tmp_path, parent):
-    """A metadata.csv with several labels a picture: mean average precision, a sigmoid each."""
+def test_several_labels_a_image(tmp_path, parent):
+    """A metadata.csv with several labels an image: mean average precision, a sigmoid each."""
     (tmp_path / "data").mkdir()
     rows = ["file_name,labels"]
     for number in range(40):
         names = [name for place, name in enumerate(COLOURS) if number >> place & 1] or ["red"]
         mean = tuple(int(sum(COLOURS[name][c] for name in names) / len(names)) for c in range(3))
-        picture(mean, number).save(tmp_path / "data" / f"{number}.png")
+        image(mean, number).save(tmp_path / "data" / f"{number}.png")
         rows.append(f"{number}.png,{'|'.join(names)}")
     (tmp_path / "data" / "metadata.csv").write_text("\n".join(rows))
     found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu")
@@ -246,7 +245,7 @@ def test_several_labels_a_picture(tmp_path, parent):
     [
         (lambda place: fill(place, 6, ["red"]), "has one class, red"),
         (lambda place: place.mkdir(), "no class folders"),
-        (lambda place: fill(place, 1), "two pictures that are not copies"),
+        (lambda place: fill(place, 1), "two images that are not copies"),
     ],
 )
 def test_sets_that_cannot_be_trained_on(tmp_path, parent, make, message):
@@ -262,7 +261,7 @@ def test_too_many_unreadable_files(tmp_path, parent):
     fill(tmp_path / "data", 10)
     for name in COLOURS:
         for number in range(4):
-            (tmp_path / "data" / name / f"{number}.png").write_bytes(b"no picture")
+            (tmp_path / "data" / name / f"{number}.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="12 of 30 files cannot be used"):
         finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu")
     found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu", max_unreadable=0.5)
@@ -274,7 +273,7 @@ def test_as_many_unreadable_files_as_are_accepted(tmp_path, parent):
     fill(tmp_path / "data", 20)
     broken = [f"{name}/{number}.png" for name in sorted(COLOURS) for number in (0, 1)]
     for file in broken:
-        (tmp_path / "data" / file).write_bytes(b"no picture")
+        (tmp_path / "data" / file).write_bytes(b"no image")
     found = finetune(options(tmp_path / "data", parent, epochs=1), tmp_path / "run", device="cpu", max_unreadable=0.1)
     assert [entry["file"] for entry in found.run.data["unreadable"]] == broken
 
@@ -387,12 +386,12 @@ def test_balancing_follows_what_trains(router):
     ],
 )
 def test_options_that_cannot_be_followed(given, told):
-    """They are refused before a picture is opened or a folder made."""
+    """They are refused before an image is opened or a folder made."""
     with pytest.raises(ValueError, match=re.escape(told)):
         Options("nowhere", **{"source": "nothing"} | given)
 
 
-def test_a_run_among_the_pictures_is_refused(folder, parent):
+def test_a_run_among_the_images_is_refused(folder, parent):
     """It would be a class of its own the next time."""
     with pytest.raises(ValueError, match=r"inside .* choose another --out"):
         finetune(options(folder, parent), folder / "runs" / "mine", device="cpu")
@@ -445,15 +444,15 @@ def test_a_start_that_was_killed_goes_on(folder, parent, tmp_path):
 
 
 def test_a_source_that_is_not_there_is_told_at_once(folder, tmp_path):
-    """Before the pictures are looked at."""
+    """Before the images are looked at."""
     told = []
     with pytest.raises(FileNotFoundError, match="no such run or model folder"):
         finetune(options(folder, tmp_path / "nothing"), tmp_path / "mine", device="cpu", tell=told.append)
     assert not told
 
 
-def test_a_temperature_needs_pictures(done):
-    """A dozen pictures to choose by fit none: it would follow chance."""
+def test_a_temperature_needs_images(done):
+    """A dozen images to choose by fit none: it would follow chance."""
     report = done[0].report
     assert report["pictures"]["validation"] < 50
     assert report["temperature"] == 1.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from vismoe.adapt import nearest_neighbours
+from vismoe.features import nearest_neighbours
 
 GENERATOR = torch.Generator().manual_seed(0)
 KNOWN, ASKED = torch.randn(60, 8, generator=GENERATOR), torch.randn(1100, 8, generator=GENERATOR)
@@ -34,7 +34,7 @@ def test_weighted_votes():
 
 
 def test_fewer_than_k_all_vote():
-    """Three pictures, k=20; what makes no sense is refused."""
+    """Three images, k=20; what makes no sense is refused."""
     found = nearest_neighbours(KNOWN[:3], LABELS[:3], ASKED[:2], 4, temperature=math.inf)
     torch.testing.assert_close(found, torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0]] * 2))
     with pytest.raises(ValueError, match="must be above 0"):

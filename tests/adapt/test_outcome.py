@@ -5,17 +5,17 @@ from PIL import Image
 
 from vismoe.adapt import outcome
 from vismoe.data import Data, ImageSet
-from vismoe.training import Evaluation
+from vismoe.inference import Evaluation
 
 
 def test_captions_of_mistakes(tmp_path, monkeypatch):
-    """At one height, whatever shape the pictures have; an answer without a class is told as one."""
-    pictures = [Image.new("L", size) for size in ((60, 30), (30, 60), (50, 50), (160, 20))]
+    """At one height, whatever shape the images have; an answer without a class is told as one."""
+    images = [Image.new("L", size) for size in ((60, 30), (30, 60), (50, 50), (160, 20))]
     labels = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 1]]).bool()
     scores = torch.tensor([[-3.0, -1], [-2, 1], [-1, -1], [2, -2]])
     drawn = []
     monkeypatch.setattr(outcome, "save_figure", lambda figure, path, dpi: drawn.append(figure))
-    data = Data("shapes", ["round", "red"], None, ImageSet(labels, pictures.__getitem__))
+    data = Data("shapes", ["round", "red"], None, ImageSet(labels, images.__getitem__))
     assert outcome.draw_mistakes(Evaluation({}, [], labels, scores, 1.0, {}), data, tmp_path / "mistakes.png")
     drawn[0].draw_without_rendering()
     titles = [axes.title for axes in drawn[0].axes]

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from vismoe.adapt import linear_probe
+from vismoe.features import linear_probe
 
 
 def clusters(number, dim, classes, spread=1.0, seed=0):
@@ -35,7 +35,7 @@ def test_an_nn_linear_of_it_is_scikit_learn_s(classes, class_weight):
 
 
 def test_the_strength_is_chosen():
-    """On pure noise the strongest regularisation wins, on classes far apart a weaker one; on new pictures the choice is
+    """On pure noise the strongest regularisation wins, on classes far apart a weaker one; on new images the choice is
     at least as good, in cross-entropy, as either end of the grid."""
     x, labels = clusters(120, 30, 3, spread=0.0)
     assert torch.equal(linear_probe(x, labels)[0], linear_probe(x, labels, strengths=(0.001,))[0])
@@ -50,7 +50,7 @@ def test_the_strength_is_chosen():
 
 
 def test_rare_classes():
-    """Two pictures of a class make two folds, one none; no warning, and the same weights again."""
+    """Two images of a class make two folds, one none; no warning, and the same weights again."""
     x, labels = clusters(40, 5, 2, spread=3.0)
     for rare in (1, 2):
         more, numbers = torch.cat([x, 20 + torch.randn(rare, 5)]), torch.cat([labels, torch.full((rare,), 2)])
@@ -60,7 +60,7 @@ def test_rare_classes():
         assert torch.equal(linear_probe(more, numbers, "balanced")[0], weight)
 
 
-def test_several_classes_a_picture():
+def test_several_classes_a_image():
     """One regression a class: each is scikit-learn's own; one that never occurs gets a small share and no weight."""
     x, _ = clusters(80, 6, 2)
     labels = torch.stack([x[:, 0] > 0, x[:, 1] + x[:, 2] > 0.5, torch.zeros(80, dtype=torch.bool)], 1)
@@ -75,14 +75,14 @@ def test_several_classes_a_picture():
 
 
 def test_what_cannot_be_learned_is_refused():
-    """One class, or one without pictures."""
+    """One class, or one without images."""
     for labels in (torch.zeros(4, dtype=torch.int64), torch.tensor([0, 2, 2, 0])):
         with pytest.raises(ValueError, match="expected two classes or more"):
             linear_probe(torch.randn(4, 3), labels)
 
 
 def test_it_is_quick():
-    """3,000 pictures, 384 features, 22 classes: well under half a minute of one core (about a second when measured)."""
+    """3,000 images, 384 features, 22 classes: well under half a minute of one core (about a second when measured)."""
     x, labels = clusters(3000, 384, 22, spread=0.1)
     start = time.process_time()
     linear_probe(x, labels)

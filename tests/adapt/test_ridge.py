@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from vismoe.adapt import ridge
-from vismoe.adapt.ridge import BIAS
+from vismoe.features import ridge
+from vismoe.features.ridge import BIAS
 
 
 def whitened(x):
@@ -16,7 +16,7 @@ def whitened(x):
 
 @pytest.mark.parametrize(("number", "dim"), [(60, 16), (15, 32)])
 def test_it_is_ridge_regression(number, dim):
-    """More pictures than features, and fewer: the scores are those of scikit-learn's Ridge on the same features."""
+    """More images than features, and fewer: the scores are those of scikit-learn's Ridge on the same features."""
     generator = torch.Generator().manual_seed(0)
     x, labels = torch.randn(number, dim, generator=generator) * 3 + 5, torch.arange(number) % 5
     weight, bias = ridge(x, labels, 5, (1e-3, 10.0))
@@ -28,8 +28,8 @@ def test_it_is_ridge_regression(number, dim):
         np.testing.assert_allclose(x.double() @ w.T + b, expected, atol=1e-6)
 
 
-def test_constant_features_and_single_pictures():
-    """A feature that never varies, and one picture a class: finite weights, every class right."""
+def test_constant_features_and_single_images():
+    """A feature that never varies, and one image a class: finite weights, every class right."""
     x = torch.cat([torch.eye(4), torch.ones(4, 1)], 1)
     weight, bias = ridge(x, torch.arange(4), 4, (2.0**-20,))
     assert weight.isfinite().all()
@@ -42,7 +42,7 @@ def test_constant_features_and_single_pictures():
 def test_reference(reference_figures, case):
     """Weights at three regularisations and accuracies at thirty are the reference's, as far as its float32 goes: what
     is minimised agrees to 1e-5 and is never less at its weights; accuracies are equal, but where little is regularised
-    for one picture, whose two best scores (0.0018 apart) are nearer than its float32 errs in scores (0.0055)."""
+    for one image, whose two best scores (0.0018 apart) are nearer than its float32 errs in scores (0.0055)."""
     figures = dict(np.load(reference_figures / "fewshot_linear_regression.npz"))
     figures = {k.removeprefix(f"case{case}/"): torch.from_numpy(v) for k, v in figures.items() if f"case{case}/" in k}
     x, labels, l2 = figures["x_train"], figures["y_train"], figures["l2_regs"].tolist()

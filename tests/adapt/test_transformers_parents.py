@@ -8,17 +8,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vismoe
-from vismoe.adapt import Options, classifiers, finetune, freeze, open_trained
+from vismoe.adapt import Options, finetune, freeze, open_trained
 from vismoe.adapt.parts import open_parts
 from vismoe.adapt.prepare import prepare
 from vismoe.adapt.start import open_start
 from vismoe.data import open_data
+from vismoe.features import classifiers
+from vismoe.inference import evaluate, predict
 from vismoe.moe import MoE
-from vismoe.training import Recipe, data_config, evaluate, predict
+from vismoe.training import Recipe
 from vismoe.training.beginning import begin
-from vismoe.weights import TransformersNetwork, as_network, load_network
+from vismoe.weights import TransformersNetwork, as_network, data_config, load_network
 
-from .test_finetune import COLOURS, fill, picture
+from .test_finetune import COLOURS, fill, image
 
 transformers = pytest.importorskip("transformers")
 
@@ -73,7 +75,7 @@ def test_a_trunk_without_such_a_class_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["ViT", "CLIP"])
 def test_another_image_size_is_what_transformers_interpolates(kind):
-    """Position embeddings for other pictures are baked in, equal to those that the class makes as it goes."""
+    """Position embeddings for other images are baked in, equal to those that the class makes as it goes."""
     network = as_network(trunk(kind))
     network.reset_classifier(3)
     pixels = torch.randn(2, 3, 48, 48)
@@ -90,7 +92,7 @@ def test_a_network_of_one_size_keeps_it():
     config = transformers.BeitConfig(**IMAGES, use_relative_position_bias=True)
     network = as_network(transformers.BeitForImageClassification(config))
     assert not network.resizable
-    with pytest.raises(ValueError, match="for pictures of 32 pixels alone"):
+    with pytest.raises(ValueError, match="for images of 32 pixels alone"):
         network.set_input_size(48)
 
 
@@ -157,9 +159,9 @@ def test_finetune(kind, train, folder, tmp_path):
     pixels = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(opened(pixels).logits, network(pixels))
     answers = transformers.pipeline("image-classification", model=str(tmp_path / "run" / "model"))(
-        picture(COLOURS["blue"], 777).resize((16, 16), Image.Resampling.BICUBIC)
+        image(COLOURS["blue"], 777).resize((16, 16), Image.Resampling.BICUBIC)
     )
-    (ours,) = predict(network, picture(COLOURS["blue"], 777).resize((16, 16), Image.Resampling.BICUBIC))
+    (ours,) = predict(network, image(COLOURS["blue"], 777).resize((16, 16), Image.Resampling.BICUBIC))
     assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(dict(ours.classes), abs=1e-4)
     assert "library_name: transformers" in (tmp_path / "run" / "model" / "README.md").read_text()
 

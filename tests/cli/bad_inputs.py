@@ -33,8 +33,8 @@ class Case:
     options: tuple[str, ...] = ()
 
 
-def pictures(folder: Path, number: int = 20, classes: tuple[str, ...] = ("cat", "dog")) -> list[Path]:
-    """So many pictures of each class, light and dark."""
+def images(folder: Path, number: int = 20, classes: tuple[str, ...] = ("cat", "dog")) -> list[Path]:
+    """So many images of each class, light and dark."""
     random, made = np.random.default_rng(0), []
     for index, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
@@ -60,7 +60,7 @@ def bomb() -> bytes:
 
 def unreadable(share: float) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        made = pictures(folder)
+        made = images(folder)
         for path in made[:: round(1 / share)] if share < 0.5 else made[: round(share * len(made))]:
             path.write_bytes(path.read_bytes()[:60])
 
@@ -68,67 +68,67 @@ def unreadable(share: float) -> Callable[[Path], None]:
 
 
 def one_class(folder: Path) -> None:
-    pictures(folder, classes=("cat",))
+    images(folder, classes=("cat",))
 
 
-def class_without_pictures(folder: Path) -> None:
-    pictures(folder)
+def class_without_images(folder: Path) -> None:
+    images(folder)
     (folder / "owl").mkdir()
 
 
 def strange_names(folder: Path) -> None:
-    pictures(folder, classes=("a cat", 'the "dog"', "new\nline", "кот", "猫 🐈", "it's, 50 %"))
+    images(folder, classes=("a cat", 'the "dog"', "new\nline", "кот", "猫 🐈", "it's, 50 %"))
 
 
 def tiny_and_huge(folder: Path) -> None:
-    made = pictures(folder)
+    made = images(folder)
     Image.new("L", (1, 1), 200).save(made[0])
     Image.new("L", (1, 30_000), 200).save(made[1])
     made[2].write_bytes(bomb())
 
 
-def text_as_picture(folder: Path) -> None:
-    pictures(folder)[0].write_text("I am a letter, not a picture.")
+def text_as_image(folder: Path) -> None:
+    images(folder)[0].write_text("I am a letter, not an image.")
 
 
 def empty_file(folder: Path) -> None:
-    pictures(folder)[0].write_bytes(b"")
+    images(folder)[0].write_bytes(b"")
 
 
 def name_that_is_no_text(folder: Path) -> None:
-    pictures(folder)
+    images(folder)
     with open(os.fsencode(folder / "cat") + b"/\xff\xfe.png", "w") as file:
-        file.write("no picture")
+        file.write("no image")
 
 
 def links(folder: Path) -> None:
-    made = pictures(folder)
+    made = images(folder)
     (folder / "dog" / "passwd.png").symlink_to("/etc/passwd")
     (folder / "dog" / "root").symlink_to("/")
     (folder / "dog" / "same.png").symlink_to(made[-1].name)
 
 
 def lost_label(folder: Path) -> None:
-    pictures(folder)
+    images(folder)
     lines = [f"{path.relative_to(folder)},{path.parent.name}" for path in folder.rglob("*.png")]
     (folder / "metadata.csv").write_text("\n".join(["file_name,label", *lines, "../secret.png,cat", "gone.png,dog"]))
 
 
 def metadata_without_names(folder: Path) -> None:
-    pictures(folder)
-    (folder / "metadata.csv").write_text("picture,label\ncat/0.png,cat\n")
+    images(folder)
+    (folder / "metadata.csv").write_text("image,label\ncat/0.png,cat\n")
 
 
 CASES = [
     Case("an empty folder", lambda folder: None, 2, "FOLDER has no class folders"),
     Case("one class", one_class, 2, "one class, cat"),
-    Case("a class without pictures", class_without_pictures, 2, "class folders owl"),
+    Case("a class without images", class_without_images, 2, "class folders owl"),
     Case("unreadable files, 5 %", unreadable(0.05), 0, "2 of 40 files cannot be used and are left out: OUT/data.json"),
     Case("unreadable files, 60 %", unreadable(0.6), 2, "24 of 40 files cannot be used"),
     Case("the same with --max-unreadable 0.7", unreadable(0.6), 2, "is left of cat", ("--max-unreadable", "0.7")),
     Case("names with spaces, quotes, newlines, commas, other alphabets", strange_names, 0, ""),
     Case("1 × 1, 1 × 30,000, and 20,000 × 20,000 pixels in 100 KB", tiny_and_huge, 0, "1 of 40 files cannot be used"),
-    Case("a text file named .png", text_as_picture, 0, "1 of 40 files cannot be used"),
+    Case("a text file named .png", text_as_image, 0, "1 of 40 files cannot be used"),
     Case("a file of no bytes", empty_file, 0, "1 of 40 files cannot be used"),
     Case("the same, its name no UTF-8", name_that_is_no_text, 0, "1 of 41 files cannot be used"),
     Case("links out of the folder, one inside it", links, 0, "2 of 43 files cannot be used"),

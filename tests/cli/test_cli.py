@@ -27,8 +27,8 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    for name in ("b", "a picture, with ✓"):
+def images(tmp_path):
+    for name in ("b", "an image, with ✓"):
         Image.new("RGB", (12, 9), "navy").save(tmp_path / f"{name}.png")
     return tmp_path
 
@@ -81,36 +81,36 @@ def test_eval(run, capsys):
     assert json.loads(capsys.readouterr().out)["top1"] == found[0]["top1"]
 
 
-def test_predict_formats(run, pictures, capsys):
-    """One record a picture, files and folders, in table, JSON and CSV."""
-    images = [str(pictures), str(pictures / "b.png")]
-    assert main(["predict", str(run), *images, "--topk", "2", "--format", "json"]) == 0
+def test_predict_formats(run, images, capsys):
+    """One record an image, files and folders, in table, JSON and CSV."""
+    given = [str(images), str(images / "b.png")]
+    assert main(["predict", str(run), *given, "--topk", "2", "--format", "json"]) == 0
     records = json.loads(capsys.readouterr().out)
-    assert [record["image"].rpartition("/")[2] for record in records] == ["a picture, with ✓.png", "b.png", "b.png"]
+    assert [record["image"].rpartition("/")[2] for record in records] == ["an image, with ✓.png", "b.png", "b.png"]
     assert all(len(record["classes"]) == 2 for record in records)
-    assert main(["predict", str(run), *images, "--topk", "2", "--format", "csv"]) == 0
+    assert main(["predict", str(run), *given, "--topk", "2", "--format", "csv"]) == 0
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert rows[0] == ["image", "class1", "probability1", "class2", "probability2"]
     assert [row[0] for row in rows[1:]] == [record["image"] for record in records]
-    assert main(["predict", str(run), *images]) == 0
+    assert main(["predict", str(run), *given]) == 0
     assert "b.png" in capsys.readouterr().out
 
 
-def test_predict_leaves_out_what_cannot_be_read(run, pictures, capsys):
-    """Damaged files and pictures of other kinds in a folder are named on stderr; with nothing left it is an error."""
-    (pictures / "broken.png").write_text("no picture")
-    (pictures / "phone.HEIC").write_bytes(b"ftypheic")
-    assert main(["predict", str(run), str(pictures), "--format", "json"]) == 0
+def test_predict_leaves_out_what_cannot_be_read(run, images, capsys):
+    """Damaged files and images of other kinds in a folder are named on stderr; with nothing left it is an error."""
+    (images / "broken.png").write_text("no image")
+    (images / "phone.HEIC").write_bytes(b"ftypheic")
+    assert main(["predict", str(run), str(images), "--format", "json"]) == 0
     out, err = capsys.readouterr()
     assert len(json.loads(out)) == 2
     assert err.splitlines() == [
         "vismoe: note: 'phone.HEIC' is left out: HEIC is not read: convert it to JPEG",
         "vismoe: note: 'broken.png' is left out: no image of a known kind",
     ]
-    for path in pictures.glob("*[a✓].png"):
+    for path in images.glob("*[a✓].png"):
         path.unlink()
-    (pictures / "b.png").unlink()
-    assert main(["predict", str(run), str(pictures)]) == 2
+    (images / "b.png").unlink()
+    assert main(["predict", str(run), str(images)]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "vismoe: error: none of the images can be read"
 
 
@@ -156,7 +156,7 @@ def test_what_is_printed_comes_before_what_is_written(run, tmp_path, capsys, mon
 
 
 def test_demo(tmp_path, capsys):
-    """The demo trains both twins, shows table, picture's path and what to type next; a second one begins afresh."""
+    """The demo trains both twins, shows table, image's path and what to type next; a second one begins afresh."""
     out = tmp_path / "demo"
     assert main(["demo", "--steps", "2", "--out", str(out)]) == 0
     text = capsys.readouterr().out
@@ -211,7 +211,7 @@ def bad_inputs(run, folder):
     (folder / "weights.pt").write_bytes(b"\x80\x04.")
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (folder / "begun").mkdir()
     (folder / "begun" / "recipe.json").write_bytes((run / "recipe.json").read_bytes())
     (folder / "other" / "cat").mkdir(parents=True)
@@ -323,7 +323,7 @@ def test_random_weights_are_said(capsys):
 
 @pytest.fixture(scope="module")
 def shades(tmp_path_factory):
-    """Dark and light pictures in class folders, in one piece, and a run on it."""
+    """Dark and light images in class folders, in one piece, and a run on it."""
     place = tmp_path_factory.mktemp("shades")
     for name, grey in (("dark", 40), ("light", 200)):
         (place / "data" / name).mkdir(parents=True)
@@ -351,14 +351,14 @@ def test_a_run_is_evaluated_on_what_it_held_out(shades, tmp_path, capsys):
         assert main(["eval", str(model), "--data", str(tmp_path / "data"), "--json"]) == 0
         out, err = capsys.readouterr()
         assert (json.loads(out)["part"], json.loads(out)["images"]) == ("all", 24)
-        assert err.count("on pictures that it was trained on the figures are too good") == notes
+        assert err.count("on images that it was trained on the figures are too good") == notes
     shutil.copytree(shades / "run", tmp_path / "run")
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe | {"data": str(tmp_path / "data")}))
     assert main(["eval", str(tmp_path / "run")]) == 0
     (tmp_path / "data" / "dark" / "1.png").rename(tmp_path / "data" / "dark" / "new.png")
     assert main(["eval", str(tmp_path / "run")]) == 2
-    assert "which of its pictures were held out cannot be told any more" in capsys.readouterr().err
+    assert "which of its images were held out cannot be told any more" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -391,7 +391,7 @@ def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, tuned, capsys
 
 
 def test_fewshot_and_densify_keep_to_the_run_s_parts(tuned, tmp_path, capsys):
-    """Pictures are drawn from what the run was trained on, and judged on its test part."""
+    """Images are drawn from what the run was trained on, and judged on its test part."""
     files = json.loads((tuned / "split.json").read_text())["files"]
     test = [file for file, part in files.items() if part == "test"]
     data = own_parts(Run(tuned))
@@ -448,7 +448,7 @@ def test_eval_leaves_out_what_cannot_be_read(shades, tmp_path, capsys):
     (tmp_path / "light").mkdir()
     for number in range(3):
         Image.new("L", (9, 9), 205).save(tmp_path / "light" / f"{number}.png")
-    (tmp_path / "light" / "letter.png").write_text("no picture")
+    (tmp_path / "light" / "letter.png").write_text("no image")
     arguments = ["eval", str(shades / "run"), "--data", str(tmp_path), "--json"]
     assert main(arguments) == 2
     assert "1 of 4 files cannot be used, more than a share of max_unreadable=0.1" in capsys.readouterr().err

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import vismoe
-from vismoe.adapt import few_shot
 from vismoe.cli import main
 from vismoe.data import open_data
+from vismoe.features import few_shot
 
 PRESET = "vmoe_pico_patch2_8_dense"
 
@@ -32,11 +32,11 @@ def table(path):
 
 
 def test_embed_a_set(shades, tmp_path, capsys):
-    """A row for each picture that can be read, with file and class; the others are named."""
-    (shades / "light" / "letter.png").write_text("no picture")
+    """A row for each image that can be read, with file and class; the others are named."""
+    (shades / "light" / "letter.png").write_text("no image")
     assert main(["embed", PRESET, "--data", str(shades), "--out", str(tmp_path / "e.npy")]) == 0
     out, errors = capsys.readouterr()
-    assert out.startswith("24 pictures, 64 features each: ")
+    assert out.startswith("24 images, 64 features each: ")
     assert "'light/letter.png' is left out: no image of a known kind" in errors
     assert np.load(tmp_path / "e.npy").shape == (24, 64)
     rows = table(tmp_path / "e.csv")
@@ -47,7 +47,7 @@ def test_embed_a_set(shades, tmp_path, capsys):
 
 def test_embed_files(shades, tmp_path, capsys):
     """Files and folders give what the set gives; both views are another thing."""
-    (shades / "dark" / "letter.png").write_text("no picture")
+    (shades / "dark" / "letter.png").write_text("no image")
     where = [str(shades / "dark"), str(shades / "light" / "1.png")]
     for name, more in (("e", []), ("set", ["--data", str(shades)]), ("views", ["--views", "plain", "mirrored"])):
         chosen = more if name == "set" else [*where, *more]
@@ -62,7 +62,7 @@ def test_embed_files(shades, tmp_path, capsys):
 
 
 def test_embed_at_another_size(shades, tmp_path, capsys):
-    """`--image-size` prepares pictures, and resizes position embeddings, for that size; no other than patches tile."""
+    """`--image-size` prepares images, and resizes position embeddings, for that size; no other than patches tile."""
     out = tmp_path / "e.npy"
     assert main(["embed", PRESET, str(shades), "--image-size", "12", "--out", str(out)]) == 0
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def test_embed_at_another_size(shades, tmp_path, capsys):
 
 
 def test_parts_have_a_column(tmp_path, shades, capsys):
-    """Of a set of parts, and of a run's own, a row says which part its picture was of."""
+    """Of a set of parts, and of a run's own, a row says which part its image was of."""
     assert main(["embed", PRESET, "--data", "digits", "--out", str(tmp_path / "digits.npy")]) == 0
     parts = [part for *_, part in table(tmp_path / "digits.csv")]
     assert parts == ["train"] * 1347 + ["held-out"] * 450
@@ -88,7 +88,7 @@ def test_parts_have_a_column(tmp_path, shades, capsys):
     assert main(["train", "digits", "--data", data, "--steps", "1", "--batch-size", "8", "--out", str(run)]) == 0
     assert main(["finetune", "--data", data, "--epochs", "1", "--device", "cpu", "--out", str(tuned)]) == 0
     told = capsys.readouterr().out
-    words = ("a small network is trained from scratch", "the network is sparse; --dense", "pictures to train on")
+    words = ("a small network is trained from scratch", "the network is sparse; --dense", "images to train on")
     assert all(each in told for each in words)
     Image.new("L", (9, 9), 90).save(shades / "dark" / "later.png")
     assert main(["embed", str(tuned), "--data", data, "--out", str(tmp_path / "tuned.npy")]) == 0
@@ -105,15 +105,15 @@ def test_parts_have_a_column(tmp_path, shades, capsys):
 
 def test_long_waits_are_told(tmp_path, capsys, monkeypatch):
     """Where it takes longer than a few seconds, a line on stderr says how far it is."""
-    monkeypatch.setattr("vismoe.cli.progress.QUIET", 0.0)
+    monkeypatch.setattr("vismoe.cli.shared.progress.QUIET", 0.0)
     assert main(["embed", PRESET, "--data", "digits", "--out", str(tmp_path / "e.npy"), "--batch-size", "900"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("features: ")]
-    assert [line.split(" pictures")[0] for line in lines] == [
+    assert [line.split(" images")[0] for line in lines] == [
         "features: 900 of 1,797",
         "features: 1,797 of 1,797",
     ]
     assert main(["fewshot", PRESET, "--data", "digits", "--shots", "1", "--seeds", "1"]) == 0
-    assert "features: 710 of 710 pictures, 0:00 left" in capsys.readouterr().err
+    assert "features: 710 of 710 images, 0:00 left" in capsys.readouterr().err
 
 
 def test_fewshot(capsys):
@@ -137,7 +137,7 @@ def test_fewshot(capsys):
 
 
 def test_fewshot_by_the_reference_s_protocol(capsys):
-    """`--protocol reference` is that of `few_shot`, which more shots than a class has pictures are no matter to."""
+    """`--protocol reference` is that of `few_shot`, which more shots than a class has images are no matter to."""
     arguments = ["fewshot", PRESET, "--data", "digits", "--shots", "5,200", "--seeds", "1", "--protocol", "reference"]
     assert main([*arguments, "--json"]) == 0
     out, errors = capsys.readouterr()
@@ -154,9 +154,9 @@ def test_fewshot_by_the_reference_s_protocol(capsys):
 def test_bad_input(shades, tmp_path, capsys, monkeypatch):
     """One line on stderr, exit code 2, nothing written."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setattr("vismoe.adapt.embeddings.find_spec", lambda name: None)
+    monkeypatch.setattr("vismoe.features.embeddings.find_spec", lambda name: None)
     (tmp_path / "there.npy").write_text("mine")
-    (tmp_path / "letter.png").write_text("no picture")
+    (tmp_path / "letter.png").write_text("no image")
     (tmp_path / "one" / "cat").mkdir(parents=True)
     for number in range(8):
         Image.new("L", (9, 9), number).save(tmp_path / "one" / "cat" / f"{number}.png")
@@ -173,7 +173,7 @@ def test_bad_input(shades, tmp_path, capsys, monkeypatch):
         ([*embed, "--data", "digits", *out, "--batch-size", "0"], "batch_size=0"),
         ([*fewshot, "--shots", "one"], "shots='one'"),
         ([*fewshot, "--shots", "0"], "each must be at least 1"),
-        ([*fewshot, "--shots", "9"], "9 shots, but dark has 9 pictures to train on"),
+        ([*fewshot, "--shots", "9"], "9 shots, but dark has 9 images to train on"),
         ([*fewshot, "--seeds", "0"], "seeds=0"),
         (["fewshot", PRESET, "--data", str(tmp_path / "one")], "one has one class, cat: few-shot accuracy needs"),
     ):

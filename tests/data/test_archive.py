@@ -7,9 +7,9 @@ import zipfile
 import pytest
 from PIL import Image
 
-from vismoe.data import archive as archives
 from vismoe.data import open_data
-from vismoe.data.archive import archive_folder, unpack
+from vismoe.data.folders import archive as archives
+from vismoe.data.folders.archive import archive_folder, unpack
 
 
 def png(level=0):
@@ -55,7 +55,7 @@ def test_a_zip_is_the_folder_that_it_holds(tmp_path, cache, prefix):
     opened = open_data(str(path), 0)
     assert (opened.name, opened.classes, opened.left_out) == (str(path), ["cat", "dog"], ())
     assert sorted(f for part in opened.parts for f in part.files) == sorted(pets())
-    assert opened.val.picture(0).size == (8, 8)
+    assert opened.val.image(0).size == (8, 8)
     assert len(list(cache.iterdir())) == 1
 
 
@@ -69,7 +69,7 @@ def test_a_zip_with_metadata(tmp_path, prefix):
 
 @pytest.mark.parametrize("name", ["train", "val"])
 def test_a_part_is_no_folder_around(tmp_path, name):
-    """A zip of `train/` alone says what its pictures are for; a class is not taken for the folder around either."""
+    """A zip of `train/` alone says what its images are for; a class is not taken for the folder around either."""
     folder = unpack(pack(tmp_path / "a.zip", pets(f"{name}/")), tmp_path / "out")
     assert lies(folder) == sorted(pets(f"{name}/"))
     folder = unpack(pack(tmp_path / "b.zip", {"cat/0.png": png()}), tmp_path / "out2")

@@ -1,4 +1,4 @@
-"""pytest tests/data/test_decoding.py: what is in files, as the network sees it, and files that are no pictures."""
+"""pytest tests/data/test_decoding.py: what is in files, as the network sees it, and files that are no images."""
 
 import struct
 import zlib
@@ -20,7 +20,7 @@ def seen(path, config=COLOUR) -> np.ndarray:
 
 
 def png_header(width, height) -> bytes:
-    """A file of 60 bytes that claims to be a large picture."""
+    """A file of 60 bytes that claims to be a large image."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -30,7 +30,7 @@ def png_header(width, height) -> bytes:
 
 
 @pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (3, 3)), (6, (3, 0)), (8, (0, 3))])
-def test_pictures_stand_upright(tmp_path, orientation, corner):
+def test_images_stand_upright(tmp_path, orientation, corner):
     """A camera's orientation tag is obeyed: the stored top left pixel goes to (x, y) = `corner`, after the standard."""
     pixels = np.zeros((4, 4), np.uint8)
     pixels[0, 0] = 255
@@ -43,9 +43,9 @@ def test_pictures_stand_upright(tmp_path, orientation, corner):
 
 def test_a_palette_is_resolved(tmp_path):
     """A palette's numbers become its colours."""
-    picture = Image.new("P", (4, 4), 1)
-    picture.putpalette([0, 0, 0, 200, 100, 50])
-    picture.save(tmp_path / "x.png")
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    image.save(tmp_path / "x.png")
     assert seen(tmp_path / "x.png")[:, 0, 0].tolist() == [200, 100, 50]
 
 
@@ -66,9 +66,9 @@ def test_transparency_is_on_white(tmp_path, mode, pixel, expected):
 
 def test_a_transparent_palette_entry_is_white(tmp_path):
     """Transparency that a palette declares counts as alpha does."""
-    picture = Image.new("P", (4, 4), 1)
-    picture.putpalette([0, 0, 0, 200, 100, 50])
-    picture.save(tmp_path / "x.png", transparency=1)
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    image.save(tmp_path / "x.png", transparency=1)
     assert seen(tmp_path / "x.png")[:, 0, 0].tolist() == [255, 255, 255]
 
 
@@ -99,21 +99,21 @@ def test_grey_of_unknown_range_is_refused(tmp_path, dtype):
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_other_channel_counts_are_refused(channels):
-    """Pictures come as grey or colour: a network for something else says so at once."""
-    with pytest.raises(ValueError, match=rf"takes {channels} channels; pictures can be had with 1 \(grey\) or 3"):
+    """Images come as grey or colour: a network for something else says so at once."""
+    with pytest.raises(ValueError, match=rf"takes {channels} channels; images can be had with 1 \(grey\) or 3"):
         evaluation_transform(COLOUR | {"input_size": (channels, 4, 4)})
 
 
-def test_a_text_file_is_no_picture(tmp_path):
-    """A name does not make a picture; the error names the file."""
+def test_a_text_file_is_no_image(tmp_path):
+    """A name does not make an image; the error names the file."""
     (tmp_path / "x.png").write_text("hello")
     with pytest.raises(ValueError, match=r"x\.png cannot be read as an image"):
         read_image(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "png", "ppm", "webp"])
-def test_a_cut_off_file_is_no_picture(tmp_path, suffix):
-    """Half a download is an error that names the file, never a picture that is half grey."""
+def test_a_cut_off_file_is_no_image(tmp_path, suffix):
+    """Half a download is an error that names the file, never an image that is half grey."""
     path = tmp_path / f"x.{suffix}"
     Image.effect_noise((64, 64), 50).convert("RGB").save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -134,8 +134,8 @@ def test_a_bomb_is_not_decoded(tmp_path, monkeypatch, width, height):
         read_image(tmp_path / "x.png")
 
 
-def test_a_large_picture_within_the_bound_is_no_warning(tmp_path):
-    """Up to MAX_PIXELS a picture is taken without a word: it fails only for what it lacks, its pixels."""
+def test_a_large_image_within_the_bound_is_no_warning(tmp_path):
+    """Up to MAX_PIXELS an image is taken without a word: it fails only for what it lacks, its pixels."""
     (tmp_path / "x.png").write_bytes(png_header(9_000, 11_111))
     with pytest.raises(ValueError, match="truncated"):
         read_image(tmp_path / "x.png")

@@ -9,8 +9,8 @@ from sklearn.datasets import load_digits
 from vismoe.data import ImageSet, open_data
 
 
-def pictures(images: ImageSet) -> list[bytes]:
-    return [images.picture(number).tobytes() for number in range(len(images))]
+def bytes_of(images: ImageSet) -> list[bytes]:
+    return [images.image(number).tobytes() for number in range(len(images))]
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,10 @@ def test_a_quarter_is_held_out_and_nothing_is_lost(digits):
     """All 1,797 digits are in exactly one of the parts, so that no test image was trained on."""
     assert (len(digits.train), len(digits.val)) == (1347, 450)
     source = [(255 - image * 255 / 16).round().astype(np.uint8).tobytes() for image in load_digits().images]
-    assert Counter(pictures(digits.train) + pictures(digits.val)) == Counter(source)
+    assert Counter(bytes_of(digits.train) + bytes_of(digits.val)) == Counter(source)
 
 
-def test_labels_stay_with_their_pictures(digits):
+def test_labels_stay_with_their_bytes_of(digits):
     """The i-th label is that of the i-th picture, as scikit-learn gives them."""
     source = load_digits()
     label = {
@@ -34,7 +34,7 @@ def test_labels_stay_with_their_pictures(digits):
     }
     assert digits.classes == [str(number) for number in range(10)]
     for part in (digits.train, digits.val):
-        assert list(part.labels) == [label[picture] for picture in pictures(part)]
+        assert list(part.labels) == [label[image] for image in bytes_of(part)]
 
 
 def test_the_split_is_stratified(digits):
@@ -47,8 +47,8 @@ def test_the_split_is_stratified(digits):
 def test_the_split_follows_its_seed_alone(digits):
     """One split seed, one split, whatever else was drawn; another seed, another split."""
     np.random.seed(3)
-    assert pictures(open_data("digits", split_seed=0).val) == pictures(digits.val)
-    assert pictures(open_data("digits", split_seed=1).val) != pictures(digits.val)
+    assert bytes_of(open_data("digits", split_seed=0).val) == bytes_of(digits.val)
+    assert bytes_of(open_data("digits", split_seed=1).val) != bytes_of(digits.val)
 
 
 def test_ink_is_dark_on_white(digits):

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.datasets import load_sample_images
 
 from vismoe.data import find_duplicates, fingerprint, look, open_data
-from vismoe.data.fingerprints import Fingerprint
+from vismoe.data.splits.fingerprints import Fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -25,29 +25,29 @@ def photographs():
     return cuts
 
 
-def jpeg(picture, quality=50):
+def jpeg(image, quality=50):
     file = io.BytesIO()
-    picture.save(file, "jpeg", quality=quality)
+    image.save(file, "jpeg", quality=quality)
     return Image.open(file)
 
 
-def found(*pictures):
-    return find_duplicates([fingerprint(picture) for picture in pictures])
+def found(*images):
+    return find_duplicates([fingerprint(image) for image in images])
 
 
 CHANGES = {
     "jpeg": jpeg,
-    "half": lambda picture: picture.resize((80, 100), Image.Resampling.BICUBIC),
-    "crop": lambda picture: picture.crop((2, 2, 158, 198)),
-    "darker": lambda picture: picture.point(lambda level: int(level * 0.9)),
+    "half": lambda image: image.resize((80, 100), Image.Resampling.BICUBIC),
+    "crop": lambda image: image.crop((2, 2, 158, 198)),
+    "darker": lambda image: image.point(lambda level: int(level * 0.9)),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_photographs_are_found(photographs, change):
     """Each is near to its changed self and to no other."""
-    pictures = photographs + [CHANGES[change](picture) for picture in photographs]
-    duplicates = found(*pictures)
+    images = photographs + [CHANGES[change](image) for image in photographs]
+    duplicates = found(*images)
     assert duplicates.exact == []
     assert duplicates.groups == list(range(16)) * 2
     assert duplicates.near == [(index, index + 16) for index in range(16)]
@@ -55,18 +55,18 @@ def test_changed_photographs_are_found(photographs, change):
 
 def test_the_same_pixels_are_exact(photographs):
     """Whatever lossless file they come from: other modes, a palette, an alpha channel that hides nothing."""
-    picture = photographs[0].convert("L")
-    palette = picture.convert("P")
-    assert palette.convert("L").tobytes() == picture.tobytes()
-    duplicates = found(picture, picture.convert("RGB"), photographs[1], palette, picture.convert("RGBA"))
+    image = photographs[0].convert("L")
+    palette = image.convert("P")
+    assert palette.convert("L").tobytes() == image.tobytes()
+    duplicates = found(image, image.convert("RGB"), photographs[1], palette, image.convert("RGBA"))
     assert duplicates.exact == [(0, 1), (0, 3), (0, 4)]
     assert (duplicates.groups, duplicates.near) == ([0, 0, 1, 0, 0], [])
-    turned = picture.transpose(Image.Transpose.ROTATE_90)
-    assert found(picture, turned).exact == []
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    assert found(image, turned).exact == []
 
 
-def test_flat_pictures_are_compared_exactly():
-    """Grounds with little on them have much the same hash; pictures of one size and pixels are copies all the same."""
+def test_flat_images_are_compared_exactly():
+    """Grounds with little on them have much the same hash; images of one size and pixels are copies all the same."""
     noise = np.random.default_rng(0)
     flat = [Image.fromarray(noise.integers(200, 203, (64, 64, 3), np.uint8)) for _ in range(6)]
     plain = [Image.new("RGB", (64, 64), colour) for colour in ("white", "black", "red", "white")]
@@ -77,7 +77,7 @@ def test_flat_pictures_are_compared_exactly():
 
 
 def test_gradients_are_compared_exactly():
-    """Evenly shaded pictures, such as skies, correlate whatever their colours."""
+    """Evenly shaded images, such as skies, correlate whatever their colours."""
     ramp = np.linspace(0, 1, 64)[:, None, None] * np.ones((64, 64, 3))
     shaded = [
         Image.fromarray((low + (high - low) * ramp).astype(np.uint8)) for low, high in ((0, 90), (40, 200), (9, 255))
@@ -85,19 +85,19 @@ def test_gradients_are_compared_exactly():
     assert found(*shaded, shaded[1]).groups == [0, 1, 2, 1]
 
 
-def test_colour_and_shape_tell_pictures_apart(photographs):
+def test_colour_and_shape_tell_images_apart(photographs):
     """Hashes know neither: one of grey levels alone does not, nor one that is pulled to twice its width."""
-    picture = photographs[0]
-    red, green, blue = picture.split()
+    image = photographs[0]
+    red, green, blue = image.split()
     swapped = Image.merge("RGB", (blue, green, red))
-    wide = picture.resize((320, 200))
-    assert len(set(found(picture, swapped).groups)) == 2
-    assert (fingerprint(picture).phash ^ fingerprint(wide).phash).bit_count() <= 4
-    assert len(set(found(picture, wide).groups)) == 2
+    wide = image.resize((320, 200))
+    assert len(set(found(image, swapped).groups)) == 2
+    assert (fingerprint(image).phash ^ fingerprint(wide).phash).bit_count() <= 4
+    assert len(set(found(image, wide).groups)) == 2
 
 
 def drawn(count, seed, spread):
-    """Fingerprints of made-up pictures, many of which are near."""
+    """Fingerprints of made-up images, many of which are near."""
     generator = np.random.default_rng(seed)
     kinds = generator.integers(0, 12, count)
     centres, hashes = generator.normal(size=(12, 768)), generator.integers(0, 2**63, 12)
@@ -115,7 +115,7 @@ def drawn(count, seed, spread):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_groups_are_connected_components(seed):
-    """Against a comparison of every picture with every other, and scipy's components of the graph."""
+    """Against a comparison of every image with every other, and scipy's components of the graph."""
     prints = drawn(150, seed, 0.12)
     first = {}
     for index, print_ in enumerate(prints):
@@ -162,51 +162,51 @@ def test_three_thousand_are_compared_in_no_time():
     assert time.process_time() - begun < 2
 
 
-def test_a_part_of_the_pictures(photographs):
+def test_a_part_of_the_images(photographs):
     """In another order the same groups, numbered anew; pairs of what is left."""
-    pictures = [photographs[0], photographs[1], photographs[0], jpeg(photographs[1]), photographs[2]]
-    part = found(*pictures).subset([4, 3, 2, 1])
+    images = [photographs[0], photographs[1], photographs[0], jpeg(photographs[1]), photographs[2]]
+    part = found(*images).subset([4, 3, 2, 1])
     assert (part.groups, part.exact, part.near) == ([0, 1, 2, 1], [], [(1, 3)])
     assert part.fingerprints[0].digest == fingerprint(photographs[2]).digest
-    again = found(*pictures).subset([2, 0])
+    again = found(*images).subset([2, 0])
     assert (again.groups, again.exact) == ([0, 0], [(0, 1)])
 
 
 def test_nothing_is_no_duplicate():
-    """Of no pictures there are none."""
+    """Of no images there are none."""
     assert find_duplicates([]).groups == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_look_decodes_each_file_once(tmp_path, photographs, workers):
-    """Broken files are left out as `survey` leaves them out; fingerprints are those of the pictures that stay."""
-    for number, picture in enumerate(photographs[:8]):
+    """Broken files are left out as `survey` leaves them out; fingerprints are those of the images that stay."""
+    for number, image in enumerate(photographs[:8]):
         folder = tmp_path / "ab"[number % 2]
         folder.mkdir(exist_ok=True)
-        picture.save(folder / f"{number}.png")
+        image.save(folder / f"{number}.png")
     (tmp_path / "a" / "5.png").write_bytes(b"hello")
     data, prints = look(open_data(str(tmp_path), 0), 0.2, workers)
     assert [entry.file for entry in data.left_out] == ["a/5.png"]
     assert len(prints) == 8
-    pictures = [part.picture(index) for part in data.parts for index in range(len(part))]
-    assert [print_.digest for print_ in prints] == [fingerprint(picture).digest for picture in pictures]
+    images = [part.image(index) for part in data.parts for index in range(len(part))]
+    assert [print_.digest for print_ in prints] == [fingerprint(image).digest for image in images]
     with pytest.raises(ValueError, match="1 of 9 files cannot be used"):
         look(open_data(str(tmp_path), 0), 0.1)
 
 
-def test_what_is_said_of_a_picture():
+def test_what_is_said_of_a_image():
     """Size, colour and transparency, in whatever mode."""
     grey, red = Image.new("L", (9, 7), 9), Image.new("RGB", (9, 7), "red")
     clear = Image.new("LA", (9, 7), (9, 0))
     deep = Image.fromarray(np.full((7, 9), 40_000, np.uint16))
-    looked = [fingerprint(picture) for picture in (grey, red, clear, deep, red.convert("RGBA"))]
+    looked = [fingerprint(image) for image in (grey, red, clear, deep, red.convert("RGBA"))]
     assert {(print_.width, print_.height) for print_ in looked} == {(9, 7)}
     assert [print_.grey for print_ in looked] == [True, False, True, True, False]
     assert [print_.transparent for print_ in looked] == [False, False, True, False, False]
 
 
 def test_digits_and_their_like_are_not_lumped_together():
-    """Small pictures of the same things are rarely taken for each other: of 900,000 pairs of digits no ten."""
+    """Small images of the same things are rarely taken for each other: of 900,000 pairs of digits no ten."""
     data = open_data("digits")
-    prints = [fingerprint(data.train.picture(index)) for index in range(len(data.train))]
+    prints = [fingerprint(data.train.image(index)) for index in range(len(data.train))]
     assert len(find_duplicates(prints).near) < 10

@@ -11,7 +11,7 @@ from vismoe.data import open_data
 
 
 def write(folder, packed):
-    """Five training and two test pictures in the format of the set, written by hand."""
+    """Five training and two test images in the format of the set, written by hand."""
     folder.mkdir(parents=True)
     for part, number in (("train", 5), ("t10k", 2)):
         pixels = np.arange(number * 28 * 28, dtype=np.int64).astype(np.uint8)
@@ -46,8 +46,8 @@ def test_found_where_it_lies(nowhere, place, packed):
     opened = open_data("fashion-mnist")
     assert (opened.channels, opened.classes[9]) == (1, "ankle boot")
     assert (list(opened.train.labels), list(opened.val.labels)) == ([0, 1, 2, 3, 4], [0, 1])
-    assert opened.train.picture(0).getpixel((3, 0)) == 255 - 3
-    assert opened.val.picture(1).getpixel((0, 1)) == 255 - (28 * 28 + 28) % 256
+    assert opened.train.image(0).getpixel((3, 0)) == 255 - 3
+    assert opened.val.image(1).getpixel((0, 1)) == 255 - (28 * 28 + 28) % 256
 
 
 def test_nowhere_is_said(nowhere):

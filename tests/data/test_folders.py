@@ -18,11 +18,11 @@ def test_class_folders_are_for_evaluation_alone(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("no image")
     opened = open_data(str(tmp_path))
     assert (opened.train, opened.classes, list(opened.val.labels)) == (None, ["a", "b"], [0, 0, 0, 1])
-    assert [opened.val.picture(number).getpixel((0, 0)) for number in range(4)] == [20, 30, 40, 10]
+    assert [opened.val.image(number).getpixel((0, 0)) for number in range(4)] == [20, 30, 40, 10]
 
 
 def test_hidden_files_and_folders_are_none(tmp_path):
-    """What editors and other systems leave behind is no class and no picture."""
+    """What editors and other systems leave behind is no class and no image."""
     paint(tmp_path / "a" / "1.png", 0)
     paint(tmp_path / "a" / "._1.png", 0)
     (tmp_path / ".cache").mkdir()
@@ -39,7 +39,7 @@ def test_train_and_val_share_classes_by_name(tmp_path):
     assert opened.classes == ["a", "b", "c"]
     assert list(opened.train.labels) == [0, 1, 2]
     assert list(opened.val.labels) == [2]
-    assert opened.val.picture(0).getpixel((0, 0)) == 7
+    assert opened.val.image(0).getpixel((0, 0)) == 7
 
 
 def test_a_val_class_that_train_lacks_is_an_error(tmp_path):

@@ -16,7 +16,7 @@ quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def sides(labels, groups, seed, share=0.25):
-    """Both sides, after what must hold for every set: each picture on one, each group on one, in order."""
+    """Both sides, after what must hold for every set: each image on one, each group on one, in order."""
     train, val = grouped_split(labels, groups, seed, share)
     assert sorted(train + val) == list(range(len(groups)))
     assert (train, val) == (sorted(train), sorted(val))
@@ -35,13 +35,13 @@ pure = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=12), min_size=1
 def test_groups_of_one_class_each(classes, seed, share, random):
     """A class of several groups is on both sides, one of a single group trained on; what is held out misses the
     share by half the largest group at most, or is the smallest group."""
-    pictures = [
+    images = [
         (label, (label, n)) for label, sizes in enumerate(classes) for n, size in enumerate(sizes) for _ in range(size)
     ]
-    random.shuffle(pictures)
-    number = {group: place for place, group in enumerate(sorted({group for _, group in pictures}))}
-    labels = torch.tensor([label for label, _ in pictures])
-    _, val = sides(labels, [number[group] for _, group in pictures], seed, share)
+    random.shuffle(images)
+    number = {group: place for place, group in enumerate(sorted({group for _, group in images}))}
+    labels = torch.tensor([label for label, _ in images])
+    _, val = sides(labels, [number[group] for _, group in images], seed, share)
     held = labels[val].bincount(minlength=len(classes)).tolist()
     for sizes, out in zip(classes, held, strict=True):
         if len(sizes) == 1:
@@ -56,15 +56,15 @@ mixed = st.lists(st.tuples(st.sets(st.integers(0, 3), max_size=3), st.integers(0
 
 @quick
 @given(mixed, st.integers(0, 2**40))
-def test_several_labels(pictures, seed):
+def test_several_labels(images, seed):
     """Every label is trained on; one of two groups or more that is not held out could not be: each of its groups holds
-    all pictures of some label that are trained on."""
-    labels = torch.zeros(len(pictures), 4, dtype=torch.bool)
-    for row, (names, _) in enumerate(pictures):
+    all images of some label that are trained on."""
+    labels = torch.zeros(len(images), 4, dtype=torch.bool)
+    for row, (names, _) in enumerate(images):
         labels[row, list(names)] = True
-    groups = [group for _, group in pictures]
+    groups = [group for _, group in images]
     of = defaultdict(set)
-    for names, group in pictures:
+    for names, group in images:
         for name in names or {-1}:
             of[name].add(group)
     try:
@@ -72,10 +72,10 @@ def test_several_labels(pictures, seed):
     except ValueError:
         assert next(possible(of), None) is None
         return
-    trained = Counter(name for index in train for name in pictures[index][0] or {-1})
+    trained = Counter(name for index in train for name in images[index][0] or {-1})
     assert set(trained) == set(of)
     inside = defaultdict(Counter)
-    for names, group in pictures:
+    for names, group in images:
         inside[group].update(names or {-1})
     held = {groups[index] for index in val}
     for its in of.values():
@@ -112,7 +112,7 @@ def test_as_many_classes_are_held_out_as_can_be():
 
 
 def test_shares_are_as_even_as_those_of_scikit_learn():
-    """Twenty sets of 400 pictures in 150 groups, against StratifiedGroupKFold of four parts: the mean distance of a
+    """Twenty sets of 400 images in 150 groups, against StratifiedGroupKFold of four parts: the mean distance of a
     class's held-out share from a quarter is no larger."""
     ours, theirs = [], []
     for seed in range(20):
@@ -131,7 +131,7 @@ def test_shares_are_as_even_as_those_of_scikit_learn():
 
 
 def test_without_duplicates_a_quarter_of_each_class():
-    """To the nearest picture, as `split` holds out."""
+    """To the nearest image, as `split` holds out."""
     labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 8 + [3] * 2 + [4])
     _, val = sides(labels, list(range(71)), 0)
     assert labels[val].bincount(minlength=5).tolist() == [10, 5, 2, 1, 0]
@@ -157,7 +157,7 @@ def test_a_rare_label_is_held_out_before_a_common_one():
 @pytest.mark.parametrize(
     ("groups", "share", "reason"),
     [
-        ([0, 0, 1, 1], 0.25, "no class has two pictures that"),
+        ([0, 0, 1, 1], 0.25, "no class has two images that"),
         ([0], 0.25, "1 groups for 4"),
         ([0, 1, 2, 3], 1.0, "share=1"),
     ],

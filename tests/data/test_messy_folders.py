@@ -10,15 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vismoe.data import (
-    evaluation_transform,
-    list_images,
-    open_data,
-    read_image,
-    survey,
-    training_transform,
-    without,
-)
+from vismoe.data import evaluation_transform, list_images, open_data, read_image, survey, training_transform, without
 from vismoe.data.pipeline import Samples
 
 ODD_NAMES = ["two words", 'it\'s "so"', "new\nline", "a, b; c|d", "猫", "🐈", "%20", "-n", "back\\slash"]
@@ -31,7 +23,7 @@ def paint(path, value=0, size=(8, 8)):
 
 
 def lay(root, **classes):
-    """Class folders of so many pictures."""
+    """Class folders of so many images."""
     for name, count in classes.items():
         for number in range(count):
             paint(root / name / f"{number}.png")
@@ -73,7 +65,7 @@ def named(data):
 
 
 def test_a_link_to_a_file_inside_is_followed(tmp_path):
-    """A link is the picture that it leads to, with the class of the place where the link lies; so is a link to one."""
+    """A link is the image that it leads to, with the class of the place where the link lies; so is a link to one."""
     paint(tmp_path / "a" / "1.png", 10)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "link.png").symlink_to("../a/1.png")
@@ -81,7 +73,7 @@ def test_a_link_to_a_file_inside_is_followed(tmp_path):
     opened = open_data(str(tmp_path))
     assert (opened.val.files, opened.left_out) == (["a/1.png", "b/link.png", "b/twice.png"], ())
     assert opened.val.labels.tolist() == [0, 1, 1]
-    assert [opened.val.picture(number).getpixel((0, 0)) for number in range(3)] == [10, 10, 10]
+    assert [opened.val.image(number).getpixel((0, 0)) for number in range(3)] == [10, 10, 10]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +130,7 @@ def test_odd_names_of_classes_and_files_are_kept(tmp_path):
     for number, name in enumerate(sorted(ODD_NAMES)):
         assert opened.val.files[number] == f"{name}/{name}.png"
         assert opened.val.labels[number] == number
-        assert opened.val.picture(number).getpixel((0, 0)) == ODD_NAMES.index(name)
+        assert opened.val.image(number).getpixel((0, 0)) == ODD_NAMES.index(name)
 
 
 def test_odd_names_in_metadata_are_kept(tmp_path):
@@ -176,9 +168,9 @@ def test_odd_sizes_pass_through_the_transforms(monkeypatch, transform, size):
     32 × 960,000. Nothing larger is made on the way than 20 times the (slightly larger than the crop) square."""
     made, resize = [], Image.Image.resize
 
-    def watched(picture, to, *args, **options):
+    def watched(image, to, *args, **options):
         made.append(to)
-        return resize(picture, to, *args, **options)
+        return resize(image, to, *args, **options)
 
     monkeypatch.setattr(Image.Image, "resize", watched)
     found = transform(Image.new("L", size, 51))
@@ -188,12 +180,12 @@ def test_odd_sizes_pass_through_the_transforms(monkeypatch, transform, size):
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_of_a_very_long_picture_the_middle_is_seen(turned):
-    """The network is shown the centre of what is shortened, as of any picture: white ends, grey middle."""
-    picture = Image.new("L", (30_000, 10), 255)
-    picture.paste(51, (14_900, 0, 15_100, 10))
-    picture = picture.transpose(Image.Transpose.ROTATE_90) if turned else picture
-    assert (evaluation_transform(CONFIG)(picture) - 51 / 255).abs().max() < 1e-6
+def test_of_a_very_long_image_the_middle_is_seen(turned):
+    """The network is shown the centre of what is shortened, as of any image: white ends, grey middle."""
+    image = Image.new("L", (30_000, 10), 255)
+    image.paste(51, (14_900, 0, 15_100, 10))
+    image = image.transpose(Image.Transpose.ROTATE_90) if turned else image
+    assert (evaluation_transform(CONFIG)(image) - 51 / 255).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("seed", [None, 0])
@@ -212,7 +204,7 @@ def test_a_broken_file_is_named_with_a_reason(tmp_path, name, seed):
     for before, after in zip(opened.parts, found.parts, strict=True):
         assert after.files == [file for file in before.files if file != f"a/{name}"]
         assert after.labels.tolist() == [0 if file.startswith("a/") else 1 for file in after.files]
-        assert all(after.picture(number).size == (8, 8) for number in range(len(after)))
+        assert all(after.image(number).size == (8, 8) for number in range(len(after)))
 
 
 def test_workers_find_the_same(tmp_path):
@@ -271,7 +263,7 @@ def test_a_class_without_a_readable_image_to_train_on_is_an_error(tmp_path):
 
 
 def test_a_label_without_a_readable_image_to_train_on_is_an_error(tmp_path):
-    """So it is where a picture may show several."""
+    """So it is where an image may show several."""
     for number in range(3):
         paint(tmp_path / "train" / f"{number}.png")
         paint(tmp_path / "val" / f"{number}.png")
@@ -390,8 +382,8 @@ def test_links_to_themselves_and_pipes(tmp_path):
     }
 
 
-def test_odd_tags_do_not_spoil_a_picture(tmp_path):
-    """A turned picture whose other tags are of types they should not have is read upright."""
+def test_odd_tags_do_not_spoil_a_image(tmp_path):
+    """A turned image whose other tags are of types they should not have is read upright."""
     tags = struct.pack("<H", 2) + struct.pack("<HHI", 0x100, 2, 4) + b"abc\0" + struct.pack("<HHI", 0x112, 3, 1)
     exif = b"Exif\0\0II*\0\x08\0\0\0" + tags + b"\x06\0\0\0" + b"\0\0\0\0"
     Image.new("L", (4, 2)).save(tmp_path / "x.jpg", exif=exif)

@@ -4,11 +4,11 @@ import pytest
 from PIL import Image
 
 from vismoe.data import open_data, survey
-from vismoe.data.metadata import parse_labels
+from vismoe.data.folders.metadata import parse_labels
 
 
 def lay(root, table, *names, encoding="utf-8"):
-    """A folder of pictures, the first black, the next a shade lighter each, beside a metadata.csv."""
+    """A folder of images, the first black, the next a shade lighter each, beside a metadata.csv."""
     for shade, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (2, 2), shade).save(root / name)
@@ -22,7 +22,7 @@ def test_a_line_names_a_file_and_its_label(tmp_path):
     assert (opened.classes, opened.multi_label) == (["ant", "bee hive", "猫"], False)
     assert opened.val.files == ["a.png", "b.png", "sub/x.png"]
     assert opened.val.labels.tolist() == [1, 0, 2]
-    assert [opened.val.picture(number).getpixel((0, 0)) for number in range(3)] == [0, 1, 2]
+    assert [opened.val.image(number).getpixel((0, 0)) for number in range(3)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_a_line_names_a_file_and_its_label(tmp_path):
     ["a|b", "a;b", '"a,b"', '"[""a"", ""b""]"', "\"['a', 'b']\"", " b | a ", "|a||b|", '"a;b,a"'],
 )
 def test_a_cell_of_several_labels_makes_a_set_multi_label(tmp_path, cell):
-    """Separated by |, ; or commas, or as a list: the picture shows both classes, and one class is a row of its own."""
+    """Separated by |, ; or commas, or as a list: the image shows both classes, and one class is a row of its own."""
     lay(tmp_path, f"file_name,label\nx.png,{cell}\ny.png,c\n", "x.png", "y.png")
     opened = open_data(str(tmp_path))
     assert (opened.classes, opened.multi_label) == (["a", "b", "c"], True)
@@ -47,7 +47,7 @@ def test_lines_of_one_file_are_put_together(tmp_path):
 
 @pytest.mark.parametrize("table", ["x.png,a|a\ny.png,b\n", "x.png,a\ny.png,b\nx.png,a\n"])
 def test_a_label_that_is_said_twice_is_one_label(tmp_path, table):
-    """A repetition neither adds a picture nor makes a set multi-label."""
+    """A repetition neither adds an image nor makes a set multi-label."""
     lay(tmp_path, "file_name,label\n" + table, "x.png", "y.png")
     assert open_data(str(tmp_path)).val.labels.tolist() == [0, 1]
 
@@ -70,7 +70,7 @@ def test_the_column_labels_makes_a_set_multi_label(tmp_path):
 
 @pytest.mark.parametrize("cell", ["", " ", "[]", "|"])
 def test_an_empty_cell_of_a_multi_label_set_is_no_class(tmp_path, cell):
-    """A picture may show none of the classes."""
+    """An image may show none of the classes."""
     lay(tmp_path, f"file_name,labels\nx.png,{cell}\ny.png,a\n", "x.png", "y.png")
     opened = open_data(str(tmp_path))
     assert (opened.val.labels.tolist(), opened.left_out) == ([[False], [True]], ())
@@ -78,7 +78,7 @@ def test_an_empty_cell_of_a_multi_label_set_is_no_class(tmp_path, cell):
 
 @pytest.mark.parametrize("cell", ["", " ", "[]", "|"])
 def test_an_empty_cell_of_a_single_label_set_leaves_the_file_out(tmp_path, cell):
-    """A picture without a class can be neither trained nor evaluated on: it is named."""
+    """An image without a class can be neither trained nor evaluated on: it is named."""
     lay(tmp_path, f"file_name,label\nx.png,{cell}\ny.png,a\n", "x.png", "y.png")
     opened = open_data(str(tmp_path))
     assert (opened.val.files, opened.val.labels.tolist()) == (["y.png"], [0])

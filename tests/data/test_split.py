@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vismoe.data import open_data
-from vismoe.data.folders import Sample, split
+from vismoe.data.folders.image_folder import Sample, split
 
 
 def lay(root, **classes):
@@ -112,7 +112,7 @@ def test_a_new_class_leaves_the_others_split_as_they_were(tmp_path, name):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_combinations_of_labels_are_split_as_classes_are(tmp_path, seed):
-    """Of each combination a quarter is held out, of pictures with no label too; the order in a cell is none."""
+    """Of each combination a quarter is held out, of images with no label too; the order in a cell is none."""
     lay_combinations(tmp_path, *["a|b", "b|a"] * 2, *["a"] * 8, *[""] * 4)
     opened = open_data(str(tmp_path), seed)
     assert Counter(map(tuple, opened.val.labels.tolist())) == {(True, True): 1, (True, False): 2, (False, False): 1}

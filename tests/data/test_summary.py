@@ -10,7 +10,7 @@ from vismoe.data import conflicts, find_duplicates, hold_out, leakage, look, ope
 
 
 def paint(path, seed, size=(48, 40), **options):
-    """A picture of coarse noise, each seed another."""
+    """An image of coarse noise, each seed another."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
     Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(path, **options)
@@ -23,7 +23,7 @@ def looked(root):
 
 @pytest.fixture
 def own_split(tmp_path):
-    """A set of its own split, with a near copy on both sides, a picture in two classes, and a broken file."""
+    """A set of its own split, with a near copy on both sides, an image in two classes, and a broken file."""
     for number in range(3):
         paint(tmp_path / "train" / "cat" / f"{number}.png", number)
     paint(tmp_path / "train" / "dog" / "0.png", 10, (64, 56))
@@ -63,16 +63,16 @@ def test_a_set_of_its_own_split(own_split):
 def test_what_the_terminal_is_told(own_split):
     """In a few lines, what is wrong by name."""
     assert tell(summarise(*looked(own_split))).split("\n") == [
-        f"{own_split}: 7 pictures, 5 to train on, 2 held out",
+        f"{own_split}: 7 images, 5 to train on, 2 held out",
         "2 classes: cat 3 + 2, dog 2 + 0; the largest class is 2.5 times the smallest",
         "48 to 64 (median 48) wide, 40 to 56 (median 40) high; 0% grey, 0% transparent",
         "left out: 1 file: val/cat/broken.png (no image of a known kind)",
         "duplicates: 1 exact, 1 near, in 2 groups: train/cat/1.png = train/dog/twin.bmp, "
         "train/cat/2.png ≈ val/cat/again.jpg",
-        "nothing held out of: dog (too few pictures that are no copies)",
-        "held-out pictures that have copies to train on: 1, with which figures would be too good: "
+        "nothing held out of: dog (too few images that are no copies)",
+        "held-out images that have copies to train on: 1, with which figures would be too good: "
         "val/cat/again.jpg ≈ train/cat/2.png",
-        "the same picture under other labels: 1: train/cat/1.png (cat) = train/dog/twin.bmp (dog)",
+        "the same image under other labels: 1: train/cat/1.png (cat) = train/dog/twin.bmp (dog)",
     ]
 
 
@@ -89,7 +89,7 @@ def test_words_and_whole_pixels(tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_held_out_of_one_piece_does_not_leak(tmp_path, seed):
-    """Copies stay together, fingerprints follow their pictures, a class of copies alone is trained on."""
+    """Copies stay together, fingerprints follow their images, a class of copies alone is trained on."""
     for number in range(8):
         paint(tmp_path / "cat" / f"{number}.png", number)
         paint(tmp_path / "cat" / f"{number} small.jpg", number, (24, 20), quality=90, subsampling=0)
@@ -112,7 +112,7 @@ def test_what_is_held_out_of_one_piece_does_not_leak(tmp_path, seed):
 
 
 def test_several_labels_and_no_files(tmp_path):
-    """Labels in other orders are no conflict; of a set without files, pictures are named by part and number."""
+    """Labels in other orders are no conflict; of a set without files, images are named by part and number."""
     for number in range(4):
         paint(tmp_path / f"{number}.png", number // 2)
     (tmp_path / "metadata.csv").write_text("file_name,labels\n0.png,a|b\n1.png,b|a\n2.png,a\n3.png,\n")
@@ -127,15 +127,15 @@ def test_several_labels_and_no_files(tmp_path):
     summary = summarise(digits, twice)
     assert summary["exact_duplicates"] == [["train 0", "held-out 449"]]
     assert summary["grey"] == 1.0
-    with pytest.raises(ValueError, match="duplicates of 1796 pictures, but digits has 1797"):
+    with pytest.raises(ValueError, match="duplicates of 1796 images, but digits has 1797"):
         summarise(digits, find_duplicates(prints[1:]))
 
 
 def test_a_class_that_cannot_be_read_is_an_error(tmp_path):
-    """A class without a picture is not trained on in silence."""
+    """A class without an image is not trained on in silence."""
     for number in range(4):
         paint(tmp_path / "cat" / f"{number}.png", number)
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "0.png").write_bytes(b"hello")
-    with pytest.raises(ValueError, match="no picture that can be read is left of dog"):
+    with pytest.raises(ValueError, match="no image that can be read is left of dog"):
         hold_out(*looked(tmp_path), 0)

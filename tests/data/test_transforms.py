@@ -23,26 +23,26 @@ def photograph(width, height):
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (40, 90), (20, 24)])
 def test_evaluation_scales_and_crops(interpolation, crop_pct, width, height):
     """As Pillow does it, up and down: the short side to 32 / crop_pct, rounded down, then the middle 32 × 32."""
-    picture = photograph(width, height)
+    image = photograph(width, height)
     side = int(32 / crop_pct)
     factor = side / min(width, height)
     size = [side if length == min(width, height) else int(factor * length) for length in (width, height)]
-    resized = picture.resize(size, getattr(Image.Resampling, interpolation.upper()))
+    resized = image.resize(size, getattr(Image.Resampling, interpolation.upper()))
     left, top = (round((length - 32) / 2) for length in size)
     expected = np.asarray(resized.crop((left, top, left + 32, top + 32)))
-    seen = evaluation_transform(config(interpolation=interpolation, crop_pct=crop_pct))(picture)
+    seen = evaluation_transform(config(interpolation=interpolation, crop_pct=crop_pct))(image)
     np.testing.assert_array_equal(((seen * 0.5 + 0.5) * 255).round().permute(1, 2, 0).numpy(), expected)
 
 
-def test_a_picture_of_the_right_size_is_only_normalised():
+def test_a_image_of_the_right_size_is_only_normalised():
     """Nothing is resampled where nothing need be: (v / 255 − mean) / std."""
-    picture = photograph(32, 32)
-    expected = torch.from_numpy((np.asarray(picture) / 255 - 0.5) / 0.5).permute(2, 0, 1).float()
-    torch.testing.assert_close(evaluation_transform(config())(picture), expected, rtol=0, atol=1e-6)
+    image = photograph(32, 32)
+    expected = torch.from_numpy((np.asarray(image) / 255 - 0.5) / 0.5).permute(2, 0, 1).float()
+    torch.testing.assert_close(evaluation_transform(config())(image), expected, rtol=0, atol=1e-6)
 
 
-def test_oblong_networks_get_oblong_pictures():
-    """A network of other height than width is shown pictures of its shape, cropped, not squeezed: a disc stays one."""
+def test_oblong_networks_get_oblong_images():
+    """A network of other height than width is shown images of its shape, cropped, not squeezed: a disc stays one."""
     x, y = np.meshgrid(np.arange(64) - 31.5, np.arange(64) - 31.5)
     disc = Image.fromarray((255 * (x**2 + y**2 > 10**2)).astype(np.uint8))
     dark = evaluation_transform(config((1, 16, 32)))(disc)[0] < 0
@@ -53,11 +53,9 @@ def test_oblong_networks_get_oblong_pictures():
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
 @pytest.mark.parametrize(("width", "height"), [(48, 48), (32, 32), (36, 36), (64, 40)])
 def test_training_without_augmentation_is_evaluation(width, height, crop_pct):
-    """With every range 0 a picture is shown as at evaluation, cut as much, too."""
-    picture, given = photograph(width, height), config(crop_pct=crop_pct)
-    torch.testing.assert_close(
-        training_transform(given)(picture), evaluation_transform(given)(picture), rtol=0, atol=1e-5
-    )
+    """With every range 0 an image is shown as at evaluation, cut as much, too."""
+    image, given = photograph(width, height), config(crop_pct=crop_pct)
+    torch.testing.assert_close(training_transform(given)(image), evaluation_transform(given)(image), rtol=0, atol=1e-5)
 
 
 def test_what_comes_in_from_outside_is_white():
@@ -68,11 +66,11 @@ def test_what_comes_in_from_outside_is_white():
     torch.testing.assert_close(sheets.amax((1, 2, 3)), torch.ones(20), rtol=0, atol=1e-6)
 
 
-def test_training_pictures_vary():
-    """Augmentation does something: two draws of one picture differ."""
+def test_training_images_vary():
+    """Augmentation does something: two draws of one image differ."""
     transform = training_transform(config(), degrees=10.0, translate=0.08, scale=0.1, shear=5.0)
-    picture = photograph(32, 32)
-    assert not torch.equal(transform(picture), transform(picture))
+    image = photograph(32, 32)
+    assert not torch.equal(transform(image), transform(image))
 
 
 def test_colours_move_within_their_range():
@@ -91,7 +89,7 @@ def test_colours_move_within_their_range():
 
 
 def test_noise_has_its_spread():
-    """On a grey picture noise of 0.1 has that standard deviation, of pixels in 0…1, and no value leaves the range."""
+    """On a grey image noise of 0.1 has that standard deviation, of pixels in 0…1, and no value leaves the range."""
     torch.manual_seed(0)
     transform = training_transform(config((3, 64, 64)), noise=0.1)
     pixels = transform(Image.new("RGB", (64, 64), (128, 128, 128))) / 2 + 0.5
@@ -103,7 +101,7 @@ def test_noise_has_its_spread():
 
 
 def test_erasing_paints_a_rectangle():
-    """Half the pictures keep all pixels; of the others a rectangle of 2 % to 33 % has the mean colour, 0."""
+    """Half the images keep all pixels; of the others a rectangle of 2 % to 33 % has the mean colour, 0."""
     torch.manual_seed(0)
     transform = training_transform(config(), erase=0.5)
     shares = torch.tensor(
@@ -116,11 +114,11 @@ def test_erasing_paints_a_rectangle():
 
 
 def test_half_are_mirrored():
-    """`flip=0.5`: about half the draws of a picture are its mirror image, the others the picture."""
+    """`flip=0.5`: about half the draws of an image are its mirror image, the others the image."""
     torch.manual_seed(0)
-    transform, picture = training_transform(config(), flip=0.5), photograph(32, 32)
-    shown = evaluation_transform(config())(picture)
-    draws = torch.stack([transform(picture) for _ in range(64)])
+    transform, image = training_transform(config(), flip=0.5), photograph(32, 32)
+    shown = evaluation_transform(config())(image)
+    draws = torch.stack([transform(image) for _ in range(64)])
     plain, mirrored = (((draws - like).abs().amax((1, 2, 3)) < 1e-5).sum() for like in (shown, shown.flip(2)))
     assert plain + mirrored == 64
     assert 20 < mirrored < 44
@@ -128,10 +126,10 @@ def test_half_are_mirrored():
 
 def test_crops_are_of_any_size_and_nearly_square():
     """`crop=0.05`, as the reference crops: from 5 % of the area up to all, of shapes from 3:4 to 4:3. Red and green of
-    the picture are column and row, so that a crop's edges can be read off it."""
+    the image are column and row, so that a crop's edges can be read off it."""
     torch.manual_seed(0)
-    transform, picture = training_transform(config(interpolation="bilinear"), crop=0.05), photograph(96, 96)
-    draws = torch.stack([transform(picture)[:2] for _ in range(64)])
+    transform, image = training_transform(config(interpolation="bilinear"), crop=0.05), photograph(96, 96)
+    draws = torch.stack([transform(image)[:2] for _ in range(64)])
     spans = (draws.amax((2, 3)) - draws.amin((2, 3))) / 2
     area, shape = spans.prod(1), spans[:, 0] / spans[:, 1]
     assert 0.02 < area.min() < 0.2

@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vismoe.deploy import OnnxModel, export_onnx
-from vismoe.training import predict
+from vismoe.deploy import export_onnx
+from vismoe.inference import predict
+from vismoe.weights.exported.onnx_model import OnnxModel
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 NAMES = ["cat", "dog", "owl", "eel"]
 
 
 class Pixels(nn.Module):
-    """A linear map of all pixels: nothing of how a picture was prepared is lost."""
+    """A linear map of all pixels: nothing of how an image was prepared is lost."""
 
     def __init__(self, channels):
         super().__init__()
@@ -39,8 +40,8 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Pictures of every kind that people have, none of them square but one."""
+def images(tmp_path_factory):
+    """Images of every kind that people have, none of them square but one."""
     place, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
 
     def noise(mode, *size):
@@ -78,8 +79,8 @@ def lines():
     ],
     ids=str,
 )
-def test_the_lines_say_what_predict_says(exported, pictures, tmp_path, capsys, channels, changes):
-    """Of each picture, each class has the probability that `vismoe predict FILE.onnx` gives it."""
+def test_the_lines_say_what_predict_says(exported, images, tmp_path, capsys, channels, changes):
+    """Of each image, each class has the probability that `vismoe predict FILE.onnx` gives it."""
     model = onnx.load(exported[channels])
     (entry,) = model.metadata_props
     about = json.loads(entry.value)
@@ -88,13 +89,13 @@ def test_the_lines_say_what_predict_says(exported, pictures, tmp_path, capsys, c
     entry.value = json.dumps(about)
     onnx.save(model, tmp_path / "model.onnx")
     network = OnnxModel(tmp_path / "model.onnx")
-    for picture in pictures:
-        code = lines().replace("digits.onnx", str(tmp_path / "model.onnx")).replace("seven.png", str(picture))
+    for image in images:
+        code = lines().replace("digits.onnx", str(tmp_path / "model.onnx")).replace("seven.png", str(image))
         found: dict = {}
         exec(code, found)
-        (expected,) = predict(network, picture, topk=len(NAMES))
+        (expected,) = predict(network, image, topk=len(NAMES))
         ours = dict(zip(NAMES, found["probabilities"].tolist(), strict=True))
         # A palette becomes grey by another rounding, of one level of 255.
-        atol = 0.02 if channels == 1 and "palette" in picture.name else 1e-5
-        assert ours == pytest.approx(dict(expected.classes), abs=atol), picture.name
+        atol = 0.02 if channels == 1 and "palette" in image.name else 1e-5
+        assert ours == pytest.approx(dict(expected.classes), abs=atol), image.name
         assert capsys.readouterr().out.split()[0] == expected.classes[0][0]

@@ -14,15 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 
 import vismoe
-from vismoe.adapt import features
 from vismoe.cli import main
 from vismoe.data import open_data
-from vismoe.deploy import OnnxModel, export_onnx
+from vismoe.deploy import export_onnx
 from vismoe.deploy.agreement import choice_gap, compare
 from vismoe.deploy.backend import export_backend
-from vismoe.deploy.description import describe_model
+from vismoe.features import features
 from vismoe.moe import MoE, loop
 from vismoe.vit import SparseVisionTransformer
+from vismoe.weights.exported.description import describe_model
+from vismoe.weights.exported.onnx_model import OnnxModel
 
 
 def tiny(num_classes=5, **moe):
@@ -135,7 +136,7 @@ def test_backend_is_the_oracle():
 
 
 def test_transformers(tmp_path):
-    """transformers' networks give only their logits, and their classes' names, and must be told how pictures are
+    """transformers' networks give only their logits, and their classes' names, and must be told how images are
     prepared."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -154,7 +155,7 @@ def test_transformers(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model that answers differently to different pictures, with names and a preprocessing of its own."""
+    """A model that answers differently to different images, with names and a preprocessing of its own."""
     torch.manual_seed(0)
     model = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=10, depth=2, num_experts=3, in_chans=1)
     nn.init.normal_(model.head.weight)
@@ -189,7 +190,7 @@ def test_command(folder, exported, tmp_path, capsys):
 
 
 def test_metadata(folder, exported):
-    """The file says how pictures are prepared and what the classes are, as the model does."""
+    """The file says how images are prepared and what the classes are, as the model does."""
     model, meta = vismoe.load(folder), onnxruntime.InferenceSession(exported).get_modelmeta()
     said = json.loads(meta.custom_metadata_map["vismoe"])
     assert said["architecture"] == "vmoe_pico_patch2_8_every2_e8"
@@ -314,7 +315,7 @@ def test_bad_files(folder, wide, tmp_path, capsys):
         ("gone", "no such file"),
         ("damaged", "cannot be opened as an ONNX file"),
         ("newer", "this vismoe reads up to 1"),
-        ("broken", "does not say how pictures are to be prepared"),
+        ("broken", "does not say how images are to be prepared"),
         ("empty", "it is incomplete"),
         ("foreign", "was not written by `vismoe export`"),
     ):

@@ -1,12 +1,12 @@
-"""Tables and pictures of what routers did."""
+"""Tables and images of what routers did."""
 
 import torch
 
 import vismoe
 from vismoe.data import open_data
-from vismoe.explain import LayerRouting, experts_of_tokens, route, routing_pictures
-from vismoe.explain.pictures import _title_of
-from vismoe.training import data_config
+from vismoe.explain import LayerRouting, experts_of_tokens, route, routing_images
+from vismoe.explain.routing_figure import _title_of
+from vismoe.weights import data_config
 
 
 def test_experts_of_tokens_is_the_plan_read_row_by_row():
@@ -31,7 +31,7 @@ def test_experts_of_tokens_is_the_plan_read_row_by_row():
 
 
 def test_by_class_counts_tokens():
-    """Experts × classes, counted by hand; dropped tokens count nowhere; a picture of both classes counts for both."""
+    """Experts × classes, counted by hand; dropped tokens count nowhere; an image of both classes counts for both."""
     routing = LayerRouting(torch.tensor([[[0], [1], [-1]], [[1], [1], [0]]]), num_experts=3)
     assert routing.by_class(torch.tensor([1, 0]), num_classes=2).tolist() == [[1, 1], [2, 1], [0, 0]]
     both = torch.tensor([[False, True], [True, True]])
@@ -39,7 +39,7 @@ def test_by_class_counts_tokens():
 
 
 def test_titles_have_room():
-    """A picture's classes are wrapped at commas into two lines; what does not fit is left out or cut; a picture without
+    """An image's classes are wrapped at commas into two lines; what does not fit is left out or cut; an image without
     a class says so; a dollar sign begins no formula."""
     classes = ["thing", "transparent", "wood", "a$", "electroencephalograph"]
     for shown, title in (
@@ -56,15 +56,15 @@ def test_titles_have_room():
     assert _title_of(torch.tensor(2), classes) == "wood"
 
 
-def test_pictures(tmp_path):
-    """A sparse model leaves a picture and a table for every layer; a dense one none."""
+def test_images(tmp_path):
+    """A sparse model leaves an image and a table for every layer; a dense one none."""
     digits = open_data("digits")
     sparse = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=10, in_chans=1)
     config = data_config(sparse)
-    assert routing_pictures(sparse, digits.val, digits.classes, config, tmp_path) == tmp_path / "routing.png"
+    assert routing_images(sparse, digits.val, digits.classes, config, tmp_path) == tmp_path / "routing.png"
     assert (tmp_path / "routing.png").read_bytes()[:4] == b"\x89PNG"
     layers = route(sparse, digits.val, config)
     assert list(layers) == ["blocks.1.mlp", "blocks.3.mlp"]
     assert layers["blocks.1.mlp"].expert.shape == (450, 17, 1)
     dense = vismoe.create_model("vmoe_pico_patch2_8_dense", num_classes=10, in_chans=1)
-    assert routing_pictures(dense, digits.val, digits.classes, config, tmp_path / "none") is None
+    assert routing_images(dense, digits.val, digits.classes, config, tmp_path / "none") is None

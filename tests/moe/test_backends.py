@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 import vismoe
 from vismoe.moe import combine, dispatch, execute, grouped, loop, padded
-from vismoe.moe.execute import _tiled
-from vismoe.moe.grouped_linear import grouped_linear
-from vismoe.moe.layouts import SortedRows, Tiles
+from vismoe.moe.execution.execute import _tiled
+from vismoe.moe.execution.grouped_linear import grouped_linear
+from vismoe.moe.execution.layouts import SortedRows, Tiles
 from vismoe.moe.plan import plan_from_choices
 
 DIM, HIDDEN, EXPERTS = 16, 24, 5

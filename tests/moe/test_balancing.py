@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vismoe import MLPExperts, MoE, TopKRouter, record
-from vismoe.moe.balance_rules import STEPS, move_bias
-from vismoe.moe.balancing import BalancedRouter
+from vismoe.moe.routers.balance_rules import STEPS, move_bias
+from vismoe.moe.routers.balancing import BalancedRouter
 
 
 def tiny(**options) -> MoE:

@@ -122,7 +122,7 @@ class Tasks(Router):
 
     def forward(self, tokens_GSd, mask_GS=None, context=0):
         from vismoe.moe.plan import plan_from_choices
-        from vismoe.moe.router import Routing
+        from vismoe.moe.routers.base import Routing
 
         expert = torch.full((*tokens_GSd.shape[:2], 1), context)
         gates = torch.zeros(*tokens_GSd.shape[:2], self.num_experts)

@@ -82,7 +82,7 @@ def test_the_mean_is_of_float32(masked):
 
 
 def test_an_image_needs_few_experts_and_not_its_batch_mates():
-    """A picture's tokens meet k experts in all, whoever is beside it, and its output is the same alone."""
+    """An image's tokens meet k experts in all, whoever is beside it, and its output is the same alone."""
     layer = layer_of(k=2).eval()
     x = torch.randn(4, 9, DIM)
     y = layer(x)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import vismoe
-from vismoe.moe import losses
-from vismoe.moe.logits import float32_linear
+from vismoe.moe.routers import losses
+from vismoe.moe.routers.logits import float32_linear
 
 from . import oracle
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vismoe
-from vismoe.moe import losses
+from vismoe.moe.routers import losses
 
 DIM = 6
 few = settings(deadline=None, max_examples=30, derandomize=True)

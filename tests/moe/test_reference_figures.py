@@ -9,9 +9,9 @@ from torch import nn
 
 import vismoe
 from vismoe.moe import compute_capacity, execute, grouped, loop, padded
-from vismoe.moe.capacity import claim_capacity
-from vismoe.moe.logits import first_top_k
 from vismoe.moe.plan import plan_from_choices
+from vismoe.moe.routers.capacity import claim_capacity
+from vismoe.moe.routers.logits import first_top_k
 
 from .oracle import plan_as_tables
 

@@ -30,7 +30,7 @@ def _no_figures(monkeypatch):
 
 
 def scaled_down(name, data, **changes):
-    """A paper's recipe of two steps of eight pictures of two patches a side, in a network of its kind."""
+    """A paper's recipe of two steps of eight images of two patches a side, in a network of its kind."""
     recipe = RECIPES[name]()
     patch = PRESETS[recipe.model].arguments["patch_size"]
     options = dict(recipe.model_options) | SMALL | {"group_size": 8 * 5, "num_experts": 4}
@@ -47,7 +47,7 @@ def scaled_down(name, data, **changes):
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
-    """Sixteen pictures of noise with one or two of three classes each."""
+    """Sixteen images of noise with one or two of three classes each."""
     place, random = tmp_path_factory.mktemp("several"), np.random.default_rng(0)
     lines = ["file_name,label"]
     for number in range(16):
@@ -59,18 +59,18 @@ def several(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """Sixteen pictures of noise of two classes."""
+    """Sixteen images of noise of two classes."""
     place, random = tmp_path_factory.mktemp("one"), np.random.default_rng(1)
     for number in range(32):
         (place / "ab"[number % 2]).mkdir(exist_ok=True)
-        picture = Image.fromarray(random.integers(0, 255, (70, 70, 3), np.uint8))
-        picture.save(place / "ab"[number % 2] / f"{number}.png")
+        image = Image.fromarray(random.integers(0, 255, (70, 70, 3), np.uint8))
+        image.save(place / "ab"[number % 2] / f"{number}.png")
     return place
 
 
 @pytest.mark.parametrize("size", UPSTREAM)
 def test_upstream_trains(size, several, tmp_path):
-    """Two steps on pictures of several classes: warm-up, decay of all parameters, losses of the routers, no NaN; the
+    """Two steps on images of several classes: warm-up, decay of all parameters, losses of the routers, no NaN; the
     classifier's bias began at −log(classes). At its own size it has the published rate and clips only H."""
     recipe = RECIPES[f"paper_{size}"]()
     assert learning_rate(recipe, 10_000) == UPSTREAM[size]
@@ -124,21 +124,21 @@ def test_weights_of_another_network_are_refused(several, tmp_path):
 def test_taking_over_changes_no_answer():
     """To the same classes and size, with the classifier besides, the network is the other one."""
     torch.manual_seed(0)
-    name, pictures = "vmoe_pico_patch2_8_every2_e8", torch.randn(2, 1, 8, 8)
+    name, images = "vmoe_pico_patch2_8_every2_e8", torch.randn(2, 1, 8, 8)
     trained, model = (create_model(name, num_classes=3, in_chans=1).eval() for _ in range(2))
     torch.nn.init.normal_(trained.head.weight)
     take_over(model, trained, "trained")
-    assert not torch.equal(model(pictures), trained(pictures))
+    assert not torch.equal(model(images), trained(images))
     model.head.load_state_dict(trained.head.state_dict())
-    assert torch.equal(model(pictures), trained(pictures))
+    assert torch.equal(model(images), trained(images))
 
 
 def test_the_sigmoid_loss_is_summed_over_classes(one, tmp_path, monkeypatch):
-    """Of one class a picture: Σ over classes of each one's cross-entropy, mean over pictures, by hand."""
+    """Of one class an image: Σ over classes of each one's cross-entropy, mean over images, by hand."""
     seen, plain = [], Trainer._loss
 
-    def watched(trainer, pictures, targets, multi_label):
-        loss, logits = plain(trainer, pictures, targets, multi_label)
+    def watched(trainer, images, targets, multi_label):
+        loss, logits = plain(trainer, images, targets, multi_label)
         seen.append((loss, logits, targets))
         return loss, logits
 

@@ -8,14 +8,15 @@ import torch
 from torch.nn import functional as F
 
 import vismoe
-from vismoe.adapt import features
 from vismoe.data import open_data
 from vismoe.explain import route
+from vismoe.features import features
+from vismoe.inference import evaluate
 from vismoe.parallel import World
-from vismoe.training import data_config, evaluate
 from vismoe.training.beginning import begin
 from vismoe.training.step import Trainer
 from vismoe.vit import member_loss
+from vismoe.weights import data_config
 
 from .tiny import tiny
 
@@ -38,7 +39,7 @@ def rows(digits):
     """The members' logits, (12, 2, 10)."""
     model = ensemble()
     config = data_config(model)
-    pixels = torch.stack([vismoe.data.evaluation_transform(config)(digits.picture(number)) for number in range(12)])
+    pixels = torch.stack([vismoe.data.evaluation_transform(config)(digits.image(number)) for number in range(12)])
     with torch.no_grad():
         return model(pixels).unflatten(0, (12, 2))
 
@@ -51,7 +52,7 @@ def test_evaluation_and_prediction(digits, rows):
         found = evaluate(model, digits, batch_size=5)
         torch.testing.assert_close(found.scores.softmax(-1), expected)
         assert found.figures["loss"] == pytest.approx(F.nll_loss(expected.log(), digits.labels).item(), abs=1e-5)
-        told = vismoe.predict(model, [digits.picture(number) for number in range(12)], topk=10, batch_size=5)
+        told = vismoe.predict(model, [digits.image(number) for number in range(12)], topk=10, batch_size=5)
         assert len(told) == 12
         for prediction, probabilities in zip(told, expected, strict=True):
             values = [value for _, value in prediction.classes]
@@ -72,12 +73,12 @@ def test_features_and_routing(digits, rows):
 
 def test_step_trains_each_member_alone():
     """A step's loss is the mean of the members' losses, so its gradient is theirs; its accuracy the mean of theirs."""
-    model, pictures, labels = ensemble(balance="none").train(), torch.randn(6, 1, 8, 8), torch.arange(6)
-    logits = model(pictures)
+    model, images, labels = ensemble(balance="none").train(), torch.randn(6, 1, 8, 8), torch.arange(6)
+    logits = model(images)
     recipe = tiny(label_smoothing=0.0, clip_norm=0.0)
     state = begin(model, recipe)
     state.step = 1
-    outcome = Trainer(recipe, state, World(), print).step(pictures, labels, look=True)
+    outcome = Trainer(recipe, state, World(), print).step(images, labels, look=True)
     assert outcome.loss.item() == pytest.approx(member_loss(logits, labels, 2).mean().item(), abs=1e-6)
     answers = logits.argmax(1) == labels.repeat_interleave(2)
     assert outcome.accuracy.item() == pytest.approx(answers.float().mean().item())

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from vismoe.data import ImageSet
-from vismoe.training import evaluate
+from vismoe.inference import evaluate
 
 from ..memory import printed
 
@@ -16,26 +16,26 @@ PROBABILITIES = [[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.4, 0.5, 0.1], [0.9, 0.05, 
 
 
 class Table(nn.Module):
-    """Gives the i-th row of PROBABILITIES for a picture of grey level i."""
+    """Gives the i-th row of PROBABILITIES for an image of grey level i."""
 
     def __init__(self):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(PROBABILITIES).log())
         self.pretrained_cfg = {"input_size": (1, 2, 2), "mean": (0,), "std": (1,), "crop_pct": 1.0}
 
-    def forward(self, pictures):
-        return self.logits[(pictures[:, 0, 0, 0] * 255).round().long()]
+    def forward(self, images):
+        return self.logits[(images[:, 0, 0, 0] * 255).round().long()]
 
 
 def test_by_hand():
-    """Two hits of four, classes 0 and 1 half each, class 2 without images, every picture in a bin of its own."""
+    """Two hits of four, classes 0 and 1 half each, class 2 without images, every image in a bin of its own."""
     images = ImageSet(torch.tensor([0, 1, 0, 1]), lambda number: Image.new("L", (2, 2), number))
     found = evaluate(Table(), images)
     assert found.scores.argmax(1).tolist() == [0, 1, 1, 0]
     assert (found.score, found.figures["top1"], found.figures["top5"]) == (0.5, 0.5, 1.0)
     assert found.per_class[:2] == [0.5, 0.5]
     assert math.isnan(found.per_class[2])
-    # Each picture is alone in its bin: |1 - 0.7|, |1 - 0.6|, |0 - 0.5|, |0 - 0.9|.
+    # Each image is alone in its bin: |1 - 0.7|, |1 - 0.6|, |0 - 0.5|, |0 - 0.9|.
     assert found.figures["calibration_error"] == pytest.approx((0.3 + 0.4 + 0.5 + 0.9) / 4, abs=1e-6)
     expected = -sum(math.log(p) for p in (0.7, 0.6, 0.4, 0.05)) / 4
     assert found.figures["loss"] == pytest.approx(expected, abs=1e-6)
@@ -43,7 +43,7 @@ def test_by_hand():
 
 def test_nothing_to_evaluate():
     """An empty set is refused, in words."""
-    with pytest.raises(ValueError, match="without pictures"):
+    with pytest.raises(ValueError, match="without images"):
         evaluate(Table(), ImageSet(torch.empty(0, dtype=torch.long), lambda number: Image.new("L", (2, 2))))
 
 
@@ -52,7 +52,7 @@ import torch
 from PIL import Image
 from torch import nn
 from vismoe.data import ImageSet
-from vismoe.training import evaluate
+from vismoe.inference import evaluate
 
 class Classifier(nn.Module):
     def __init__(self, classes):
@@ -60,8 +60,8 @@ class Classifier(nn.Module):
         self.logits = nn.Parameter(torch.randn(1, classes))
         self.pretrained_cfg = {"input_size": (1, 2, 2), "mean": (0,), "std": (1,), "crop_pct": 1.0}
 
-    def forward(self, pictures):
-        return self.logits.expand(len(pictures), -1)
+    def forward(self, images):
+        return self.logits.expand(len(images), -1)
 
 def run(images, classes):
     found = ImageSet(torch.arange(images) % classes, lambda number: Image.new("L", (2, 2), 0))

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 import vismoe
 from vismoe.data import open_data
-from vismoe.training import TrainingDivergedError, evaluate, fit, loop
+from vismoe.inference import evaluate
+from vismoe.training import TrainingDivergedError, fit, loop
 from vismoe.training.step import Trainer
 
 from .tiny import tiny
@@ -44,22 +45,22 @@ def test_watching_changes_nothing(run, tmp_path):
 
 
 def test_twins_see_the_same_batches(tmp_path, monkeypatch):
-    """The sparse model and its dense twin are trained on equal pictures in equal order."""
+    """The sparse model and its dense twin are trained on equal images in equal order."""
     seen = {}
     plain = Trainer._loss
 
     for model in ("vmoe_pico_patch2_8_every2_e8", "vmoe_pico_patch2_8_dense"):
 
-        def watched(trainer, pictures, labels, *rest):
-            seen.setdefault(trainer.recipe.model, []).append((pictures.clone(), labels.clone()))
-            return plain(trainer, pictures, labels, *rest)
+        def watched(trainer, images, labels, *rest):
+            seen.setdefault(trainer.recipe.model, []).append((images.clone(), labels.clone()))
+            return plain(trainer, images, labels, *rest)
 
         monkeypatch.setattr(Trainer, "_loss", watched)
         fit(tiny(model=model, steps=3), tmp_path / model)
     sparse, dense = seen.values()
     assert len(sparse) == len(dense) == 3
-    for (pictures, labels), (others, other_labels) in zip(sparse, dense, strict=True):
-        assert torch.equal(pictures, others)
+    for (images, labels), (others, other_labels) in zip(sparse, dense, strict=True):
+        assert torch.equal(images, others)
         assert torch.equal(labels, other_labels)
 
 
@@ -86,9 +87,9 @@ def test_auxiliary_losses_are_trained_on(tmp_path, monkeypatch):
     gradients, batches = {}, []
     plain, clip = Trainer._loss, torch.nn.utils.clip_grad_norm_
 
-    def watched(trainer, pictures, labels, *rest):
-        batches.append((pictures, labels))
-        return plain(trainer, pictures, labels, *rest)
+    def watched(trainer, images, labels, *rest):
+        batches.append((images, labels))
+        return plain(trainer, images, labels, *rest)
 
     def before_clipping(parameters, norm):
         gradients["fit"] = [parameter.grad.clone() for parameter in parameters]
@@ -97,12 +98,12 @@ def test_auxiliary_losses_are_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_loss", watched)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", before_clipping)
     fit(recipe, tmp_path / "run")
-    pictures, labels = batches[0]
+    images, labels = batches[0]
     for wanted in ("both", "cross-entropy"):
         model = loop.build(recipe, open_data("digits")).train()
         torch.manual_seed(recipe.seed)
         with vismoe.record(model) as routing:
-            loss = F.cross_entropy(model(pictures), labels)
+            loss = F.cross_entropy(model(images), labels)
         assert routing.auxiliary_loss > 0
         (loss + routing.auxiliary_loss if wanted == "both" else loss).backward()
         gradients[wanted] = [parameter.grad for parameter in model.parameters()]

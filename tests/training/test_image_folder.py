@@ -5,14 +5,15 @@ import pytest
 from PIL import Image
 
 from vismoe.data import open_data
-from vismoe.training import evaluate, fit, predict
+from vismoe.inference import evaluate, predict
+from vismoe.training import fit
 
 from .tiny import tiny
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Red and blue pictures of odd sizes, three classes of them in train/, two in val/."""
+    """Red and blue images of odd sizes, three classes of them in train/, two in val/."""
     place, random = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
     for part, classes, count in (("train", ("blue", "grün", "red"), 6), ("val", ("blue", "red"), 4)):
         for name in classes:
@@ -31,7 +32,7 @@ def run(folder, tmp_path_factory):
 
 
 def test_the_colours_are_told_apart(run, folder):
-    """Colour pictures of any size train a network of three channels that knows the classes by name."""
+    """Colour images of any size train a network of three channels that knows the classes by name."""
     model = run.load_model()
     assert model.in_chans == 3
     assert model.pretrained_cfg["label_names"] == ["blue", "grün", "red"]

@@ -1,4 +1,4 @@
-"""pytest tests/training/test_multi_label.py: pictures that may show several things at once."""
+"""pytest tests/training/test_multi_label.py: images that may show several things at once."""
 
 import json
 from collections import Counter
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from vismoe.cli import main
 from vismoe.data import ImageSet, open_data
-from vismoe.training import evaluate, fit, predict
+from vismoe.inference import evaluate, predict
+from vismoe.training import fit
 from vismoe.training.step import Trainer
 
 from .test_evaluation import Table
@@ -23,7 +24,7 @@ COLOURS = ("blue", "green", "red")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures with a band of each colour that is on them, two thirds of those with several; who took them."""
+    """Images with a band of each colour that is on them, two thirds of those with several; who took them."""
     place, random = tmp_path_factory.mktemp("bands"), np.random.default_rng(0)
     lines = ["file_name,label,who"]
     for number in range(64):
@@ -56,21 +57,21 @@ def test_bands_are_told_apart(run, folder):
 
 
 def test_probabilities_are_each_class_s_own(run, folder):
-    """They need not sum to one: of a picture with all three bands each is likely."""
+    """They need not sum to one: of an image with all three bands each is likely."""
     (found,) = predict(run.load_model(), folder / "63.png")
     assert {name for name, _ in found.classes} == set(COLOURS)
     assert all(probability > 0.5 for _, probability in found.classes)
 
 
 def test_figures_are_scikit_learn_s():
-    """Average precision of each class, exact matches and loss of four pictures, by an independent source."""
+    """Average precision of each class, exact matches and loss of four images, by an independent source."""
     labels = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]]).bool()
     model = Table()
     found = evaluate(model, ImageSet(labels, lambda number: Image.new("L", (2, 2), number)))
     scores = model.logits.detach()
     expected = [average_precision_score(labels[:, k], scores[:, k]) for k in range(2)]
     assert found.per_class[:2] == pytest.approx(expected)
-    assert np.isnan(found.per_class[2])  # it is on no picture
+    assert np.isnan(found.per_class[2])  # it is on no image
     assert found.score == found.figures["mean_average_precision"] == pytest.approx(np.mean(expected))
     assert found.figures["exact_match"] == ((scores > 0) == labels).all(1).float().mean()
     probabilities = scores.sigmoid().clamp(1e-12, 1 - 1e-12)
@@ -79,12 +80,12 @@ def test_figures_are_scikit_learn_s():
 
 
 def test_the_loss_is_each_class_s_cross_entropy(folder, tmp_path, monkeypatch):
-    """Mean over classes, with the share of smoothing spread over them; mixed labels are the mean of both pictures'."""
+    """Mean over classes, with the share of smoothing spread over them; mixed labels are the mean of both images'."""
     seen = []
     plain = Trainer._loss
 
-    def watched(trainer, pictures, targets, multi_label):
-        loss, logits = plain(trainer, pictures, targets, multi_label)
+    def watched(trainer, images, targets, multi_label):
+        loss, logits = plain(trainer, images, targets, multi_label)
         seen.append((loss, logits, targets, multi_label))
         return loss, logits
 
@@ -100,7 +101,7 @@ def test_the_loss_is_each_class_s_cross_entropy(folder, tmp_path, monkeypatch):
 
 
 def test_eval_by_group(run, folder, capsys):
-    """Figures of each photographer's held-out pictures, worst first, with Wilson's interval."""
+    """Figures of each photographer's held-out images, worst first, with Wilson's interval."""
     arguments = ["eval", str(run.path), "--data", str(folder), "--group", "who"]
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -124,9 +125,9 @@ def test_eval_by_group(run, folder, capsys):
 
 
 def test_one_label_is_not_several(run, tmp_path, capsys):
-    """A set of one class a picture is refused, not scored by another measure."""
+    """A set of one class an image is refused, not scored by another measure."""
     for name in COLOURS:
         (tmp_path / name).mkdir()
         Image.new("RGB", (9, 9), name).save(tmp_path / name / "x.png")
     assert main(["eval", str(run.path), "--data", str(tmp_path)]) == 2
-    assert "trained on pictures with several classes each" in capsys.readouterr().err
+    assert "trained on images with several classes each" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from vismoe.training import Recipe
 from vismoe.training.beginning import begin
 from vismoe.training.schedule import learning_rate
 from vismoe.training.step import Trainer
-from vismoe.weights.positions import zoom
+from vismoe.weights.reference.positions import zoom
 
 SCHEDULES = {
     "warmup_linear_decay": "warmup-polynomial",
@@ -53,7 +53,7 @@ def steps_of(recipe, values, gradients):
     model, after = Parts(values), []
 
     class Given(Trainer):
-        def _loss(self, pictures, targets, multi_label):
+        def _loss(self, images, targets, multi_label):
             given = gradients[self.state.step - 1]
             loss = sum((p * given[name.replace(".", "/")]).sum() for name, p in model.named_parameters())
             return loss, torch.zeros(2, 2)

@@ -296,17 +296,17 @@ def test_a_training_that_crashes_leaves_no_worker(tmp_path):
 
 
 def test_a_step_that_is_not_finite_leaves_no_statistics(tmp_path, monkeypatch):
-    """A batch with a NaN in one picture: a batch norm's running statistics are those of the step before."""
+    """A batch with a NaN in one image: a batch norm's running statistics are those of the step before."""
     plain, before = Trainer._loss, []
 
-    def spoiled(trainer, pictures, *rest):
+    def spoiled(trainer, images, *rest):
         if trainer.state.step == 2:
             before.extend(buffer.clone() for buffer in trainer.statistics)
-            pictures = pictures.clone()
-            pictures[0, 0, 0, 0] = float("nan")
+            images = images.clone()
+            images[0, 0, 0, 0] = float("nan")
         if trainer.state.step == 3:
             assert all(torch.equal(a, b) for a, b in zip(trainer.statistics, before, strict=True))
-        return plain(trainer, pictures, *rest)
+        return plain(trainer, images, *rest)
 
     monkeypatch.setattr(Trainer, "_loss", spoiled)
     run = fit(tiny(model="timm:mobilenetv3_small_050", image_size=32), tmp_path / "run")

@@ -9,7 +9,8 @@ from PIL import Image
 
 import vismoe
 from vismoe.data import open_data
-from vismoe.training import Recipe, Run, evaluate
+from vismoe.inference import evaluate
+from vismoe.training import Recipe, Run
 
 from .tiny import tiny
 
@@ -31,19 +32,19 @@ def test_everything_promised_is_there(run):
     }
 
 
-def test_a_dense_run_has_no_routing_picture(dense_run):
+def test_a_dense_run_has_no_routing_image(dense_run):
     """There are no experts to show."""
     assert not (dense_run.path / "routing.png").exists()
     assert (dense_run.path / "curves.png").is_file()
 
 
-def test_pictures_can_be_opened(run):
-    """The PNG files are pictures of a size to look at, and not blank."""
+def test_images_can_be_opened(run):
+    """The PNG files are images of a size to look at, and not blank."""
     for name in ("curves", "confusion", "routing"):
-        with Image.open(run.path / f"{name}.png") as picture:
-            picture.load()
-            assert min(picture.size) > 200
-            assert len(picture.convert("RGB").getcolors(2**24)) > 10
+        with Image.open(run.path / f"{name}.png") as image:
+            image.load()
+            assert min(image.size) > 200
+            assert len(image.convert("RGB").getcolors(2**24)) > 10
 
 
 def test_the_recipe_is_written_resolved(run):
@@ -115,7 +116,7 @@ def test_the_summary_is_the_trained_model_s(run):
 
 def test_the_model_folder_opens_everywhere(run):
     """vismoe.load of the run or of its model/ and timm's local-dir give one network: equal logits and class names."""
-    pictures = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     models = [
         run.load_model(),
         vismoe.load(run.path),
@@ -123,7 +124,7 @@ def test_the_model_folder_opens_everywhere(run):
         timm.create_model(f"local-dir:{run.path / 'model'}", pretrained=True).eval(),
     ]
     with torch.inference_mode():
-        logits = [model(pictures) for model in models]
+        logits = [model(images) for model in models]
     for other in logits[1:]:
         assert torch.equal(logits[0], other)
     assert models[0].pretrained_cfg["label_names"] == [str(number) for number in range(10)]
@@ -136,9 +137,9 @@ def test_the_model_folder_holds_what_was_trained(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(loop, "write_report", lambda run, state, *rest: trained.append(state.model))
     fit(tiny(steps=2), tmp_path / "run")
-    pictures = torch.rand(4, 1, 8, 8)
+    images = torch.rand(4, 1, 8, 8)
     with torch.inference_mode():
-        assert torch.equal(trained[0].eval()(pictures), vismoe.load(tmp_path / "run")(pictures))
+        assert torch.equal(trained[0].eval()(images), vismoe.load(tmp_path / "run")(images))
 
 
 def test_a_run_is_found_from_its_model_folder(run, tmp_path):

@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import vismoe
-from vismoe.moe import MemberRouter, MLPExperts, TopKRouter
-from vismoe.moe.member_choice import MemberMoE
+from vismoe.moe import MemberMoE, MemberRouter, MLPExperts, TopKRouter
 from vismoe.vit import ensemble_loss, ensemble_metrics, mean_logits, member_loss
 
 SPARSE, DENSE = "vmoe_pico_patch2_8_every2_e8", "vmoe_pico_patch2_8_dense"

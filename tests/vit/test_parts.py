@@ -10,7 +10,7 @@ import torch
 
 import vismoe
 from vismoe.moe import MoE
-from vismoe.vit.sincos import sincos2d
+from vismoe.vit.positions import sincos2d
 
 SHAPE = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 

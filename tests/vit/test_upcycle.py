@@ -204,7 +204,7 @@ class Trunk(nn.Module):
 
 def test_an_mlp_that_is_not_known_is_named_and_can_be_made_known(monkeypatch):
     """The error names the module and says what to type; what it says works."""
-    monkeypatch.setattr("vismoe.moe.structures.STRUCTURES", dict(vismoe.moe.structures.STRUCTURES))
+    monkeypatch.setattr("vismoe.moe.experts.structures.STRUCTURES", dict(vismoe.moe.experts.structures.STRUCTURES))
     trunk, x = Trunk(), torch.randn(2, 3, 8)
     with pytest.raises(ValueError, match=r"stages\.0 \(Block\).*\(ffn: Odd\); vismoe.register_mlp\("):
         vismoe.upcycle(trunk)

@@ -278,7 +278,7 @@ CLU's `metric_writers` | training.Recipe(track) | training/test_track.py::test_t
 
 # Data (`vmoe.data`)
 `input_pipeline.get_datasets` | data.open_data(name) | data/test_folders.py::test_train_and_val_share_classes_by_name
-  | folders, tables, zips; a set of TFDS is to be written as pictures
+  | folders, tables, zips; a set of TFDS is to be written as images
 `shuffle_buffer`, `shuffle_seed` | training.Recipe(seed) |
   data/test_order.py::test_every_epoch_shows_every_image_once_in_a_new_order | a permutation of the whole set
 `cache`, `prefetch`, `num_parallel_calls`, `pjit_utils.prefetch_to_device` | training.Recipe(workers) |
@@ -388,7 +388,7 @@ Mixup
   | neighbours in the batch, the larger share first, one share a device
   | timm's: first with last, one share a batch
   | training/test_multi_label.py::test_the_loss_is_each_class_s_cross_entropy
-How pictures are prepared
+How images are prepared
   | bilinear; at evaluation the short side to 256 and the middle 224 of it, or squashed to 384
   | presets: bicubic, the short side to the network's size, for new trainings; published checkpoints, converted, have
     the reference's
@@ -396,11 +396,11 @@ How pictures are prepared
 Few-shot regression
   | float32
   | float64, which minimises what both minimise a little further: weights differ by up to 2e-3, accuracies by one
-    picture of 200
+    image of 200
   | adapt/test_ridge.py::test_reference
 Few-shot regularisation
   | chosen on the test part, by rank over nine sets
-  | by default on more pictures of the training part; `--protocol reference` on the held-out part, by rank over seeds
+  | by default on more images of the training part; `--protocol reference` on the held-out part, by rank over seeds
   | adapt/test_fewshot.py::test_the_reference_s_protocol
 """
 

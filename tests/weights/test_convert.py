@@ -20,8 +20,8 @@ import vismoe
 from vismoe.cli import main
 from vismoe.vit import PRESETS
 from vismoe.weights import PUBLISHED, Published, convert, from_reference, to_reference
-from vismoe.weights.dense_npz import DenseNpz
-from vismoe.weights.positions import resize_positions
+from vismoe.weights.reference.npz import DenseNpz
+from vismoe.weights.reference.positions import resize_positions
 
 from ..memory import printed
 from .reference_writer import BFloat16, nested, write
@@ -115,7 +115,7 @@ def test_dense_checkpoints_need_no_preset(tmp_path):
 
 
 def test_published_names(written, tmp_path, monkeypatch):
-    """A published name brings its preset, and how its pictures are prepared."""
+    """A published name brings its preset, and how its images are prepared."""
     model, arrays, _ = written
     squashed = {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear"}
     monkeypatch.setitem(PUBLISHED, "known", Published("known", SPARSE, 8, 5, "digits", 0.5, squashed))
@@ -406,7 +406,7 @@ def test_mutated_npz(tmp_path):
 
 
 MEASURE = """
-import vismoe.cli.convert
+import vismoe.cli.models.models.convert
 from vismoe.weights import convert
 convert(sys.argv[1], sys.argv[2] + "-small", "vmoe_pico_patch2_8_every2_e8")
 before = peak()

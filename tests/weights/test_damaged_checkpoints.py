@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vismoe.weights import read_reference
-from vismoe.weights.messagepack import unpack
+from vismoe.weights.reference.messagepack import unpack
 
 from .reference_writer import MARKER, BFloat16, Ext, pack, packed_leaf, packed_slice, piece, write
 

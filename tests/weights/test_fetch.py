@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from vismoe.weights.fetch import fetch
+from vismoe.files.http import fetch
 
 from .file_server import serving
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import vismoe
-from vismoe.weights import saving
+from vismoe.weights.folders import save as saving
 
 SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}
 
@@ -158,8 +158,8 @@ CONFIGS = [
     + [("crop_pct", value) for value in (0, -1.0, float("nan"), float("inf"))],
 )
 @pytest.mark.parametrize("nested", [True, False])
-def test_preparations_that_make_no_picture_are_named(field, value, nested, tmp_path):
-    """A field that would make NaN of every picture, or nothing: the file and the field, in both of timm's layouts."""
+def test_preparations_that_make_no_image_are_named(field, value, nested, tmp_path):
+    """A field that would make NaN of every image, or nothing: the file and the field, in both of timm's layouts."""
     path = vismoe.save(small(), tmp_path / "m") / "config.json"
     config = json.loads(path.read_text())
     config["pretrained_cfg"][field] = value

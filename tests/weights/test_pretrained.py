@@ -17,7 +17,7 @@ from huggingface_hub import constants
 import vismoe
 from vismoe.adapt.start import open_start, open_trained
 from vismoe.cli import main
-from vismoe.cli.model import open_model
+from vismoe.cli.shared.model import open_model
 from vismoe.weights import PUBLISHED, Published, convert, to_reference
 from vismoe.weights.pretrained import _base
 from vismoe.weights.published import tags_of

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import vismoe
 from vismoe.weights import read_reference
-from vismoe.weights.messagepack import Extension, unpack
+from vismoe.weights.reference.messagepack import Extension, unpack
 
 from ..memory import printed
 from .reference_writer import BFloat16, Ext, numbered, pack, write

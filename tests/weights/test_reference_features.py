@@ -12,8 +12,8 @@ from importlib import import_module
 import pytest
 
 import vismoe
-from vismoe.weights import reference_config
-from vismoe.weights.reference_config import ENSEMBLE_CLASS, MODEL_CLASS, PATCHES, POSITIONS, Fields, read_config
+from vismoe.weights.reference import config as reference_config
+from vismoe.weights.reference.config import ENSEMBLE_CLASS, MODEL_CLASS, PATCHES, POSITIONS, Fields, read_config
 
 from .reference_features import FIELDS, TESTS, differences, features, functions, table
 

@@ -11,7 +11,7 @@ import torch
 
 import vismoe
 from vismoe.weights import from_reference, to_reference
-from vismoe.weights.reference_config import _ratio
+from vismoe.weights.reference.config import _ratio
 
 from .reference_trees import configuration, logits, parameters
 
@@ -35,9 +35,9 @@ def images(height=8, width=8):
     return np.random.default_rng(1).normal(size=(2, height, width, 3)).astype(np.float32)
 
 
-def says(model, pictures):
+def says(model, images):
     with torch.no_grad():
-        return model.eval()(torch.tensor(pictures).permute(0, 3, 1, 2))
+        return model.eval()(torch.tensor(images).permute(0, 3, 1, 2))
 
 
 def assert_same_tree(found, expected):

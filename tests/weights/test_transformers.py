@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 import vismoe
-from vismoe.training import data_config, predict
+from vismoe.inference import predict
+from vismoe.weights import data_config
 
 transformers = pytest.importorskip("transformers")
 
@@ -25,7 +26,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_auto_class_and_pipeline(name, tmp_path):
-    """The same logits, and the same answer about a picture, without any class of ours being named."""
+    """The same logits, and the same answer about an image, without any class of ours being named."""
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     torch.nn.init.normal_(model.head.weight)
@@ -34,8 +35,8 @@ def test_auto_class_and_pipeline(name, tmp_path):
     images = torch.randn(2, *data_config(model)["input_size"])
     with torch.inference_mode():
         torch.testing.assert_close(opened(images).logits, model(images))
-    picture = Image.effect_noise((40, 30), 80).convert("RGB")
-    answers = transformers.pipeline("image-classification", model=str(folder))(picture)
-    (ours,) = predict(vismoe.load(folder), picture)
+    image = Image.effect_noise((40, 30), 80).convert("RGB")
+    answers = transformers.pipeline("image-classification", model=str(folder))(image)
+    (ours,) = predict(vismoe.load(folder), image)
     assert [answer["label"] for answer in answers] == [label for label, _ in ours.classes]
     assert [answer["score"] for answer in answers] == pytest.approx([score for _, score in ours.classes], abs=1e-4)

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import vismoe
+from vismoe.inference import predict
 from vismoe.moe import MoE
-from vismoe.training import predict
-from vismoe.weights.processor import read_processor
+from vismoe.weights.huggingface.processor import read_processor
 
 transformers = pytest.importorskip("transformers")
 
@@ -101,9 +101,9 @@ def test_pipeline(name, tmp_path):
     torch.nn.init.normal_(model.classifier.weight)
     preprocessing = {"input_size": (3, 32, 32), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "crop_pct": 1.0}
     folder = vismoe.save(model, tmp_path / "model", ["ant", "bee", "cat"], preprocessing)
-    picture = Image.effect_noise((32, 32), 80).convert("RGB")
-    answers = transformers.pipeline("image-classification", model=str(folder))(picture)
-    (ours,) = predict(vismoe.load(folder), picture)
+    image = Image.effect_noise((32, 32), 80).convert("RGB")
+    answers = transformers.pipeline("image-classification", model=str(folder))(image)
+    (ours,) = predict(vismoe.load(folder), image)
     assert [answer["label"] for answer in answers] == [label for label, _ in ours.classes]
     assert [answer["score"] for answer in answers] == pytest.approx([score for _, score in ours.classes], abs=1e-4)
 
@@ -142,9 +142,9 @@ def test_folders_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"image_std": [0.5, 0, 0.5]}, {"size": 0, "crop_size": 4, "do_center_crop": True}])
-def test_preparations_that_make_no_picture_are_named(change, tmp_path):
+def test_preparations_that_make_no_image_are_named(change, tmp_path):
     """A division by zero: the file is named."""
     good = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(good | change))
-    with pytest.raises(ValueError, match=r"preprocessor_config\.json says no preparation of pictures"):
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json says no preparation of images"):
         read_processor(tmp_path)

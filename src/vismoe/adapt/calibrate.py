@@ -1,15 +1,15 @@
-"""Probabilities that mean what they say: a temperature, fitted on pictures that were not trained on."""
+"""Probabilities that mean what they say: a temperature, fitted on images that were not trained on."""
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .features import classifiers
+from vismoe.features.features import classifiers
 
 LOWEST, HIGHEST, ROUNDS = 0.05, 20.0, 60
 ENOUGH = 50
-"""So many pictures, at least, a temperature is fitted on: of a dozen it follows chance."""
+"""So many images, at least, a temperature is fitted on: of a dozen it follows chance."""
 
 
 def fit_temperature(scores: Float[Tensor, "N K"], labels: Int[Tensor, " N"] | Bool[Tensor, "N K"]) -> float:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vismoe.data import tell_imbalance
-from vismoe.weights.folder import read_config
-from vismoe.weights.transformers_folder import of_transformers
+from vismoe.weights.folders.load import read_config
+from vismoe.weights.huggingface.folder import of_transformers
 
 WORST = 10
 
@@ -28,19 +28,19 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "",
         f"# A classifier of {len(classes)} classes",
         "",
-        f"Says which of these is on a picture{', several at once' if summary['multi_label'] else ''}: {names}.",
+        f"Says which of these is on an image{', several at once' if summary['multi_label'] else ''}: {names}.",
         "",
         "## Data",
         "",
-        f"{report['pictures']['train']:,} pictures to train on, {report['pictures']['validation']:,} to choose by, "
-        f"{report['pictures']['test']:,} to test on; copies, exact and near, are on one side. "
+        f"{report['images']['train']:,} images to train on, {report['images']['validation']:,} to choose by, "
+        f"{report['images']['test']:,} to test on; copies, exact and near, are on one side. "
         f"{tell_imbalance(summary).capitalize()}; {len(summary['left_out'])} of the "
-        f"files could not be read. Pictures are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
+        f"files could not be read. Images are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
         "",
         "## Figures",
         "",
         f"On the test part, which nothing was chosen by: {score.replace('_', ' ')} {test[score]:.4f}"
-        f"; right on {report['right']} of {report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}). "
+        f"; right on {report['right']} of {report['images']['test']} (95 % interval {low:.4f} to {high:.4f}). "
         f"All: {figures}.",
         "",
         *(
@@ -48,18 +48,18 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
             if report["probe"]
             else []
         ),
-        "| class, worst first | test pictures | found | 95 % interval |",
+        "| class, worst first | test images | found | 95 % interval |",
         "| --- | --- | --- | --- |",
         *(
-            f"| {row['class'].replace('|', '/')} | {row['pictures']} | {row['recall']:.3f} "
+            f"| {row['class'].replace('|', '/')} | {row['images']} | {row['recall']:.3f} "
             f"| {row['low']:.3f} to {row['high']:.3f} |"
             for row in worst
         ),
         "",
         "## Use",
         "",
-        "For pictures like those that it was trained on. It answers with one of its classes whatever it is shown; on "
-        "pictures of another kind, or from another camera, the figures above do not hold: test it there first.",
+        "For images like those that it was trained on. It answers with one of its classes whatever it is shown; on "
+        "images of another kind, or from another camera, the figures above do not hold: test it there first.",
         "",
         "## Origin",
         "",

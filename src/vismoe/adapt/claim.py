@@ -35,9 +35,9 @@ def _asked(path: Path) -> dict[str, Any] | None:
 
 def check(options: Options, path: Path) -> None:
     """Raises FileExistsError for a folder that is neither free nor an unfinished run of the same options, ValueError
-    for one among the pictures."""
+    for one among the images."""
     if path.resolve().is_relative_to(Path(options.data).resolve()) and Path(options.data).is_dir():
-        raise ValueError(f"{path} is inside {options.data}, where it would count as pictures: choose another --out")
+        raise ValueError(f"{path} is inside {options.data}, where it would count as images: choose another --out")
     if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {ASIDE}):
         asked = _asked(path)
         if asked is None:

@@ -1,4 +1,4 @@
-"""From a folder of pictures and a trained network to a classifier of one's own."""
+"""From a folder of images and a trained network to a classifier of one's own."""
 
 import shutil
 import signal
@@ -12,24 +12,16 @@ from torch import nn
 
 from vismoe.data import Data, scaled, shrunk
 from vismoe.data import tell as tell_summary
+from vismoe.inference import evaluate, save_classifier
 from vismoe.moe import MoE
-from vismoe.training import (
-    Recipe,
-    Run,
-    Status,
-    TrainingStoppedError,
-    data_config,
-    evaluate,
-    fit,
-    resolve_device,
-    save_classifier,
-)
+from vismoe.parallel import resolve_device
+from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.beginning import begin
 from vismoe.training.checkpoint import newest_checkpoint
 from vismoe.training.report import write_report
 from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
 from vismoe.vit.places import find_blocks
-from vismoe.weights import load_network
+from vismoe.weights import data_config, load_network
 
 from .claim import REPORT, check, free, withdraw
 from .freezing import Trained, freeze
@@ -63,7 +55,7 @@ def finetune(
 ) -> Finetuned:
     """Trains a classifier of the classes of a set, and leaves a run folder with all there is to know of it.
 
-    The set is looked at and split so that no picture has a copy, exact or near, in another part. A trained network's
+    The set is looked at and split so that no image has a copy, exact or near, in another part. A trained network's
     new head is first fitted by logistic regression on its features; then what `options.train` names is trained by the
     engine of `vismoe train`, and the result is kept if the validation part likes it no less than that head alone. A
     temperature is fitted there too and built into the classifier. The report is of the test part, which nothing is
@@ -164,7 +156,7 @@ def _fit(recipe: Recipe, path: Path, parts: Parts, start: nn.Module, watch: Call
 
 
 def _kept_small(data: Data, model: nn.Module) -> Data:
-    """The set with its pictures kept in memory, as large as they are needed, where that is large enough."""
+    """The set with its images kept in memory, as large as they are needed, where that is large enough."""
     train, config = data.parts[0], data_config(model)
     side = kept_side(train, max(config["input_size"][1:]))
     return data if side is None else replace(data, train=shrunk(train, side), val=scaled(data.val, config))

@@ -4,10 +4,9 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from vismoe.features.features import classifiers
 from vismoe.moe import LowRankExperts, MoE
 from vismoe.vit.places import find_blocks
-
-from .features import classifiers
 
 Trained = Literal["all", "last-third", "experts", "head"]
 

@@ -42,7 +42,7 @@ class Options:
     image_size: int | None = None
     """Pixels; by default up to 112 on a CPU, 224 elsewhere, and the network's own."""
     epochs: int | None = None
-    """Times that each picture is trained on, at most; by default what minutes allow."""
+    """Times that each image is trained on, at most; by default what minutes allow."""
     batch_size: int | None = None
     """Images of a step; 32 for a trained network, 64 from scratch."""
     learning_rate: float | None = None

@@ -1,4 +1,4 @@
-"""What an adapted network does on pictures that nothing was chosen by, for people to read."""
+"""What an adapted network does on images that nothing was chosen by, for people to read."""
 
 import csv
 import math
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from vismoe.data import Data, ImageSet, flatten_alpha
 from vismoe.explain import plain_text, save_figure
-from vismoe.training import Evaluation, Run, evaluate, resolve_device, save_classifier
+from vismoe.inference import Evaluation, evaluate, save_classifier
+from vismoe.parallel import resolve_device
+from vismoe.training import Run
 from vismoe.training.report import draw_confusion
 from vismoe.training.run import MODEL
 
@@ -27,10 +29,10 @@ MISTAKES, BINS = 24, 10
 def write_outcome(
     run: Run, model: nn.Module, parts: Parts, probe: dict[str, float] | None, origin: str, workers: int
 ) -> dict[str, Any]:
-    """Calibrates the network on the validation part, evaluates it on the test part, and writes model, tables, pictures
+    """Calibrates the network on the validation part, evaluates it on the test part, and writes model, tables, images
     and card into the run folder.
 
-    **Returns:** the report: `test`, the figures of `Evaluation`; `interval`, of the share of pictures that is right;
+    **Returns:** the report: `test`, the figures of `Evaluation`; `interval`, of the share of images that is right;
     `validation`, `probe` (None from scratch), `classes` (see `class_table`), `temperature`, `data`.
     """
     data, device = parts.test, resolve_device(run.recipe.device)
@@ -82,18 +84,18 @@ def interval(right: int, of: int) -> tuple[float, float]:
 
 
 def class_table(evaluation: Evaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a class: its pictures, the share of them that is found (recall) with its 95 % interval (Wilson), the share
-    of the answers of this class that is right (precision), and, of several classes a picture, average precision."""
+    """A row a class: its images, the share of them that is found (recall) with its 95 % interval (Wilson), the share
+    of the answers of this class that is right (precision), and, of several classes an image, average precision."""
     labels, scores = evaluation.labels, evaluation.scores
     several = labels.ndim == 2
     rows = []
     for number, name in enumerate(classes):
         true = labels[:, number].bool() if several else labels == number
         said = scores[:, number] > 0 if several else scores.argmax(1) == number
-        pictures, found = int(true.sum()), int((true & said).sum())
-        low, high = interval(found, pictures) if pictures else (math.nan, math.nan)
-        row: dict[str, Any] = {"class": name, "pictures": pictures}
-        row |= {"recall": found / pictures if pictures else math.nan, "low": low, "high": high}
+        images, found = int(true.sum()), int((true & said).sum())
+        low, high = interval(found, images) if images else (math.nan, math.nan)
+        row: dict[str, Any] = {"class": name, "pictures": images}
+        row |= {"recall": found / images if images else math.nan, "low": low, "high": high}
         row["precision"] = found / int(said.sum()) if int(said.sum()) else math.nan
         if several:
             row["average_precision"] = evaluation.per_class[number]
@@ -102,7 +104,7 @@ def class_table(evaluation: Evaluation, classes: Sequence[str]) -> list[dict[str
 
 
 def mean_recall(rows: Sequence[dict[str, Any]]) -> float:
-    """The mean over the classes that have test pictures of the share of these that is found (balanced accuracy)."""
+    """The mean over the classes that have test images of the share of these that is found (balanced accuracy)."""
     known = [row["recall"] for row in rows if row["pictures"]]
     return float(np.mean(known))
 
@@ -116,7 +118,7 @@ def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_mistakes(evaluation: Evaluation, data: Data, path: Path) -> bool:
-    """The pictures that were answered wrongly with the most confidence, each with its class and the answer; False, and
+    """The images that were answered wrongly with the most confidence, each with its class and the answer; False, and
     no file, where there are none."""
     wrong = _worst(evaluation)[:MISTAKES]
     if not wrong:
@@ -128,7 +130,7 @@ def draw_mistakes(evaluation: Evaluation, data: Data, path: Path) -> bool:
     figure.suptitle("wrong with the most confidence: true class → answer", fontsize=10)
     for axes in grid.flat:
         axes.set_axis_off()
-        axes.set_anchor("N")  # captions at one height, whatever shape pictures have
+        axes.set_anchor("N")  # captions at one height, whatever shape images have
     for axes, (number, true, said, confidence) in zip(grid.flat, wrong, strict=False):
         axes.imshow(_thumbnail(data.val, number))
         told = f"{_short(data, true)}\n→ {_short(data, said)} {confidence:.0%}"
@@ -159,9 +161,9 @@ def _short(data: Data, numbers: Sequence[int]) -> str:
 
 
 def _thumbnail(images: ImageSet, number: int) -> np.ndarray:
-    picture = flatten_alpha(images.picture(number)).convert("RGB")
-    picture.thumbnail((160, 160))
-    return np.asarray(picture)
+    image = flatten_alpha(images.image(number)).convert("RGB")
+    image.thumbnail((160, 160))
+    return np.asarray(image)
 
 
 def draw_calibration(before: Evaluation, scores: Tensor, path: Path) -> None:
@@ -177,7 +179,7 @@ def draw_calibration(before: Evaluation, scores: Tensor, path: Path) -> None:
         full = [number for number in range(BINS) if (place == number).any()]
         x = [confidence[place == number].mean() for number in full]
         axes.plot(x, [hit[place == number].mean() for number in full], "o-", label=title, markersize=3)
-    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title="test pictures")
+    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title="test images")
     axes.legend(frameon=False)
     save_figure(figure, path, dpi=110)
 

@@ -13,7 +13,7 @@ UNEVEN = 3.0
 @dataclass(frozen=True)
 class Parts:
     """`fitting`: what is trained on, and as its held-out part what choices are made by (early stop, temperature), which
-    is the training part itself where there are too few pictures for one of their own (`validated` is False then);
+    is the training part itself where there are too few images for one of their own (`validated` is False then);
     `test`: the whole with the test part held out, which nothing is chosen by. `summary`: see `vismoe.data.summarise`.
     """
 
@@ -30,7 +30,7 @@ class Parts:
 
     @property
     def uneven(self) -> bool:
-        """Whether some class has several times as many pictures as another."""
+        """Whether some class has several times as many images as another."""
         return bool(self.summary["imbalance"] > UNEVEN)
 
     @property
@@ -43,18 +43,18 @@ class Parts:
             else "too few for a part to choose by (figures while it trains are of the training part)"
         )
         dropped = f" ({self.dropped:,} are left out, whose copies are in the test part)" if self.dropped else ""
-        return f"{train:,} pictures to train on{dropped}, {chosen}, {test:,} to test on"
+        return f"{train:,} images to train on{dropped}, {chosen}, {test:,} to test on"
 
     @property
     def rows(self) -> list[tuple[str, str]]:
-        """Each picture's file and part."""
+        """Each image's file and part."""
         rows = [(file, "train") for file in self.fitting.parts[0].files]
         rows += [(file, "validation") for file in self.fitting.val.files] if self.validated else []
         return rows + [(file, "test") for file in self.test.val.files]
 
 
 def open_parts(name: str, seed: int, max_unreadable: float, workers: int = 0) -> Parts:
-    """Opens a folder (or zip, or named set) and splits it, so that no picture and no copy of it, exact or near, is in
+    """Opens a folder (or zip, or named set) and splits it, so that no image and no copy of it, exact or near, is in
     two parts. A test part of its own (val/ or test/) is kept; what has a copy there is not trained on.
 
     **Raises:** ValueError, FileNotFoundError for a set that cannot be trained on.
@@ -96,5 +96,5 @@ def _check_classes(data: Data) -> None:
     seen = labels.any(0) if data.multi_label else labels.bincount(minlength=len(data.classes)) > 0
     if lost := [name for name, there in zip(data.classes, seen.tolist(), strict=True) if not there]:
         raise ValueError(
-            f"{data.name}: but for copies of test pictures there is nothing to train on of {', '.join(lost)}"
+            f"{data.name}: but for copies of test images there is nothing to train on of {', '.join(lost)}"
         )

@@ -6,18 +6,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from vismoe.features.features import classifiers, features
+from vismoe.features.probe import linear_probe
+from vismoe.inference import evaluate, save_classifier
 from vismoe.moe import MoE
-from vismoe.training import evaluate, save_classifier
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
 from vismoe.weights import load_network
-from vismoe.weights.layout import CONFIG
+from vismoe.weights.folders.layout import CONFIG
 
 from .claim import claim
-from .features import classifiers, features
 from .options import Options
 from .parts import Parts
-from .probe import linear_probe
 from .start import SCRATCH, open_start
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from vismoe.data import Data, ImageSet, memory_of
-from vismoe.training import Recipe, data_config
+from vismoe.training import Recipe
 from vismoe.vit import cost
+from vismoe.weights import data_config
 
 BUDGET = {"float32": 3e13, "bfloat16": 5e13}
 """Multiplications of a training on a CPU: some eight minutes of two cores (25 and 50 images/s of a ViT-S/14 at 112
@@ -130,7 +131,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def kept_side(images: ImageSet, image_size: int) -> int | None:
-    """The short side at which training pictures are kept in memory: twice what the network sees, so that a crop of half
+    """The short side at which training images are kept in memory: twice what the network sees, so that a crop of half
     the area loses nothing; None where that would take more than a quarter of the free memory."""
     side = 2 * image_size
     return side if memory_of(images, side) < free_memory(torch.device("cpu")) / 4 else None

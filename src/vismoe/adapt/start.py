@@ -8,13 +8,13 @@ import timm
 import torch
 from torch import nn
 
-from vismoe.training import data_config
+from vismoe.files import download
+from vismoe.files.hub import downloading
 from vismoe.vit import PRESETS
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
-from vismoe.weights import TransformersNetwork, create_model, download, load_network
-from vismoe.weights.download import downloading
-from vismoe.weights.folder import read_config
-from vismoe.weights.layout import CONFIG
+from vismoe.weights import TransformersNetwork, create_model, data_config, load_network
+from vismoe.weights.folders.layout import CONFIG
+from vismoe.weights.folders.load import read_config
 from vismoe.weights.published import published_by
 
 from .rules import choose_image_size
@@ -22,7 +22,7 @@ from .rules import choose_image_size
 HUB, TIMM, FOLDER = "hf:", "timm:", "local-dir:"
 SCRATCH = {True: "vmoe_nano_patch4_32_every2_e8", False: "vmoe_nano_patch4_32_dense"}
 """What trains from scratch, sparse and dense, where nothing trained is given: with a stem of convolutions and the mean
-of its tokens, which learn more from few pictures."""
+of its tokens, which learn more from few images."""
 
 
 def check_source(source: str | None) -> None:
@@ -87,7 +87,7 @@ def set_image_size(model: Any, image_size: int, source: str) -> None:
         raise ValueError(f"image_size={image_size}: for {source} it must be a multiple of the patch size {patch[0]}")
     own = data_config(model)["input_size"]
     if isinstance(model, TransformersNetwork) and model.resizable:
-        model.set_input_size(image_size)  # its own need not be that of its pictures
+        model.set_input_size(image_size)  # its own need not be that of its images
     if (image_size, image_size) == tuple(own[1:]):
         return
     if not getattr(model, "resizable", True):

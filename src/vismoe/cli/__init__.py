@@ -12,16 +12,23 @@ VERBS = {
     "models": "list presets with their parameters and multiplications",
     "train": "train by a recipe",
     "eval": "evaluate a model on a set",
-    "predict": "say what is on pictures",
-    "finetune": "make a classifier of your own pictures",
+    "predict": "say what is on images",
+    "finetune": "make a classifier of your own images",
     "upcycle": "make a sparse model of a trained dense one",
     "densify": "make a dense model, or one with fewer experts, of a sparse one",
-    "fewshot": "say how much a few pictures of each class teach, given a model's features",
-    "embed": "write the features of pictures",
+    "fewshot": "say how much a few images of each class teach, given a model's features",
+    "embed": "write the features of images",
     "convert": "make a model folder of google-research/vmoe's or Google's ViT files",
     "push": "upload a model to the Hugging Face hub",
     "export": "write a model as a file for other programs (ONNX)",
 }
+
+ROOMS = (
+    dict.fromkeys(("demo", "train", "finetune"), "training")
+    | dict.fromkeys(("models", "upcycle", "densify", "convert", "push", "export"), "models")
+    | dict.fromkeys(("eval", "predict", "fewshot", "embed"), "inference")
+)
+"""The folder that each verb's file lies in."""
 
 USAGE = "\n".join(
     ["usage: vismoe VERB [options]      (vismoe VERB --help tells more, with an example)", ""]
@@ -49,8 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ValueError(f"unknown verb {verb!r}; there are {', '.join(VERBS)}")
-        with import_module(".values", __name__).REGISTRY:
-            import_module(f".{verb}", __name__).main(rest)
+        with import_module(".shared.values", __name__).REGISTRY:
+            import_module(f".{ROOMS[verb]}.{verb}", __name__).main(rest)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has enough, as `head` does: what is still buffered must not raise again at exit.

@@ -1,8 +1,5 @@
 """Images in: named sets and folders, transforms, batches in an order that can be had again."""
 
-from .duplicates import Duplicates, find_duplicates
-from .fingerprints import Fingerprint, fingerprint, look
-from .grouped_split import conflicts, grouped_split, hold_out, leakage
 from .image_set import Data, ImageSet
 from .images import Unreadable, flatten_alpha, list_images, read_image
 from .mixing import mix
@@ -10,8 +7,11 @@ from .pipeline import check_shares, evaluation_batches, evaluation_transform, tr
 from .seeds import mix_seeds
 from .sets import NAMED, open_data
 from .shrunk import memory_of, scaled, shrunk
-from .summary import summarise, tell, tell_imbalance
-from .survey import survey, without
+from .splits.duplicates import Duplicates, find_duplicates
+from .splits.fingerprints import Fingerprint, fingerprint, look
+from .splits.grouped_split import conflicts, grouped_split, hold_out, leakage
+from .splits.summary import summarise, tell, tell_imbalance
+from .splits.survey import survey, without
 
 __all__ = [
     "NAMED",

@@ -1,4 +1,4 @@
-"""Sets of pictures, whatever they come from."""
+"""Sets of images, whatever they come from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,15 +14,15 @@ from .images import Unreadable
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N pictures and what they show: the number of each one's class (N,), or which of K classes are on each (N, K).
+    """N images and what they show: the number of each one's class (N,), or which of K classes are on each (N, K).
 
-    `picture(i)` gives the i-th as a PIL image; nothing is decoded before. (It can be pickled: where processes are not
+    `image(i)` gives the i-th as a PIL image; nothing is decoded before. (It can be pickled: where processes are not
     forked, those that prepare images are sent it.) Of files, `files` are their paths below the
     set's folder and `columns` what its metadata says of each beside the labels.
     """
 
     labels: Int[Tensor, " N"] | Bool[Tensor, "N K"]
-    picture: Callable[[int], Image.Image]
+    image: Callable[[int], Image.Image]
     files: Sequence[str] = ()
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -30,23 +30,23 @@ class ImageSet:
         return len(self.labels)
 
     def subset(self, indices: Sequence[int]) -> "ImageSet":
-        """Some of the pictures, in the order given."""
+        """Some of the images, in the order given."""
         return ImageSet(
             self.labels[list(indices)],
-            partial(_chosen, self.picture, indices),
+            partial(_chosen, self.image, indices),
             [self.files[index] for index in indices] if self.files else (),
             {name: [values[index] for index in indices] for name, values in self.columns.items()},
         )
 
 
-def _chosen(picture: Callable[[int], Image.Image], indices: Sequence[int], index: int) -> Image.Image:
-    return picture(indices[index])
+def _chosen(image: Callable[[int], Image.Image], indices: Sequence[int], index: int) -> Image.Image:
+    return image(indices[index])
 
 
 @dataclass(frozen=True)
 class Data:
     """A set: class names in order, the part to train on (None where all is for evaluation), the held-out part;
-    `channels` of its pictures: 1 where all are grey; `left_out`: files that are no part of it, and why."""
+    `channels` of its images: 1 where all are grey; `left_out`: files that are no part of it, and why."""
 
     name: str
     classes: list[str]
@@ -57,7 +57,7 @@ class Data:
 
     @property
     def multi_label(self) -> bool:
-        """Whether a picture may show several classes, or none."""
+        """Whether an image may show several classes, or none."""
         return self.val.labels.ndim == 2
 
     @property
@@ -65,8 +65,8 @@ class Data:
         return [part for part in (self.train, self.val) if part is not None]
 
     def class_weights(self, power: float) -> Tensor | None:
-        """What each class counts for in training: (mean size ÷ its size) to a power, or, where a picture may show
-        several, (pictures without ÷ pictures with it) to it; None for a power of 0."""
+        """What each class counts for in training: (mean size ÷ its size) to a power, or, where an image may show
+        several, (images without ÷ images with it) to it; None for a power of 0."""
         if not power:
             return None
         labels = self.parts[0].labels

@@ -12,9 +12,9 @@ from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 OTHER_SUFFIXES = (".avif", ".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga")
-"""Of pictures that are not read: passing over them in silence would lose somebody's photographs."""
+"""Of images that are not read: passing over them in silence would lose somebody's photographs."""
 MAX_PIXELS = 100_000_000
-"""A picture whose header claims more is not decoded: a small file can claim to be enormous."""
+"""An image whose header claims more is not decoded: a small file can claim to be enormous."""
 ORIENTATION = 0x0112
 FAILED = " cannot be read as an image: "
 TURNS = {
@@ -26,7 +26,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture upright, by its orientation tag (EXIF). Pillow's own function for it also writes the tags anew,
+"""What makes an image upright, by its orientation tag (EXIF). Pillow's own function for it also writes the tags anew,
 and fails where one of them is of an odd type."""
 UNREADABLE = (OSError, SyntaxError, ValueError, ArithmeticError, AttributeError, EOFError, LookupError, TypeError)
 """What Pillow's decoders raise for damaged files, beside errors of their own."""
@@ -46,7 +46,7 @@ class Unreadable:
 
 
 def list_images(root: Path) -> tuple[list[Path], list[Unreadable]]:
-    """Every image file below a folder by its suffix, sorted by path, and what is left out: pictures of other kinds,
+    """Every image file below a folder by its suffix, sorted by path, and what is left out: images of other kinds,
     links that lead out of the folder, to another folder, or nowhere, pipes and devices. Hidden files and folders are
     passed over."""
     inside, found, left_out = Path(os.path.realpath(root)), [], []
@@ -84,9 +84,9 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decodes a picture, upright.
+    """Decodes an image, upright.
 
-    **Raises:** ValueError where it is no picture, is damaged, or its header claims more than MAX_PIXELS.
+    **Raises:** ValueError where it is no image, is damaged, or its header claims more than MAX_PIXELS.
     """
     try:
         # Pillow warns of what MAX_PIXELS decides.
@@ -108,16 +108,16 @@ def read_image(path: Path) -> Image.Image:
         raise ValueError(f"{path}{FAILED}{error}") from error
 
 
-def eight_bits(picture: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
     """Sixteen-bit grey as eight-bit grey, which Pillow's own conversion cuts off at 255; others as they are."""
-    if not picture.mode.startswith("I;16"):
-        return picture
-    return Image.fromarray((np.asarray(picture).astype(np.float32) / 257).round().astype(np.uint8))
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
 
 
-def flatten_alpha(picture: Image.Image) -> Image.Image:
-    """A picture with transparency on white ground; others as they are."""
-    if "A" not in picture.getbands() and "transparency" not in picture.info:
-        return picture
-    colours = picture.convert("RGBA")
+def flatten_alpha(image: Image.Image) -> Image.Image:
+    """An image with transparency on white ground; others as they are."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    colours = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)

@@ -1,4 +1,4 @@
-"""From pictures to batches: transforms, and an order that depends on nothing but (seed, epoch, index)."""
+"""From images to batches: transforms, and an order that depends on nothing but (seed, epoch, index)."""
 
 import itertools
 import os
@@ -26,7 +26,7 @@ LONGEST = 20
 
 
 def evaluation_transform(config: dict[str, Any]) -> Transform:
-    """A picture as the network wants it, after timm's data configuration: input_size, mean, std, interpolation,
+    """An image as the network wants it, after timm's data configuration: input_size, mean, std, interpolation,
     crop_pct. Scaled so that the crop fits, centre crop, grey or colour as the network has channels: timm's own
     transform, so that weights are evaluated as they were published."""
     channels = _channels(config["input_size"][0])
@@ -37,8 +37,8 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
 
 
 def evaluation_scale(config: dict[str, Any]) -> Transform:
-    """A picture in the channels and the scale of evaluation, its centre not yet cut out: what `evaluation_transform`
-    makes of it is, bit for bit, what it makes of the picture."""
+    """An image in the channels and the scale of evaluation, its centre not yet cut out: what `evaluation_transform`
+    makes of it is, bit for bit, what it makes of the image."""
     whole, *_ = create_transform(**config).transforms
     return v2.Compose([_channels(config["input_size"][0]), whole])
 
@@ -55,11 +55,11 @@ def training_transform(
     noise: float = 0.0,
     erase: float = 0.0,
 ) -> Transform:
-    """The same, drawn at random: `crop`: a crop of at least this share of the picture's area, of a shape up to 4:3
-    either way, in place of the centre; `flip`: share of pictures that are mirrored; an affine map: rotation and shear
+    """The same, drawn at random: `crop`: a crop of at least this share of the image's area, of a shape up to 4:3
+    either way, in place of the centre; `flip`: share of images that are mirrored; an affine map: rotation and shear
     up to so many degrees, shift up to a share of the size, scale within 1 ± `scale`; what comes in from outside is
     white; `color_jitter`: brightness, contrast and saturation, each times a factor within 1 ± so much; `noise`:
-    standard deviation of what is added to each pixel, in 0…1; `erase`: share of pictures of which a rectangle, 2 % to
+    standard deviation of what is added to each pixel, in 0…1; `erase`: share of images of which a rectangle, 2 % to
     33 % of the area, gets the mean colour (Zhong et al. 2017)."""
     channels, *size = config["input_size"]
     interpolation = InterpolationMode(config["interpolation"])
@@ -83,7 +83,7 @@ def training_transform(
             (partial(_of_size, tuple(size), centre) if scaled == size else centre)
             if crop == 1
             else v2.RandomResizedCrop(size, (crop, 1.0), (3 / 4, 4 / 3), interpolation),
-            # While the picture is Pillow's, which moves small ones several times as fast as tensors are moved.
+            # While the image is Pillow's, which moves small ones several times as fast as tensors are moved.
             *([v2.RandomHorizontalFlip(flip)] if flip else []),
             *([affine] if degrees or translate or scale or shear else []),
             *([v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []),
@@ -93,31 +93,31 @@ def training_transform(
     )
 
 
-def _of_size(size: tuple[int, int], change: Transform, picture: Image.Image) -> Image.Image:
-    """A picture, changed to be of a size (height, width) where it is not."""
-    return picture if picture.size == size[::-1] else change(picture)
+def _of_size(size: tuple[int, int], change: Transform, image: Image.Image) -> Image.Image:
+    """An image, changed to be of a size (height, width) where it is not."""
+    return image if image.size == size[::-1] else change(image)
 
 
 def _channels(channels: int) -> Transform:
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
-        raise ValueError(f"the network takes {channels} channels; pictures can be had with 1 (grey) or 3 (colour)")
+        raise ValueError(f"the network takes {channels} channels; images can be had with 1 (grey) or 3 (colour)")
     return partial(_as_mode, mode)
 
 
-def _as_mode(mode: str, picture: Image.Image) -> Image.Image:
-    return flatten_alpha(eight_bits(_shortened(picture))).convert(mode)
+def _as_mode(mode: str, image: Image.Image) -> Image.Image:
+    return flatten_alpha(eight_bits(_shortened(image))).convert(mode)
 
 
-def _shortened(picture: Image.Image) -> Image.Image:
-    """A picture's middle, of at most LONGEST times the length of its short side: scaled up by it, a hairline of a few
+def _shortened(image: Image.Image) -> Image.Image:
+    """An image's middle, of at most LONGEST times the length of its short side: scaled up by it, a hairline of a few
     kilobytes would fill all memory, and no network is shown its ends."""
-    width, height = picture.size
+    width, height = image.size
     most = LONGEST * min(width, height)
     if max(width, height) <= most:
-        return picture
+        return image
     left, top = ((length - min(length, most)) // 2 for length in (width, height))
-    return picture.crop((left, top, left + min(width, most), top + min(height, most)))
+    return image.crop((left, top, left + min(width, most), top + min(height, most)))
 
 
 def _normalized(config: dict[str, Any], noise: float) -> Transform:
@@ -126,17 +126,17 @@ def _normalized(config: dict[str, Any], noise: float) -> Transform:
     return partial(_as_tensor, mean, std, noise)
 
 
-def _as_tensor(mean: list[float], std: list[float], noise: float, picture: Image.Image) -> Tensor:
-    """What v2's ToImage, ToDtype, GaussianNoise and Normalize do, without asking for each picture whether it comes with
+def _as_tensor(mean: list[float], std: list[float], noise: float, image: Image.Image) -> Tensor:
+    """What v2's ToImage, ToDtype, GaussianNoise and Normalize do, without asking for each image whether it comes with
     boxes."""
-    pixels = functional.to_dtype_image(functional.pil_to_tensor(picture), torch.float32, scale=True)
+    pixels = functional.to_dtype_image(functional.pil_to_tensor(image), torch.float32, scale=True)
     if noise:
         pixels = (pixels + noise * torch.randn_like(pixels)).clamp(0, 1)
     return functional.normalize_image(pixels, mean, std)
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
-    """Transformed pictures by (epoch, index). Each draws its randomness from (seed, epoch, index) alone, so any number
+    """Transformed images by (epoch, index). Each draws its randomness from (seed, epoch, index) alone, so any number
     of workers gives the same stream."""
 
     def __init__(self, images: ImageSet, transform: Transform, seed: int = 0):
@@ -150,7 +150,7 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         state = torch.default_generator.get_state()
         torch.default_generator.manual_seed(mix_seeds(self.seed, epoch, index))
         try:
-            return self.transform(self.images.picture(index)), self.images.labels[index]
+            return self.transform(self.images.image(index)), self.images.labels[index]
         finally:
             torch.default_generator.set_state(state)
 
@@ -173,7 +173,7 @@ class ShuffledForever(Sampler[tuple[int, int]]):
 class SharedBatches(Sampler[list[tuple[int, int]]]):
     """Batches of an endless stream, of each the share of one of `ranks` processes.
 
-    A process gets what stands at both ends of its batch in turn, so that it holds with each picture the one that mixup
+    A process gets what stands at both ends of its batch in turn, so that it holds with each image the one that mixup
     pairs it with, and with each part of its share (gradient accumulation) a part of the same part of the whole.
     """
 
@@ -205,7 +205,7 @@ def training_batches(
     rank: int = 0,
     ranks: int = 1,
 ) -> DataLoader[Any]:
-    """Endless shuffled batches, from the `start`-th picture of the stream on; of each, the share of a process."""
+    """Endless shuffled batches, from the `start`-th image of the stream on; of each, the share of a process."""
     batches = SharedBatches(ShuffledForever(len(images), seed, start), batch_size, rank, ranks)
     samples = Samples(images, transform, seed)
     return DataLoader(samples, batch_sampler=batches, num_workers=workers, worker_init_fn=leave_stopping)
@@ -227,7 +227,7 @@ def _end_when_the_parent_says() -> None:
 
 
 def evaluation_batches(images: ImageSet, transform: Transform, batch_size: int, workers: int = 0) -> DataLoader[Any]:
-    """Every picture once, in order."""
+    """Every image once, in order."""
     keys = [(0, index) for index in range(len(images))]
     return DataLoader(
         Samples(images, transform), batch_size, sampler=keys, num_workers=workers, worker_init_fn=leave_stopping

@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from .archive import archive_folder
 from .fashion_mnist import CLASSES, read_fashion_mnist
-from .folders import open_folder
+from .folders.archive import archive_folder
+from .folders.image_folder import open_folder
 from .image_set import Data, ImageSet
 
 NAMED = ("digits", "fashion-mnist")
@@ -24,7 +24,7 @@ def open_data(name: str, split_seed: int | None = None) -> Data:
     """Opens a set by name, or a folder of images.
 
     **Arguments:** `name`: "digits" (1,797 real handwritten digits, 8 × 8, that scikit-learn ships; a stratified random
-    quarter is held out), "fashion-mnist" (60,000 and 10,000 pictures of clothes, 28 × 28; see `fashion_mnist`), or a
+    quarter is held out), "fashion-mnist" (60,000 and 10,000 images of clothes, 28 × 28; see `fashion_mnist`), or a
     path: class folders or images with a `metadata.csv`, in one piece or as `train/` and `val/`, or a zip of such a
     folder, which is unpacked into a cache (see `archive_folder`); `split_seed`: of the random quarter. Without one a
     folder in one piece is not split: all of it is for evaluation.
@@ -60,13 +60,13 @@ def _digits(split_seed: int) -> Data:
     pixels = (255 - digits.images * (255 / 16)).round().astype(np.uint8)
     every = np.arange(len(pixels))
     train, val = train_test_split(every, test_size=HELD_OUT, random_state=split_seed, stratify=digits.target)
-    whole = ImageSet(torch.from_numpy(digits.target), partial(_picture, pixels))
+    whole = ImageSet(torch.from_numpy(digits.target), partial(_image, pixels))
     names = [str(name) for name in digits.target_names]
     return Data("digits", names, whole.subset(train.tolist()), whole.subset(val.tolist()), channels=1)
 
 
 def fashion_mnist() -> Data:
-    """Zalando's 70,000 pictures of clothes (Xiao et al. 2017), dark on white; its own test part is held out.
+    """Zalando's 70,000 images of clothes (Xiao et al. 2017), dark on white; its own test part is held out.
 
     **Raises:** FileNotFoundError where it neither lies here nor can be downloaded.
     """
@@ -75,8 +75,8 @@ def fashion_mnist() -> Data:
 
 
 def _white_ground(pixels: np.ndarray, labels: np.ndarray) -> ImageSet:
-    return ImageSet(torch.from_numpy(labels.astype(np.int64)), partial(_picture, 255 - pixels))
+    return ImageSet(torch.from_numpy(labels.astype(np.int64)), partial(_image, 255 - pixels))
 
 
-def _picture(pixels: np.ndarray, index: int) -> Image.Image:
+def _image(pixels: np.ndarray, index: int) -> Image.Image:
     return Image.fromarray(pixels[index])

@@ -1,4 +1,4 @@
-"""Pictures kept in memory, no larger than they are needed: decoding a photograph can cost more than training on it."""
+"""Images kept in memory, no larger than they are needed: decoding a photograph can cost more than training on it."""
 
 import math
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from .pipeline import evaluation_scale
 
 
 def shrunk(images: ImageSet, side: int) -> ImageSet:
-    """The same set, each picture decoded once, when it is first asked for, and kept: on white ground, with a short side
+    """The same set, each image decoded once, when it is first asked for, and kept: on white ground, with a short side
     of at most `side` pixels, by a box filter."""
-    return replace(images, picture=_Kept(images, partial(_boxed, side)))
+    return replace(images, image=_Kept(images, partial(_boxed, side)))
 
 
 def scaled(images: ImageSet, config: dict[str, Any]) -> ImageSet:
-    """The same set, each picture decoded once and kept in the scale in which a network with this data configuration is
+    """The same set, each image decoded once and kept in the scale in which a network with this data configuration is
     evaluated: the results are the same, bit for bit."""
-    return replace(images, picture=_Kept(images, evaluation_scale(config)))
+    return replace(images, image=_Kept(images, evaluation_scale(config)))
 
 
 def memory_of(images: ImageSet, side: int) -> int:
-    """The bytes that pictures in the shape 4:3 and in colour take, kept so."""
+    """The bytes that images in the shape 4:3 and in colour take, kept so."""
     return len(images) * side * side * 4
 
 
@@ -37,15 +37,15 @@ class _Kept:
 
     def __call__(self, index: int) -> Image.Image:
         if index not in self.known:
-            self.known[index] = self.change(self.images.picture(index))
+            self.known[index] = self.change(self.images.image(index))
         return self.known[index]
 
 
-def _boxed(side: int, picture: Image.Image) -> Image.Image:
-    picture = flatten_alpha(eight_bits(picture))
-    picture = picture if picture.mode == "L" else picture.convert("RGB")
-    factor = side / min(picture.size)
+def _boxed(side: int, image: Image.Image) -> Image.Image:
+    image = flatten_alpha(eight_bits(image))
+    image = image if image.mode == "L" else image.convert("RGB")
+    factor = side / min(image.size)
     if factor >= 1:
-        return picture
-    width, height = (math.ceil(length * factor) for length in picture.size)
-    return picture.resize((width, height), Image.Resampling.BOX)
+        return image
+    width, height = (math.ceil(length * factor) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BOX)

@@ -13,7 +13,7 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from vismoe.moe import Experts, MoE, SparsePlan
-from vismoe.moe.layouts import OneExpert
+from vismoe.moe.execution.layouts import OneExpert
 
 
 # An operator, so that the sizes are read by one Split: cut by numbers, a graph has a handful of nodes for each number.

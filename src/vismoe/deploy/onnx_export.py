@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from vismoe import __version__
 from vismoe.moe import MoE, TopKRouter
 from vismoe.moe.record import unwrap
+from vismoe.weights.exported.description import KEY, Description, describe_model
+from vismoe.weights.exported.onnx_model import OnnxModel, open_session
 
 from .agreement import TOLERANCE, compare
 from .backend import ONNX_OPERATORS, at_evaluation, exporting
-from .description import KEY, Description, describe_model
-from .onnx_model import OnnxModel, open_session
 
 LARGEST = 2**31 - 2**20
 """Bytes of weights: protobuf, and so ONNX in one file, ends at 2 GiB."""
@@ -52,7 +52,7 @@ def export_onnx(
     """Writes `path`, a file of standard ONNX operators, in which each expert computes its own tokens only.
 
     Its input `pixels` is float32 (batch, C, H, W), normalised already; its output `logits` (batch, classes). It says in
-    its metadata, under "vismoe", how pictures are to be prepared and what the classes are called. The model is left as
+    its metadata, under "vismoe", how images are to be prepared and what the classes are called. The model is left as
     it was.
 
     **Arguments:** `model`: made by `create_model` (vismoe's or timm's), loaded, or transformers' for image

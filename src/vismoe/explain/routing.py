@@ -1,4 +1,4 @@
-"""What routers did with a set of pictures, as tables."""
+"""What routers did with a set of images, as tables."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from vismoe.moe import MemberRouter, Plan, SoftPlan, record
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """One MoE layer's choices for N pictures: `expert` (N, S, k), -1 where a choice was dropped or, where tokens have
+    """One MoE layer's choices for N images: `expert` (N, S, k), -1 where a choice was dropped or, where tokens have
     differing numbers of experts, there is none; of an ensemble, k of each member, one after the
     other; tokens in the network's order, prefix tokens (class token) first.
     `num_experts`: E."""
@@ -22,7 +22,7 @@ class LayerRouting:
     num_experts: int
 
     def by_class(self, labels: Int[Tensor, " N"] | Bool[Tensor, "N classes"], num_classes: int) -> Tensor:
-        """(E, classes): how many tokens of each class's pictures each expert got."""
+        """(E, classes): how many tokens of each class's images each expert got."""
         own = self.expert.flatten(1)
         counts = torch.zeros(len(own), self.num_experts + 1, dtype=torch.int64, device=own.device)
         counts.scatter_add_(1, own + 1, torch.ones_like(own))  # the first column takes what was dropped
@@ -49,18 +49,18 @@ def experts_of_tokens(plan: Plan) -> Int[Tensor, "N k"]:
 
 @torch.inference_mode()
 def route(model: nn.Module, images: ImageSet, config: dict[str, Any], batch_size: int = 256) -> dict[str, LayerRouting]:
-    """Every MoE layer's choices for every picture of a set, by layer. Empty for a dense model."""
+    """Every MoE layer's choices for every image of a set, by layer. Empty for a dense model."""
     model.eval()
     device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {}
     experts: dict[str, int] = {}
-    for pictures, _ in evaluation_batches(images, evaluation_transform(config), batch_size):
+    for batch, _ in evaluation_batches(images, evaluation_transform(config), batch_size):
         with record(model) as routing:
-            model(pictures.to(device))
+            model(batch.to(device))
         for name, calls in routing.layers.items():
             for call in calls:
                 table = experts_of_tokens(call.plan).cpu()
                 members = call.router.members if isinstance(call.router, MemberRouter) else 1
-                found.setdefault(name, []).append(table.view(len(pictures), -1, members * table.shape[1]))
+                found.setdefault(name, []).append(table.view(len(batch), -1, members * table.shape[1]))
                 experts[name] = len(call.load)
     return {name: LayerRouting(torch.cat(parts), experts[name]) for name, parts in found.items()}

@@ -4,26 +4,26 @@ Dimension letters: B images, G groups, S tokens of a group, N = G·S tokens, E e
 R rows = (token, expert) pairs, d width, h hidden width.
 """
 
-from .balancing import BalancedRouter
-from .capacity import compute_capacity
 from .condition import condition
-from .dispatch import combine, dispatch
-from .execute import Backend, execute, grouped, loop, mixed, padded
-from .expert_choice import ExpertChoiceRouter
-from .experts import Experts, MLPExperts, StackedLinear, StackedNorm, stacked_parts
-from .fixed import HashRouter, RandomRouter
-from .image import ImageRouter
-from .layer import MoE
-from .low_rank import LowRankExperts
-from .member_choice import MemberMoE, MemberRouter
-from .mlp import MLP, kind_of
+from .execution.dispatch import combine, dispatch
+from .execution.execute import Backend, execute, grouped, loop, mixed, padded
+from .experts.low_rank import LowRankExperts
+from .experts.mlp import MLP, kind_of
+from .experts.stacked import Experts, MLPExperts, StackedLinear, StackedNorm, stacked_parts
+from .experts.structures import MLPStructure, read_mlp, register_mlp, structure_of, write_mlp
+from .layer import MemberMoE, MoE
 from .plan import Plan, SoftPlan, SparsePlan
 from .record import LayerRecord, Recording, record
-from .router import Router, Routing
-from .sigmoid import SigmoidRouter
-from .soft import SoftRouter
-from .structures import MLPStructure, read_mlp, register_mlp, structure_of, write_mlp
-from .top_k import TopKRouter
+from .routers.balancing import BalancedRouter
+from .routers.base import Router, Routing
+from .routers.capacity import compute_capacity
+from .routers.expert_choice import ExpertChoiceRouter
+from .routers.fixed import HashRouter, RandomRouter
+from .routers.image import ImageRouter
+from .routers.member_choice import MemberRouter
+from .routers.sigmoid import SigmoidRouter
+from .routers.soft import SoftRouter
+from .routers.top_k import TopKRouter
 
 ROUTERS = {
     "top-k": TopKRouter,

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from .balancing import inside_backward
 from .record import Recordable, layers_of
+from .routers.balancing import inside_backward
 
 
 @dataclass(frozen=True, eq=False)  # Blocks are told apart by identity: tensors have no plain equality.

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .balancing import inside_backward
 from .condition import Conditioned
-from .execute import Backend, execute
+from .execution.execute import Backend, execute
 from .record import LayerRecord
-from .router import Router
+from .routers.balancing import inside_backward
+from .routers.base import Router
+from .routers.member_choice import MemberRouter
 
 
 class MoE(Conditioned):
@@ -123,3 +124,34 @@ class MoE(Conditioned):
                 'or build the model with balance="bias"',
                 stacklevel=3,
             )
+
+
+class MemberMoE(MoE):
+    """`vismoe.MoE` for the tokens of an ensemble, (B·M, …, d): image 0 member 0, image 0 member 1, … An image's members
+    are routed together: a group holds as many tokens of each, and `group_size` counts them all.
+
+    **Raises:** ValueError for a group size that the router's members do not divide.
+    """
+
+    def __init__(
+        self, router: MemberRouter, experts: nn.Module, group_size: int | Literal["none"] = "none", **options: Any
+    ):
+        super().__init__(router, experts, group_size=group_size, **options)
+        self.members = router.members
+        if group_size != "none" and group_size % self.members:
+            of = f"ensemble_size={self.members}"
+            raise ValueError(f"group_size={group_size}, {of}: a group has as many tokens of each, choose a multiple")
+
+    def forward(
+        self, x: Float[Tensor, "*batch d"], mask: Bool[Tensor, "B S"] | None = None
+    ) -> Float[Tensor, "*batch d"]:
+        """Applies the layer. `mask` (B, S): of each image, False where a token is padding, for all members."""
+        if x.ndim < 3 or x.shape[0] % self.members:
+            raise ValueError(f"input of shape {tuple(x.shape)}: expected (images × {self.members} members, …, dim)")
+        mask = self.conditions.current().mask if mask is None else mask
+        if mask is not None:
+            mask = mask.repeat_interleave(self.members, 1)
+        # (B·M, S, d) -> (B, S·M, d) and back: in a group, all of a token's members stand together.
+        together = x.flatten(1, -2).unflatten(0, (-1, self.members)).transpose(1, 2).flatten(1, 2)
+        y = super().forward(together, mask)
+        return y.unflatten(1, (-1, self.members)).transpose(1, 2).reshape(x.shape)

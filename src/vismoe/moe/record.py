@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .router import Router, Routing
+from .routers.base import Router, Routing
 
 
 class LayerRecord:

@@ -1,5 +1,5 @@
 """Many processes: who is who, and what they tell each other."""
 
-from .world import World, join_world
+from .mesh import World, join_world, resolve_device
 
-__all__ = ["World", "join_world"]
+__all__ = ["World", "join_world", "resolve_device"]

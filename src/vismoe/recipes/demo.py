@@ -12,8 +12,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from vismoe.data import Data, ImageSet, open_data
-from vismoe.training import Prediction, Recipe, Run, Status, data_config, evaluate, fit, predict
+from vismoe.inference import Prediction, evaluate, predict
+from vismoe.training import Recipe, Run, Status, fit
 from vismoe.vit import Cost, cost
+from vismoe.weights import data_config
 
 from .digits import digits, digits_dense
 
@@ -93,7 +95,7 @@ def nearest_neighbours(data: Data, k: int = 3) -> float:
 
 
 def _pixels(images: ImageSet) -> np.ndarray:
-    return np.stack([np.asarray(images.picture(number), dtype=np.float32).ravel() for number in range(len(images))])
+    return np.stack([np.asarray(images.image(number), dtype=np.float32).ravel() for number in range(len(images))])
 
 
 def _write_samples(images: ImageSet, classes: list[str], folder: Path) -> list[Path]:
@@ -101,5 +103,5 @@ def _write_samples(images: ImageSet, classes: list[str], folder: Path) -> list[P
     files = []
     for number in range(SAMPLES):
         files.append(folder / f"{number}-digit-{classes[images.labels[number]]}.png")
-        images.picture(number).save(files[-1])
+        images.image(number).save(files[-1])
     return files

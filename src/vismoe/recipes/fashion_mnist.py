@@ -6,7 +6,7 @@ from vismoe.training import Recipe
 
 
 def fashion_mnist() -> Recipe:
-    """A 64-wide V-MoE, 8 experts in every second block, on Fashion-MNIST's 60,000 pictures of 28 × 28.
+    """A 64-wide V-MoE, 8 experts in every second block, on Fashion-MNIST's 60,000 images of 28 × 28.
 
     vismoe train fashion_mnist: 18 minutes of one core; top-1 on the test part 0.9170 (0.9156 to 0.9197 over seeds 0 to
     2, `benchmarks/fashion_mnist.py`). Twice the steps do not help (seed 0: 0.9159).

@@ -7,7 +7,7 @@ training, noise 1/E on the routers' logits, importance and load loss weighed 0.0
 classifier) are those of common.py. Epochs and batch size are not in it: these are the dense twins', with equal rates,
 in google/uncertainty-baselines, baselines/jft/experiments (jft300m_vit_small8_32: 5; jft300m_vit_base16 and
 jft300m_vit_l32: 7; vit_be/jft300m_be_vit_huge_14: 14; batches of 4,096); for L/16's 14 there is none to compare with.
-Groups of 8 pictures are routed together: each process's share of a batch must be a multiple of 8.
+Groups of 8 images are routed together: each process's share of a batch must be a multiple of 8.
 
 Not followed: dispatcher.bfloat16, which rounds what goes to experts to save bandwidth (model option bfloat16_exchange),
 and checkpoints of which only the last is kept (keep_checkpoints).
@@ -16,9 +16,9 @@ and checkpoints of which only the last is kept (keep_checkpoints).
 from vismoe.training import Recipe
 
 JFT_IMAGES = 305e6
-"""Pictures of JFT-300M (section 3.1), which is not public; they have 18,291 classes."""
+"""Images of JFT-300M (section 3.1), which is not public; they have 18,291 classes."""
 GROUP = 8
-"""Pictures that are routed together (get_vmoe_config)."""
+"""Images that are routed together (get_vmoe_config)."""
 
 
 def _upstream(size: str, patch: int, epochs: int, learning_rate: float, clip_norm: float = 0.0) -> Recipe:
@@ -59,7 +59,7 @@ def _upstream(size: str, patch: int, epochs: int, learning_rate: float, clip_nor
 def paper_s32() -> Recipe:
     """Upstream training of V-MoE-S/32: 5 epochs of JFT-300M, rate 1e-3. Not run here.
 
-    torchrun --nproc-per-node 8 -m vismoe train paper_s32 --data FOLDER, of pictures with one or several classes each.
+    torchrun --nproc-per-node 8 -m vismoe train paper_s32 --data FOLDER, of images with one or several classes each.
     """
     return _upstream("s32", 32, 5, 1e-3)
 
@@ -95,7 +95,7 @@ def paper_finetune() -> Recipe:
 
     torchrun --nproc-per-node 8 -m vismoe train paper_finetune --weights runs/paper_s32 --data FOLDER. The classifier is
     new, without a tanh layer, position embeddings are resized. SGD with momentum 0.9, 500 steps of warm-up, a cosine
-    from 3e-3 to 1e-5, 10,000 steps of 1,024 pictures, clipped at 10, capacity 1.5, no decay (configs/vmoe_paper/
+    from 3e-3 to 1e-5, 10,000 steps of 1,024 images, clipped at 10, capacity 1.5, no decay (configs/vmoe_paper/
     vmoe_s32_last2_ilsvrc2012_randaug_light1_ft_ilsvrc2012.py, and vmoe_b16_imagenet21k_randaug_strong_ft_ilsvrc2012.py
     alike; there the classifier's bias begins at −log(classes), which a softmax does not see). Of another size: --model,
     and of --model-options the group_size that is 8 times its tokens.

@@ -11,7 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from vismoe.data import Data, ImageSet, check_shares, open_data, survey, training_batches, training_transform, without
-from vismoe.parallel import World, join_world
+from vismoe.inference.evaluation import Evaluation, evaluate
+from vismoe.inference.labels import save_classifier
+from vismoe.parallel import World, join_world, resolve_device
+from vismoe.weights import data_config
 
 from .beginning import begin, build
 from .checkpoint import (
@@ -23,9 +26,6 @@ from .checkpoint import (
     step_of,
     write_checkpoint,
 )
-from .device import resolve_device
-from .evaluation import Evaluation, data_config, evaluate
-from .labels import save_classifier
 from .meter import Meter, Status
 from .recipe import Recipe
 from .report import write_report
@@ -53,7 +53,7 @@ def fit(
     none. The result is bit-equal to that of a run that was never interrupted. Its steps and cooldown may be others than
     before where no step that is done would have had another rate. `data`, `network`: in place of what the recipe names;
     the set without what cannot be read (see `vismoe.data.look`), the network made as it is to be trained: what of it
-    has no gradient stays as it is. `also`: further pictures of the same classes by a name, evaluated whenever the
+    has no gradient stays as it is. `also`: further images of the same classes by a name, evaluated whenever the
     held-out part is: their figures are logged as NAME/FIGURE, and nothing is chosen by them.
 
     Of several processes that `torchrun` started each computes its share of every batch, and the first writes the run.
@@ -95,13 +95,13 @@ def fit(
 
 
 def _checked(also: Mapping[str, ImageSet], data: Data) -> Mapping[str, ImageSet]:
-    """Further pictures, each set labelled as the held-out part is.
+    """Further images, each set labelled as the held-out part is.
 
     **Raises:** ValueError for another one.
     """
     for name, images in also.items():
         if not len(images):
-            raise ValueError(f"also[{name!r}] has no picture: expected one or more")
+            raise ValueError(f"also[{name!r}] has no image: expected one or more")
         if images.labels.shape[1:] != data.val.labels.shape[1:]:
             shapes = f"{tuple(images.labels.shape)}: expected {('N', *data.val.labels.shape[1:])}"
             raise ValueError(f"also[{name!r}] has labels of shape {shapes}, as the held-out part's")
@@ -142,16 +142,18 @@ def _optimise(
     recipe, state, world, log = trainer.recipe, trainer.state, trainer.world, trainer.log
     meter, evaluation = Meter(recipe, state.step), None
     every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
-    for pictures, labels in _batches(recipe, state, data, world):
+    for images, labels in _batches(recipe, state, data, world):
         state.step += 1
         last = state.step == recipe.steps
-        outcome = trainer.step(pictures, labels, look=state.step % every == 0 or last)
+        outcome = trainer.step(images, labels, look=state.step % every == 0 or last)
         meter.outcomes.append(outcome)
         best = False
         if state.step % recipe.evaluate_every == 0 or last:
             with meter.paused():
                 evaluation = _evaluate(recipe, state, data.val, world)
-                further = {name: _evaluate(recipe, state, images, world).logged for name, images in also.items()}
+                further = {
+                    name: _evaluate(recipe, state, further_set, world).logged for name, further_set in also.items()
+                }
             named = {f"{name}/{figure}": value for name, found in further.items() for figure, value in found.items()}
             log({"step": state.step} | evaluation.logged | named)
             if best := evaluation.score > state.best_score:
@@ -181,8 +183,8 @@ def _batches(recipe: Recipe, state: State, data: Data, world: World) -> Iterator
     device, seen = next(state.model.parameters()).device, state.step * recipe.batch_size
     transform, share = training_transform(data_config(state.model), **recipe.augmentation), (world.rank, world.size)
     batches = training_batches(data.parts[0], transform, recipe.batch_size, recipe.seed, recipe.workers, seen, *share)
-    for pictures, labels in itertools.islice(batches, recipe.steps - state.step):
-        yield pictures.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    for images, labels in itertools.islice(batches, recipe.steps - state.step):
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def _evaluate(recipe: Recipe, state: State, images: ImageSet, world: World) -> Evaluation:

@@ -13,21 +13,21 @@ def own_parts(run: Run) -> Data:
     Of a run of `finetune` these are the files that it wrote down, whatever else is in the folder by now; of another one
     the part that it held out, which its best weights may have been chosen by. `left_out` is empty: the run has it.
 
-    **Raises:** ValueError where which pictures these are cannot be told any more, or not yet.
+    **Raises:** ValueError where which images these are cannot be told any more, or not yet.
     """
     name = run.recipe.data
     if run.test_files is not None:
         return _written_down(run, open_data(name))
     if (run.path / ASKED).is_file():
         raise ValueError(
-            f"{run.path} is not finished, and which pictures are its test part is written at the end: "
+            f"{run.path} is not finished, and which images are its test part is written at the end: "
             "the same `vismoe finetune` goes on; or name another set with --data"
         )
     data = replace(without(open_data(name, run.recipe.split_seed), run.left_out), left_out=())
     if describe(data)["digest"] != run.data["digest"] and name not in NAMED and open_data(name).train is None:
         raise ValueError(
-            f"{name} has changed since {run.path} was trained on it, and which of its pictures were held out cannot be "
-            "told any more: make it as it was, or name other pictures with --data"
+            f"{name} has changed since {run.path} was trained on it, and which of its images were held out cannot be "
+            "told any more: make it as it was, or name other images with --data"
         )
     return data
 
@@ -49,7 +49,7 @@ def _written_down(run: Run, data: Data) -> Data:
     test = {file for file, part in files.items() if part == "test"}
     train, val = _those(data.parts[0], files.keys() - test), _those(data.val, test)
     if not len(val):
-        raise ValueError(f"{data.name} has none of the pictures any more that {run.path} was tested on")
+        raise ValueError(f"{data.name} has none of the images any more that {run.path} was tested on")
     return replace(data, train=train if len(train) else None, val=val, left_out=())
 
 

@@ -96,7 +96,7 @@ class Recipe:
     """Decay of weight matrices, decoupled but for sgd; or pairs of a regular expression and a decay: each parameter,
     vectors too, has that of the first that is found in its name, without one none."""
     loss: Loss = "auto"
-    """auto: cross-entropy, of pictures with several classes each class's, mean over classes; sigmoid: each class's
+    """auto: cross-entropy, of images with several classes each class's, mean over classes; sigmoid: each class's
     cross-entropy in any case, summed over classes."""
     label_smoothing: float = 0.05
     """Share of the target spread evenly over all classes."""

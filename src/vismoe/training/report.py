@@ -1,4 +1,4 @@
-"""What a finished training was like: summary and pictures."""
+"""What a finished training was like: summary and images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,16 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from vismoe.data import Data
-from vismoe.explain import plain_text, routing_pictures, save_figure
+from vismoe.explain import plain_text, routing_images, save_figure
+from vismoe.inference.evaluation import Evaluation
+from vismoe.weights import data_config
 
-from .evaluation import Evaluation, data_config
 from .run import SUMMARY, Run
 from .state import State
 
 
 def write_report(run: Run, state: State, data: Data, evaluation: Evaluation) -> None:
-    """Writes a run's summary and pictures into its folder."""
+    """Writes a run's summary and images into its folder."""
     run.write(
         SUMMARY,
         {
@@ -31,7 +32,7 @@ def write_report(run: Run, state: State, data: Data, evaluation: Evaluation) -> 
     draw_curves(run.metrics, run.path / "curves.png")
     if not data.multi_label:
         draw_confusion(evaluation.labels, evaluation.scores.argmax(1), data.classes, run.path / "confusion.png")
-    routing_pictures(state.evaluated, data.val, data.classes, data_config(state.model), run.path)
+    routing_images(state.evaluated, data.val, data.classes, data_config(state.model), run.path)
 
 
 def draw_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:

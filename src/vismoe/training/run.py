@@ -47,7 +47,7 @@ ASIDE = re.compile(rf"\.({INITIAL}|{MODEL})\.[0-9a-f]{{32}}\.(new|old)")
 @dataclass(frozen=True)
 class Run:
     """A run folder: `recipe.json`, `environment.json`, `data.json` (what the set was, and which files of it were left
-    out), `metrics.jsonl`, `summary.json`, pictures, and `model/`. `writes`: of several processes one does."""
+    out), `metrics.jsonl`, `summary.json`, images, and `model/`. `writes`: of several processes one does."""
 
     path: Path
     writes: bool = True

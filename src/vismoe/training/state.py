@@ -14,7 +14,7 @@ class State:
     """What a checkpoint holds and a resumed run begins with; all else follows from the recipe.
 
     Randomness is no part of it: every step's is a function of the recipe's seed and the step's number, and every
-    picture's of (seed, epoch, index). `skipped`: steps whose loss or gradient was not finite, `in_a_row` of them the
+    image's of (seed, epoch, index). `skipped`: steps whose loss or gradient was not finite, `in_a_row` of them the
     last. `best_score`, `best_step`: of the best evaluation so far.
     """
 

@@ -53,19 +53,19 @@ class Trainer:
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
 
-    def step(self, pictures: Tensor, labels: Tensor, look: bool) -> Outcome:
+    def step(self, images: Tensor, labels: Tensor, look: bool) -> Outcome:
         """The step whose number the state has: forward, backward, update."""
         recipe, state = self.recipe, self.state
         model, seed = state.model, mix_seeds(recipe.seed, state.step)
         # On a CPU this is all that torch.manual_seed does, in a hundredth of its time.
-        generators: Any = torch.default_generator if pictures.device.type == "cpu" else torch
+        generators: Any = torch.default_generator if images.device.type == "cpu" else torch
         generators.manual_seed(seed + self.world.rank)
         rate = learning_rate(recipe, state.step - 1)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         multi_label, statistics = labels.ndim == 2, [buffer.clone() for buffer in self.statistics]
         classes = cast(int, model.num_classes)
-        mixed, targets = mix(pictures, labels, classes, recipe.mixup, recipe.cutmix, seed)
+        mixed, targets = mix(images, labels, classes, recipe.mixup, recipe.cutmix, seed)
         parts = [whole.chunk(recipe.accumulate) for whole in (mixed, targets, labels)]
         losses, hits, seen, last = [], [], None, len(parts[0]) - 1
         for number, (part, target, label) in enumerate(zip(*parts, strict=True)):
@@ -84,9 +84,9 @@ class Trainer:
             load = {name: self.world.sum(calls[-1].load) for name, calls in seen.layers.items()}
         return Outcome(loss, accuracy, load)
 
-    def _loss(self, pictures: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
-        with torch.autocast(pictures.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
-            logits = self.network(pictures).float()
+    def _loss(self, images: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
+            logits = self.network(images).float()
         targets = _by_row(targets, logits)
         smoothing, summed = self.recipe.label_smoothing, self.recipe.loss == "sigmoid"
         if multi_label or summed:

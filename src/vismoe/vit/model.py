@@ -15,7 +15,7 @@ from vismoe.moe import BalancedRouter, MoE
 
 from .config import OVERRIDES, MoEConfig
 from .ensemble import mean_logits, repeat_before
-from .sincos import TEMPERATURE, sincos2d
+from .positions import TEMPERATURE, sincos2d
 from .sparsify import fix_init, initialise_experts, sparsify
 
 

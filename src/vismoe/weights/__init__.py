@@ -1,17 +1,17 @@
 """Files in and out. Importing it registers presets and upcycled networks with timm and transformers."""
 
-from .convert import convert
-from .download import download
-from .folder import MULTI_LABEL, load, load_network
+from .folders.load import MULTI_LABEL, load, load_network
+from .folders.push import push_to_hub
+from .folders.save import save
+from .huggingface.folder import register_upcycled
+from .huggingface.network import TransformersNetwork, as_network
+from .preprocessing import data_config
 from .published import PUBLISHED, Published
-from .push import push_to_hub
-from .read_reference import read_reference
-from .reference import from_reference, to_reference
+from .reference.checkpoint import read_reference
+from .reference.convert import convert
+from .reference.tree import from_reference, to_reference
 from .registry import create_model, list_models
-from .saving import save
 from .take_over import take_over
-from .transformers_folder import register_upcycled
-from .transformers_network import TransformersNetwork, as_network
 
 register_upcycled()
 
@@ -23,13 +23,14 @@ __all__ = [
     "as_network",
     "convert",
     "create_model",
-    "download",
+    "data_config",
     "from_reference",
     "list_models",
     "load",
     "load_network",
     "push_to_hub",
     "read_reference",
+    "register_upcycled",
     "save",
     "take_over",
     "to_reference",

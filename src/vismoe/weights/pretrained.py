@@ -8,13 +8,14 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock
 from huggingface_hub import constants
 
-from .cache import cache_folder
-from .checkpoint_index import read_index
-from .convert import convert
-from .fetch import fetch
-from .layout import CONFIG, WEIGHTS
+from vismoe.files.cache import cache_folder
+from vismoe.files.http import fetch
+from vismoe.files.record import Record, Seen
+
+from .folders.layout import CONFIG, WEIGHTS
 from .published import PUBLISHER, Published
-from .record import Record, Seen
+from .reference.convert import convert
+from .reference.index import read_index
 
 VARIABLE = "VISMOE_WEIGHTS_URL"
 """Where files are instead of in the publisher's bucket: an address of http, https, gs or file, or a folder."""

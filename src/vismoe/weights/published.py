@@ -21,7 +21,7 @@ class Published:
 
     - `name`: its files' prefix; `preset`: the network; `members`, `experts_per_token`: where they are not the preset's
       (an ensemble's members divide the experts among them).
-    - `image_size`, `classes`, `data`: what it was trained on last; `preprocessing`: how its pictures were prepared for
+    - `image_size`, `classes`, `data`: what it was trained on last; `preprocessing`: how its images were prepared for
       evaluation, in timm's words (pixels in [-1, 1], as all presets have them).
     - `accuracy`: as published, of the classes' test set (of ILSVRC2012: its validation part); None: none is stated.
     - `representation`: whether there is a layer of that name before the classifier; `bfloat16_exchange`: whether what

@@ -10,10 +10,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
+from vismoe.files.hub import download, downloading
 from vismoe.vit import PRESETS, Preset, SparseVisionTransformer
 
-from .download import download, downloading
-from .layout import CONFIG
+from .folders.layout import CONFIG
 from .published import PUBLISHER, Published, tagged, tags_of
 from .stored import Stored, architecture
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from vismoe.files.record import read_json
 from vismoe.moe import BalancedRouter
 from vismoe.vit import Preset, SparseVisionTransformer
 
-from .layout import CONFIG, WEIGHTS
-from .positions import zoom
+from .folders.layout import CONFIG, WEIGHTS
 from .published import Published
-from .record import read_json
+from .reference.positions import zoom
 
 
 def architecture(preset: Preset, published: Published) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""vismoe embed"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vismoe.data import Data, open_data, survey
+from vismoe.features import check_embeddings, class_names, features, file_names, open_images, whole, write_embeddings
+from vismoe.parallel import resolve_device
+from vismoe.training import file_parts
+
+from ..shared.data import own_run
+from ..shared.model import open_resized
+from ..shared.notes import note_left_out
+from ..shared.progress import ImageProgress
+
+
+def embed(
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    images: Annotated[
+        list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE…]", help_behavior_hint="(or --data)")
+    ],
+    /,
+    out: Path,
+    data: str | None = None,
+    format: Literal["npy", "parquet"] | None = None,
+    views: tuple[Literal["plain", "mirrored"], ...] = ("plain",),
+    image_size: int | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+) -> None:
+    """Write the features of images, what a network hands its classifier, with each image's file and label.
+
+    Example: vismoe embed runs/demo --data digits --out digits.npy
+
+    Args:
+        model: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (download), or a random preset.
+        images: Image files, or folders of them; damaged files are named and left out.
+        out: FILE.npy: a float32 array (images, features), with the table FILE.csv beside it; FILE.parquet: both in
+            one. An existing file is not overwritten.
+        data: In place of images "digits", "fashion-mnist", or a folder of class folders, or of images with a
+            metadata.csv: all of it, the training part first. A set of parts, as a run's own is, gets a column of them.
+        format: By default the one that the suffix of the file names.
+        views: The features are the mean over these.
+        image_size: Images are prepared at this size, a multiple of the network's patch; by default at its own.
+            Smaller is quicker: time goes with its square.
+        device: auto, cpu, cuda or mps.
+        batch_size: Images of one forward pass.
+        workers: Processes that prepare images; 0 for none.
+    """
+    if (data is None) == (not images):
+        raise ValueError(f"which images? name files or folders, or a set with --data: vismoe embed {model} IMAGE…")
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
+    check_embeddings(out, format)
+    network = open_resized(model, image_size).to(resolve_device(device))
+    opened = survey(open_images(images) if data is None else _whole(model, data), 1.0, workers)
+    for entry in opened.left_out:
+        note_left_out(entry)
+    with ImageProgress("features") as progress:
+        vectors = features(network, opened.val, batch_size, workers, views, watch=progress)
+    names, labels = file_names(opened.val), class_names(opened.val, opened.classes)
+    written = write_embeddings(out, names, labels, vectors, format, opened.val.columns.get("part", ()))
+    count, width = vectors.shape
+    print(f"{count:,} images, {width:,} features each: {', '.join(map(str, reversed(written)))}")
+
+
+def _whole(model: str, data: str) -> Data:
+    own, opened = own_run(model, data), open_data(data)
+    return whole(opened, None if own is None else file_parts(own))
+
+
+def main(arguments: list[str]) -> None:
+    tyro.cli(embed, args=arguments, prog="vismoe embed")

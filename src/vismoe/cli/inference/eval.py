@@ -1,0 +1,124 @@
+"""vismoe eval"""
+
+import json as json_format
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from vismoe.data import NAMED, Data, survey
+from vismoe.inference import as_known_to, by_group, evaluate
+from vismoe.parallel import resolve_device
+from vismoe.training import Run, without_nan
+
+from ..shared.data import open_set, own_run
+from ..shared.model import open_model
+from ..shared.notes import note, note_left_out
+
+
+def evaluate_model(
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    /,
+    data: str | None = None,
+    group: str | None = None,
+    max_unreadable: float = 0.1,
+    json: bool = False,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 256,
+    workers: int = 0,
+) -> None:
+    """Evaluate a model on the held-out part of a set, or on a folder of images; a run on its own test part.
+
+    Example: vismoe eval runs/demo --data digits
+
+    Args:
+        model: A run folder, a model folder, an exported .onnx file, PRESET.TAG (published weights, downloaded), or a
+            preset (with random weights).
+        data: "digits", "fashion-mnist", or a folder (or zip) of class folders, or of images with a metadata.csv; of
+            one with train/ and val/ the latter is used, else all. Classes are matched by name. By default a run's own
+            set, of which only the part is used that the run was tested on.
+        group: A column of metadata.csv: adds the accuracy on each of its values, worst first, with 95 % intervals.
+        max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
+        json: Print one JSON object; shares are in 0…1.
+        device: auto, cpu, cuda or mps.
+        dtype: float32, or bfloat16 by autocast.
+        batch_size: Images of one forward pass.
+        workers: Processes that prepare images; 0 for none.
+    """
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
+    own = own_run(model, data)
+    data = data or (own.recipe.data if own is not None else "")
+    network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
+    opened = as_known_to(network, open_set(model, data))
+    part = "test" if own is not None and own.test_files is not None else "held-out" if opened.train else "all"
+    if own is not None:
+        opened = replace(opened, train=None)
+    groups = _column(opened, group)
+    opened = survey(opened, max_unreadable, workers)
+    for entry in opened.left_out:
+        note_left_out(entry)
+    if part == "all" and Path(model).exists() and Run.of(model) is None:
+        note(f"what {model} was trained on is not known: on images that it was trained on the figures are too good")
+    with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        result = evaluate(network, opened.val, batch_size, workers)
+    figures: dict[str, Any] = {
+        "model": model,
+        "data": data,
+        "part": part,
+        "images": len(opened.val),
+        "unreadable": len(opened.left_out),
+        **result.figures,
+        "per_class": dict(zip(opened.classes, result.per_class, strict=True)),
+        "images_per_second": result.images_per_second,
+        "load": result.load,
+    }
+    if groups is not None:
+        figures["groups"] = [asdict(each) for each in by_group(result, list(opened.val.columns[groups]))]
+    figures = without_nan(figures)
+    print(json_format.dumps(figures, allow_nan=False) if json else _report(figures, group))
+    sys.stdout.flush()
+
+
+def _column(data: Data, name: str | None) -> str | None:
+    if name is not None and name not in data.val.columns:
+        there = ", ".join(data.val.columns) or "none beside file_name and the labels"
+        raise ValueError(f"group={name!r}: {data.name} has no such column in a metadata.csv; there are {there}")
+    return name
+
+
+def _report(figures: dict[str, Any], group: str | None) -> str:
+    titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
+    names = ("top1", "top5", "mean_average_precision", "exact_match", "loss", "calibration_error")
+    told = [
+        f"{titles.get(name, name.replace('_', ' '))} {figures[name]:.4f}"
+        for name in names
+        if figures.get(name) is not None
+    ]
+    left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
+    of = {"test": " of the run's test part", "held-out": " of the held-out part", "all": ""}[figures["part"]]
+    lines = [
+        f"{', '.join(told)} on {figures['images']} images{of}{left_out}, {figures['images_per_second']:.0f} images/s"
+    ]
+    what = "top-1" if "top1" in figures else "average precision"
+    worst = sorted((share, name) for name, share in figures["per_class"].items() if share is not None)
+    lines.append(f"{what} by class, worst first: {', '.join(f'{name} {share:.4f}' for share, name in worst)}")
+    if groups := figures.get("groups"):
+        told = [
+            f"{each['name']} {each['accuracy']:.4f} ({each['images']} images, 95 % interval "
+            f"{each['low']:.4f} to {each['high']:.4f})"
+            for each in groups
+        ]
+        lines.append(f"right by {group}, worst first: {', '.join(told)}")
+    for name, load in figures["load"].items():
+        uneven = max(load) * len(load) / max(1, sum(load))
+        lines.append(f"{name}: load of the experts {load}, max ÷ mean {uneven:.2f}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    tyro.cli(evaluate_model, args=arguments, prog="vismoe eval")

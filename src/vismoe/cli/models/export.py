@@ -1,0 +1,49 @@
+"""vismoe export"""
+
+import json as json_format
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vismoe.deploy import OnnxExport, export_onnx
+
+from ..shared.model import open_model
+
+
+def export(
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
+    /,
+    format: Literal["onnx"] = "onnx",
+    dynamic_batch: bool = False,
+    batch_size: int = 1,
+    json: bool = False,
+) -> None:
+    """Write a model as a file for other programs, compared with the model before it is done.
+
+    Example: vismoe export runs/demo digits.onnx --dynamic-batch
+
+    Args:
+        model: A run folder, a model folder, PRESET.TAG (downloads), or a preset (with random weights).
+        dst: The file to write; one that is there already is left alone.
+        format: onnx: standard ONNX operators, each expert computing its own tokens only.
+        dynamic_batch: Take any number of images at a time.
+        batch_size: Images that the file always takes at a time, without a dynamic batch.
+        json: Print one JSON object.
+    """
+    done = export_onnx(open_model(model, exported=True), dst, dynamic_batch, batch_size)
+    print(json_format.dumps(asdict(done) | {"path": str(done.path)}) if json else _report(done))
+
+
+def _report(done: OnnxExport) -> str:
+    left_out = f" ({done.left_out} more left out: experts too close to choose between)" if done.left_out else ""
+    return (
+        f"{done.path}: {done.size / 1e6:,.1f} MB; in ONNX Runtime its logits differ from the model's by at most "
+        f"{done.difference:.1e} on {done.images} random images{left_out}"
+    )
+
+
+def main(arguments: list[str]) -> None:
+    tyro.cli(export, args=arguments, prog="vismoe export")

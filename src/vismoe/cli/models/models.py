@@ -1,0 +1,92 @@
+"""vismoe models"""
+
+import json
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from vismoe import create_model, list_models
+from vismoe.vit import cost
+from vismoe.weights import data_config
+from vismoe.weights.published import Published, published_by, tags_of
+
+
+def models(
+    pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PATTERN]")] = "*", /, json: bool = False
+) -> None:
+    """List presets: parameters in all, parameters that one token passes through, multiplications per image; and the
+    published weights of those, by which vismoe.create_model(NAME, pretrained=True) and the other verbs get them.
+
+    Counted without allocating weights. Example: vismoe models 'vmoe_b16_*'
+
+    Args:
+        pattern: Shell pattern of names; one with a dot is of published weights, as in '*.*ilsvrc2012'.
+        json: Print one JSON array instead of a table.
+    """
+    names = list_models(pattern)
+    if not names:
+        raise ValueError(f"no preset matches {pattern!r}; `vismoe models` lists all, and published weights")
+    shown = Console(stderr=True)
+    rows = [
+        _row(name) for name in track(names, "counting", console=shown, transient=True, disable=not shown.is_terminal)
+    ]
+    (_print_json if json else _print_table)(rows)
+
+
+def _row(name: str) -> dict[str, Any]:
+    with torch.device("meta"):
+        model = create_model(name)
+    size = data_config(model)["input_size"]
+    counted = cost(model, size)
+    published = [published_by(name)] if "." in name else tags_of(name).values()
+    return {
+        "name": name,
+        "image_size": size[1],
+        "parameters": counted.parameters,
+        "active_parameters": counted.active_parameters,
+        "multiplications": counted.multiplications,
+        "weights": [_weights(each) for each in published if each is not None],
+    }
+
+
+def _weights(published: Published) -> dict[str, Any]:
+    return {
+        "name": f"{published.preset}.{published.tag}",
+        "image_size": published.image_size,
+        "classes": published.classes,
+        "data": published.data,
+        "published_accuracy": published.accuracy,
+    }
+
+
+def _print_json(rows: list[dict[str, Any]]) -> None:
+    print(json.dumps(rows, indent=2))
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table(
+        "preset", title="1,000 classes, or those of weights; millions; multiplications: multiply-adds of one image"
+    )
+    for column in ("image", "parameters", "active per token", "multiplications"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        numbers = [f"{int(row[key]) / 1e6:,.2f}" for key in ("parameters", "active_parameters", "multiplications")]
+        table.add_row(str(row["name"]), str(row["image_size"]), *numbers)
+    shown = Console(width=None if Console().is_terminal else 120)
+    shown.print(table)
+    if weights := [each for row in rows for each in row["weights"]]:
+        table = Table("weights", title="published weights; accuracy as published, not verified here")
+        for column in ("image", "classes", "data", "accuracy"):
+            table.add_column(column, justify="right")
+        for each in weights:
+            accuracy = "–" if each["published_accuracy"] is None else f"{each['published_accuracy']:.2%}"
+            table.add_row(each["name"], str(each["image_size"]), f"{each['classes']:,}", each["data"], accuracy)
+        shown.print(table)
+
+
+def main(arguments: list[str]) -> None:
+    tyro.cli(models, args=arguments, prog="vismoe models")

@@ -1,0 +1,115 @@
+"""How what takes long shows itself: live in a terminal, a line now and then elsewhere."""
+
+import math
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vismoe.training import Status
+
+LEVELS = " ▁▂▃▄▅▆▇█"
+QUIET = 10.0
+"""Seconds without a line, where images are counted."""
+
+
+class TrainingProgress:
+    """A context that `fit` may tell its status: step, loss, accuracy, images/s, time left, load of each expert."""
+
+    def __init__(self, title: str, console: Console | None = None):
+        self.console = console or Console()
+        self.title = title
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[done]}"),
+            console=self.console,
+        )
+        self.task = self.bar.add_task(title, total=None, done="starting")
+        self.live = Live(self.bar, console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self.printed = 0.0
+
+    def __enter__(self) -> "TrainingProgress":
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def __call__(self, status: Status) -> None:
+        if self.live is not None:
+            done = f"{status.step}/{status.steps}"
+            self.bar.update(self.task, completed=status.step, total=status.steps, done=done)
+            self.live.update(Group(self.bar, _figures(status)))
+        elif status.step / status.steps >= self.printed + 0.1 or (status.step == status.steps > self.printed):
+            self.printed = status.step / status.steps
+            self._print(f"{self.title}: {_line(status)}")
+
+    def _print(self, line: str) -> None:
+        try:
+            print(line, file=self.console.file, flush=True)
+        except BrokenPipeError:  # who reads has enough, as `head` does: no reason to end a training
+            self.printed = math.inf
+
+
+class ImageProgress:
+    """A context that is told how many images are done, and of how many; shown on stderr."""
+
+    def __init__(self, title: str):
+        self.title, self.console = title, Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
+        self.task = self.bar.add_task(title, total=None)
+        self.began = self.printed = time.monotonic()
+
+    def __enter__(self) -> "ImageProgress":
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        self.bar.update(self.task, completed=done, total=of)
+        if not self.console.is_terminal and now >= self.printed + QUIET:
+            self.printed = now
+            left = (of - done) * (now - self.began) / done
+            print(f"{self.title}: {done:,} of {of:,} images, {_clock(left)} left", file=self.console.file, flush=True)
+
+
+def _line(status: Status) -> str:
+    held_out = "" if status.score is None else f", held out {status.score:.4f}"
+    uneven = [f"{max(load) * len(load):.2f}" for load in status.load.values()]
+    load = f", max ÷ mean load {' '.join(uneven)}" if uneven else ""
+    return (
+        f"step {status.step}/{status.steps}, loss {status.loss:.3f}, training accuracy {status.accuracy:.3f}"
+        f"{held_out}, "
+        f"{status.images_per_second:.0f} images/s{load}, {_clock(status.seconds_left)} left"
+    )
+
+
+def _figures(status: Status) -> Table:
+    table = Table.grid(padding=(0, 2))
+    held_out = "–" if status.score is None else f"{status.score:.4f}"
+    table.add_row("loss", f"{status.loss:.3f}", "training accuracy", f"{status.accuracy:.3f}", "held out", held_out)
+    table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
+    for name, load in status.load.items():
+        # Full height is twice the mean: an even load is a row of half-high bars.
+        bars = "".join(LEVELS[min(8, round(share * len(load) * 4))] for share in load)
+        table.add_row(
+            name.removesuffix(".mlp").replace("blocks.", "block "), bars, "max ÷ mean", f"{max(load) * len(load):.2f}"
+        )
+    return table
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

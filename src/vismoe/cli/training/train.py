@@ -1,0 +1,56 @@
+"""vismoe train"""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vismoe.recipes import RECIPES, find_recipe, train
+from vismoe.training import Recipe
+
+from ..shared.progress import TrainingProgress
+
+
+def main(arguments: list[str]) -> None:
+    name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
+    if not name:
+        if not {"-h", "--help"} & set(rest):
+            raise ValueError(f"which recipe? there are {', '.join(RECIPES)}; try: vismoe train digits --steps 200")
+        print(
+            "usage: vismoe train RECIPE [--field value …] [--out DIR]\n\n"
+            "Recipes (vismoe train RECIPE --help tells more):\n"
+        )
+        for known, make in RECIPES.items():
+            print(f"  {known:20} {(make.__doc__ or '').splitlines()[0]}")
+        print("\nExample: vismoe train digits --steps 200 --out runs/try")
+        return
+    default = find_recipe(name)
+
+    def command(
+        recipe: Annotated[Recipe, tyro.conf.arg(name="")] = default,
+        out: Path | None = None,
+        resume: Literal["none", "auto"] = "none",
+    ) -> None:
+        """Train by a recipe.
+
+        Args:
+            recipe: What defines the run.
+            out: Run folder; by default the first free one of runs/NAME, runs/NAME-2, …
+            resume: auto: go on in the run folder (by default runs/NAME) from its newest checkpoint; from the beginning
+                where there is none.
+        """
+        with TrainingProgress(recipe.name) as progress:
+            run = train(recipe, out, progress, resume == "auto")
+        if run.writes:
+            name, score = next(iter(run.summary.items()))
+            print(f"held out: {name.replace('_', ' ')} {score:.4f}; everything is in {run.path}")
+            print(f"next: vismoe eval {shlex.quote(str(run.path))} --data {shlex.quote(recipe.data)}")
+
+    tyro.cli(
+        command, args=rest, prog=f"vismoe train {name}", description=f"{RECIPES[name].__doc__}\n\n{_example(name)}"
+    )
+
+
+def _example(name: str) -> str:
+    return f"Example: vismoe train {name} --steps 200 --seed 1 --out runs/try"

@@ -1,0 +1,1 @@
+"""Copies found, splits without leaks, summaries."""

@@ -1,0 +1,106 @@
+"""What one look at an image keeps of it: size, kind, and what it is told from others by."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from scipy.fft import dctn
+from torch.utils.data import DataLoader, Dataset
+
+from ..image_set import Data, ImageSet
+from ..images import Unreadable, eight_bits, flatten_alpha
+from ..pipeline import leave_stopping
+from .survey import accept
+
+SIDE, LOW = 32, 8
+NOISE = 4.0
+"""Of a frequency's amplitude (of an orthonormal transform of 1,024 levels of 255): what compression leaves where a
+symmetric image has none."""
+COLOURLESS = 4
+"""Levels, of 255, by which a pixel's channels may differ where an image counts as grey."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """`grey`: it shows no colour at 32 × 32 pixels; `transparent`: some pixel is; `digest`: SHA-256 of size and decoded
+    pixels, the same for files of the same bytes and for other lossless files of them; `phash`: 64 bits of its shape;
+    `contrast`: standard deviation of its grey levels, of 255; `thumbnail` (768,): 16 × 16 colours less their mean, as a
+    vector of length 1 (0 for an image of one grey), so that the product of two is their correlation.
+    """
+
+    width: int
+    height: int
+    grey: bool
+    transparent: bool
+    digest: bytes
+    phash: int
+    contrast: float
+    thumbnail: np.ndarray
+
+
+def fingerprint(image: Image.Image) -> Fingerprint:
+    """An image's fingerprint, on white ground where it is transparent.
+
+    The hash is pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", 3.2.1): the
+    image as 32 × 32 grey levels, of its two-dimensional cosine transform the 8 × 8 lowest frequencies, and of each
+    whether it is above their median, by more than NOISE.
+    """
+    digest, shown, transparent = _opaque(eight_bits(image))
+    colours = np.asarray(shown.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
+    levels = colours @ np.array([0.299, 0.587, 0.114], np.float32)
+    low = dctn(levels, norm="ortho")[:LOW, :LOW].ravel()
+    thumbnail = colours.reshape(SIDE // 2, 2, SIDE // 2, 2, 3).mean((1, 3)).ravel()
+    thumbnail -= thumbnail.mean()
+    return Fingerprint(
+        *image.size,
+        grey=bool(np.ptp(colours, axis=2).max() <= COLOURLESS),
+        transparent=transparent,
+        digest=digest,
+        phash=int.from_bytes(np.packbits(low > np.median(low) + NOISE).tobytes(), "big"),
+        contrast=float(levels.std()),
+        thumbnail=thumbnail / max(float(np.linalg.norm(thumbnail)), 1.0),
+    )
+
+
+def _opaque(image: Image.Image) -> tuple[bytes, Image.Image, bool]:
+    """The digest of all that an image says, what is seen of it on white ground, and whether there is ground to see."""
+    may_be = "A" in image.getbands() or "transparency" in image.info
+    exact = image.convert("RGBA" if may_be else "RGB")
+    transparent = may_be and exact.getchannel("A").getextrema() != (255, 255)
+    shown = flatten_alpha(exact).convert("RGB") if transparent else exact.convert("RGB")
+    said = exact if transparent else shown
+    return hashlib.sha256(f"{said.mode} {said.size}".encode() + said.tobytes()).digest(), shown, transparent
+
+
+class _Looked(Dataset[Fingerprint | Unreadable]):
+    """The fingerprint of each image, or why it has none."""
+
+    def __init__(self, images: ImageSet):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Fingerprint | Unreadable:
+        try:
+            image = self.images.image(index)
+        except ValueError as error:
+            if not self.images.files:
+                raise
+            return Unreadable.of(self.images.files[index], error)
+        return fingerprint(image)
+
+
+def look(data: Data, max_unreadable: float, workers: int = 0) -> tuple[Data, list[Fingerprint]]:
+    """Decodes every image of a set once: the set without the files that cannot be (as `survey` gives it), and the
+    fingerprints of what is left, the training part's before the held-out part's.
+
+    **Raises:** ValueError where the share of unreadable files is above `max_unreadable`.
+    """
+    seen: list[Fingerprint | Unreadable] = []
+    for part in data.parts:
+        looked = DataLoader(_Looked(part), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping)
+        seen += [entry for batch in looked for entry in batch]
+    rest = accept(data, [entry for entry in seen if isinstance(entry, Unreadable)], max_unreadable)
+    return rest, [entry for entry in seen if isinstance(entry, Fingerprint)]

@@ -1,0 +1,135 @@
+"""What there is to know of a set before anything is trained on it."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..image_set import Data, ImageSet
+from .duplicates import Duplicates
+from .grouped_split import conflicts, leakage
+
+SHOWN, CLASSES = 3, 10
+
+
+def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
+    """Figures of a set, as JSON has them; `duplicates` of its images, the training part's before the held-out part's.
+
+    Images are named by their files (by part and number where a set has none). `imbalance`: the largest class ÷ the
+    smallest that has any; `grey`, `transparent`: shares of the images; `duplicate_groups`: chains of duplicates.
+
+    **Raises:** ValueError where the duplicates are of another number of images.
+    """
+    prints = duplicates.fingerprints
+    if len(prints) != sum(map(len, data.parts)):
+        raise ValueError(f"duplicates of {len(prints)} images, but {data.name} has {sum(map(len, data.parts))}")
+    names = [
+        part.files[index] if part.files else f"{side} {index}"
+        for side, part in _sides(data)
+        for index in range(len(part))
+    ]
+    border = 0 if data.train is None else len(data.train)
+    trained, evaluated = (
+        [0] * len(data.classes) if part is None else _counts(data, part) for part in (data.train, data.val)
+    )
+    sizes = [train + val for train, val in zip(trained, evaluated, strict=True) if train + val]
+    labels = [_names_of(data, row) for part in data.parts for row in part.labels]
+    return {
+        "name": data.name,
+        "pictures": {"train": border, "held_out": len(data.val)},
+        "multi_label": data.multi_label,
+        "classes": [
+            {"name": name, "train": train, "held_out": val}
+            for name, train, val in zip(data.classes, trained, evaluated, strict=True)
+        ],
+        "imbalance": max(sizes) / min(sizes) if sizes else 1.0,
+        "width": _spread([print_.width for print_ in prints]),
+        "height": _spread([print_.height for print_ in prints]),
+        "grey": sum(print_.grey for print_ in prints) / len(prints),
+        "transparent": sum(print_.transparent for print_ in prints) / len(prints),
+        "left_out": [{"file": entry.file, "reason": entry.reason} for entry in data.left_out],
+        "duplicate_groups": sum(number > 1 for number in Counter(duplicates.groups).values()),
+        "exact_duplicates": [[names[a], names[b]] for a, b in duplicates.exact],
+        "near_duplicates": [[names[a], names[b]] for a, b in duplicates.near],
+        "leaks": [{"held_out": names[border + val], "train": names[train]} for val, train in leakage(data, duplicates)],
+        "conflicts": [
+            {"files": [names[a], names[b]], "labels": [labels[a], labels[b]]} for a, b in conflicts(data, duplicates)
+        ],
+    }
+
+
+def _sides(data: Data) -> list[tuple[str, ImageSet]]:
+    return [("held-out" if part is data.val else "train", part) for part in data.parts]
+
+
+def _counts(data: Data, part: ImageSet) -> list[int]:
+    labels = part.labels
+    return (labels.sum(0) if data.multi_label else labels.bincount(minlength=len(data.classes))).tolist()
+
+
+def _names_of(data: Data, label: Tensor) -> list[str]:
+    numbers = label.nonzero().ravel().tolist() if data.multi_label else [int(label)]
+    return [data.classes[number] for number in numbers]
+
+
+def _spread(lengths: Sequence[int]) -> dict[str, int]:
+    return {"min": min(lengths), "median": round(statistics.median(lengths)), "max": max(lengths)}
+
+
+def tell(summary: dict[str, Any]) -> str:
+    """A summary in a few lines, for a terminal."""
+    train, held_out = summary["pictures"]["train"], summary["pictures"]["held_out"]
+    classes = summary["classes"]
+    width, height = ("{min:g} to {max:g} (median {median:g})".format(**summary[side]) for side in ("width", "height"))
+    lines = [
+        f"{summary['name']}: {train + held_out:,} images, {train:,} to train on, {held_out:,} held out",
+        f"{len(classes)} classes{', several an image' if summary['multi_label'] else ''}: "
+        + _some([f"{entry['name']} {entry['train']} + {entry['held_out']}" for entry in classes], CLASSES)
+        + f"; {tell_imbalance(summary)}",
+        f"{width} wide, {height} high; {summary['grey']:.0%} grey, {summary['transparent']:.0%} transparent",
+    ]
+    if left_out := summary["left_out"]:
+        lines.append(f"left out: {_counted(len(left_out), 'file')}: {_some([_why(entry) for entry in left_out])}")
+    if summary["duplicate_groups"]:
+        exact, near = summary["exact_duplicates"], summary["near_duplicates"]
+        lines.append(
+            f"duplicates: {len(exact)} exact, {len(near)} near, in {_counted(summary['duplicate_groups'], 'group')}: "
+            + _some([f"{a} = {b}" for a, b in exact] + [f"{a} ≈ {b}" for a, b in near])
+        )
+    if train and (alone := [entry["name"] for entry in classes if not entry["held_out"]]):
+        lines.append(f"nothing held out of: {_some(alone, CLASSES)} (too few images that are no copies)")
+    if leaks := summary["leaks"]:
+        lines.append(
+            f"held-out images that have copies to train on: {len(leaks)}, with which figures would be too good: "
+            + _some([f"{leak['held_out']} ≈ {leak['train']}" for leak in leaks])
+        )
+    if found := summary["conflicts"]:
+        told = [
+            " = ".join(
+                f"{file} ({', '.join(labels) or 'no label'})"
+                for file, labels in zip(entry["files"], entry["labels"], strict=True)
+            )
+            for entry in found
+        ]
+        lines.append(f"the same image under other labels: {len(found)}: {_some(told)}")
+    return "\n".join(lines)
+
+
+def tell_imbalance(summary: Mapping[str, Any]) -> str:
+    """How uneven the classes of a summary are, in words."""
+    times = f"{summary['imbalance']:.3g}"
+    return "classes are even" if times == "1" else f"the largest class is {times} times the smallest"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _why(entry: dict[str, str]) -> str:
+    return f"{entry['file']} ({entry['reason']})"
+
+
+def _some(entries: Sequence[str], most: int = SHOWN) -> str:
+    return ", ".join(entries[:most]) + (f" and {len(entries) - most} more" if len(entries) > most else "")

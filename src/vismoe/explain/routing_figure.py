@@ -1,0 +1,145 @@
+"""What routers did, as an image to show around."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb, to_rgb
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from vismoe.data import ImageSet, evaluation_transform
+
+from .routing import LayerRouting, route
+
+SAMPLES, LETTERS = 10, 14
+DISTINCT = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
+"""Colours that the colour-blind can tell apart too (Okabe and Ito 2008), grey for the eighth."""
+
+
+def routing_images(
+    model: nn.Module, images: ImageSet, classes: Sequence[str], config: dict[str, Any], folder: Path
+) -> Path | None:
+    """Draws `routing.png`: which expert each patch of sample images went to, layer by layer, and how each class's
+    tokens spread over the experts. None, and no file, for a dense model."""
+    routing = route(model, images, config)
+    if not routing:
+        return None
+    samples = _samples(images.labels, SAMPLES)
+    rows = 1 + len(routing)
+    figure = Figure(figsize=(1.15 * len(samples) + 0.4, 1.25 * rows + 0.3 + 2.9), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.25 * rows + 0.3, 2.9], squeeze=False)[:, 0]
+    grid = upper.subplots(rows, len(samples), squeeze=False)
+    transform, grid_size = evaluation_transform(config), _grid(model)
+    first = " first" if any(layer.expert.shape[2] > 1 for layer in routing.values()) else ""
+    upper.suptitle(f"Which expert each patch went to{first} (frame: the class token)", fontsize=10)
+    for column, number in enumerate(samples):
+        image = _pixels(transform(images.image(number)), config)
+        _show(grid[0, column], image)
+        grid[0, column].set_title(_title_of(images.labels[number], classes), fontsize=9)
+        for row, layer in enumerate(routing.values(), start=1):
+            _overlay(grid[row, column], image, layer, number, grid_size)
+    for row, name in enumerate(routing, start=1):
+        grid[row, 0].set_ylabel(_title(name), fontsize=9)
+    for axes, (name, layer) in zip(lower.subplots(1, len(routing), squeeze=False)[0], routing.items(), strict=True):
+        _heat_map(axes, layer, images.labels, classes, _title(name))
+    path = folder / "routing.png"
+    save_figure(figure, path, dpi=130)
+    return path
+
+
+def _samples(labels: Tensor, wanted: int) -> list[int]:
+    """The first image of each class, then the second of each, …, as many as wanted; of images that may show several
+    classes, the first is its own."""
+    seen: dict[int, int] = {}
+    turns = []
+    for number, label in enumerate((labels if labels.ndim == 1 else labels.int().argmax(1)).tolist()):
+        seen[label] = seen.get(label, -1) + 1
+        turns.append((seen[label], label, number))
+    return [number for _, _, number in sorted(turns)[:wanted]]
+
+
+def _title_of(label: Tensor, classes: Sequence[str]) -> str:
+    """The class of an image, or its classes, in two lines, as far as there is room."""
+    numbers = label.nonzero()[:, 0].tolist() if label.ndim else [int(label)]
+    names = ", ".join(classes[number] for number in numbers) or "nothing"
+    lines = wrap(names, LETTERS, max_lines=2, placeholder=" …", break_long_words=False)
+    return "\n".join(plain_text(line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}…") for line in lines)
+
+
+def _grid(model: Any) -> tuple[int, int]:
+    height, width = model.patch_embed.grid_size
+    return height, width
+
+
+def _title(name: str) -> str:
+    return name.removesuffix(".mlp").replace("blocks.", "block ") or "layer"
+
+
+def _pixels(tensor: Tensor, config: dict[str, Any]) -> np.ndarray:
+    mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
+    return (tensor * std + mean).clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy()
+
+
+def _show(axes: Axes, pixels: np.ndarray) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+
+
+def _overlay(axes: Axes, image: np.ndarray, layer: LayerRouting, number: int, grid: tuple[int, int]) -> None:
+    expert = layer.expert[number, :, 0]
+    patches, prefix = expert[-grid[0] * grid[1] :], expert[: -grid[0] * grid[1]]
+    colours = _colours(layer.num_experts)
+    height, width = image.shape[0] // grid[0], image.shape[1] // grid[1]
+    tint = colours[patches.numpy()].reshape(*grid, 3).repeat(height, 0).repeat(width, 1)
+    # Colours must be told apart: the image only darkens them a little.
+    ink = image.mean(-1, keepdims=True)
+    _show(axes, tint * (0.62 + 0.38 * ink))
+    for place in axes.spines.values():
+        place.set(edgecolor=colours[prefix[0]] if len(prefix) else "black", linewidth=3 if len(prefix) else 0.8)
+
+
+def _colours(num_experts: int) -> np.ndarray:
+    """A colour for each expert; the last, black, is what a dropped token (-1) gets."""
+    if num_experts <= 8:
+        colours = np.array([to_rgb(colour) for colour in DISTINCT[:num_experts]])
+    else:  # Hues in a circle; every second one is paler, which tells neighbours apart.
+        hue, pale = np.arange(num_experts) / num_experts, np.arange(num_experts) % 2 == 1
+        colours = hsv_to_rgb(np.stack([hue, np.where(pale, 0.45, 0.95), np.where(pale, 1.0, 0.85)], -1))
+    return np.concatenate([colours, np.zeros((1, 3))])
+
+
+def plain_text(name: str) -> str:
+    """A name as one line of text: a dollar sign would begin a formula."""
+    return " ".join(name.split()).replace("$", r"\$")
+
+
+def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Writes an image. Signs of a name that no font here has are boxes, without a word."""
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        figure.savefig(path, dpi=dpi)
+
+
+def _heat_map(axes: Axes, layer: LayerRouting, labels: Tensor, classes: Sequence[str], title: str) -> None:
+    counts = layer.by_class(labels, len(classes)).float()
+    share = (counts / counts.sum(0).clamp_min(1)).numpy()
+    image = axes.imshow(share, aspect="auto", cmap="magma", vmin=0)
+    axes.set_title(f"{title}: share of a class's tokens", fontsize=9)
+    axes.set_ylabel("expert", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.set_yticks(range(0, layer.num_experts, max(1, layer.num_experts // 8)))
+    # The key to the colours above: a swatch at the left of each expert's row.
+    key = axes.inset_axes((-0.045, 0, 0.03, 1))
+    key.imshow(_colours(layer.num_experts)[:-1, None], aspect="auto")
+    key.set(xticks=[], yticks=[])
+    axes.tick_params(axis="y", pad=22, length=0)
+    if len(classes) <= 30:
+        axes.set_xticks(
+            range(len(classes)), list(map(plain_text, classes)), rotation=90 if max(map(len, classes)) > 2 else 0
+        )
+    axes.figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)

@@ -1,0 +1,169 @@
+"""Features as files that other tools read."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from vismoe.data import Data, ImageSet, Unreadable, list_images, read_image
+
+Format = Literal["npy", "parquet"]
+PART = "part"
+FORMATS: tuple[Format, ...] = ("npy", "parquet")
+
+
+def open_images(paths: Sequence[str | Path]) -> Data:
+    """Files, and folders of them, as a set without classes, all of it for evaluation.
+
+    **Raises:** FileNotFoundError for what is not there, ValueError where there are no images.
+    """
+    files: list[Path] = []
+    left_out: list[Unreadable] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found, others = list_images(path)
+            files += found
+            left_out += [Unreadable((path / entry.file).as_posix(), entry.reason) for entry in others]
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such image or folder")
+    if not files:
+        raise ValueError(f"no images in {', '.join(map(str, paths)) or 'nothing: name files or folders'}")
+    labels = torch.zeros(len(files), 0, dtype=torch.bool)
+    images = ImageSet(labels, partial(_read, files), [path.as_posix() for path in files])
+    return Data("the images", [], None, images, left_out=tuple(left_out))
+
+
+def _read(files: Sequence[Path], index: int) -> Image.Image:
+    return read_image(files[index])
+
+
+def whole(data: Data, parts: Mapping[str, str] | None = None) -> Data:
+    """All parts of a set as one for evaluation, the training part first, with a column `part` where it has some.
+
+    **Arguments:** `parts`: that of each file, where the set's own, train and held-out, are not meant; "" of others.
+    """
+    if data.train is None:
+        images, of = data.val, [""] * len(data.val)
+    else:
+        labels = torch.cat([data.train.labels, data.val.labels])
+        files = [*data.train.files, *data.val.files]
+        images = ImageSet(labels, partial(_of_parts, data.train, data.val), files)
+        of = ["train"] * len(data.train) + ["held-out"] * len(data.val)
+    if parts:
+        of = [parts.get(file, "") for file in images.files]
+    images = replace(images, columns={PART: of} if any(of) else {})
+    return Data(data.name, data.classes, None, images, data.channels, data.left_out)
+
+
+def _of_parts(first: ImageSet, second: ImageSet, index: int) -> Image.Image:
+    return first.image(index) if index < len(first) else second.image(index - len(first))
+
+
+def file_names(images: ImageSet) -> list[str]:
+    """Each image's file; of sets without files its number."""
+    return list(images.files) or [str(number) for number in range(len(images))]
+
+
+def class_names(images: ImageSet, classes: Sequence[str]) -> list[str]:
+    """Each image's class; several with | between them, as `metadata.csv` has them."""
+    if images.labels.ndim == 1:
+        return [classes[number] for number in images.labels.tolist()]
+    return ["|".join(classes[k] for k in row.nonzero()[:, 0].tolist()) for row in images.labels]
+
+
+def check_embeddings(path: Path, format: Format | None = None) -> Format:
+    """The format that a file is to have: the one named, else that of its suffix.
+
+    **Raises:** ValueError where neither says one, or parquet cannot be written here; FileExistsError where the file, or
+    the table beside it, exists; FileNotFoundError where its folder does not.
+    """
+    suffix = path.suffix[1:].lower()
+    chosen = format or next((known for known in FORMATS if known == suffix), None)
+    if chosen is None:
+        raise ValueError(f"{path}: in which format? accepted are .npy and .parquet, or say --format")
+    if chosen == "parquet" and find_spec("pyarrow") is None:
+        raise ValueError(f"{path}: parquet needs pyarrow: pip install 'vismoe[embed]', or write .npy")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    if there := [str(target) for target in _targets(path, chosen) if target.exists()]:
+        raise FileExistsError(
+            f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''}: choose another, or remove what is there"
+        )
+    return chosen
+
+
+def _targets(path: Path, format: Format) -> list[Path]:
+    if format == "parquet":
+        return [path]
+    if path.suffix.lower() == ".csv":
+        raise ValueError(f"{path}: the name is that of the table beside it: choose another, such as .npy")
+    return [path.with_suffix(".csv"), path]
+
+
+def write_embeddings(
+    path: Path,
+    files: Sequence[str],
+    labels: Sequence[str],
+    vectors: Float[Tensor, "N d"],
+    format: Format | None = None,
+    parts: Sequence[str] = (),
+) -> list[Path]:
+    """Writes N vectors with each one's file, label and, where they are given, part, all or nothing; says which files
+    these are.
+
+    npy: the float32 array (N, d), and beside it FILE.csv with the columns file, label and part; parquet: these columns
+    and embedding, a list of d float32.
+
+    **Raises:** as `check_embeddings`.
+    """
+    format = check_embeddings(path, format)
+    targets = _targets(path, format)
+    asides = [target.with_name(f".{target.name}.{uuid4().hex}.new") for target in targets]
+    # A file's name need not be text: what is none becomes an escape.
+    columns = {
+        name: [cell.encode(errors="backslashreplace").decode() for cell in cells]
+        for name, cells in (("file", files), ("label", labels), (PART, parts))
+        if cells
+    }
+    array = vectors.float().numpy()
+    written: list[Path] = []
+    try:
+        if format == "parquet":
+            _write_parquet(asides[0], columns, array)
+        else:
+            with asides[0].open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
+            with asides[1].open("wb") as binary:
+                np.save(binary, array, allow_pickle=False)
+        check_embeddings(path, format)  # whether somebody was quicker
+        for aside, target in zip(asides, targets, strict=True):
+            aside.rename(target)
+            written.append(target)
+    except BaseException:
+        for target in written:
+            target.unlink()
+        raise
+    finally:
+        for aside in asides:
+            aside.unlink(missing_ok=True)
+    return targets
+
+
+def _write_parquet(path: Path, columns: Mapping[str, Sequence[str]], array: np.ndarray) -> None:
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(array.reshape(-1)), array.shape[1])
+    texts = {name: arrow.array(cells, arrow.string()) for name, cells in columns.items()}
+    parquet.write_table(arrow.table(texts | {"embedding": vectors}), path)

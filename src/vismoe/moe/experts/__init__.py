@@ -1,0 +1,1 @@
+"""Experts: what they compute, and how other libraries' MLPs become some."""

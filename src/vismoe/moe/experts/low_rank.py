@@ -1,0 +1,83 @@
+"""Experts that differ little: one frozen MLP, and for each expert a low-rank difference."""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .mlp import MLP
+from .stacked import Layout, StackedLinear
+from .structures import read_mlp
+
+
+class LowRank(nn.Module):
+    """E differences B·A of a linear layer's weight (Hu et al. 2021, *LoRA*): `a.weight` (E, rank, in), `b.weight`
+    (E, out, rank). B starts at 0, A as LoRA's does."""
+
+    def __init__(self, num_experts: int, in_features: int, out_features: int, rank: int):
+        super().__init__()
+        self.a = StackedLinear(num_experts, in_features, rank, bias=False)
+        self.b = StackedLinear(num_experts, rank, out_features, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = self.a.weight.shape[2] ** -0.5
+        nn.init.uniform_(self.a.weight, -bound, bound)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        return layout.linear(layout.linear(x, self.a), self.b)
+
+    def of(self, number: int) -> Float[Tensor, "out in"]:
+        """The difference of one expert."""
+        return self.b.weight[number] @ self.a.weight[number]
+
+
+class LowRankExperts(nn.Module):
+    """E experts that share one frozen MLP; each adds a low-rank difference to the weights of its linear layers.
+
+    **Arguments:** `mlp`: an `MLP`, or one of a class that `vismoe.register_mlp` knows (timm's, transformers', …): it is
+    copied and frozen; `num_experts`; `rank`: of each difference.
+
+    **Parameters:** those of `mlp`, without gradient; up.a.weight (E, rank, d), up.b.weight (E, h, rank), down.a.weight
+    (E, rank, h), down.b.weight (E, d, rank), gate's like up's. B starts at 0, so every expert starts as the MLP.
+    """
+
+    def __init__(self, mlp: nn.Module, num_experts: int, rank: int = 16):
+        super().__init__()
+        self.mlp = read_mlp(mlp).requires_grad_(False)
+        dim, hidden_dim = self.mlp.dim, self.mlp.hidden_dim
+        if num_experts < 1 or not 1 <= rank <= min(dim, hidden_dim):
+            raise ValueError(
+                f"num_experts={num_experts}, rank={rank}: accepted are at least 1, and 1 to {min(dim, hidden_dim)}"
+            )
+        self.dim, self.hidden_dim, self.num_experts, self.rank = dim, hidden_dim, num_experts, rank
+        self.up = LowRank(num_experts, dim, hidden_dim, rank)
+        self.gate = None if self.mlp.gate is None else LowRank(num_experts, dim, hidden_dim, rank)
+        self.down = LowRank(num_experts, hidden_dim, dim, rank)
+        self.to(self.mlp.up.weight)
+
+    def forward(self, x: Float[Tensor, "*rows d"], layout: Layout) -> Float[Tensor, "*rows d"]:
+        """Each row's expert applied to it; which expert that is, `layout` knows."""
+        mlp = self.mlp
+        hidden = mlp.up(x) + self.up(x, layout)
+        if mlp.gate is None or self.gate is None:
+            hidden = mlp.activation(hidden)
+        else:
+            hidden = mlp.activation(mlp.gate(x) + self.gate(x, layout)) * hidden
+        hidden = F.dropout(hidden, mlp.dropout, self.training)
+        if mlp.norm is not None:
+            hidden = mlp.norm(hidden)
+        return F.dropout(mlp.down(hidden) + self.down(hidden, layout), mlp.dropout, self.training)
+
+    @torch.no_grad()
+    def expert(self, number: int) -> MLP:
+        """One expert as an MLP of its own."""
+        merged = read_mlp(self.mlp)
+        for name in ("up", "gate", "down"):
+            difference = getattr(self, name)
+            if difference is not None:
+                cast(nn.Linear, getattr(merged, name)).weight += difference.of(number)
+        return merged

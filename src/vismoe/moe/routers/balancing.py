@@ -1,0 +1,132 @@
+"""Loss-free balancing: a bias per expert on the choice alone, moved by the experts' load (Wang et al. 2024).
+
+It needs nothing from the training loop. A training forward takes integer counts of its choices; the next one first
+moves the bias by them. So activation recompute, which runs inside backward, sees the choices of its forward again.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
+
+from .balance_rules import BalanceRule, check_rule, move_bias
+from .base import Router
+
+
+def inside_backward() -> bool:
+    """Whether this forward is a recompute for backward. To be asked at run time, not while a compiler traces."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+# Operators, so that a compiled graph asks `inside_backward` when it runs, and never repeats them by its own choice.
+@torch.library.custom_op("vismoe::moved_bias", mutates_args=("bias", "count"))
+def _moved_bias(bias: Tensor, count: Tensor, rule: str) -> Tensor:
+    if not inside_backward():
+        bias.copy_(move_bias(bias, count, rule))
+        count.zero_()
+    return bias.clone()
+
+
+@torch.library.custom_op("vismoe::count_choices", mutates_args=("count",))
+def _count_choices(count: Tensor, load: Tensor, group: str) -> None:
+    if not inside_backward():
+        count.copy_(load)
+        if group:
+            torch.distributed.all_reduce(count, group=_resolve_process_group(group))  # type: ignore[arg-type]
+
+
+@_moved_bias.register_fake
+def _(bias: Tensor, count: Tensor, rule: str) -> Tensor:
+    return torch.empty_like(bias)
+
+
+@_count_choices.register_fake
+def _(count: Tensor, load: Tensor, group: str) -> None:
+    return None
+
+
+class BalancedRouter(Router):
+    """A router whose choice can be balanced by a bias: `balance` is "bias", "loss" or "none".
+
+    With "bias" it has two persistent buffers: `balance_bias`, float32 whatever the model is cast to, and
+    `balance_count`, the choices that the next training forward will move it by. `balance_group`: a process group
+    over which counts are summed when they are taken; None, the default, communicates nothing. `balance_rule`: how far
+    the bias moves for them (`balance_rules.RULES`).
+    """
+
+    balance_bias: Tensor | None
+    balance_count: Tensor | None
+
+    def __init__(self, dim: int, num_experts: int, balance: str, balance_rule: BalanceRule = "log"):
+        super().__init__(dim, num_experts)
+        if balance not in ("bias", "loss", "none"):
+            raise ValueError(f'balance={balance!r}: accepted are "bias", "loss" and "none"')
+        self.balance, self.balance_rule = balance, check_rule(balance_rule)
+        if balance_rule != "log" and balance != "bias":
+            raise ValueError(f"balance_rule={balance_rule!r} moves a bias, of which balance={balance!r} has none")
+        self._balance_group = ""
+        biased = balance == "bias"
+        self.register_buffer("balance_bias", torch.zeros(num_experts, dtype=torch.float32) if biased else None)
+        self.register_buffer("balance_count", torch.zeros(num_experts, dtype=torch.int64) if biased else None)
+        self._counted = False
+
+    @property
+    def balance_group(self) -> torch.distributed.ProcessGroup | None:
+        return _resolve_process_group(self._balance_group) if self._balance_group else None  # type: ignore[arg-type]
+
+    @balance_group.setter
+    def balance_group(self, group: torch.distributed.ProcessGroup | None) -> None:
+        self._balance_group = "" if group is None else group.group_name  # a name can be copied and pickled
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing of it is trained: then its bias stays too."""
+        return not any(parameter.requires_grad for parameter in self.parameters(recurse=False))
+
+    @torch.no_grad()
+    def reset_balance(self) -> None:
+        """Balancing starts from nothing."""
+        for buffer in (self.balance_bias, self.balance_count):
+            if buffer is not None:
+                buffer.zero_()
+
+    def is_counting(self) -> bool:
+        """Only a training forward counts: no evaluation, no teacher, no frozen router. (The operators below leave out
+        recomputes.)"""
+        if self.balance_bias is None or not (self.training and torch.is_grad_enabled()):
+            return False
+        if self.is_frozen:
+            return False
+        if not torch.compiler.is_compiling() and not self._counted:
+            self._counted = True
+            if inside_backward():
+                warnings.warn(
+                    "balancing never saw a forward with gradient, only a recompute inside backward, so the experts "
+                    "stay unbalanced: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+                    stacklevel=3,
+                )
+        return True
+
+    @torch.no_grad()
+    def choice_bias(self, counting: bool) -> Float[Tensor, " E"] | None:
+        """What to add to the logits for this forward's choice; if it counts, moved by what the last one counted."""
+        moves = counting and self.balance_bias is not None
+        return _moved_bias(self.balance_bias, self.balance_count, self.balance_rule) if moves else self.balance_bias
+
+    @torch.no_grad()
+    def count_choices(self, load_E: Int[Tensor, " E"]) -> None:
+        """Keeps this forward's choices for the next one to move the bias by."""
+        if self.balance_count is not None:
+            _count_choices(self.balance_count, load_E, self._balance_group)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "BalancedRouter":
+        bias = self.balance_bias
+        super()._apply(fn, recurse)
+        if self.balance_bias is not None and bias is not None and self.balance_bias.dtype != torch.float32:
+            self.balance_bias = bias.to(self.balance_bias.device)
+        return self

@@ -1,0 +1,84 @@
+"""What every router is: a module that turns tokens into a routing."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..plan import Plan
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What a router decided for the tokens of one call.
+
+    - `plan`: who goes where, executed by `vismoe.moe.execute`.
+    - `gates`: the router's weight for every (token, expert) pair, float32, as used (with noise, if there was any).
+    - `logits`, `noisy_logits`: what the gates were made of; the same tensor where there was no noise. Of soft routing:
+      of each slot, (G, S, E, P).
+    - `load`: choices of each expert before any were dropped for capacity; padding is not counted.
+    - `mask`: False where a token is padding.
+    """
+
+    plan: Plan
+    gates: Float[Tensor, "G S E"]
+    logits: Float[Tensor, "G S E ..."]
+    noisy_logits: Float[Tensor, "G S E ..."]
+    load: Int[Tensor, " E"]
+    mask: Bool[Tensor, "G S"] | None = None
+
+
+class Router(nn.Module):
+    """Base of all routers: `forward(tokens_GSd, mask_GS) -> Routing`.
+
+    A subclass says in `groups_by_image` whether tokens of one image are routed together when no group size is given
+    (otherwise all tokens of the call are), and in `balance` what keeps its experts' load even.
+    """
+
+    groups_by_image = False
+    balance = "none"
+
+    def __init__(self, dim: int, num_experts: int):
+        super().__init__()
+        if not (isinstance(dim, int) and isinstance(num_experts, int) and dim >= 1 and num_experts >= 1):
+            raise ValueError(
+                f"a router needs whole numbers dim ≥ 1 and num_experts ≥ 1, but dim={dim}, num_experts={num_experts}"
+            )
+        self.dim, self.num_experts = dim, num_experts
+
+    @property
+    def experts_per_token(self) -> float:
+        """How many experts work on a token, on average, at evaluation."""
+        return float(getattr(self, "k", 1))
+
+    def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(tokens, mask) -> Routing")
+
+    def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G ..."]]:
+        """Auxiliary losses of a routing by name, one value a group, or more; asked for only while somebody records."""
+        return {}
+
+    def metrics(self, routing: Routing) -> dict[str, Tensor]:
+        """What else there is to know of a routing, by name; asked for only while somebody records."""
+        return {}
+
+    def auxiliary_loss(self, losses: dict[str, Float[Tensor, "G ..."]]) -> Float[Tensor, "G ..."] | None:
+        """The weighted sum of `losses` that training adds to its own loss; None where this router has none."""
+        return None
+
+
+def check_noise(noise_std: Any) -> float:
+    """Raises ValueError for what is no standard deviation."""
+    if not (isinstance(noise_std, int | float) and 0 <= noise_std < math.inf):
+        raise ValueError(f"noise_std={noise_std}: accepted are numbers ≥ 0")
+    return noise_std
+
+
+def check_k(k: Any, num_experts: int) -> int:
+    """Raises ValueError where a token cannot go to so many experts."""
+    if not isinstance(k, int) or not 1 <= k <= num_experts:
+        there = f"there are only num_experts={num_experts}"
+        raise ValueError(f"k={k} experts per token, but {there}: choose a whole number 1 ≤ k ≤ num_experts")
+    return k

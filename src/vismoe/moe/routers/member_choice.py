@@ -1,0 +1,65 @@
+"""Token choice in an efficient ensemble: every member's tokens choose among its own experts (Allingham et al. 2021,
+*Sparse MoEs meet Efficient Ensembles*, section 4.1).
+
+M: members; a group's tokens are each image's, of each token one row a member: row s of a group is member s mod M's.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .base import Routing
+from .top_k import TopKRouter
+
+
+class MemberRouter(TopKRouter):
+    """`vismoe.TopKRouter` over each of `members`' E/M experts: member m's are m·E/M to (m + 1)·E/M - 1.
+
+    All gates of other members' experts are 0 (logits −∞), noise has standard deviation `noise_std` ÷ (E/M), and each
+    member has losses of its own, (G, M). Capacity is that of a group of all members' tokens: S·k·factor/E.
+
+    **Raises:** ValueError where experts or a group's tokens are not as many for each member, or k is more than E/M.
+    """
+
+    def __init__(self, dim: int, num_experts: int, k: int = 1, members: int = 1, **options: Any):
+        if not isinstance(members, int) or members < 1 or num_experts % members:
+            of = f"num_experts={num_experts}"
+            raise ValueError(f"ensemble_size={members}, {of}: each member has as many experts, so one must divide them")
+        self.members = members
+        super().__init__(dim, num_experts, k, **options)
+
+    @property
+    def experts_in_reach(self) -> int:
+        return self.num_experts // self.members
+
+    def _check(self) -> None:
+        super()._check()
+        if self.k > self.experts_in_reach:
+            each = f"each of {self.members} members has only {self.experts_in_reach} of num_experts={self.num_experts}"
+            raise ValueError(f"k={self.k} experts per token, but {each}: choose a smaller k or more experts")
+
+    def compute_logits(self, tokens_GSd: Float[Tensor, "G S d"]) -> Float[Tensor, "G S E"]:
+        """−∞ where an expert is another member's than the token."""
+        logits, size = super().compute_logits(tokens_GSd), tokens_GSd.shape[1]
+        if size % self.members:
+            raise ValueError(f"a group of {size} tokens: each of {self.members} members needs as many")
+        member_S = torch.arange(size, device=logits.device) % self.members
+        owner_E = torch.arange(self.num_experts, device=logits.device) // self.experts_in_reach
+        return logits.masked_fill(member_S[:, None] != owner_E, -torch.inf)
+
+    def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G M"]]:
+        """As `vismoe.TopKRouter`'s, of each member's tokens and experts."""
+        gates, logits = self._by_member(routing.gates), self._by_member(routing.logits)
+        noisy = logits if routing.noisy_logits is routing.logits else self._by_member(routing.noisy_logits)
+        mask = routing.mask
+        if mask is not None:
+            mask = mask.unflatten(1, (-1, self.members)).mT.flatten(0, 1)
+        found = self._losses(gates, logits, noisy, mask)
+        return {name: loss.unflatten(0, (-1, self.members)) for name, loss in found.items()}
+
+    def _by_member(self, values_GSE: Tensor) -> Tensor:
+        """Each member's tokens and experts as a group of their own, (G·M, S/M, E/M)."""
+        blocks = values_GSE.unflatten(2, (self.members, -1)).unflatten(1, (-1, self.members))
+        return blocks.diagonal(dim1=2, dim2=3).permute(0, 3, 1, 2).flatten(0, 1)

@@ -1,0 +1,111 @@
+"""Soft routing: slots take mixtures of tokens, tokens take mixtures of slots' outputs (Puigcerver et al. 2023, *From
+Sparse to Soft Mixtures of Experts*)."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..plan import SoftPlan
+from .base import Router, Routing, check_noise
+from .logits import draw_router, float32_linear
+
+
+class SoftRouter(Router):
+    """Every expert has P slots; each takes a weighted mean of its group's tokens, each token a weighted mean of all
+    slots' outputs. Nothing is dropped, nothing is chosen, nothing needs to be balanced.
+
+    The logit of a token and a slot is `scale` times the cosine of token and slot parameter, in float32; softmax over
+    tokens gives the slots' inputs, softmax over slots the tokens' outputs (section 2.1 and Algorithm 1). Tokens are
+    mixed within a group, which is an image unless told otherwise.
+
+    **Arguments:** `dim`, `num_experts`; `slots_per_expert`: P, 1 by default, which the paper finds best; as much is
+    multiplied as in a dense MLP where E·P is the number of tokens; `noise_std`: standard deviation of normal noise on
+    the logits while training (0, as in the paper).
+
+    **Parameters:** `weight` (E·P, d), a direction for each slot, expert by expert; `scale` (), 1 at first.
+
+    **Raises:** ValueError for options outside their range.
+    """
+
+    groups_by_image = True
+
+    def __init__(self, dim: int, num_experts: int, slots_per_expert: int = 1, noise_std: float = 0.0):
+        super().__init__(dim, num_experts)
+        if not isinstance(slots_per_expert, int) or slots_per_expert < 1:
+            raise ValueError(f"slots_per_expert={slots_per_expert}: accepted are whole numbers ≥ 1")
+        self.slots_per_expert, self.noise_std = slots_per_expert, check_noise(noise_std)
+        self.weight = nn.Parameter(torch.empty(num_experts * slots_per_expert, dim))
+        self.scale = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Directions as `vismoe.TopKRouter`'s rows (only their direction counts), the scale 1."""
+        draw_router(self.weight)
+        nn.init.ones_(self.scale)
+
+    @property
+    def experts_per_token(self) -> float:
+        return float(self.num_experts)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, {self.num_experts}, slots_per_expert={self.slots_per_expert}"
+
+    def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
+        """Routes each group's tokens; where `mask_GS` is False a token is padding, and part of no mixture."""
+        tokens, slots = unit(tokens_GSd), unit(self.weight)
+        # The smaller of both is scaled: less to multiply, and the reference's rounding.
+        if tokens.numel() < slots.numel():
+            tokens = tokens * self.scale.float()
+        else:
+            slots = slots * self.scale.float()
+        logits = noisy = float32_linear(tokens, slots).unflatten(-1, (self.num_experts, self.slots_per_expert))
+        if self.training and self.noise_std > 0:
+            noisy = logits + self.noise_std * torch.randn_like(logits)
+        dispatch, combine = _softmax_over_tokens(noisy, mask_GS), noisy.flatten(2).softmax(-1).view_as(noisy)
+        groups, size = tokens_GSd.shape[:2]
+        rows = groups * self.slots_per_expert
+        count = torch.full((self.num_experts,), rows, device=logits.device)
+        plan = SoftPlan(dispatch, combine, count, groups * size)
+        return Routing(plan, combine.sum(-1), logits, noisy, count, mask_GS)
+
+    def metrics(self, routing: Routing) -> dict[str, Float[Tensor, ""]]:
+        """By the reference's names: mean over tokens (slots) of the smallest and the largest combine (dispatch) weight;
+        smallest, largest and mean cosine of two tokens' combine weights, two slots' dispatch weights, two slots'
+        directions."""
+        plan = routing.plan
+        assert isinstance(plan, SoftPlan)
+        combine, dispatch = plan.combine.detach().flatten(2), plan.dispatch.detach().flatten(2)
+        values = {
+            "combine_weights_min_mean": combine.amin(2).mean(),
+            "combine_weights_max_mean": combine.amax(2).mean(),
+            "dispatch_weights_min_mean": dispatch.amin(1).mean(),
+            "dispatch_weights_max_mean": dispatch.amax(1).mean(),
+        }
+        vectors = {"combine_weights": combine, "dispatch_weights": dispatch.mT, "mu": unit(self.weight.detach())[None]}
+        for name, vectors_GNd in vectors.items():
+            values |= {f"{name}_similarity_{what}": value for what, value in _similarities(vectors_GNd).items()}
+        return values
+
+
+def unit(x: Float[Tensor, "... d"], eps: float = 1e-6) -> Float[Tensor, "... d"]:
+    """Vectors of length 1, in float32; near 0 they stay short."""
+    x = x.float()
+    return x * (x.square().sum(-1, keepdim=True) + eps).rsqrt()
+
+
+def _softmax_over_tokens(logits_GSEP: Tensor, mask_GS: Tensor | None) -> Tensor:
+    if mask_GS is None:
+        return logits_GSEP.softmax(1)
+    live = mask_GS[:, :, None, None]
+    # A finite floor, so that a group of padding alone has no NaN; then its weights are 0 as well.
+    return torch.where(live, torch.where(live, logits_GSEP, -1e30).softmax(1), 0)
+
+
+def _similarities(vectors_GNd: Float[Tensor, "G N d"]) -> dict[str, Float[Tensor, ""]]:
+    """Of all pairs of differing vectors of a group."""
+    vectors, number = unit(vectors_GNd, 1e-9), vectors_GNd.shape[1]
+    cosines = (vectors @ vectors.mT).flatten()
+    pairs = cosines[~torch.eye(number, dtype=torch.bool, device=cosines.device).repeat(len(vectors), 1, 1).flatten()]
+    if not len(pairs):
+        return {}
+    return {"min": pairs.min(), "max": pairs.max().clamp_min(0), "mean": pairs.mean()}  # the reference's largest is ≥ 0

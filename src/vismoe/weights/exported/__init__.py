@@ -1,0 +1,1 @@
+"""Exported files where a network is expected."""

@@ -1,0 +1,100 @@
+"""What an exported file says of itself, beside its graph: how images become its input, what its outputs stand for."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from timm.data.model_config import resolve_input_data_config
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vismoe import __version__
+
+KEY = "vismoe"
+"""The entry of an ONNX file's metadata_props that holds the description, as JSON."""
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """`architecture`: its name; `preprocessing`: timm's data configuration (input_size, mean, std, interpolation,
+    crop_pct), or no more of it than is known, but always input_size; `label_names`: the classes in order, None where
+    they have no names; `problem_type`: "multi_label_classification" where an image may show several classes."""
+
+    architecture: str
+    preprocessing: dict[str, Any]
+    label_names: list[str] | None
+    problem_type: str | None
+    version: str = __version__
+    format: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> "Description":
+        """**Raises:** ValueError for what is no description, or of a newer format."""
+        try:
+            given = json.loads(text)
+            if given["format"] > FORMAT_VERSION:
+                raise ValueError(f"format {given['format']}, this vismoe reads up to {FORMAT_VERSION}: update vismoe")
+            description = Description(**given)
+            channels, height, width = description.preprocessing["input_size"]
+        except (KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"it is incomplete: {error!r}") from error
+        names = description.label_names
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"label_names={names!r}: expected a list of strings")
+        if not all(isinstance(size, int) and size > 0 for size in (channels, height, width)):
+            raise ValueError(f"input_size={(channels, height, width)}: expected three whole numbers")
+        return description
+
+
+def describe_model(model: nn.Module, preprocessing: Mapping[str, Any] | None = None) -> Description:
+    """What a network of timm's or of transformers' knows of itself; what is in `preprocessing` holds before that.
+
+    Networks of timm's that were not made by create_model, and transformers', know their input size, but not how
+    images are scaled: that is left unsaid unless it is given.
+
+    **Raises:** ValueError where the input size or the classes cannot be told.
+    """
+    if hasattr(model, "pretrained_cfg"):
+        known = cast(Mapping[str, Any], model.pretrained_cfg)
+        names, problem_type = known.get("label_names"), known.get("problem_type")
+        found, classes = resolve_input_data_config(model), cast(int, model.num_classes)
+    elif isinstance(model, VisionTransformer):
+        names, problem_type = None, None
+        found, classes = {"input_size": (model.in_chans, *model.patch_embed.img_size)}, model.num_classes
+    elif hasattr(model, "config") and hasattr(model.config, "id2label"):
+        config = cast(Any, model.config)
+        names, problem_type = _names(config.id2label), config.problem_type
+        found, classes = _input_size(config), len(config.id2label)
+    else:
+        raise ValueError(
+            f"{type(model).__name__} does not say what goes in and comes out: accepted are timm's networks (and ours), "
+            "and transformers' for image classification"
+        )
+    architecture = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+    found = {**found, **(preprocessing or {})}
+    if "input_size" not in found:
+        raise ValueError(f'{architecture} does not say its input size: give preprocessing={{"input_size": (3, H, W)}}')
+    if classes < 1:
+        raise ValueError(f"{architecture} has no classes (num_classes=0): it gives features, not logits")
+    if names is not None and len(names) != classes:  # it has a new head
+        names = None
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    return Description(architecture, plain, None if names is None else list(names), problem_type)
+
+
+def _names(of_number: Mapping[int, str]) -> Sequence[str] | None:
+    names = [of_number[number] for number in range(len(of_number))]
+    return None if names == [f"LABEL_{number}" for number in range(len(names))] else names  # transformers' default
+
+
+def _input_size(config: Any) -> dict[str, Any]:
+    size = getattr(config, "image_size", None)
+    if size is None:
+        return {}
+    height, width = (size, size) if isinstance(size, int) else size
+    return {"input_size": (getattr(config, "num_channels", 3), height, width)}

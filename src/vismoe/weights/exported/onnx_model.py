@@ -1,0 +1,99 @@
+"""An exported file where a network is expected."""
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..folders.layout import ANSWERS_ONLY
+from .description import KEY, Description
+
+
+def open_session(model: bytes | Path) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU, with as many threads as torch has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    given = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxModel(nn.Module):
+    """A file that `export_onnx` wrote, run by ONNX Runtime on the CPU: pixels in, logits out, no gradient.
+
+    What evaluates and predicts takes it as it takes a network: it has `num_classes` and, in `pretrained_cfg`, the
+    preprocessing, `label_names` and `problem_type`. A file of a fixed batch gets batches of that size, the last one
+    filled up with zeros.
+
+    **Raises:** FileNotFoundError; ValueError for what is no ONNX file, or none that says how to prepare images.
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__()
+        self.path = path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        try:
+            self.session = open_session(path)
+        except Exception as error:  # ONNX Runtime's errors have no base of their own
+            raise ValueError(f"{path} cannot be opened as an ONNX file: {error}") from error
+        self.description = _description(path, self.session)
+        batch, classes = self.session.get_inputs()[0].shape[0], self.session.get_outputs()[0].shape[1]
+        self.batch_size: int | None = batch if isinstance(batch, int) else None
+        self.num_classes: int = classes
+        self.pretrained_cfg: dict[str, Any] = {
+            **self.description.preprocessing,
+            "architecture": self.description.architecture,
+            "label_names": self.description.label_names,
+            "problem_type": self.description.problem_type,
+            "num_classes": classes,
+        }
+        # Callers ask a network's parameters where it is.
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
+        """Logits of normalised images."""
+        images = pixels.detach().float().cpu()
+        if self.batch_size is None:
+            return self._run(images).to(pixels.device)
+        parts = [
+            self._run(F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.batch_size - len(part))))
+            for part in images.split(self.batch_size)
+        ]
+        return torch.cat(parts)[: len(images)].to(pixels.device)
+
+    def get_classifier(self) -> nn.Module:
+        """What timm's networks have, and a file has not.
+
+        **Raises:** ValueError.
+        """
+        raise ValueError(f"{self.path}: {ANSWERS_ONLY}")
+
+    def _run(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(["logits"], {"pixels": images.contiguous().numpy()})[0])
+
+
+def _description(path: Path, session: onnxruntime.InferenceSession) -> Description:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    if text is None or [value.name for value in (*inputs, *outputs)] != ["pixels", "logits"]:
+        raise ValueError(
+            f"{path} was not written by `vismoe export`, so it does not say how images are to be prepared: "
+            "run it with onnxruntime itself"
+        )
+    try:
+        description = Description.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path} does not say how images are to be prepared: {error}") from error
+    if missing := [
+        name for name in ("mean", "std", "interpolation", "crop_pct") if name not in description.preprocessing
+    ]:
+        raise ValueError(
+            f"{path} does not say how images are to be prepared ({', '.join(missing)}): export the model again with "
+            "preprocessing="
+        )
+    return description

@@ -1,0 +1,48 @@
+"""To the Hugging Face hub."""
+
+from pathlib import Path
+
+from vismoe.files.hub import failures, first_line
+
+from .layout import CONFIG, FILES, WEIGHTS
+from .load import read_config
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    message: str = "Upload a model of vismoe",
+    token: str | None = None,
+) -> str:
+    """Uploads a model folder, or that of a run, with its card, as it is, in one commit; says where it is then.
+
+    **Arguments:** `repo_id`: ORG/NAME, made if it is not there; `private`: of one that is made; `message`: the
+    commit's; `token`: by default the one of `hf auth login`, or HF_TOKEN.
+
+    **Raises:** FileNotFoundError, ValueError for what is no model folder, without a token that may write, or a network.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HFValidationError
+
+    folder = Path(folder)
+    folder = folder / "model" if (folder / "model" / CONFIG).is_file() else folder
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist: expected a run or model folder")
+    if "parent" in read_config(folder):
+        raise ValueError(f"{folder} holds only what differs from its parent: upload a whole model (vismoe.save)")
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} has no {WEIGHTS}: only weights in one file of safetensors are uploaded")
+    if (token := token or get_token()) is None:
+        raise ValueError(
+            "the hub wants to know who you are: `hf auth login`, or set HF_TOKEN to a token that may write"
+        )
+    api = HfApi(token=token)
+    try:
+        where = api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
+        api.upload_folder(repo_id=where.repo_id, folder_path=folder, commit_message=message, allow_patterns=list(FILES))
+    except HFValidationError as error:
+        raise ValueError(f"repo_id={repo_id!r}: expected ORG/NAME, of letters, digits, -, _ and .") from error
+    except failures() as error:
+        raise ValueError(f"{folder} could not be uploaded to {repo_id}: {first_line(error)}") from error
+    return str(where)

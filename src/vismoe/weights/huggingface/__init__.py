@@ -1,0 +1,1 @@
+"""Networks of transformers' where timm's are expected, and their folders."""

@@ -1,0 +1,142 @@
+"""Folders of transformers' networks, upcycled ones too: what transformers writes, and what of it is sparse."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_model
+from torch import nn
+
+from vismoe.vit import MoEConfig, make_sparse
+
+from ..folders.layout import CONFIG, WEIGHTS
+from .processor import read_processor, write_processor
+from .when_imported import when_imported
+
+MOE, DENSE, UPCYCLED = "vismoe_moe", "dense", "vismoe_upcycled"
+LABELS = ("id2label", "label2id", "problem_type")
+INSIDE = "upcycled."
+"""Before the names of weights where transformers wrote a network that its Auto class had opened."""
+
+
+def register_upcycled() -> None:
+    """Upcycled networks open with transformers' Auto classes, whenever somebody imports these."""
+
+    def configuration() -> None:
+        from transformers import AutoConfig
+
+        from .upcycled_config import UpcycledConfig
+
+        AutoConfig.register(UPCYCLED, UpcycledConfig, exist_ok=True)
+
+    def models() -> None:
+        from .upcycled import register
+
+        register()
+
+    when_imported("transformers.models.auto.configuration_auto", configuration)
+    when_imported("transformers.models.auto.modeling_auto", models)
+
+
+def is_transformers(model: nn.Module) -> bool:
+    """Whether a network is of transformers' own classes, or of one derived from them."""
+    return any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__) and hasattr(model, "config")
+
+
+def of_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is one of transformers'."""
+    names = config.get("architectures")
+    return isinstance(config.get("model_type"), str) and isinstance(names, list) and len(names) == 1
+
+
+def write_transformers(
+    model: Any,
+    folder: Path,
+    label_names: Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    problem_type: str | None = None,
+) -> None:
+    """A dense network as transformers writes it; of a sparse one the configuration of its dense parent within one of
+    its own, and the weights under the names that they have in memory."""
+    model = getattr(model, INSIDE[:-1], model)
+    path, sparse = folder / CONFIG, getattr(model, "moe", None) is not None
+    if sparse:
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})  # knows tensors that are shared
+    else:
+        model.save_pretrained(folder)
+        config = json.loads(path.read_text(encoding="utf-8"))
+    if label_names is not None:
+        config["id2label"] = dict(enumerate(label_names))
+        config["label2id"] = {name: number for number, name in enumerate(label_names)}
+    if problem_type is not None:
+        config["problem_type"] = problem_type
+    if sparse:
+        dense = _dense_class(model)
+        labels = {name: config.pop(name, None) for name in LABELS}
+        config = {
+            "model_type": UPCYCLED,
+            "architectures": [_upcycled_class(dense)],
+            **labels,
+            DENSE: config | {"architectures": [dense]},
+            MOE: asdict(model.moe),
+        }
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if preprocessing is not None:
+        write_processor(folder, preprocessing)
+
+
+def _dense_class(model: nn.Module) -> str:
+    return next(cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers."))
+
+
+def _upcycled_class(dense: str) -> str:
+    """The class of ours that transformers' Auto class makes of it: UpcycledForMaskedLM of BertForMaskedLM."""
+    _, found, task = dense.partition("For")
+    return f"UpcycledFor{task}" if found else "UpcycledModel"
+
+
+def read_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    """Builds the class that a folder names, sparse where it says so, and loads its weights, at evaluation.
+
+    **Raises:** ModuleNotFoundError without transformers; ValueError for a class that it does not have, and weights that
+    are not there or do not fit.
+    """
+    import transformers
+
+    sparse = config.get(MOE)
+    if config["model_type"] == UPCYCLED:
+        config = config[DENSE] | {name: config.get(name) for name in LABELS}
+    (name,) = config["architectures"]
+    cls = getattr(transformers, str(name), None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise ValueError(f"{folder / 'config.json'}: transformers has no model class {name}")
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise ValueError(f"{folder} has no model.safetensors: only weights in one file of safetensors are read")
+    network: Any = cls
+    plain = {key: value for key, value in config.items() if key not in (MOE, "model_type")}
+    try:
+        if sparse is None:
+            model = network.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        else:
+            model = network(network.config_class.from_dict(plain))
+            make_sparse(model, MoEConfig(**sparse))
+            _load(model, weights)
+    except (SafetensorError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{folder} does not fit {name}: {error}") from error
+    model.preprocessing = read_processor(folder)
+    return cast(nn.Module, model).eval()
+
+
+def _load(model: nn.Module, weights: Path) -> None:
+    state = {name.removeprefix(INSIDE): tensor for name, tensor in load_file(weights).items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    # Of tensors that several names share, one name is in the file.
+    own = model.state_dict(keep_vars=True)
+    there = {own[name].data_ptr() for name in state if name in own}
+    if lacking := [name for name in missing if own[name].data_ptr() not in there] + unexpected:
+        raise RuntimeError(f"weights that are missing or unknown: {', '.join(lacking[:5])}")

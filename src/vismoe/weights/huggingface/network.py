@@ -1,0 +1,265 @@
+"""A network of transformers' for images where one of timm's is expected."""
+
+import copy
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from timm.data.config import resolve_data_config
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from vismoe.vit import make_sparse
+from vismoe.vit.places import find_blocks
+
+from .folder import INSIDE, is_transformers
+from .processor import pair, processor_of
+
+CLASSIFIERS = ("classifier", "heads", "head", "fc")
+"""Where transformers and torchvision keep what gives the logits."""
+OF_TWO_TOWERS = "get_image_features"
+"""What networks of images and text have for images alone."""
+
+
+def as_network(model: nn.Module) -> nn.Module:
+    """A network that maps pixels to logits and says how images are prepared, as timm's do: of transformers' for
+    images a `TransformersNetwork` around the model, which stays as it is; every other as it is."""
+    if not is_transformers(model):
+        return model
+    model = getattr(model, INSIDE[:-1], model)
+    if isinstance(inner := getattr(model, "timm_model", None), nn.Module):
+        return inner
+    sees = getattr(model, "main_input_name", "") == "pixel_values" or hasattr(model, OF_TWO_TOWERS)
+    return TransformersNetwork(model) if sees else model
+
+
+@dataclass(frozen=True)
+class Patches:
+    """`patch_size`: height and width in pixels; `grid_size`: in patches, of an image."""
+
+    patch_size: tuple[int, int]
+    grid_size: tuple[int, int]
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size[0] * self.grid_size[1]
+
+
+class TransformersNetwork(nn.Module):
+    """A network of transformers' for images, `model`, with what timm's networks have: called with pixels it gives
+    logits (without a classifier, one vector an image: the pooled output, else the class token, else the mean of the
+    last hidden state), `pretrained_cfg` says how images are prepared and what the classes are, and classifier and
+    image size can be exchanged. Preparation is that of the folder that the model is of, else its class's."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model: Any = model
+        known, config = self._vision, cast(Any, model).config
+        size, channels = getattr(known, "image_size", None), getattr(known, "num_channels", 3)
+        given: dict[str, Any] = getattr(model, "preprocessing", None) or processor_of(config.model_type)
+        height, width = given.get("size") or pair(size or 224)
+        found = resolve_data_config({}, pretrained_cfg={"input_size": (channels, height, width)})
+        found |= {"crop_pct": 1.0} | {name: value for name, value in given.items() if name != "size"}
+        found |= {name: found[name][:channels] for name in ("mean", "std")}
+        names = config.id2label or {}
+        labels = [names[number] for number in range(len(names))] if self.num_classes else []
+        unnamed = labels == [f"LABEL_{number}" for number in range(len(labels))]  # transformers' default
+        self.pretrained_cfg: dict[str, Any] = found | {
+            "architecture": type(model).__name__,
+            "label_names": None if unnamed else labels,
+            "problem_type": config.problem_type,
+        }
+        self._resizable: bool | None = None
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        own = getattr(self._vision, "image_size", None)
+        other = own is not None and tuple(pixels.shape[-2:]) != pair(own)
+        interpolate = {"interpolate_pos_encoding": True} if other and self._interpolates else {}
+        output = self._call(pixel_values=pixels, **interpolate)
+        if isinstance(output, Tensor):
+            return output
+        if (logits := getattr(output, "logits", None)) is not None:
+            return cast(Tensor, logits)
+        if getattr(output, "pooler_output", None) is not None:
+            return cast(Tensor, output.pooler_output)
+        if (hidden := getattr(output, "last_hidden_state", None)) is None:
+            raise ValueError(f"{type(self.model).__name__} gives neither logits nor features of an image")
+        if hidden.ndim == 4:
+            return cast(Tensor, hidden.mean((2, 3)))
+        of_class = any(name.endswith("cls_token") for name, _ in self.model.named_parameters())
+        return cast(Tensor, hidden[:, 0] if of_class else hidden.mean(1))
+
+    @property
+    def _vision(self) -> Any:
+        """The configuration of what sees images, of networks of images and text too."""
+        return getattr(self.model.config, "vision_config", self.model.config)
+
+    @property
+    def _call(self) -> Any:
+        return getattr(self.model, OF_TWO_TOWERS, self.model)
+
+    @property
+    def _interpolates(self) -> bool:
+        call = self.model.forward if self._call is self.model else self._call
+        return "interpolate_pos_encoding" in inspect.signature(call).parameters
+
+    @property
+    def num_classes(self) -> int:
+        return cast(int, self.model.config.num_labels) if self._head else 0
+
+    @property
+    def moe(self) -> Any:
+        return getattr(self.model, "moe", None)
+
+    @moe.setter
+    def moe(self, config: Any) -> None:
+        self.model.moe = config
+
+    @property
+    def embed_dim(self) -> int:
+        return int(getattr(self._vision, "hidden_size", 384))
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        path = find_blocks(self)
+        return [] if path is None else list(self.get_submodule(path).children())
+
+    @property
+    def patch_embed(self) -> Patches:
+        patch = pair(getattr(self._vision, "patch_size", 16))
+        height, width = self.pretrained_cfg["input_size"][1:]
+        return Patches(patch, (height // patch[0], width // patch[1]))
+
+    @property
+    def _head(self) -> str | None:
+        """The path of the linear map that gives the logits."""
+        for top in CLASSIFIERS:
+            if isinstance(module := getattr(self.model, top, None), nn.Module):
+                linear = [path for path, part in module.named_modules(prefix=top) if isinstance(part, nn.Linear)]
+                if linear:
+                    return linear[-1]
+        return None
+
+    def get_classifier(self) -> nn.Module:
+        return nn.Identity() if self._head is None else cast(nn.Module, self.model.get_submodule(self._head))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new classifier. A network without one becomes what transformers has for its type and image classification.
+
+        **Raises:** ValueError where it has none.
+        """
+        if self._head is None:
+            self.model = self._for_classification(num_classes)
+        else:
+            old = cast(nn.Linear, self.model.get_submodule(self._head))
+            new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+            self.model.set_submodule(self._head, new.to(old.weight))
+        self.model.config.num_labels = self.model.num_labels = num_classes
+        self.model.config.problem_type = None
+        architecture = type(self.model).__name__
+        self.pretrained_cfg |= {"architecture": architecture, "label_names": None, "problem_type": None}
+
+    def _for_classification(self, num_classes: int) -> Any:
+        from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
+        config = copy.deepcopy(self.model.config)
+        known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)
+        cls = known[0] if isinstance(known, tuple) else known
+        name = type(self.model).__name__
+        if cls is None:
+            raise ValueError(
+                f"{name} has no classifier, and transformers no class for image classification of its type "
+                f"({config.model_type}): accepted are networks for image classification, and trunks that "
+                "AutoModelForImageClassification knows (ViT, DeiT, BEiT, DINOv2, SigLIP, CLIP, Swin, ConvNeXt, …)"
+            )
+        config.num_labels = num_classes
+        trunk, new = self.model.base_model, self._built(cls, config)
+        missing, _ = new.base_model.load_state_dict(trunk.state_dict(), strict=False)
+        if lacking := [parameter for parameter in missing if not parameter.startswith(CLASSIFIERS)]:
+            raise ValueError(f"{name} lacks weights of {cls.__name__}: {', '.join(lacking[:5])}")
+        return new.to(self.model.device, self.model.dtype)
+
+    def _built(self, cls: Any, config: Any) -> Any:
+        """A network with other weights than this one's, sparse where this is."""
+        with torch.random.fork_rng(devices=[]):
+            model = cls(config)
+            if self.moe is not None:
+                make_sparse(model, self.moe)
+        return model.train(self.training)
+
+    @property
+    def resizable(self) -> bool:
+        """Whether `set_input_size` can be called: no, where tables of relative positions fit one size alone."""
+        if self._resizable is None:
+            size = 2 * pair(getattr(self._vision, "image_size", None) or 224)[0]
+            try:
+                with torch.device("meta"):
+                    other = self._built_for(size).state_dict()
+                self._resizable = all(
+                    other[name].shape == tensor.shape or _of_positions(name, tensor)
+                    for name, tensor in self.model.state_dict().items()
+                )
+            except (TypeError, ValueError):
+                self._resizable = False
+        return self._resizable
+
+    def set_input_size(self, img_size: int) -> None:
+        """Changes the size of its images; position embeddings are interpolated as the network itself does.
+
+        **Raises:** ValueError where the network is for one size alone, or the size is no multiple of the patch.
+        """
+        old, patch = getattr(self._vision, "image_size", None), self.patch_embed.patch_size[0]
+        if old is not None and pair(old) == (img_size, img_size):
+            return
+        if not self.resizable:
+            raise ValueError(f"{type(self.model).__name__} is for images of {old} pixels alone, not of {img_size}")
+        if img_size % patch:
+            raise ValueError(f"{img_size} pixels are no multiple of the patch, {patch}")
+        grids = pair(old or img_size)[0] // patch, img_size // patch
+        new, state = self._built_for(img_size), self.model.state_dict()
+        for name, tensor in new.state_dict().items():
+            if tensor.shape != state[name].shape:
+                state[name] = _resampled(state[name], *grids)
+        new.load_state_dict(state)
+        new = new.to(self.model.device, self.model.dtype)
+        trains = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        for name, parameter in new.named_parameters():
+            parameter.requires_grad_(trains[name])
+        self.model = new
+
+    def _built_for(self, size: int) -> Any:
+        config = copy.deepcopy(self.model.config)
+        vision = getattr(config, "vision_config", config)
+        if hasattr(vision, "image_size"):
+            vision.image_size = size if isinstance(vision.image_size, int) else [size, size]
+        return self._built(type(self.model), config)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters by depth, as timm's layer-wise decay asks: what comes before the blocks, each block, the rest."""
+        path, before = find_blocks(self), []
+        for name, _ in self.named_parameters():
+            if path is not None and name.startswith(f"{path}."):
+                break
+            before.append(re.escape(name))
+        if path is None:
+            return {}
+        return {"stem": rf"^(?:{'|'.join(before)})$", "blocks": rf"^{re.escape(path)}\.(\d+)"}
+
+    def no_weight_decay(self) -> set[str]:
+        blocks = find_blocks(self)
+        outside = (name for name, _ in self.named_parameters() if blocks is None or not name.startswith(f"{blocks}."))
+        return {name for name in outside if re.search(r"token|position_embedding", name)}
+
+
+def _of_positions(name: str, tensor: Tensor) -> bool:
+    return "position_embedding" in name and tensor.ndim in (2, 3)
+
+
+def _resampled(table: Tensor, old: int, new: int) -> Tensor:
+    """Position embeddings (1, N, d) or (N, d), of a square of patches behind those of other tokens."""
+    tokens = table if table.ndim == 3 else table[None]
+    prefix = tokens.shape[1] - old * old
+    found = resample_abs_pos_embed(tokens, [new, new], [old, old], prefix, antialias=False)
+    return found.reshape(*table.shape[:-2], -1, table.shape[-1])

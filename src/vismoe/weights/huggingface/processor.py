@@ -1,0 +1,95 @@
+"""How transformers writes down the preparation of images (`preprocessor_config.json`), in timm's words and back."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..folders.layout import PROCESSOR
+
+INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""By Pillow's numbers."""
+ENTRIES = ("do_normalize", "image_mean", "image_std", "resample", "size", "crop_size", "do_center_crop", "crop_pct")
+
+
+def read_processor(folder: Path) -> dict[str, Any] | None:
+    """What a folder says of timm's data configuration (size, mean, std, interpolation, crop_pct, crop_mode); None
+    where it has no such file.
+
+    **Raises:** ValueError for a file that cannot be followed.
+    """
+    path = folder / PROCESSOR
+    if not path.is_file():
+        return None
+    try:
+        return _in_timms_words(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{path} says no preparation of images that can be followed: {error!r}") from error
+
+
+def processor_of(model_type: str) -> dict[str, Any]:
+    """What transformers does to images for a type of model where nothing else is said, but for their size."""
+    import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    names = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}
+    processor = getattr(transformers, str(names.get("torchvision")), None)
+    given = {name: getattr(processor, name, None) for name in ENTRIES}
+    found = _in_timms_words({name: value for name, value in given.items() if value is not None})
+    return {name: value for name, value in found.items() if name != "size"}
+
+
+def write_processor(folder: Path, preprocessing: Mapping[str, Any]) -> None:
+    """Writes timm's data configuration as transformers reads it."""
+    _, height, width = preprocessing["input_size"]
+    share, squash = preprocessing.get("crop_pct", 1.0), preprocessing.get("crop_mode") == "squash"
+    numbers = {name: number for number, name in INTERPOLATIONS.items()}
+    scaled = [int(length / share) for length in (height, width)]
+    entries = {
+        "image_processor_type": "ViTImageProcessor" if squash and share == 1 else "BitImageProcessor",
+        "do_resize": True,
+        "size": {"height": scaled[0], "width": scaled[1]} if squash else {"shortest_edge": min(scaled)},
+        "resample": numbers[preprocessing.get("interpolation", "bicubic")],
+        "do_center_crop": not (squash and share == 1),
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing["mean"]),
+        "image_std": list(preprocessing["std"]),
+    }
+    (folder / PROCESSOR).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+
+
+def _in_timms_words(given: Mapping[str, Any]) -> dict[str, Any]:
+    if not given.get("do_rescale", True) or abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise ValueError("its pixels are not scaled to 0…1")
+    found: dict[str, Any] = {}
+    if not given.get("do_normalize", True):
+        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    elif "image_mean" in given:
+        found |= {"mean": tuple(given["image_mean"]), "std": tuple(given["image_std"])}
+    if not all(0 < deviation < math.inf for deviation in found.get("std", ())):
+        raise ValueError(f"image_std is {found['std']}, expected numbers > 0")
+    if given.get("resample") is not None:
+        found["interpolation"] = INTERPOLATIONS[int(given["resample"])]
+    if given.get("size") is None:
+        return found
+    size, crop = given["size"], given.get("crop_size") if given.get("do_center_crop") else None
+    edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
+    whole = (edge, edge) if edge is not None else pair(size)
+    inner = whole if crop is None else pair(crop)
+    return found | {
+        "size": inner,
+        "crop_pct": float(given.get("crop_pct") or inner[0] / whole[0]),
+        "crop_mode": "center" if edge is not None or crop is not None else "squash",
+    }
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width of a size as transformers' configurations have it: one number, two, or by name."""
+    if isinstance(size, Mapping):
+        return int(size["height"]), int(size["width"])
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)

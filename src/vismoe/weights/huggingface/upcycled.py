@@ -1,0 +1,49 @@
+"""Upcycled networks of transformers' for its own Auto classes. Imported once those are: see `register_upcycled`."""
+
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from vismoe.vit import MoEConfig, make_sparse
+
+from .upcycled_config import UpcycledConfig
+
+AUTO_CLASSES = {
+    "AutoModel": "UpcycledModel",
+    "AutoModelForAudioClassification": "UpcycledForAudioClassification",
+    "AutoModelForImageClassification": "UpcycledForImageClassification",
+    "AutoModelForMaskedLM": "UpcycledForMaskedLM",
+    "AutoModelForSequenceClassification": "UpcycledForSequenceClassification",
+}
+"""transformers' classes that open upcycled networks, and what those are then."""
+
+
+class Upcycled(PreTrainedModel):
+    """A network of transformers' as `upcycled`, some of whose MLPs are experts; called as that is, it gives what that
+    gives. `auto`: the Auto class whose networks these are."""
+
+    config_class = UpcycledConfig
+    base_model_prefix = "upcycled"
+    auto = ""
+
+    def __init__(self, config: UpcycledConfig):
+        super().__init__(config)
+        dense, (name,) = config.dense_config(), config.dense["architectures"]
+        known = getattr(transformers, self.auto)._model_mapping.get(type(dense), ())
+        classes = {cls.__name__: cls for cls in (known if isinstance(known, tuple) else (known,))}
+        if name not in classes:
+            raise ValueError(f"this is an upcycled {name}, which {self.auto} does not open: vismoe.load does")
+        self.upcycled = classes[name](dense)
+        make_sparse(self.upcycled, MoEConfig(**config.vismoe_moe))
+        self.main_input_name = self.upcycled.main_input_name
+        self.post_init()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.upcycled(*args, **kwargs)
+
+
+def register() -> None:
+    for auto, name in AUTO_CLASSES.items():
+        cls = type(name, (Upcycled,), {"auto": auto, "__doc__": Upcycled.__doc__, "__module__": __name__})
+        getattr(transformers, auto).register(UpcycledConfig, cls, exist_ok=True)

@@ -1,0 +1,1 @@
+"""The reference's checkpoints and parameters, in both directions."""

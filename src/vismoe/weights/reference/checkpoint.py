@@ -1,0 +1,199 @@
+"""Checkpoints of google-research/vmoe: `PREFIX.index` and `PREFIX.data-00000-of-0000N`."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .index import SLICES, STORED, Cell, Leaf, read_cell, read_index, size_of
+from .messagepack import Packed
+
+MARKER = "__msgpack_array_chunk_a87ca2__"
+"""The key that says that a file holds parts of arrays."""
+ARRAY = 1
+LONGEST_SLICE = 4096
+LONGEST_TYPE = 32
+
+
+def read_reference(prefix: str | Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of a checkpoint of google-research/vmoe as they stand: parameters, or a whole training state.
+
+    **Arguments:** `prefix`: the path of its files without `.index` and `.data-…`.
+
+    **Returns:** {"/"-joined name: array}, bfloat16 as float32 (exact). Empty maps and nils have no arrays. The memory
+    that it needs is that of the arrays, and while it reads at most as much again as its largest one.
+
+    **Raises:** FileNotFoundError for files that are missing; ValueError, with file and tensor, for any that are damaged
+    or do not fit each other. No more is allocated than the files are large (twice that for bfloat16).
+    """
+    checkpoint = Checkpoint(prefix)
+    arrays = {leaf.name: np.empty(leaf.shape, leaf.dtype) for leaf in checkpoint.leaves}
+    checkpoint.fill(arrays)
+    return arrays
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """So many bytes of a part of a tensor, from there on in their file."""
+
+    start: int
+    length: int
+
+
+class Checkpoint:
+    """What a checkpoint's index says, and its data files, which are there and large enough for it.
+
+    **Raises:** FileNotFoundError, ValueError, as `read_reference`.
+    """
+
+    def __init__(self, prefix: str | Path):
+        self.prefix = Path(str(prefix).removesuffix(".index"))
+        self.index = Path(f"{self.prefix}.index")
+        self.shards, self.leaves = read_index(self.index)
+        for shard in range(self.shards):
+            if not self.file(shard).is_file():
+                inside = [leaf.name for leaf in self.leaves if any(where == shard for _, where in leaf.cells)]
+                what = f", with {'parts of ' * bool(inside)}{', '.join(inside[:3]) or 'no tensors'}"
+                raise FileNotFoundError(f"{self.file(shard)}: no such file; {self.index.name} names it{what}")
+        self._check_sizes()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {leaf.name: leaf.shape for leaf in self.leaves}
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype[Any]]:
+        return {leaf.name: leaf.dtype for leaf in self.leaves}
+
+    def file(self, shard: int) -> Path:
+        return self.prefix.with_name(f"{self.prefix.name}.data-{shard:05d}-of-{self.shards:05d}")
+
+    def _check_sizes(self) -> None:
+        """What the index claims is allocated only where the files may hold it."""
+        left: dict[int, int] = {}
+        for leaf in self.leaves:
+            for (cell, shard), count in leaf.cells.items():
+                size = left.get(shard, self.file(shard).stat().st_size if shard not in left else 0)
+                left[shard] = size - count * size_of(cell) * STORED[leaf.kind].itemsize
+                if left[shard] < 0:
+                    raise ValueError(
+                        f"{self.file(shard)}: tensor {leaf.name!r}: the file is too small for what "
+                        f"{self.index.name} says is in it: it is truncated, or of another checkpoint"
+                    )
+
+    def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Reads the tensors that are named into arrays of their shapes, one data file after the other, and checks that
+        every part of all of them is in its place once.
+
+        **Raises:** ValueError, with file and tensor; the arrays are then of no use.
+        """
+        for shard in range(self.shards):
+            found = self._read_file(shard, arrays)
+            for leaf in self.leaves:
+                for (cell, where), count in leaf.cells.items():
+                    if where == shard and size_of(cell) and found[leaf.name, cell] < count:
+                        raise ValueError(
+                            f"{self.file(shard)}: tensor {leaf.name!r}: the part {_shown(cell)} is missing"
+                        )
+
+    def _read_file(self, shard: int, arrays: Mapping[str, np.ndarray]) -> Counter[tuple[str, Cell]]:
+        """Fills in what one data file holds; how often which part was in it."""
+        path, found = self.file(shard), Counter[tuple[str, Cell]]()
+        marked, keys, at = False, set(), str(path)
+        try:
+            with open(path, "rb") as file:
+                packed = Packed(file, path.stat().st_size)
+                for _ in range(packed.expect("the map of a data file", "map")):
+                    if (key := packed.key()) in keys:
+                        raise ValueError(f"the key {key!r} is there twice")
+                    keys.add(key)
+                    if key == MARKER:
+                        marked = packed.expect(f"true, for {MARKER},", "bool")
+                        continue
+                    leaf = self._leaf(key)
+                    at = f"{path}: tensor {leaf.name!r}"
+                    for _ in range(packed.expect("a list of parts", "array")):
+                        cell, pieces = _part(packed, leaf)
+                        found[leaf.name, cell] += 1
+                        if found[leaf.name, cell] > leaf.cells[cell, shard]:
+                            raise ValueError(f"{self.index.name} has no part {_shown(cell)} here, or it is here twice")
+                        if leaf.name in arrays:
+                            place: tuple[Any, ...] = (*(slice(*axis) for axis in cell), ...)
+                            _fill(arrays[leaf.name][place], leaf.kind, file, pieces)
+                            file.seek(packed.position)
+                    at = f"{path}: behind tensor {leaf.name!r}"
+                if not marked:
+                    raise ValueError(f"it is no data file of a checkpoint: it has no {MARKER}: true")
+                packed.end()
+        except ValueError as error:
+            raise ValueError(f"{at}: {error}") from error
+        return found
+
+    def _leaf(self, key: str) -> Leaf:
+        number = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else -1
+        if not 0 <= number < len(self.leaves) or str(number) != key:
+            raise ValueError(f"the key {key[:80]!r} is no number of one of {len(self.leaves)} tensors")
+        return self.leaves[number]
+
+
+def _part(packed: Packed, leaf: Leaf) -> tuple[Cell, list[_Piece]]:
+    """Which part of a tensor comes next, and where its elements are; none is read."""
+    if (items := packed.expect("a part", "array")) != 2:
+        raise ValueError(f"a part has {items} items, expected pieces and a slice")
+    pieces = [_piece(packed, leaf.kind) for _ in range(packed.expect("a list of pieces", "array"))]
+    if (length := packed.extension("a slice", SLICES)) > LONGEST_SLICE:
+        raise ValueError(f"a slice of {length:,} bytes")
+    cell = read_cell(packed.take(length), leaf.shape)
+    held, expected = sum(piece.length for piece in pieces), size_of(cell) * STORED[leaf.kind].itemsize
+    if held != expected:
+        raise ValueError(f"the part {_shown(cell)} has {held:,} bytes, expected are {expected:,}")
+    return cell, pieces
+
+
+def _piece(packed: Packed, kind: str) -> _Piece:
+    """The array of one axis that comes next."""
+    end = packed.extension("a piece", ARRAY) + packed.position
+    if packed.expect("a piece", "array") != 3 or packed.expect("the shape of a piece", "array") != 1:
+        raise ValueError("a piece is no array of one axis: expected [length], type and bytes")
+    count = packed.expect("the length of a piece", "int")
+    given = packed.take(min(packed.expect("the type of a piece", "str", "bin"), LONGEST_TYPE))
+    if given != kind.encode():
+        raise ValueError(f"a piece is of type {given!r}, expected {kind!r}")
+    length = packed.expect("the elements of a piece", "bin", "str")
+    start = packed.skip(length)
+    if length != count * STORED[kind].itemsize or packed.position != end:
+        raise ValueError(f"a piece of {count:,} elements has {length:,} bytes, in an array of {end - start:,}")
+    return _Piece(start, length)
+
+
+def _fill(view: np.ndarray, kind: str, file: BufferedIOBase, pieces: list[_Piece]) -> None:
+    """Reads pieces that follow one another in C order into part of an array, of the type of the tensor or another."""
+    stored = STORED[kind]
+    buffer = view if view.flags.c_contiguous and view.dtype == stored else np.empty(view.shape, stored)
+    if not buffer.size:
+        return
+    memory, position = buffer.reshape(-1).view(np.uint8).data, 0
+    for piece in pieces:
+        file.seek(piece.start)
+        if file.readinto(memory[position : position + piece.length]) != piece.length:
+            raise ValueError("it became shorter while it was read")
+        position += piece.length
+    if kind == "bool" and buffer.view(np.uint8).max() > 1:
+        raise ValueError("a bool is neither 0 nor 1")
+    if kind == "bfloat16":
+        # The upper half of a float32, put there without another array.
+        wide = view if view.dtype == np.float32 else np.empty(view.shape, np.float32)
+        bits = wide.view(np.uint32)
+        bits[...] = buffer
+        np.left_shift(bits, 16, out=bits)
+        buffer = wide
+    if buffer is not view:
+        view[...] = buffer
+
+
+def _shown(cell: Cell) -> str:
+    return f"[{', '.join(f'{start}:{stop}' for start, stop in cell)}]"
