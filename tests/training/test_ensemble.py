@@ -51,7 +51,7 @@ def test_evaluation_and_prediction(digits, rows):
         model = ensemble(predictions=predictions)
         found = evaluate(model, digits, batch_size=5)
         torch.testing.assert_close(found.scores.softmax(-1), expected)
-        assert found.figures["loss"] == pytest.approx(F.nll_loss(expected.log(), digits.labels).item(), abs=1e-5)
+        assert found.metrics["loss"] == pytest.approx(F.nll_loss(expected.log(), digits.labels).item(), abs=1e-5)
         told = vismoe.predict(model, [digits.image(number) for number in range(12)], topk=10, batch_size=5)
         assert len(told) == 12
         for prediction, probabilities in zip(told, expected, strict=True):

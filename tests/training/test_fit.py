@@ -132,11 +132,11 @@ def test_evaluations_come_as_often_as_asked(tmp_path):
 
 
 def test_further_sets_are_evaluated_beside_the_held_out_part(tmp_path):
-    """also={"name": images}: the same figures under its name, whenever the held-out part is evaluated; the training is
+    """extra_eval={"name": images}: the same figures under its name, whenever the held-out part is evaluated; the training is
     as without."""
     data = open_data("digits")
     few = data.val.subset(range(40))
-    run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run", also={"few": few})
+    run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run", extra_eval={"few": few})
     lines = [line for line in run.metrics if "top1" in line]
     assert [line["step"] for line in lines if "few/top1" in line] == [2, 4, 5]
     found = evaluate(run.load_model(), few).logged

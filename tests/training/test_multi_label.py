@@ -72,11 +72,11 @@ def test_figures_are_scikit_learn_s():
     expected = [average_precision_score(labels[:, k], scores[:, k]) for k in range(2)]
     assert found.per_class[:2] == pytest.approx(expected)
     assert np.isnan(found.per_class[2])  # it is on no image
-    assert found.score == found.figures["mean_average_precision"] == pytest.approx(np.mean(expected))
-    assert found.figures["exact_match"] == ((scores > 0) == labels).all(1).float().mean()
+    assert found.score == found.metrics["mean_average_precision"] == pytest.approx(np.mean(expected))
+    assert found.metrics["exact_match"] == ((scores > 0) == labels).all(1).float().mean()
     probabilities = scores.sigmoid().clamp(1e-12, 1 - 1e-12)
     by_hand = -(torch.where(labels, probabilities, 1 - probabilities)).log().mean()
-    assert found.figures["loss"] == pytest.approx(by_hand.item(), abs=1e-6)
+    assert found.metrics["loss"] == pytest.approx(by_hand.item(), abs=1e-6)
 
 
 def test_the_loss_is_each_class_s_cross_entropy(folder, tmp_path, monkeypatch):

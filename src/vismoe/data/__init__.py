@@ -2,7 +2,6 @@
 
 from .image_set import Data, ImageSet
 from .images import Unreadable, flatten_alpha, list_images, read_image
-from .mixing import mix
 from .pipeline import check_shares, evaluation_batches, evaluation_transform, training_batches, training_transform
 from .seeds import mix_seeds
 from .sets import NAMED, open_data
@@ -33,7 +32,6 @@ __all__ = [
     "list_images",
     "look",
     "memory_of",
-    "mix",
     "mix_seeds",
     "open_data",
     "read_image",
