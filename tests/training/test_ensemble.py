@@ -39,7 +39,8 @@ def rows(digits):
     """The members' logits, (12, 2, 10)."""
     model = ensemble()
     config = data_config(model)
-    pixels = torch.stack([vismoe.data.evaluation_transform(config)(digits.image(number)) for number in range(12)])
+    transform = vismoe.data.evaluation_transform(config)
+    pixels = torch.stack([transform(digits.sample(number))["image"] for number in range(12)])
     with torch.no_grad():
         return model(pixels).unflatten(0, (12, 2))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from vismoe.data import Data, scaled, shrunk
+from vismoe.data import Data, cached_at_scale, cached_images
 from vismoe.data import tell as tell_summary
 from vismoe.inference import evaluate, save_classifier
 from vismoe.moe import MoE
@@ -159,7 +159,9 @@ def _kept_small(data: Data, model: nn.Module) -> Data:
     """The set with its images kept in memory, as large as they are needed, where that is large enough."""
     train, config = data.parts[0], data_config(model)
     side = kept_side(train, max(config["input_size"][1:]))
-    return data if side is None else replace(data, train=shrunk(train, side), val=scaled(data.val, config))
+    return (
+        data if side is None else replace(data, train=cached_images(train, side), val=cached_at_scale(data.val, config))
+    )
 
 
 def _head_alone(recipe: Recipe, path: Path, parts: Parts, start: nn.Module) -> Run:

@@ -54,13 +54,14 @@ def route(model: nn.Module, images: ImageSet, config: dict[str, Any], batch_size
     device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {}
     experts: dict[str, int] = {}
-    for batch, _ in evaluation_batches(images, evaluation_transform(config), batch_size):
+    for batch in evaluation_batches(images, evaluation_transform(config), batch_size):
+        pixels = batch["image"].to(device)
         with record(model) as routing:
-            model(batch.to(device))
+            model(pixels)
         for name, calls in routing.layers.items():
             for call in calls:
                 table = experts_of_tokens(call.plan).cpu()
                 members = call.router.members if isinstance(call.router, MemberRouter) else 1
-                found.setdefault(name, []).append(table.view(len(batch), -1, members * table.shape[1]))
+                found.setdefault(name, []).append(table.view(len(pixels), -1, members * table.shape[1]))
                 experts[name] = len(call.load)
     return {name: LayerRouting(torch.cat(parts), experts[name]) for name, parts in found.items()}

@@ -39,7 +39,7 @@ def routing_images(
     first = " first" if any(layer.expert.shape[2] > 1 for layer in routing.values()) else ""
     upper.suptitle(f"Which expert each patch went to{first} (frame: the class token)", fontsize=10)
     for column, number in enumerate(samples):
-        image = _pixels(transform(images.image(number)), config)
+        image = _pixels(transform(images.sample(number))["image"], config)
         _show(grid[0, column], image)
         grid[0, column].set_title(_title_of(images.labels[number], classes), fontsize=9)
         for row, layer in enumerate(routing.values(), start=1):

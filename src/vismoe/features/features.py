@@ -49,8 +49,9 @@ def features(
     model.eval()
     found: list[Tensor] = []
     try:
-        for pixels, _ in evaluation_batches(images, transform, batch_size, workers):
-            found.append(torch.stack([_embed(model, VIEWS[view](pixels.to(device))) for view in views]).mean(0).cpu())
+        for batch in evaluation_batches(images, transform, batch_size, workers):
+            pixels = batch["image"].to(device)
+            found.append(torch.stack([_embed(model, VIEWS[view](pixels)) for view in views]).mean(0).cpu())
             watch(sum(map(len, found)), len(images))
     finally:
         model.train(was_training)

@@ -87,7 +87,8 @@ def evaluate(
     model.eval()
     load: dict[str, Tensor] = {}
     scores, done, seconds = torch.empty(0), 0, 0.0
-    for batch, _ in evaluation_batches(part, evaluation_transform(data_config(model)), batch_size, workers):
+    for sample in evaluation_batches(part, evaluation_transform(data_config(model)), batch_size, workers):
+        batch = sample["image"]
         start = time.perf_counter()
         with record(model) as routing:
             said = model(batch.to(device)).float().cpu()

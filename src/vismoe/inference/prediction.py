@@ -53,7 +53,7 @@ def predict(
     names, several = label_names(model), is_multi_label(model)
     predictions = []
     while batch := list(islice(opened, batch_size)):
-        pixels = torch.stack([transform(image) for _, image in batch])
+        pixels = torch.stack([transform({"image": image})["image"] for _, image in batch])
         logits = model.eval()(pixels.to(device))
         if logits.ndim != 2:
             raise ValueError(f"this model gives {tuple(logits.shape[1:])} values an image, not one for each class")

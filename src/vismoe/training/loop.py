@@ -10,7 +10,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vismoe.data import Data, ImageSet, check_shares, open_data, survey, training_batches, training_transform, without
+from vismoe.data import (
+    Data,
+    ImageSet,
+    check_images,
+    check_shares,
+    open_data,
+    training_batches,
+    training_transform,
+    without,
+)
 from vismoe.inference.evaluation import Evaluation, evaluate
 from vismoe.inference.labels import save_classifier
 from vismoe.parallel import World, join_world, resolve_device
@@ -52,8 +61,8 @@ def fit(
     **Arguments:** `resume`: go on from the newest checkpoint in `out` that is whole; from the beginning where there is
     none. The result is bit-equal to that of a run that was never interrupted. Its steps and cooldown may be others than
     before where no step that is done would have had another rate. `data`, `network`: in place of what the recipe names;
-    the set without what cannot be read (see `vismoe.data.look`), the network made as it is to be trained: what of it
-    has no gradient stays as it is. `also`: further images of the same classes by a name, evaluated whenever the
+    the set without what cannot be read (see `vismoe.data.check_images`), the network made as it is to be trained: what
+    of it has no gradient stays as it is. `also`: further images of the same classes by a name, evaluated whenever the
     held-out part is: their figures are logged as NAME/FIGURE, and nothing is chosen by them.
 
     Of several processes that `torchrun` started each computes its share of every batch, and the first writes the run.
@@ -119,7 +128,7 @@ def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> 
         run = Run.reopen(out, recipe, data, max(done, default=0))
     else:
         Run.refuse(out)
-        data = survey(data, recipe.max_unreadable, recipe.workers) if unseen else data
+        data = check_images(data, recipe.max_unreadable, recipe.workers) if unseen else data
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))
@@ -183,8 +192,8 @@ def _batches(recipe: Recipe, state: State, data: Data, world: World) -> Iterator
     device, seen = next(state.model.parameters()).device, state.step * recipe.batch_size
     transform, share = training_transform(data_config(state.model), **recipe.augmentation), (world.rank, world.size)
     batches = training_batches(data.parts[0], transform, recipe.batch_size, recipe.seed, recipe.workers, seen, *share)
-    for images, labels in itertools.islice(batches, recipe.steps - state.step):
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    for batch in itertools.islice(batches, recipe.steps - state.step):
+        yield batch["image"].to(device, non_blocking=True), batch["label"].to(device, non_blocking=True)
 
 
 def _evaluate(recipe: Recipe, state: State, images: ImageSet, world: World) -> Evaluation:

@@ -8,7 +8,7 @@ import tyro
 from torch import Tensor, nn
 
 from vismoe import densify, save
-from vismoe.data import Data, evaluation_batches, evaluation_transform, survey
+from vismoe.data import Data, check_images, evaluation_batches, evaluation_transform
 from vismoe.inference import as_known_to, evaluate
 from vismoe.vit import cost, measure_usage, reduce_experts
 from vismoe.weights import data_config
@@ -49,7 +49,7 @@ def densify_model(
         raise ValueError(f"images={images}, batch_size={batch_size}, num_experts={num_experts}: at least 1, 1 and 0")
     refuse_existing(destination)
     network = open_model(model)
-    opened = survey(as_known_to(network, open_set(model, data)), max_unreadable)
+    opened = check_images(as_known_to(network, open_set(model, data)), max_unreadable)
     for entry in opened.left_out:
         note_left_out(entry)
     for path, usage in measure_usage(network, _pixels(network, opened, images, batch_size)).items():
@@ -71,8 +71,8 @@ def densify_model(
 def _pixels(model: nn.Module, data: Data, images: int, batch_size: int) -> Iterator[Tensor]:
     part = data.parts[0]
     part = part.subset(range(0, len(part), max(1, -(-len(part) // images))))
-    for pixels, _ in evaluation_batches(part, evaluation_transform(data_config(model)), batch_size):
-        yield pixels
+    for batch in evaluation_batches(part, evaluation_transform(data_config(model)), batch_size):
+        yield batch["image"]
 
 
 def main(arguments: list[str]) -> None:
