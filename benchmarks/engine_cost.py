@@ -52,8 +52,8 @@ def bare_loop(recipe: Recipe, data: Data) -> Iterator[None]:
     optimizer = begin(model, recipe).optimizer
     transform = training_transform(data_config(model), **recipe.augmentation)
     model.train()
-    for pictures, labels in training_batches(data.train, transform, recipe.batch_size, recipe.seed):
-        loss = F.cross_entropy(model(pictures), labels, label_smoothing=recipe.label_smoothing)
+    for batch in training_batches(data.train, transform, recipe.batch_size, recipe.seed):
+        loss = F.cross_entropy(model(batch["image"]), batch["label"], label_smoothing=recipe.label_smoothing)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()

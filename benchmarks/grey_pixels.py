@@ -31,7 +31,7 @@ def main(path: tyro.conf.Positional[Path]) -> None:
     for images in data.parts:
         for index, file in enumerate(images.files):
             if file in part_of:
-                grey = flatten_alpha(images.picture(index)).convert("L").resize((32, 32))
+                grey = flatten_alpha(images.image(index)).convert("L").resize((32, 32))
                 pixels.append(np.asarray(grey, dtype=np.float32).ravel() / 255)
                 labels.append(int(images.labels[index]))
                 parts.append(part_of[file])

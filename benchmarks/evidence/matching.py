@@ -147,7 +147,7 @@ def tokens(view: str, parent: Path, root: Path) -> np.ndarray:
         torch.default_generator.manual_seed(list(VIEWS).index(view))
         for first in range(0, len(pixels), 64):
             those = range(first, min(first + 64, len(pixels)))
-            x = torch.stack([VIEWS[view](picture_of(pixels, index)) for index in those])
+            x = torch.stack([VIEWS[view]({"image": picture_of(pixels, index)})["image"] for index in those])
             with torch.autocast("cpu", torch.bfloat16):
                 x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
                 found.append(model.blocks[:FIRST](x).half().numpy())

@@ -96,7 +96,7 @@ def picture_of(pixels: np.ndarray, index: int) -> Image.Image:
 def distinct(pixels: np.ndarray, parent: Path) -> list[int]:
     """Of pictures that are alike, by hash or by a trained network's features, the first."""
     images = ImageSet(torch.zeros(len(pixels), dtype=torch.int64), partial(picture_of, pixels))
-    seen = find_duplicates([fingerprint(images.picture(index)) for index in range(len(images))])
+    seen = find_duplicates([fingerprint(images.image(index)) for index in range(len(images))])
     model: Any = vismoe.load(parent)
     model.set_input_size(img_size=112)
     preparation = {"input_size": (3, 112, 112), "crop_pct": 1.0}

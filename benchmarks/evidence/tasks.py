@@ -122,7 +122,7 @@ def clothes(name: str, root: Path) -> Task:
     """Fashion-MNIST: ten classes, its own 10,000 test pictures."""
     data = open_data("fashion-mnist")
     assert data.train is not None
-    white = np.stack([np.asarray(data.train.picture(index).convert("RGB")) for index in range(len(data.train))])
+    white = np.stack([np.asarray(data.train.image(index).convert("RGB")) for index in range(len(data.train))])
     data = Data(name, data.classes, _train(name, root, white, data.train.labels), data.val)
     return Task(data, data)
 
@@ -179,7 +179,7 @@ def _views(pixels: np.ndarray, picture: Sequence[int], first: int) -> np.ndarray
     transform, made = training_transform(CONFIG, **AUGMENTATION), []
     for seed, index in enumerate(picture, first):
         torch.default_generator.manual_seed(seed)
-        view = transform(picture_of(pixels, index))
+        view = transform({"image": picture_of(pixels, index)})["image"]
         made.append(((view + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
     return np.stack(made)
 

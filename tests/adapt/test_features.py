@@ -51,7 +51,7 @@ def test_they_are_timm_s_pre_logits(name):
     model = timm.create_model(name, num_classes=3, **TIMM[name]).eval()
     model.pretrained_cfg["input_size"] = (3, 32, 32)
     found = features(model, images(), batch_size=2)
-    pixels = torch.stack([evaluation_transform(data_config(model))(images().image(i)) for i in range(5)])
+    pixels = torch.stack([evaluation_transform(data_config(model))(images().sample(i))["image"] for i in range(5)])
     with torch.no_grad():
         expected = model.forward_head(model.forward_features(pixels), pre_logits=True).flatten(1)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -103,7 +103,7 @@ def test_torchvision_s(name):
     transform = evaluation_transform(data_config(model) | preparation)
     (head,) = classifiers(model)
     with torch.no_grad():
-        expected = model(torch.stack([transform(images().image(i)) for i in range(5)]))
+        expected = model(torch.stack([transform(images().sample(i))["image"] for i in range(5)]))
         torch.testing.assert_close(head(found), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_transformers(transformers, kind):
     found = features(model, images())
     size = {"input_size": (3, 32, 32)}
     transform = evaluation_transform(data_config(model) | size)
-    pixels = torch.stack([transform(images().image(i)) for i in range(5)])
+    pixels = torch.stack([transform(images().sample(i))["image"] for i in range(5)])
     with torch.no_grad():
         torch.testing.assert_close(model.classifier(found), model(pixels).logits, rtol=1e-4, atol=1e-5)
         bare = getattr(model, model.base_model_prefix)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import vismoe
+from vismoe.adapt import run_splits
 from vismoe.cli import VERBS, main
 from vismoe.data import open_data
-from vismoe.adapt import run_splits
 from vismoe.training import Run
 
 TINY = ["--steps", "3", "--batch-size", "8"]

@@ -16,7 +16,7 @@ GREY = COLOUR | {"input_size": (1, 4, 4), "mean": (0,), "std": (1,)}
 
 def seen(path, config=COLOUR) -> np.ndarray:
     """A file's pixels as they reach the network, 0…255."""
-    return (evaluation_transform(config)(read_image(path)) * 255).round().to(torch.uint8).numpy()
+    return (evaluation_transform(config)({"image": read_image(path)})["image"] * 255).round().to(torch.uint8).numpy()
 
 
 def png_header(width, height) -> bytes:
@@ -99,9 +99,10 @@ def test_grey_of_unknown_range_is_refused(tmp_path, dtype):
 
 @pytest.mark.parametrize("channels", [2, 4])
 def test_other_channel_counts_are_refused(channels):
-    """Images come as grey or colour: a network for something else says so at once."""
+    """Image files come as grey or colour: a network for something else says what it is to be given."""
+    transform = evaluation_transform(COLOUR | {"input_size": (channels, 4, 4)})
     with pytest.raises(ValueError, match=rf"takes {channels} channels; images can be had with 1 \(grey\) or 3"):
-        evaluation_transform(COLOUR | {"input_size": (channels, 4, 4)})
+        transform({"image": Image.new("L", (4, 4))})
 
 
 def test_a_text_file_is_no_image(tmp_path):

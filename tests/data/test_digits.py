@@ -53,7 +53,7 @@ def test_the_split_follows_its_seed_alone(digits):
 
 def test_ink_is_dark_on_white(digits):
     """Grey 8 × 8 pictures over the whole range 0…255, mostly white paper."""
-    pixels = np.stack([np.asarray(digits.val.picture(number)) for number in range(len(digits.val))])
+    pixels = np.stack([np.asarray(digits.val.image(number)) for number in range(len(digits.val))])
     assert pixels.shape == (450, 8, 8)
     assert (pixels.min(), pixels.max()) == (0, 255)
     assert np.median(pixels[:, :, 0]) == 255

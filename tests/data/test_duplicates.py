@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.datasets import load_sample_images
 
-from vismoe.data import find_duplicates, fingerprint, look, open_data
+from vismoe.data import find_duplicates, fingerprint, fingerprint_all, open_data
 from vismoe.data.splits.fingerprints import Fingerprint
 
 
@@ -185,13 +185,13 @@ def test_a_look_decodes_each_file_once(tmp_path, photographs, workers):
         folder.mkdir(exist_ok=True)
         image.save(folder / f"{number}.png")
     (tmp_path / "a" / "5.png").write_bytes(b"hello")
-    data, prints = look(open_data(str(tmp_path), 0), 0.2, workers)
+    data, prints = fingerprint_all(open_data(str(tmp_path), 0), 0.2, workers)
     assert [entry.file for entry in data.left_out] == ["a/5.png"]
     assert len(prints) == 8
     images = [part.image(index) for part in data.parts for index in range(len(part))]
     assert [print_.digest for print_ in prints] == [fingerprint(image).digest for image in images]
     with pytest.raises(ValueError, match="1 of 9 files cannot be used"):
-        look(open_data(str(tmp_path), 0), 0.1)
+        fingerprint_all(open_data(str(tmp_path), 0), 0.1)
 
 
 def test_what_is_said_of_a_image():

@@ -10,8 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from vismoe.data import evaluation_transform, list_images, open_data, read_image, survey, training_transform, without
-from vismoe.data.pipeline import Samples
+from vismoe.data import (
+    check_images,
+    evaluation_transform,
+    list_images,
+    open_data,
+    read_image,
+    training_transform,
+    without,
+)
+from vismoe.data.batches import Samples
 
 ODD_NAMES = ["two words", 'it\'s "so"', "new\nline", "a, b; c|d", "猫", "🐈", "%20", "-n", "back\\slash"]
 CONFIG = {"input_size": (3, 32, 32), "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bicubic", "crop_pct": 0.9}
@@ -125,7 +133,7 @@ def test_odd_names_of_classes_and_files_are_kept(tmp_path):
     """Whatever a file system takes as a name (in UTF-8) is one, letter for letter."""
     for shade, name in enumerate(ODD_NAMES):
         paint(tmp_path / name / f"{name}.png", shade)
-    opened = survey(open_data(str(tmp_path)), 0.0)
+    opened = check_images(open_data(str(tmp_path)), 0.0)
     assert (opened.classes, opened.left_out) == (sorted(ODD_NAMES), ())
     for number, name in enumerate(sorted(ODD_NAMES)):
         assert opened.val.files[number] == f"{name}/{name}.png"
@@ -173,7 +181,7 @@ def test_odd_sizes_pass_through_the_transforms(monkeypatch, transform, size):
         return resize(image, to, *args, **options)
 
     monkeypatch.setattr(Image.Image, "resize", watched)
-    found = transform(Image.new("L", size, 51))
+    found = transform({"image": Image.new("L", size, 51)})["image"]
     assert found.shape == (3, 32, 32)
     assert (found - 51 / 255).abs().max() < 1e-6
     assert max(width * height for width, height in made) <= 20 * (32 / 0.9 + 1) ** 2
@@ -185,7 +193,7 @@ def test_of_a_very_long_image_the_middle_is_seen(turned):
     image = Image.new("L", (30_000, 10), 255)
     image.paste(51, (14_900, 0, 15_100, 10))
     image = image.transpose(Image.Transpose.ROTATE_90) if turned else image
-    assert (evaluation_transform(CONFIG)(image) - 51 / 255).abs().max() < 1e-6
+    assert (evaluation_transform(CONFIG)({"image": image})["image"] - 51 / 255).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("seed", [None, 0])
@@ -196,7 +204,7 @@ def test_a_broken_file_is_named_with_a_reason(tmp_path, name, seed):
     lay(tmp_path, a=4, b=4)
     make(tmp_path / "a" / name)
     opened = open_data(str(tmp_path), seed)
-    found = survey(opened, 0.2)
+    found = check_images(opened, 0.2)
     (entry,) = found.left_out
     assert entry.file == f"a/{name}"
     assert reason in entry.reason
@@ -208,25 +216,25 @@ def test_a_broken_file_is_named_with_a_reason(tmp_path, name, seed):
 
 
 def test_workers_find_the_same(tmp_path):
-    """A survey by two processes is that of none: the same files, reasons and order."""
+    """A check_images by two processes is that of none: the same files, reasons and order."""
     lay(tmp_path, a=40, b=40)
     for name, (make, _) in BROKEN.items():
         make(tmp_path / "a" / name)
         make(tmp_path / "b" / f"z {name}")
     opened = open_data(str(tmp_path), 0)
-    alone, together = (survey(opened, 0.1, workers) for workers in (0, 2))
+    alone, together = (check_images(opened, 0.1, workers) for workers in (0, 2))
     assert len(alone.left_out) == 8
     assert alone.left_out == together.left_out
     assert [part.files for part in alone.parts] == [part.files for part in together.parts]
 
 
 def test_files_that_were_left_out_before_stay_named(tmp_path):
-    """The survey adds to what opening found, by the names of files."""
+    """The check_images adds to what opening found, by the names of files."""
     lay(tmp_path, b=3)
     paint(tmp_path / "loose.png")
     (tmp_path / "b" / "a link.png").symlink_to("gone.png")
     text_file(tmp_path / "b" / "text.png")
-    found = survey(open_data(str(tmp_path)), 0.5)
+    found = check_images(open_data(str(tmp_path)), 0.5)
     assert [entry.file for entry in found.left_out] == ["b/a link.png", "b/text.png", "loose.png"]
 
 
@@ -235,7 +243,7 @@ def test_a_small_share_may_be_broken(tmp_path, good):
     """5 %, and exactly 10 %, are within a limit of 0.1."""
     lay(tmp_path, a=good)
     text_file(tmp_path / "a" / "bad.png")
-    found = survey(open_data(str(tmp_path)), 0.1)
+    found = check_images(open_data(str(tmp_path)), 0.1)
     assert (len(found.val), len(found.left_out)) == (good, 1)
 
 
@@ -248,7 +256,7 @@ def test_a_large_share_is_an_error(tmp_path):
     with pytest.raises(
         ValueError, match=r"6 of 10 files cannot be used, .* max_unreadable=0\.1 \('a/bad0\.png': no image"
     ):
-        survey(open_data(str(tmp_path)), 0.1)
+        check_images(open_data(str(tmp_path)), 0.1)
 
 
 def test_a_class_without_a_readable_image_to_train_on_is_an_error(tmp_path):
@@ -259,7 +267,7 @@ def test_a_class_without_a_readable_image_to_train_on_is_an_error(tmp_path):
         (tmp_path / "train" / name).mkdir()
         text_file(tmp_path / "train" / name / "1.png")
     with pytest.raises(ValueError, match=r"no image to train on that can be read is left of b, c$"):
-        survey(open_data(str(tmp_path)), 0.9)
+        check_images(open_data(str(tmp_path)), 0.9)
 
 
 def test_a_label_without_a_readable_image_to_train_on_is_an_error(tmp_path):
@@ -271,7 +279,7 @@ def test_a_label_without_a_readable_image_to_train_on_is_an_error(tmp_path):
     lines = [f"{part}/{number}.png,{'aba'[number]}|c\n" for part in ("train", "val") for number in range(3)]
     (tmp_path / "metadata.csv").write_text("file_name,labels\n" + "".join(lines))
     with pytest.raises(ValueError, match=r"no image to train on that can be read is left of b$"):
-        survey(open_data(str(tmp_path)), 0.9)
+        check_images(open_data(str(tmp_path)), 0.9)
 
 
 @pytest.mark.parametrize(("part", "purpose"), [("train", "train"), ("val", "evaluate")])
@@ -282,7 +290,7 @@ def test_a_part_without_a_readable_image_is_an_error(tmp_path, part, purpose):
     opened = open_data(str(tmp_path))
     text_file(tmp_path / part / "a" / "0.png")
     with pytest.raises(ValueError, match=f"no image that can be read is left to {purpose} on"):
-        survey(opened, 0.9)
+        check_images(opened, 0.9)
 
 
 def test_a_class_may_be_lost_to_evaluation(tmp_path):
@@ -291,7 +299,7 @@ def test_a_class_may_be_lost_to_evaluation(tmp_path):
     opened = open_data(str(tmp_path))
     for number in range(2):
         text_file(tmp_path / "b" / f"{number}.png")
-    found = survey(opened, 0.5)
+    found = check_images(opened, 0.5)
     assert (found.classes, found.val.labels.tolist()) == (["a", "b", "c"], [0, 0, 2, 2])
     assert without(opened, found.left_out).val.files == found.val.files
 
@@ -400,4 +408,4 @@ def test_sets_and_transforms_can_be_sent_to_processes(name, tmp_path):
     config = {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,), "interpolation": "bicubic", "crop_pct": 1.0}
     for transform in (evaluation_transform(config), training_transform(config, degrees=5.0, flip=0.5)):
         sent = pickle.loads(pickle.dumps(Samples(data.train, transform)))
-        assert torch.equal(sent[(0, 1)][0], Samples(data.train, transform)[(0, 1)][0])
+        assert torch.equal(sent[0, 1]["image"], Samples(data.train, transform)[0, 1]["image"])

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from vismoe.data import open_data, survey
+from vismoe.data import check_images, open_data
 from vismoe.data.folders.metadata import parse_labels
 
 
@@ -194,7 +194,7 @@ def test_a_file_name_that_leads_elsewhere_is_never_opened(tmp_path, monkeypatch,
     (root / "notes.txt").write_text("no image")
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda path, *rest: opened.append(path) or real(path, *rest))
-    data = survey(open_data(str(root)), 0.7)
+    data = check_images(open_data(str(root)), 0.7)
     assert data.val.files == ["x.png"]
     reasons = {entry.file: entry.reason for entry in data.left_out}
     assert reasons.pop("sub/y.png") == "not named in metadata.csv"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vismoe.data import evaluation_batches, open_data, training_batches, training_transform
-from vismoe.data.pipeline import Samples, ShuffledForever
+from vismoe.data.batches import Samples, ShuffledForever
 
 CONFIG = {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,), "interpolation": "bicubic", "crop_pct": 1.0}
 
@@ -27,19 +27,19 @@ def stream(images, seed=0, workers=0, batches=4):
 
 def test_any_number_of_workers_gives_the_same_stream(images):
     """Two worker processes and none give equal bits."""
-    for (alone, labels), (shared, other_labels) in zip(stream(images), stream(images, workers=2), strict=True):
-        assert torch.equal(alone, shared)
-        assert torch.equal(labels, other_labels)
+    for alone, shared in zip(stream(images), stream(images, workers=2), strict=True):
+        assert torch.equal(alone["image"], shared["image"])
+        assert torch.equal(alone["label"], shared["label"])
 
 
 def test_the_stream_follows_the_seed(images):
     """One seed, one stream, wherever the global generator stands; another seed, another."""
-    (first, _), *_ = stream(images)
+    first, *_ = stream(images)
     torch.manual_seed(12345)
-    (again, _), *_ = stream(images)
-    (other, _), *_ = stream(images, seed=1)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    again, *_ = stream(images)
+    other, *_ = stream(images, seed=1)
+    assert torch.equal(first["image"], again["image"])
+    assert not torch.equal(first["image"], other["image"])
 
 
 def test_every_epoch_shows_every_image_once_in_a_new_order():
@@ -60,10 +60,10 @@ def test_start_skips_exactly_what_was_seen(start):
 def test_an_image_is_augmented_anew_each_epoch(images):
     """The same image in another epoch, or under another seed, is another sample; asked again, the same."""
     samples = Samples(images, augment(), seed=0)
-    first = samples[0, 7][0]
-    assert torch.equal(first, samples[0, 7][0])
-    assert not torch.equal(first, samples[1, 7][0])
-    assert not torch.equal(first, Samples(images, augment(), seed=1)[0, 7][0])
+    first = samples[0, 7]["image"]
+    assert torch.equal(first, samples[0, 7]["image"])
+    assert not torch.equal(first, samples[1, 7]["image"])
+    assert not torch.equal(first, Samples(images, augment(), seed=1)[0, 7]["image"])
 
 
 def test_fetching_leaves_the_global_generator_alone(images):
@@ -78,5 +78,5 @@ def test_fetching_leaves_the_global_generator_alone(images):
 def test_evaluation_shows_everything_once_in_order(images):
     """Batches of an evaluation, laid side by side, are the set."""
     batches = list(evaluation_batches(images, augment(), batch_size=500))
-    assert [len(labels) for _, labels in batches] == [500, 500, 347]
-    assert torch.cat([labels for _, labels in batches]).tolist() == list(images.labels)
+    assert [len(batch["image"]) for batch in batches] == [500, 500, 347]
+    assert torch.cat([batch["label"] for batch in batches]).tolist() == list(images.labels)

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vismoe.data import conflicts, find_duplicates, hold_out, leakage, look, open_data, summarise, tell, tell_imbalance
+from vismoe.data import (
+    conflicts,
+    find_duplicates,
+    fingerprint_all,
+    hold_out,
+    leakage,
+    open_data,
+    summarise,
+    tell,
+    tell_imbalance,
+)
 
 
 def paint(path, seed, size=(48, 40), **options):
@@ -17,7 +27,7 @@ def paint(path, seed, size=(48, 40), **options):
 
 
 def looked(root):
-    data, prints = look(open_data(str(root)), 0.5)
+    data, prints = fingerprint_all(open_data(str(root)), 0.5)
     return data, find_duplicates(prints)
 
 
@@ -122,7 +132,7 @@ def test_several_labels_and_no_files(tmp_path):
     assert [entry["held_out"] for entry in summary["classes"]] == [3, 2]
     assert "3.png (no label)" in tell(summary)
     digits = open_data("digits")
-    _, prints = look(digits, 0.0)
+    _, prints = fingerprint_all(digits, 0.0)
     twice = find_duplicates([*prints[:-1], prints[0]])
     summary = summarise(digits, twice)
     assert summary["exact_duplicates"] == [["train 0", "held-out 449"]]

@@ -11,8 +11,9 @@ import vismoe
 from vismoe.data import open_data
 from vismoe.explain import route
 from vismoe.features import features
-from vismoe.inference import evaluate
+from vismoe.inference import Predictor, evaluate
 from vismoe.parallel import World
+from vismoe.tasks import Classification
 from vismoe.training.beginning import begin
 from vismoe.training.step import Trainer
 from vismoe.vit import member_loss
@@ -39,7 +40,8 @@ def rows(digits):
     """The members' logits, (12, 2, 10)."""
     model = ensemble()
     config = data_config(model)
-    pixels = torch.stack([vismoe.data.evaluation_transform(config)(digits.image(number)) for number in range(12)])
+    transform = vismoe.data.evaluation_transform(config)
+    pixels = torch.stack([transform(digits.sample(number))["image"] for number in range(12)])
     with torch.no_grad():
         return model(pixels).unflatten(0, (12, 2))
 
@@ -65,7 +67,7 @@ def test_features_and_routing(digits, rows):
     model = ensemble()
     head = model.head
     torch.testing.assert_close(head(features(model, digits)).detach(), rows.mean(1), rtol=1e-4, atol=1e-5)
-    for layer in route(model, digits, data_config(model)).values():
+    for layer in route(Predictor(model), digits).values():
         assert layer.expert.shape == (12, 17, 2)
         assert layer.expert[..., 0].unique().tolist() == [0, 1]
         assert layer.expert[..., 1].unique().tolist() == [2, 3]
@@ -78,10 +80,12 @@ def test_step_trains_each_member_alone():
     recipe = tiny(label_smoothing=0.0, clip_norm=0.0)
     state = begin(model, recipe)
     state.step = 1
-    outcome = Trainer(recipe, state, World(), print).step(images, labels, look=True)
+    outcome = Trainer(recipe, state, Classification(list(map(str, range(10)))), World(), print).step(
+        {"image": images, "label": labels}, log_now=True
+    )
     assert outcome.loss.item() == pytest.approx(member_loss(logits, labels, 2).mean().item(), abs=1e-6)
     answers = logits.argmax(1) == labels.repeat_interleave(2)
-    assert outcome.accuracy.item() == pytest.approx(answers.float().mean().item())
+    assert outcome.score.item() == pytest.approx(answers.float().mean().item())
     assert outcome.load["blocks.1.mlp"].sum() == 6 * 2 * 17
 
 

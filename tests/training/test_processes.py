@@ -117,7 +117,7 @@ def test_resumed_it_ends_bit_equal(together, tmp_path, forked):
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     """Each process takes pairs of images: the error says of what the batch must be a multiple."""
-    from vismoe.data.pipeline import SharedBatches, ShuffledForever
+    from vismoe.data.batches import SharedBatches, ShuffledForever
 
     with pytest.raises(ValueError, match="batch_size=14 for 4 processes: it must be a multiple of 8"):
         SharedBatches(ShuffledForever(100, 0), 14, 0, 4)

@@ -106,7 +106,7 @@ class _Adaptation:
 
     def __init__(self, options: Options, path: Path, device: str, workers: int, max_unreadable: float, log: Log):
         self.options, self.path, self.log = options, path, log
-        self.engine = {"device": device, "workers": workers, "max_unreadable": max_unreadable}
+        self.engine: dict[str, Any] = {"device": device, "workers": workers, "max_unreadable": max_unreadable}
         self.device, self.workers = resolve_device(device), workers
         self.started = time.monotonic()
         self.parts = open_parts(options.data, options.seed, max_unreadable, workers)
@@ -149,7 +149,7 @@ class _Adaptation:
         if self.trained_part != "head":
             self.log(f"training {self.trained_part}: {'; '.join(choice.reasons)}")
         architecture = self.options.source or self.network.pretrained_cfg["architecture"]
-        seeds = {"split_seed": self.options.seed, "seed": self.options.seed}
+        seeds: dict[str, Any] = {"split_seed": self.options.seed, "seed": self.options.seed}
         self.recipe = replace(choice.recipe, model=architecture, **seeds, **self.engine)
         if not self.parts.validated:
             self.recipe = replace(self.recipe, keep="last", patience=0)

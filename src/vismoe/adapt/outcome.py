@@ -14,7 +14,7 @@ from vismoe.data import Data, ImageSet, flatten_alpha
 from vismoe.files.figures import plain_text, save_figure
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
-from vismoe.tasks import ClassEvaluation, classification_of, wilson_interval
+from vismoe.tasks import ClassEvaluation, Labels, classification_of, wilson_interval
 from vismoe.training import Run
 from vismoe.training.run import MODEL
 
@@ -37,13 +37,13 @@ def write_outcome(
     data, device = parts.test, resolve_device(run.recipe.device)
     task = classification_of(data)
     model.to(device)
-    before = evaluate(model, data.val, workers=workers, task=task)
-    validation, temperature = evaluate(model, parts.fitting.val, workers=workers, task=task), 1.0
+    before = _evaluated(model, data.val, task, workers)
+    validation, temperature = _evaluated(model, parts.fitting.val, task, workers), 1.0
     if parts.validated and len(validation.labels) >= ENOUGH:
         temperature = fit_temperature(validation.scores, validation.labels)
         if not divide_logits(model, temperature):
             temperature = 1.0
-    found = evaluate(model, data.val, workers=workers, task=task)
+    found = _evaluated(model, data.val, task, workers)
     task.save(model.cpu(), run.path / MODEL)
     rows = class_table(found, data.classes)
     write_table(rows, run.path / "classes.csv")
@@ -74,6 +74,12 @@ def write_outcome(
     }
     write_card(run.path / MODEL / "README.md", report, parts.summary)
     return report
+
+
+def _evaluated(model: nn.Module, images: ImageSet, task: Labels, workers: int) -> ClassEvaluation:
+    evaluation = evaluate(model, images, workers=workers, task=task)
+    assert isinstance(evaluation, ClassEvaluation)
+    return evaluation
 
 
 def class_table(evaluation: ClassEvaluation, classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vismoe.data import Data, Duplicates, find_duplicates, hold_out, leakage, look, open_data, summarise
+from vismoe.data import Data, Duplicates, find_duplicates, fingerprint_all, hold_out, leakage, open_data, summarise
 
 TEST, VALIDATION = 0.2, 0.2
 UNEVEN = 3.0
@@ -62,7 +62,7 @@ def open_parts(name: str, seed: int, max_unreadable: float, workers: int = 0) ->
     opened = open_data(name)
     if len(opened.classes) < 2:
         raise ValueError(f"{name} has one class, {opened.classes[0]}: a classifier needs at least two")
-    data, prints = look(opened, max_unreadable, workers)
+    data, prints = fingerprint_all(opened, max_unreadable, workers)
     duplicates = find_duplicates(prints)
     if data.train is None:
         data, duplicates = hold_out(data, duplicates, seed, TEST)

@@ -1,44 +1,48 @@
-"""Images in: named sets and folders, transforms, batches in an order that can be had again."""
+"""Samples in: named sets and folders, splits without leaks, transforms, batches in a reproducible order."""
 
-from .image_set import Data, ImageSet
+from .batches import Collate, check_shares, evaluation_batches, mix_seeds, training_batches
+from .cached import cached_at_scale, cached_images, memory_of
+from .image_set import Batch, Data, ImageSet, Sample
 from .images import Unreadable, flatten_alpha, list_images, read_image
-from .pipeline import check_shares, evaluation_batches, evaluation_transform, training_batches, training_transform
-from .seeds import mix_seeds
 from .sets import NAMED, open_data
-from .shrunk import memory_of, scaled, shrunk
+from .splits.check import check_images, without
 from .splits.duplicates import Duplicates, find_duplicates
-from .splits.fingerprints import Fingerprint, fingerprint, look
+from .splits.fingerprints import Fingerprint, fingerprint, fingerprint_all
 from .splits.grouped_split import conflicts, grouped_split, hold_out, leakage
 from .splits.summary import summarise, tell, tell_imbalance
-from .splits.survey import survey, without
+from .transforms import Transform, evaluation_transform, training_transform
 
 __all__ = [
     "NAMED",
+    "Batch",
+    "Collate",
     "Data",
     "Duplicates",
     "Fingerprint",
     "ImageSet",
+    "Sample",
+    "Transform",
     "Unreadable",
+    "cached_at_scale",
+    "cached_images",
+    "check_images",
     "check_shares",
     "conflicts",
     "evaluation_batches",
     "evaluation_transform",
     "find_duplicates",
     "fingerprint",
+    "fingerprint_all",
     "flatten_alpha",
     "grouped_split",
     "hold_out",
     "leakage",
     "list_images",
-    "look",
     "memory_of",
     "mix_seeds",
     "open_data",
     "read_image",
-    "scaled",
-    "shrunk",
     "summarise",
-    "survey",
     "tell",
     "tell_imbalance",
     "training_batches",

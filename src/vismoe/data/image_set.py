@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -11,23 +12,41 @@ from torch import Tensor
 
 from .images import Unreadable
 
+Sample = dict[str, Any]
+"""Named values of one image, or of what else is trained on: "image" (a PIL image or `tv_tensors.Image`), "label" (a
+tensor), and further ones: boxes, masks, a second image, a target."""
+Batch = dict[str, Any]
+"""The same names, with what samples have of them stacked, or in a list."""
+
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N images and what they show: the number of each one's class (N,), or which of K classes are on each (N, K).
+    """N images and what is known of them. It can be pickled if its functions can: where processes are not forked, those
+    that prepare images are sent it.
 
-    `image(i)` gives the i-th as a PIL image; nothing is decoded before. (It can be pickled: where processes are not
-    forked, those that prepare images are sent it.) Of files, `files` are their paths below the
-    set's folder and `columns` what its metadata says of each beside the labels.
+    - `labels`: the number of each one's class (N,), or which of K classes are on each (N, K), with K = 0 no labels.
+    - `image`: gives the i-th as a PIL image; nothing is decoded before.
+    - `files`: of files, their paths below the set's folder.
+    - `columns`: by name, what the set's metadata says of each beside the labels.
+    - `further`: by name, what gives a further value of the i-th sample: boxes or masks as `tv_tensors`, so that they
+      move with the image, a second image, any tensor. One named "image" takes the image's place.
     """
 
     labels: Int[Tensor, " N"] | Bool[Tensor, "N K"]
     image: Callable[[int], Image.Image]
     files: Sequence[str] = ()
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    further: Mapping[str, Callable[[int], Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def sample(self, index: int) -> Sample:
+        """The i-th image with all that belongs to it: "image", "label" (where there are labels), and further values."""
+        sample: Sample = {} if "image" in self.further else {"image": self.image(index)}
+        if self.labels.ndim == 1 or self.labels.shape[1]:
+            sample["label"] = self.labels[index]
+        return sample | {name: value(index) for name, value in self.further.items()}
 
     def subset(self, indices: Sequence[int]) -> "ImageSet":
         """Some of the images, in the order given."""
@@ -36,11 +55,12 @@ class ImageSet:
             partial(_chosen, self.image, indices),
             [self.files[index] for index in indices] if self.files else (),
             {name: [values[index] for index in indices] for name, values in self.columns.items()},
+            {name: partial(_chosen, value, indices) for name, value in self.further.items()},
         )
 
 
-def _chosen(image: Callable[[int], Image.Image], indices: Sequence[int], index: int) -> Image.Image:
-    return image(indices[index])
+def _chosen(value: Callable[[int], Any], indices: Sequence[int], index: int) -> Any:
+    return value(indices[index])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vismoe.data import Batch, Data, ImageSet, check_shares, survey, training_batches, without
+from vismoe.data import Batch, Data, ImageSet, check_images, check_shares, training_batches, without
 from vismoe.inference import evaluate
 from vismoe.parallel import join_world, resolve_device
 from vismoe.tasks import Evaluation, Task, open_for, task_for
@@ -80,7 +80,7 @@ def fit(
         task.check(opened)
         extra_eval = _checked(extra_eval or {}, task)
         check_shares(recipe.batch_size, world.size)
-        state = begin((build(recipe, task, opened) if network is None else network()).to(device), recipe)
+        state = begin((build(recipe, opened, task) if network is None else network()).to(device), recipe)
         run, left_out = world.from_leader(lambda: _open(recipe, out, opened, resume, data is None))
         run, data = replace(run, writes=world.leads), without(opened, left_out)
         task = task_for(recipe.task, data, recipe.to_json())
@@ -122,7 +122,7 @@ def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> 
         run = Run.reopen(out, recipe, data, max(done, default=0))
     else:
         Run.refuse(out)
-        data = survey(data, recipe.max_unreadable, recipe.workers) if unseen else data
+        data = check_images(data, recipe.max_unreadable, recipe.workers) if unseen else data
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))

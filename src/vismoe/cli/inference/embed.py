@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vismoe.adapt import split_of_files
-from vismoe.data import Data, open_data, survey
+from vismoe.data import Data, check_images, open_data
 from vismoe.features import check_embeddings, class_names, features, file_names, open_images, whole, write_embeddings
 from vismoe.parallel import resolve_device
 
@@ -56,7 +56,7 @@ def embed(
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
     check_embeddings(out, format)
     network = open_resized(model, image_size).to(resolve_device(device))
-    opened = survey(open_images(images) if data is None else _whole(model, data), 1.0, workers)
+    opened = check_images(open_images(images) if data is None else _whole(model, data), 1.0, workers)
     for entry in opened.left_out:
         note_left_out(entry)
     with ImageProgress("features") as progress:

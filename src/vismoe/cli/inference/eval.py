@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from vismoe.data import NAMED, Data, survey
+from vismoe.data import NAMED, Data, check_images
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
 from vismoe.tasks import ClassEvaluation, Evaluation, by_group, task_of
@@ -61,7 +61,7 @@ def evaluate_model(
     if own is not None:
         opened = replace(opened, train=None)
     groups = _column(opened, group)
-    opened = survey(opened, max_unreadable, workers)
+    opened = check_images(opened, max_unreadable, workers)
     for entry in opened.left_out:
         note_left_out(entry)
     if part == "all" and Path(model).exists() and Run.of(model) is None:

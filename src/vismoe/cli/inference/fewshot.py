@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from vismoe.data import survey
+from vismoe.data import check_images
 from vismoe.features import check_shots, few_shot
 from vismoe.parallel import resolve_device
 from vismoe.training import Run
@@ -64,7 +64,7 @@ def fewshot(
     data = data or (own.recipe.data if own is not None else "")
     network = open_resized(model, image_size).to(resolve_device(device))
     opened = open_set(model, data, 0 if run is None else run.recipe.split_seed)
-    opened = survey(opened, max_unreadable, workers)
+    opened = check_images(opened, max_unreadable, workers)
     for entry in opened.left_out:
         note_left_out(entry)
     possible = check_shots(opened, wanted, protocol)

@@ -8,7 +8,7 @@ import tyro
 from torch import Tensor, nn
 
 from vismoe import densify, save
-from vismoe.data import Data, evaluation_batches, evaluation_transform, survey
+from vismoe.data import Data, check_images, evaluation_batches, evaluation_transform
 from vismoe.inference import evaluate
 from vismoe.tasks import task_of
 from vismoe.vit import cost, measure_usage, reduce_experts
@@ -51,7 +51,7 @@ def densify_model(
     refuse_existing(destination)
     network = open_model(model)
     task = task_of(network)
-    opened = survey(task.known_to_model(open_set(model, data, task=task)), max_unreadable)
+    opened = check_images(task.known_to_model(open_set(model, data, task=task)), max_unreadable)
     for entry in opened.left_out:
         note_left_out(entry)
     for path, usage in measure_usage(network, _pixels(network, opened, images, batch_size)).items():

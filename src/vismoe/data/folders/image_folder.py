@@ -10,9 +10,9 @@ from zlib import crc32
 import torch
 from PIL import Image
 
+from ..batches import mix_seeds
 from ..image_set import Data, ImageSet
 from ..images import IMAGE_SUFFIXES, Unreadable, list_images, read_image
-from ..seeds import mix_seeds
 from .metadata import METADATA, Row, read_tables
 
 TRAIN, HELD_OUT = "train", ("val", "validation", "valid", "test")

@@ -8,10 +8,10 @@ from PIL import Image
 from scipy.fft import dctn
 from torch.utils.data import DataLoader, Dataset
 
+from ..batches import leave_stopping
 from ..image_set import Data, ImageSet
 from ..images import Unreadable, eight_bits, flatten_alpha
-from ..pipeline import leave_stopping
-from .survey import accept
+from .check import accept
 
 SIDE, LOW = 32, 8
 NOISE = 4.0
@@ -92,8 +92,8 @@ class _Looked(Dataset[Fingerprint | Unreadable]):
         return fingerprint(image)
 
 
-def look(data: Data, max_unreadable: float, workers: int = 0) -> tuple[Data, list[Fingerprint]]:
-    """Decodes every image of a set once: the set without the files that cannot be (as `survey` gives it), and the
+def fingerprint_all(data: Data, max_unreadable: float, workers: int = 0) -> tuple[Data, list[Fingerprint]]:
+    """Decodes every image of a set once: the set without the files that cannot be (as `check_images` gives it), and the
     fingerprints of what is left, the training part's before the held-out part's.
 
     **Raises:** ValueError where the share of unreadable files is above `max_unreadable`.

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..batches import mix_seeds
 from ..image_set import Data
-from ..seeds import mix_seeds
 from .duplicates import Duplicates
 
 TRIES = 8

@@ -10,19 +10,33 @@ from PIL import Image
 
 from .image_set import ImageSet
 from .images import eight_bits, flatten_alpha
-from .pipeline import evaluation_scale
+from .transforms import evaluation_scale
 
 
-def shrunk(images: ImageSet, side: int) -> ImageSet:
+def cached_images(images: ImageSet, side: int) -> ImageSet:
     """The same set, each image decoded once, when it is first asked for, and kept: on white ground, with a short side
-    of at most `side` pixels, by a box filter."""
-    return replace(images, image=_Kept(images, partial(_boxed, side)))
+    of at most `side` pixels, by a box filter.
+
+    **Raises:** ValueError for a set with further values, whose places in an image would not be scaled with it.
+    """
+    return _cached(images, partial(_boxed, side))
 
 
-def scaled(images: ImageSet, config: dict[str, Any]) -> ImageSet:
+def cached_at_scale(images: ImageSet, config: dict[str, Any]) -> ImageSet:
     """The same set, each image decoded once and kept in the scale in which a network with this data configuration is
-    evaluated: the results are the same, bit for bit."""
-    return replace(images, image=_Kept(images, evaluation_scale(config)))
+    evaluated: the results are the same, bit for bit.
+
+    **Raises:** as `cached_images`.
+    """
+    return _cached(images, evaluation_scale(config))
+
+
+def _cached(images: ImageSet, change: Callable[[Image.Image], Image.Image]) -> ImageSet:
+    if images.further:
+        raise ValueError(
+            f"images with {', '.join(images.further)} cannot be kept in another size: use the set as it is"
+        )
+    return replace(images, image=_Kept(images, change))
 
 
 def memory_of(images: ImageSet, side: int) -> int:

@@ -1,11 +1,11 @@
-"""pytest tests/data/test_shrunk.py"""
+"""pytest tests/data/test_cached.py"""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vismoe.data import ImageSet, evaluation_transform, memory_of, scaled, shrunk
+from vismoe.data import ImageSet, cached_at_scale, cached_images, evaluation_transform, memory_of
 
 IMAGES = [
     Image.effect_noise((100, 60), 80).convert("RGB"),
@@ -25,7 +25,7 @@ def test_images_are_decoded_once_and_kept_small():
         return IMAGES[index]
 
     images = ImageSet(torch.arange(5), image)
-    kept = shrunk(images, 30)
+    kept = cached_images(images, 30)
     first = [kept.image(index) for index in range(5)]
     again = [kept.image(index) for index in range(5)]
     assert asked == [0, 1, 2, 3, 4]
@@ -48,8 +48,8 @@ def test_images_kept_for_evaluation_are_evaluated_as_they_were(crop_pct, channel
     config = {"input_size": size, "interpolation": "bicubic", "crop_pct": crop_pct, **statistics}
     long = Image.effect_noise((3000, 40), 80)
     images = ImageSet(torch.arange(6), [*IMAGES, long].__getitem__)
-    kept, transform = scaled(images, config), evaluation_transform(config)
+    kept, transform = cached_at_scale(images, config), evaluation_transform(config)
     for index in range(6):
-        assert torch.equal(transform(kept.image(index)), transform(images.image(index)))
+        assert torch.equal(transform(kept.sample(index))["image"], transform(images.sample(index))["image"])
     assert kept.image(0) is kept.image(0)
     assert min(kept.image(0).size) == int(28 / crop_pct)

@@ -1,13 +1,13 @@
-"""Looking at every file of a set once, before hours are spent on it."""
+"""Every file of a set decoded once, before hours are spent on it; a set without what cannot be."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch.utils.data import DataLoader, Dataset
 
+from ..batches import leave_stopping
 from ..image_set import Data, ImageSet
 from ..images import Unreadable
-from ..pipeline import leave_stopping
 
 
 class _Checked(Dataset[Unreadable | None]):
@@ -27,7 +27,7 @@ class _Checked(Dataset[Unreadable | None]):
         return None
 
 
-def survey(data: Data, max_unreadable: float, workers: int = 0) -> Data:
+def check_images(data: Data, max_unreadable: float, workers: int = 0) -> Data:
     """Decodes every file of a folder, and leaves out those that cannot be: `left_out` of the result names them.
 
     **Raises:** ValueError where their share is above `max_unreadable`.

@@ -1,0 +1,294 @@
+"""Samples as a network wants them: images, and what moves with them, scaled, cropped, moved and normalised."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.transforms import ResizeKeepRatio
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
+
+from .image_set import Sample
+from .images import eight_bits, flatten_alpha
+
+Transform = Callable[[Sample], Sample]
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's, by the channels of a network."""
+LONGEST = 20
+
+
+def evaluation_transform(config: dict[str, Any]) -> Transform:
+    """Has a network's evaluation see a sample as its data configuration says: scaled so that the crop fits, the centre
+    cut out, normalised. A PIL image goes through timm's own transform, so that weights are evaluated as they were
+    published; tensors go through the same steps of torchvision.
+
+    **Arguments:** `config`: timm's data configuration: input_size (C, H, W), mean, std, interpolation, crop_pct.
+
+    **Returns:** a function of a sample. Of its values, PIL images (made grey or colour, as the network has channels)
+    and `tv_tensors.Image` (C, any height, any width; integers, or floats in 0…1) become float tensors (C, H, W); other
+    `tv_tensors` (boxes, masks) move with them and stay what they are; everything else is passed on untouched. Boxes
+    outside of the crop stay, without area.
+
+    **Raises:** ValueError for a configuration that cannot be followed; when called, for an image of other channels than
+    the network's.
+    """
+    try:
+        alone = v2.Compose([partial(_as_mode, config["input_size"][0]), create_transform(**config)])
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"the model's data configuration {config} cannot be followed: {error!r}") from error
+    return partial(_transformed, alone, partial(_evaluated, config, alone))
+
+
+def evaluation_scale(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
+    """An image in the channels and the scale of evaluation, its centre not yet cut out: what `evaluation_transform`
+    makes of it is, bit for bit, what it makes of the image."""
+    whole, *_ = create_transform(**config).transforms
+    return v2.Compose([partial(_as_mode, config["input_size"][0]), whole])
+
+
+def training_transform(
+    config: dict[str, Any],
+    degrees: float = 0.0,
+    translate: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    flip: float = 0.0,
+    crop: float = 1.0,
+    color_jitter: float = 0.0,
+    noise: float = 0.0,
+    erase: float = 0.0,
+) -> Transform:
+    """The same, drawn at random. All images, boxes and masks of a sample move together: random numbers are drawn once
+    for all of them, but for the noise, which is each image's own.
+
+    **Arguments:**
+
+    - `config`: as for `evaluation_transform`.
+    - `degrees`, `shear`: rotation and shear up to so many degrees.
+    - `translate`: shift up to this share of the size.
+    - `scale`: size times a factor within 1 ± this. What rotation, shear, shift and scale bring in from outside is white
+      (of tensors 1 in every channel), in masks 0.
+    - `flip`: share of samples that are mirrored.
+    - `crop`: where it is not 1, a crop of at least this share of the image's area, of a shape up to 4:3 either way, in
+      place of the centre; the images of a sample must then have one size.
+    - `color_jitter`: brightness, contrast and saturation, each times a factor within 1 ± this; of 1 or 3 channels.
+    - `noise`: standard deviation of what is added to each pixel, in 0…1.
+    - `erase`: share of samples in whose images a rectangle, 2 % to 33 % of the area, gets the mean colour (Zhong et al.
+      2017).
+
+    **Returns:** a function of a sample, as `evaluation_transform` gives it.
+
+    **Raises:** ValueError for jitter of the colours of other channels; when called, for an image of other channels than
+    the network's.
+    """
+    channels, *size = config["input_size"]
+    if color_jitter and channels not in MODES:
+        raise ValueError(f"color_jitter={color_jitter:g}: the network takes {channels} channels, accepted are 1 and 3")
+    interpolation = InterpolationMode(config["interpolation"])
+    scaled = [int(length / config["crop_pct"]) for length in size]
+    square = scaled[0] == scaled[1]  # for which timm rounds the long side otherwise
+    whole = (
+        v2.Resize(scaled[0], interpolation) if square else ResizeKeepRatio(scaled, interpolation=interpolation.value)
+    )
+    centre = v2.Compose([whole, v2.CenterCrop(size)])
+    cut = None if crop == 1 else v2.RandomResizedCrop(size, (crop, 1.0), (3 / 4, 4 / 3), interpolation)
+    affine = v2.RandomAffine(
+        degrees,
+        translate=(translate, translate),
+        scale=(1 - scale, 1 + scale),
+        shear=shear,
+        interpolation=InterpolationMode.BILINEAR,
+        fill={"others": 255, tv_tensors.Image: 1.0, tv_tensors.Mask: 0},
+    )
+    normalize, erasing = _normalize(config, noise), v2.RandomErasing(erase)
+    # While an image is Pillow's, which moves small ones several times as fast as tensors are moved.
+    moved = [
+        *([v2.RandomHorizontalFlip(flip)] if flip else []),
+        *([affine] if degrees or translate or scale or shear else []),
+        *([v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []),
+    ]
+    alone = v2.Compose(
+        [
+            partial(_as_mode, channels),
+            cut or (partial(_of_size, tuple(size), centre) if scaled == size else centre),
+            *moved,
+            normalize,
+            *([erasing] if erase else []),
+        ]
+    )
+    together = v2.Compose(
+        [
+            partial(_each, partial(_prepared, channels)),
+            *([_of_one_size, cut] if cut else [partial(_each, partial(_centred, config))]),
+            partial(_each, _as_floats),
+            *(partial(_moved_boxes, step) if step is affine else step for step in moved),
+            partial(_each, normalize),
+            *([partial(_erased, erasing)] if erase else []),
+        ]
+    )
+    return partial(_transformed, alone, together)
+
+
+def _transformed(alone: Callable[[Image.Image], Any], together: Callable[[Sample], Sample], sample: Sample) -> Sample:
+    """A sample with its images, boxes and masks transformed: one PIL image by itself, which is faster, else all of them
+    together."""
+    moving = {name: value for name, value in sample.items() if isinstance(value, Image.Image | tv_tensors.TVTensor)}
+    if not moving:
+        return sample
+    if len(moving) == 1:
+        ((name, value),) = moving.items()
+        if isinstance(value, Image.Image):
+            return sample | {name: alone(value)}
+    return sample | together(moving)
+
+
+def _each(change: Callable[[Any], Any], moving: Sample) -> Sample:
+    return {name: change(value) for name, value in moving.items()}
+
+
+def _evaluated(config: dict[str, Any], alone: Callable[[Image.Image], Any], moving: Sample) -> Sample:
+    """The images, boxes and masks of a sample at evaluation."""
+    normalize, (channels, *size) = _normalize(config, 0.0), config["input_size"]
+
+    def change(value: Any) -> Any:
+        if isinstance(value, Image.Image):
+            return alone(value)
+        value = _scaled(config, config.get("crop_mode"), _prepared(channels, value))
+        # Normalised before it is cropped: where a crop is larger than the image it is filled up with 0, the mean.
+        return functional.center_crop(normalize(_as_floats(value)), size)
+
+    return _each(change, moving)
+
+
+def _prepared(channels: int, value: Any) -> Any:
+    """An image in as many channels as the network has; of anything too long its middle."""
+    if isinstance(value, Image.Image):
+        return _as_mode(channels, value)
+    if isinstance(value, tv_tensors.Image):
+        if value.ndim != 3 or value.shape[0] != channels:
+            raise ValueError(
+                f"an image tensor of shape {tuple(value.shape)}, but the network takes {channels} channels: expected "
+                f"({channels}, height, width)"
+            )
+        if value.dtype not in (torch.uint8, torch.float32):
+            value = functional.to_dtype(value, torch.float32, scale=True)
+    height, width = functional.get_size(value)
+    left, top, right, bottom = _middle(width, height)
+    if (right - left, bottom - top) == (width, height):
+        return value
+    return functional.crop(value, top, left, bottom - top, right - left)
+
+
+def _centred(config: dict[str, Any], value: Any) -> Any:
+    return functional.center_crop(_scaled(config, None, value), config["input_size"][1:])
+
+
+def _scaled(config: dict[str, Any], crop_mode: str | None, value: Any) -> Any:
+    """Anything in the scale of evaluation, its centre not yet cut out, in the sizes that timm's transform has."""
+    wanted = [math.floor(length / config["crop_pct"]) for length in config["input_size"][1:]]
+    if crop_mode == "squash":
+        size = wanted
+    elif crop_mode != "border" and wanted[0] == wanted[1]:
+        size = wanted[:1]
+    else:
+        lengths = functional.get_size(value)
+        ratios = [length / target for length, target in zip(lengths, wanted, strict=True)]
+        ratio = max(ratios) if crop_mode == "border" else min(ratios)
+        size = [round(length / ratio) for length in lengths]
+    return functional.resize(value, size, InterpolationMode(config["interpolation"]))
+
+
+def _of_one_size(moving: Sample) -> Sample:
+    """The same.
+
+    **Raises:** ValueError where one place does not mean the same in all of them.
+    """
+    sizes = {name: tuple(functional.get_size(value)) for name, value in moving.items()}
+    if len(set(sizes.values())) > 1:
+        given = ", ".join(f"{name} {height} × {width}" for name, (height, width) in sizes.items())
+        raise ValueError(
+            f"a sample whose values have several sizes ({given}) cannot be cropped at random: bring them to one size, "
+            "or set crop to 1"
+        )
+    return moving
+
+
+def _moved_boxes(affine: v2.RandomAffine, moving: Sample) -> Sample:
+    """A sample moved, where boxes that are outside of the image already keep no area: turned, the line at the border
+    that is left of one would have some."""
+    moved = affine(moving)
+    for name, before in moving.items():
+        if isinstance(before, tv_tensors.BoundingBoxes) and not tv_tensors.is_rotated_bounding_format(before.format):
+            empty = functional.convert_bounding_box_format(before, new_format="CXCYWH")[..., 2:].amin(-1) <= 0
+            corners = functional.convert_bounding_box_format(moved[name], new_format="XYXY")
+            corners[empty, 2:] = corners[empty, :2]
+            moved[name] = functional.convert_bounding_box_format(corners, new_format=before.format)
+    return moved
+
+
+def _as_floats(value: Any) -> Any:
+    """An image tensor in 0…1; others as they are."""
+    return functional.to_dtype(value, torch.float32, scale=True) if isinstance(value, tv_tensors.Image) else value
+
+
+def _erased(erasing: v2.RandomErasing, moving: Sample) -> Sample:
+    """The images of a sample with one rectangle erased in all of them, in a share of samples."""
+    images = {name: value for name, value in moving.items() if not isinstance(value, tv_tensors.TVTensor)}
+    if not images or torch.rand(1) >= erasing.p:
+        return moving
+    first, *_ = images.values()
+    drawn = erasing.make_params([first])
+    return moving | {name: erasing.transform(value, drawn) for name, value in images.items()}
+
+
+def _of_size(size: tuple[int, int], change: Callable[[Any], Any], image: Image.Image) -> Image.Image:
+    """An image, changed to be of a size (height, width) where it is not."""
+    return image if image.size == size[::-1] else change(image)
+
+
+def _as_mode(channels: int, image: Image.Image) -> Image.Image:
+    if channels not in MODES:
+        raise ValueError(
+            f"the network takes {channels} channels; images can be had with 1 (grey) or 3 (colour), of others as "
+            "tv_tensors.Image"
+        )
+    return flatten_alpha(eight_bits(_shortened(image))).convert(MODES[channels])
+
+
+def _shortened(image: Image.Image) -> Image.Image:
+    middle = _middle(*image.size)
+    return image if middle == (0, 0, *image.size) else image.crop(middle)
+
+
+def _middle(width: int, height: int) -> tuple[int, int, int, int]:
+    """An image's middle (left, top, right, bottom), of at most LONGEST times the length of its short side: scaled up by
+    it, a hairline of a few kilobytes would fill all memory, and no network is shown its ends."""
+    most = LONGEST * min(width, height)
+    left, top = ((length - min(length, most)) // 2 for length in (width, height))
+    return left, top, left + min(width, most), top + min(height, most)
+
+
+def _normalize(config: dict[str, Any], noise: float) -> Callable[[Any], Any]:
+    channels = config["input_size"][0]
+    mean, std = (list(map(float, config[name]))[:channels] for name in ("mean", "std"))
+    return partial(_normalized, mean, std, noise)
+
+
+def _normalized(mean: list[float], std: list[float], noise: float, value: Any) -> Any:
+    """What v2's ToImage, ToDtype, GaussianNoise and Normalize do to an image, without asking for each whether it comes
+    with boxes; boxes and masks as they are."""
+    if isinstance(value, Image.Image):
+        pixels = functional.to_dtype_image(functional.pil_to_tensor(value), torch.float32, scale=True)
+    elif isinstance(value, tv_tensors.Image):
+        pixels = value.as_subclass(Tensor)
+    else:
+        return value
+    if noise:
+        pixels = (pixels + noise * torch.randn_like(pixels)).clamp(0, 1)
+    return functional.normalize_image(pixels, mean, std)
