@@ -18,7 +18,7 @@ from vismoe.cli import main
 from vismoe.data import open_data
 from vismoe.deploy import export_onnx
 from vismoe.deploy.agreement import choice_gap, compare
-from vismoe.deploy.backend import export_backend
+from vismoe.deploy.product import export_product
 from vismoe.features import features
 from vismoe.moe import MoE, loop
 from vismoe.vit import SparseVisionTransformer
@@ -122,7 +122,7 @@ def test_is_plain_and_dropless(wide):
     assert "site-packages" not in str(model)
 
 
-def test_backend_is_the_oracle():
+def test_product_is_the_oracle():
     """In eager too, for tokens of very uneven load."""
     torch.manual_seed(0)
     layer = MoE(vismoe.TopKRouter(8, 4, k=2), vismoe.MLPExperts(8, 12, 4)).eval()
@@ -131,7 +131,7 @@ def test_backend_is_the_oracle():
     with torch.no_grad():
         layer.backend = loop
         expected = layer(tokens)
-        layer.backend = export_backend
+        layer.backend = export_product
         torch.testing.assert_close(layer(tokens), expected)
 
 

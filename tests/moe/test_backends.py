@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import vismoe
-from vismoe.moe import combine, dispatch, execute, grouped, loop, padded
-from vismoe.moe.execution.execute import _tiled
+from vismoe.moe import LocalExchange, grouped, loop, padded
 from vismoe.moe.execution.grouped_linear import grouped_linear
 from vismoe.moe.execution.layouts import SortedRows, Tiles
 from vismoe.moe.plan import plan_from_choices
 
 DIM, HIDDEN, EXPERTS = 16, 24, 5
+EXCHANGE = LocalExchange()
 
 
 class Elsewhere(torch.Tensor):
@@ -25,14 +25,18 @@ class Elsewhere(torch.Tensor):
         return torch.device("cuda")
 
 
-def device_product(plan, tokens, experts):
+def device_product(experts, rows):
     """What `grouped` does in bfloat16 off the CPU: one product of all rows by the device's own operator."""
-    rows = dispatch(plan, tokens).as_subclass(Elsewhere)
-    return combine(plan, experts(rows, SortedRows(plan)).as_subclass(torch.Tensor))
+    elsewhere = rows.values.as_subclass(Elsewhere)
+    return experts(elsewhere, SortedRows(rows)).as_subclass(torch.Tensor)
 
 
 def tiles_of(height):
-    return lambda plan, tokens, experts: _tiled(plan, tokens, experts, Tiles.of_height(plan, height))
+    def product(experts, rows):
+        tiles = Tiles(rows, height)
+        return tiles.take_out(experts(tiles.put_in(rows.values), tiles))
+
+    return product
 
 
 BACKENDS = {
@@ -164,7 +168,9 @@ def test_second_derivatives(backend):
             return torch.func.functional_call(experts, self.given, arguments)
 
     def forward(x, weight, *parameters):
-        return execute(dataclasses.replace(plan, weight=weight), x, Given(parameters), BACKENDS[backend])
+        weighted = dataclasses.replace(plan, weight=weight)
+        rows = EXCHANGE.dispatch(weighted, x)
+        return EXCHANGE.combine(weighted, rows, BACKENDS[backend](Given(parameters), rows))
 
     inputs = (x.flatten(0, 1).double(), weight, *(parameter.detach() for parameter in experts.parameters()))
     assert torch.autograd.gradgradcheck(forward, [each.requires_grad_() for each in inputs], fast_mode=True)
@@ -317,6 +323,7 @@ def test_dispatch_and_combine_gradients():
 
     def weighted(tokens, weight):
         plan = plan_from_choices(expert, weight, 3)
-        return combine(plan, dispatch(plan, tokens) ** 2)
+        rows = EXCHANGE.dispatch(plan, tokens)
+        return EXCHANGE.combine(plan, rows, rows.values**2)
 
     assert torch.autograd.gradcheck(weighted, (tokens, weight))

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from vismoe import MLPExperts, MoE, TopKRouter, record
-from vismoe.moe.routers.balance_rules import STEPS, move_bias
-from vismoe.moe.routers.balancing import BalancedRouter
+from vismoe.moe.routers.balancing import STEPS, BalancedRouter, move_bias
 
 
 def tiny(**options) -> MoE:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from vismoe import MLPExperts, MoE, TopKRouter
-from vismoe.moe.routers.balance_rules import move_bias
+from vismoe.moe.routers.balancing import move_bias
 
 from ..ranks import in_two_processes
 

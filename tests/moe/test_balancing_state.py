@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vismoe import MLPExperts, MoE, TopKRouter
-from vismoe.moe.routers.balance_rules import move_bias
+from vismoe.moe.routers.balancing import move_bias
 
 # Not representable in float16 or bfloat16: a round trip through either would show.
 EXACT = torch.tensor([0.1, -0.7, 1 / 3, 1e-9])

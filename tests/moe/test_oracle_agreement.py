@@ -9,7 +9,7 @@ import torch
 
 import vismoe
 from vismoe.moe.routers import losses
-from vismoe.moe.routers.logits import float32_linear
+from vismoe.moe.routers.base import float32_linear
 
 from . import oracle
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import vismoe
-from vismoe.moe import compute_capacity, execute, grouped, loop, padded
+from vismoe.moe import LocalExchange, compute_capacity, grouped, loop, padded
 from vismoe.moe.plan import plan_from_choices
+from vismoe.moe.routers.base import first_top_k
 from vismoe.moe.routers.capacity import claim_capacity
-from vismoe.moe.routers.logits import first_top_k
 
 from .oracle import plan_as_tables
 
@@ -35,7 +35,7 @@ def read(folder, name):
 @pytest.mark.parametrize("number", range(36))
 def test_dispatch_and_combine(reference_figures, number):
     """Who is kept by whom, with which weight, is the reference's exactly, ties and priority included; and so is the
-    combined result of every backend."""
+    combined result of every product."""
     figures, config = read(reference_figures, "dispatch_top_experts_per_item")
     assert len(config["cases"]) == 36
     case = config["cases"][number]
@@ -52,8 +52,10 @@ def test_dispatch_and_combine(reference_figures, number):
     np.testing.assert_array_equal(ours[1], weight)
 
     inputs = torch.from_numpy(figures["inputs"])
-    for backend in (loop, grouped, padded):
-        combined = execute(plan, inputs.flatten(0, 1), Multiplier(num_experts), backend)
+    exchange = LocalExchange()
+    for product in (loop, grouped, padded):
+        rows = exchange.dispatch(plan, inputs.flatten(0, 1))
+        combined = exchange.combine(plan, rows, product(Multiplier(num_experts), rows))
         expected = torch.from_numpy(figures[f"case{number}/combined"])
         torch.testing.assert_close(combined.view_as(inputs), expected, rtol=1e-6, atol=1e-6)
 

@@ -14,7 +14,7 @@ from vismoe.training import Recipe
 from vismoe.training.beginning import begin
 from vismoe.training.schedule import learning_rate
 from vismoe.training.step import Trainer
-from vismoe.weights.reference.positions import zoom
+from vismoe.vit.positions import zoom
 
 SCHEDULES = {
     "warmup_linear_decay": "warmup-polynomial",

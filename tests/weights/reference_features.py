@@ -123,8 +123,8 @@ metrics of Expert Choice and soft routing | moe.LayerRecord.metrics | weights/te
   computed when asked for
 `encoder.moe.router.partition_spec`, `encoder.moe.router.precision`, `encoder.moe.router.dtype` | |
   weights/test_reference.py::test_other_routers | not followed
-`encoder.moe.router.dispatcher` | moe.execute | weights/test_reference.py::test_capacity_settings
-`encoder.moe.router.dispatcher.name` | moe.execute(backend) |
+`encoder.moe.router.dispatcher` | moe.LocalExchange; moe.grouped | weights/test_reference.py::test_capacity_settings
+`encoder.moe.router.dispatcher.name` | MoE(product) |
   weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | `einsum` and `indices` compute the same
 `encoder.moe.router.dispatcher.capacity_factor`, `encoder.moe.router.dispatcher.capacity` |
   TopKRouter(capacity_factor) | weights/test_reference.py::test_capacity_settings
@@ -149,7 +149,8 @@ metrics of Expert Choice and soft routing | moe.LayerRecord.metrics | weights/te
 `vmoe.projects.soft_moe.router.SoftRouter` | SoftRouter | moe/test_soft.py::test_reference_figures;
   moe/test_soft.py::test_the_layer_is_the_oracle
 `vmoe.projects.sparsity_constrained_ot` | | | three routers by optimal transport: a `vismoe.moe.Router` of one's own
-importance, load, gshard loss | moe.losses.importance_loss; moe.losses.load_loss; moe.losses.gshard_loss |
+importance, load, gshard loss |
+  moe.routers.losses.importance_loss; moe.routers.losses.load_loss; moe.routers.losses.gshard_loss |
   moe/test_reference_figures.py::test_router; moe/test_oracle_agreement.py::test_losses_of_given_logits
 `vmoe.moe.compute_capacity` | moe.compute_capacity | moe/test_reference_figures.py::test_capacity;
   moe/test_oracle_agreement.py::test_routing_grid
@@ -159,12 +160,12 @@ importance, load, gshard loss | moe.losses.importance_loss; moe.losses.load_loss
   moe/test_expert_choice.py::test_the_layer_is_the_oracle
 `vmoe.moe.get_dense_einsum_dispatcher` | | | no router of the reference calls it; `TopKRouter(k=num_experts)` comes to
   the same
-`EinsumDispatcher`, `ExpertIndicesDispatcher` | moe.SparsePlan; moe.execute |
-  moe/test_backends.py::test_backend_equals_loop | a plan is data, `execute` carries it out
+`EinsumDispatcher`, `ExpertIndicesDispatcher` | moe.SparsePlan; moe.LocalExchange |
+  moe/test_backends.py::test_backend_equals_loop | a plan is data, an exchange and a product carry it out
 `vmoe.moe.Bfloat16Dispatcher` | MoE(bfloat16_exchange) |
   moe/test_soft.py::test_bfloat16_exchange_rounds_what_experts_see_and_say
 `vmoe.moe.sparse_moe_spmd` | MoE; moe.StackedLinear | moe/test_backends.py::test_every_form_of_expert | experts are a
-  module that obeys `vismoe.moe.Experts`
+  module that is called with rows and their `vismoe.moe.Layout`
 `vmoe.moe.sparse_moe_spmd_with_axes` | | | experts are not spread over devices yet
 
 # Weights

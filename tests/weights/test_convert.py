@@ -19,9 +19,9 @@ import torch
 import vismoe
 from vismoe.cli import main
 from vismoe.vit import PRESETS
+from vismoe.vit.positions import resize_positions
 from vismoe.weights import PUBLISHED, Published, convert, from_reference, to_reference
 from vismoe.weights.reference.npz import DenseNpz
-from vismoe.weights.reference.positions import resize_positions
 
 from ..memory import printed
 from .reference_writer import BFloat16, nested, write

@@ -42,7 +42,7 @@ def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:
     for layer in layers:
         if isinstance(layer.experts, LowRankExperts):
             layer.experts.mlp.requires_grad_(False)
-        layer.settle_router()
+        layer.freeze_router()
         if not router:
             layer.router.requires_grad_(False)
 

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from vismoe import __version__
 from vismoe.moe import MoE, TopKRouter
 from vismoe.moe.record import unwrap
+from vismoe.vit import evaluating, using_backend
 from vismoe.weights.exported.description import KEY, Description, describe_model
 from vismoe.weights.exported.onnx_model import OnnxModel, open_session
 
 from .agreement import TOLERANCE, compare
-from .backend import ONNX_OPERATORS, at_evaluation, exporting
+from .product import ONNX_OPERATORS, export_product
 
 LARGEST = 2**31 - 2**20
 """Bytes of weights: protobuf, and so ONNX in one file, ends at 2 GiB."""
@@ -76,7 +77,7 @@ def export_onnx(
     description = describe_model(model, preprocessing)
     network, batch = LogitsOnly(model), None if dynamic_batch else batch_size
     input_size = tuple(description.preprocessing["input_size"])
-    with at_evaluation(network):
+    with evaluating(network):
         data = _serialise(network, description, batch)
         agreement = compare(network, open_session(data), input_size, batch)
     if agreement.difference > TOLERANCE:
@@ -140,7 +141,7 @@ def _serialise(network: nn.Module, description: Description, batch_size: int | N
     # A dynamic dimension must not be 1 in the example: torch would take that for the only value.
     pixels = torch.zeros(2 if batch_size is None else batch_size, *description.preprocessing["input_size"])
     shapes = ({0: torch.export.Dim("batch", min=1)},) if batch_size is None else None
-    with torch.no_grad(), exporting(network):
+    with torch.no_grad(), using_backend(network, export_product):
         program = torch.export.export(network, (pixels,), dynamic_shapes=shapes, strict=False)
         exported = torch.onnx.export(
             program,

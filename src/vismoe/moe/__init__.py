@@ -5,11 +5,11 @@ R rows = (token, expert) pairs, d width, h hidden width.
 """
 
 from .condition import condition
-from .execution.dispatch import combine, dispatch
-from .execution.execute import Backend, execute, grouped, loop, mixed, padded
+from .execution.exchange import Exchange, LocalExchange, Rows
+from .execution.products import Product, grouped, loop, padded
 from .experts.low_rank import LowRankExperts
 from .experts.mlp import MLP, kind_of
-from .experts.stacked import Experts, MLPExperts, StackedLinear, StackedNorm, stacked_parts
+from .experts.stacked import Layout, MLPExperts, StackedLinear, StackedNorm, stacked_parts
 from .experts.structures import MLPStructure, read_mlp, register_mlp, structure_of, write_mlp
 from .layer import MemberMoE, MoE
 from .plan import Plan, SoftPlan, SparsePlan
@@ -39,13 +39,14 @@ ROUTERS = {
 __all__ = [
     "MLP",
     "ROUTERS",
-    "Backend",
     "BalancedRouter",
+    "Exchange",
     "ExpertChoiceRouter",
-    "Experts",
     "HashRouter",
     "ImageRouter",
     "LayerRecord",
+    "Layout",
+    "LocalExchange",
     "LowRankExperts",
     "MLPExperts",
     "MLPStructure",
@@ -53,10 +54,12 @@ __all__ = [
     "MemberRouter",
     "MoE",
     "Plan",
+    "Product",
     "RandomRouter",
     "Recording",
     "Router",
     "Routing",
+    "Rows",
     "SigmoidRouter",
     "SoftPlan",
     "SoftRouter",
@@ -64,15 +67,11 @@ __all__ = [
     "StackedLinear",
     "StackedNorm",
     "TopKRouter",
-    "combine",
     "compute_capacity",
     "condition",
-    "dispatch",
-    "execute",
     "grouped",
     "kind_of",
     "loop",
-    "mixed",
     "padded",
     "read_mlp",
     "record",

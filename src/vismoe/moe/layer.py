@@ -1,6 +1,7 @@
 """The sparse layer: a router, experts and perhaps a shared module, composed."""
 
 import warnings
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -8,10 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .condition import Conditioned
-from .execution.execute import Backend, execute
+from .execution.exchange import Exchange, LocalExchange
+from .execution.products import Product, grouped
 from .record import LayerRecord
 from .routers.balancing import inside_backward
-from .routers.base import Router
+from .routers.base import Router, Routing
 from .routers.member_choice import MemberRouter
 
 
@@ -24,12 +26,14 @@ class MoE(Conditioned):
     - `shared`: a module applied to every token whose output is added.
     - `group_size`: "none", one group of all tokens of the call (of each image, where the router wants that), or the
       number of tokens that are routed together; images in order, cutting across them as the reference does.
-    - `backend`: carries out the plan; `bfloat16_exchange`: rounds what goes to experts and comes back, as the
-      reference's dispatchers do; see `vismoe.moe.execute`.
+    - `product`: how rows are multiplied by their experts' weights, `vismoe.moe.grouped` by default; `backend`: another
+      name of it.
+    - `bfloat16_exchange`: rounds what goes to experts and comes back to bfloat16, as the reference's dispatchers do.
 
-    `origin`: kept for whoever put the layer in another module's place and may want that back.
+    **Attributes:** those, which may be set; `exchange`: where rows go, a `vismoe.moe.Exchange`, by default one within
+    this process; `origin`: kept for whoever put the layer in another module's place and may want that back.
 
-    **Raises:** ValueError where router and experts differ.
+    **Raises:** ValueError where router and experts differ, or `product` and `backend` are both given.
     """
 
     def __init__(
@@ -38,8 +42,9 @@ class MoE(Conditioned):
         experts: nn.Module,
         shared: nn.Module | None = None,
         group_size: int | Literal["none"] = "none",
-        backend: Backend | None = None,
+        product: Product | None = None,
         bfloat16_exchange: bool = False,
+        backend: Product | None = None,
     ):
         super().__init__()
         for name in ("dim", "num_experts"):
@@ -48,9 +53,11 @@ class MoE(Conditioned):
                 raise ValueError(f"the router has {name}={ours}, but the experts have {name}={theirs}: they must agree")
         if group_size != "none" and not (isinstance(group_size, int) and group_size >= 1):
             raise ValueError(f'group_size={group_size!r}: accepted are "none" and whole numbers ≥ 1')
+        if product is not None and backend is not None:
+            raise ValueError("product and backend are two names of one thing: give one of them")
         self.router, self.experts, self.shared = router, experts, shared
-        self.group_size, self.backend = group_size, backend
-        self.bfloat16_exchange = bfloat16_exchange
+        self.group_size, self.product = group_size, product or backend or grouped
+        self.exchange: Exchange = LocalExchange(bfloat16_exchange)
         self.origin: Any = None
         self._warned = False
 
@@ -81,17 +88,35 @@ class MoE(Conditioned):
         mask_GS = None if mask is None else mask.reshape(tokens_GSd.shape[:2])
         context = {} if condition.context is None else {"context": condition.context}
         routing = self.router(tokens_GSd, mask_GS, **context)
-        self._tell(routing)
-        y = execute(routing.plan, tokens_GSd.flatten(0, 1), self.experts, self.backend, self.bfloat16_exchange).view(
-            tokens_BSd.shape
-        )
+        self._write_record(routing)
+        rows = self.exchange.dispatch(routing.plan, tokens_GSd.flatten(0, 1))
+        answers = self.product(self.experts, rows)
+        y = self.exchange.combine(routing.plan, rows, answers).view(tokens_BSd.shape)
         if self.shared is not None:
             y = y + self.shared(tokens_BSd)
         if mask is not None:
             y = torch.where(mask[..., None], y, 0)
         return y.view(x.shape)
 
-    def settle_router(self) -> None:
+    @property
+    def backend(self) -> Product:
+        """Another name of `product`. Set to None: the default product."""
+        return self.product
+
+    @backend.setter
+    def backend(self, product: Product | None) -> None:
+        self.product = product or grouped
+
+    @property
+    def bfloat16_exchange(self) -> bool:
+        """Whether the exchange rounds to bfloat16."""
+        return self.exchange.bfloat16
+
+    @bfloat16_exchange.setter
+    def bfloat16_exchange(self, rounds: bool) -> None:
+        self.exchange = replace(self.exchange, bfloat16=rounds)
+
+    def freeze_router(self) -> None:
         """Freezes a router without parameters where the experts do not train: its balancing has nothing by which to see
         that its layer is frozen."""
         parameters = [*self.experts.parameters()]
@@ -110,7 +135,7 @@ class MoE(Conditioned):
             raise ValueError(f"group_size={size} does not divide the {tokens}")
         return tokens_BSd
 
-    def _tell(self, routing: Any) -> None:
+    def _write_record(self, routing: Routing) -> None:
         training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if inside_backward():
             return

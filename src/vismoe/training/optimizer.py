@@ -34,7 +34,7 @@ def freeze(model: nn.Module, pattern: str) -> None:
         parameter.requires_grad_(False)
     for layer in model.modules():
         if isinstance(layer, MoE):
-            layer.settle_router()
+            layer.freeze_router()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"frozen={pattern!r}: nothing is left to train")
 

@@ -2,13 +2,12 @@
 
 from .config import MoEConfig
 from .cost import Cost, cost
-from .densify import densify, reduce_experts
+from .densify import Usage, densify, measure_usage, reduce_experts
 from .ensemble import ensemble_loss, ensemble_metrics, mean_logits, mean_of_images, member_loss
 from .model import SparseVisionTransformer
-from .modes import evaluating
+from .modes import evaluating, using_backend
 from .presets import PRESETS, Preset, dense_twin
 from .upcycling import make_sparse, upcycle
-from .usage import Usage, measure_usage
 
 __all__ = [
     "PRESETS",
@@ -30,4 +29,5 @@ __all__ = [
     "member_loss",
     "reduce_experts",
     "upcycle",
+    "using_backend",
 ]

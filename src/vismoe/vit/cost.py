@@ -1,14 +1,15 @@
 """What a network costs: counted, not measured, and without allocating weights where it lives on the meta device."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vismoe.moe import Experts, MoE, Plan, SoftPlan, SparsePlan, loop, mixed, stacked_parts
+from vismoe.moe import LocalExchange, MoE, Rows, stacked_parts
+from vismoe.moe.execution.layouts import OneExpert
+
+from .modes import evaluating, using_backend
 
 
 @dataclass(frozen=True)
@@ -39,30 +40,17 @@ def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
     named = (*model.named_parameters(), *model.named_buffers())
     tensors = {name: tensor.detach().to("meta") for name, tensor in named}
     image = torch.zeros(1, *image_size, device="meta", dtype=next(model.parameters()).dtype)
-    with _counting(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with (
+        evaluating(model),
+        using_backend(model, _first_expert_only, LocalExchange()),
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+    ):
         torch.func.functional_call(model, tensors, image)
     return Cost(parameters, active, counter.get_total_flops() // 2)
 
 
-def _first_expert_only(plan: Plan, tokens: Tensor, experts: Experts) -> Tensor:
-    if isinstance(plan, SoftPlan):
-        return mixed(plan, tokens, experts)
-    rows = len(plan.token)
-    all_rows = torch.arange(rows, device=tokens.device) % plan.num_tokens
-    weight, count = torch.ones(rows, device=tokens.device), torch.tensor([rows], device="cpu")
-    return loop(SparsePlan(all_rows, weight, count, None, plan.num_tokens), tokens, experts)
-
-
-@contextmanager
-def _counting(model: nn.Module) -> Iterator[None]:
-    layers = [layer for layer in model.modules() if isinstance(layer, MoE)]
-    backends, training = [layer.backend for layer in layers], model.training
-    for layer in layers:
-        layer.backend = _first_expert_only
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-        for layer, backend in zip(layers, backends, strict=True):
-            layer.backend = backend
+def _first_expert_only(experts: nn.Module, rows: Rows) -> Tensor:
+    """A product that needs no counts, which meta tensors do not have."""
+    answers: Tensor = experts(rows.values, OneExpert(0))
+    return answers

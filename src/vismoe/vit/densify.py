@@ -1,19 +1,63 @@
-"""Back to fewer experts, or to none: a small model for one domain."""
+"""Back to fewer experts, or to none: a small model for one domain, and which experts that domain uses."""
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from vismoe.moe import MLP, MLPExperts, MoE, TopKRouter, stacked_parts
+from vismoe.moe import MLP, MLPExperts, MoE, SparsePlan, TopKRouter, record, stacked_parts
+from vismoe.moe.record import layers_of
 
+from .modes import evaluating
 from .places import restore_mlp, sparse_layers
-from .usage import Usage, measure_usage
 
 How = Literal["expert", "merge"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of one layer: `share`, each expert's share of all choices; `weight`, the mean over tokens of the combine weight
+    that each expert has (0 where it was not chosen)."""
+
+    share: Float[Tensor, " E"]
+    weight: Float[Tensor, " E"]
+
+
+@torch.no_grad()
+def measure_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
+    """Runs a model over a domain's batches, at evaluation, and tells which experts of each layer it used.
+
+    **Raises:** ValueError where there is no batch.
+    """
+    load: dict[str, Tensor] = {}
+    weight: dict[str, Tensor] = {}
+    tokens: dict[str, int] = {}
+    with evaluating(model):
+        for batch in batches:
+            with record(model) as routing:
+                model(batch)
+            for name, calls in routing.layers.items():
+                for call in calls:
+                    plan = call.plan
+                    sums = _sums_of_weights(plan) if isinstance(plan, SparsePlan) else call.gates.sum((0, 1)).double()
+                    load[name] = load.get(name, 0) + plan.count.double()
+                    weight[name] = weight.get(name, 0) + sums
+                    tokens[name] = tokens.get(name, 0) + plan.num_tokens
+    if not load and layers_of(model):
+        raise ValueError("no batch was given: which experts a domain uses is not known without its images")
+    return {
+        name: Usage((load[name] / load[name].sum()).float(), (weight[name] / tokens[name]).float()) for name in load
+    }
+
+
+def _sums_of_weights(plan: SparsePlan) -> Float[Tensor, " E"]:
+    live = int(plan.count.sum())
+    expert = torch.repeat_interleave(torch.arange(len(plan.count), device=plan.count.device), plan.count)
+    return plan.weight.new_zeros(len(plan.count)).index_add(0, expert, plan.weight[:live]).double()
 
 
 def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inplace: bool = False) -> nn.Module:
@@ -128,11 +172,11 @@ def _beside(mlps: Sequence[MLP]) -> MLP:
         return mlps[0]
     whole = mlps[0].empty_like(sum(mlp.hidden_dim for mlp in mlps)).train(mlps[0].training)
     for name, parameter in whole.named_parameters():
-        found: list[Tensor] = [mlp.get_parameter(name) for mlp in mlps]
+        parts: list[Tensor] = [mlp.get_parameter(name) for mlp in mlps]
         if name == "down.bias":
-            parameter.copy_(torch.stack(found).sum(0))
+            parameter.copy_(torch.stack(parts).sum(0))
         else:
-            parameter.copy_(torch.cat(found, 1 if name == "down.weight" else 0))
+            parameter.copy_(torch.cat(parts, 1 if name == "down.weight" else 0))
     return whole
 
 

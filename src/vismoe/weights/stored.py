@@ -9,10 +9,10 @@ from torch import Tensor
 from vismoe.files.record import read_json
 from vismoe.moe import BalancedRouter
 from vismoe.vit import Preset, SparseVisionTransformer
+from vismoe.vit.positions import zoom
 
 from .folders.layout import CONFIG, WEIGHTS
 from .published import Published
-from .reference.positions import zoom
 
 
 def architecture(preset: Preset, published: Published) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .reference.positions import zoom
+from vismoe.vit.positions import zoom
 
 
 @torch.no_grad()

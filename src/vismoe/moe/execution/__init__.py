@@ -1,1 +1,1 @@
-"""How a plan is carried out."""
+"""How a plan is carried out: an exchange brings tokens to experts and back, a product multiplies."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 
 @torch.library.custom_op("vismoe::grouped_linear", mutates_args=())
@@ -86,3 +87,14 @@ def _backward_twice(ctx: Any, to_x: Tensor, to_weight: Tensor, to_bias: Tensor) 
 
 
 grouped_linear_backward.register_autograd(_backward_twice, setup_context=_setup_twice)
+
+
+# Counters see shapes alone, so rows behind the last expert's count too.
+@register_flop_formula(torch.ops.vismoe.grouped_linear)
+def _flops(x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **options: Any) -> int:
+    return 2 * x[0] * weight[1] * weight[2]
+
+
+@register_flop_formula(torch.ops.vismoe.grouped_linear_backward)
+def _flops_backward(grad: tuple[int, ...], x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **o: Any) -> int:
+    return 4 * x[0] * weight[1] * weight[2]

@@ -1,11 +1,11 @@
-"""How a backend lays out rows: one expert's, padded tiles of several, or all of them sorted by expert."""
+"""How a product lays out rows: one expert's, padded tiles of several, or all of them sorted by expert."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..experts.stacked import StackedLinear
-from ..plan import SparsePlan
+from .exchange import Rows
 from .grouped_linear import grouped_linear
 
 
@@ -37,52 +37,65 @@ class Batched:
         return self.of_tiles(parameter)[:, None]
 
 
-class Tiles(Batched):
+class Padded(Batched):
     """Rows in tiles (tiles, height, d), each of one expert and padded with zeros: a batched product, static shapes.
 
-    `expert_of_tile` is None where tile and expert are the same number. `used` (tiles, height): slots that hold a row;
-    `row_of_slot` (tiles, height); `slot_of_row` (R,); `live` (R,).
+    **Arguments:** `rows`; `height` of a tile; `expert_T`: each tile's expert; `first_tile_E`: each expert's first tile,
+    behind which its others stand.
     """
 
-    def __init__(self, plan: SparsePlan, height: int, tiles: int, one_each: bool):
-        device, num_rows = plan.token.device, plan.token.shape[0]
-        row, tile = torch.arange(num_rows, device=device), torch.arange(tiles, device=device)
-        ends = plan.count.cumsum(0)
-        start = ends - plan.count
-        tiles_of = torch.ones_like(ends) if one_each else (plan.count + height - 1) // height
-        tile_end = tiles_of.cumsum(0)
-        tile_start = tile_end - tiles_of
-        expert = tile if one_each else (tile[:, None] >= tile_end).sum(1).clamp_max(len(ends) - 1)
-        position = (tile - tile_start[expert])[:, None] * height + torch.arange(height, device=device)
-        self.expert_of_tile = None if one_each else expert
-        self.used = position < plan.count[expert][:, None]
-        self.row_of_slot = (start[expert][:, None] + position).clamp(0, max(num_rows - 1, 0))
-        self.live = row < ends[-1]
-        expert_of_row = (row[:, None] >= ends).sum(1).clamp_max(len(ends) - 1)
-        slot = tile_start[expert_of_row] * height + row - start[expert_of_row]
-        self.slot_of_row = slot.clamp(0, tiles * height - 1)
+    def __init__(self, rows: Rows, height: int, expert_T: Tensor, first_tile_E: Tensor):
+        count, device, num_rows = rows.count, rows.values.device, len(rows.values)
+        row, tile = torch.arange(num_rows, device=device), torch.arange(len(expert_T), device=device)
+        end = count.cumsum(0)
+        start = end - count
+        position = (tile - first_tile_E[expert_T])[:, None] * height + torch.arange(height, device=device)
+        self.used = position < count[expert_T][:, None]  # (tiles, height): slots that hold a row
+        self.row_of_slot = (start[expert_T][:, None] + position).clamp(0, max(num_rows - 1, 0))
+        self.live = row < end[-1]
+        expert_of_row = (row[:, None] >= end).sum(1).clamp_max(len(end) - 1)
+        slot = first_tile_E[expert_of_row] * height + row - start[expert_of_row]
+        self.slot_of_row = slot.clamp(0, len(expert_T) * height - 1)
 
-    @staticmethod
-    def of_capacity(plan: SparsePlan) -> "Tiles":
-        return Tiles(plan, plan.num_tokens if plan.capacity is None else plan.capacity, len(plan.count), True)
+    def put_in(self, values: Tensor) -> Tensor:
+        """Rows (R, d) -> tiles."""
+        if not len(values):  # Slots must point at something.
+            values = F.pad(values, (0, 0, 0, 1))
+        return torch.where(self.used[..., None], values[self.row_of_slot], 0)
 
-    @staticmethod
-    def of_height(plan: SparsePlan, height: int) -> "Tiles":
-        return Tiles(plan, height, plan.token.shape[0] // height + len(plan.count), False)
+    def take_out(self, answers: Tensor) -> Tensor:
+        """Tiles -> rows, 0 for dead ones."""
+        return torch.where(self.live[:, None], answers.flatten(0, 1)[self.slot_of_row], 0)
+
+
+class Buffers(Padded):
+    """One tile for each expert, which holds all that it may get."""
+
+    def __init__(self, rows: Rows):
+        number_E = torch.arange(len(rows.count), device=rows.values.device)
+        super().__init__(rows, rows.bound, number_E, number_E)
+
+
+class Tiles(Padded):
+    """Low tiles, as many for each expert as it needs; their number in all is static."""
+
+    def __init__(self, rows: Rows, height: int):
+        tiles_E = (rows.count + height - 1) // height
+        last_E = tiles_E.cumsum(0)
+        tile = torch.arange(len(rows.values) // height + len(tiles_E), device=rows.values.device)
+        self.expert_T = (tile[:, None] >= last_E).sum(1).clamp_max(len(tiles_E) - 1)
+        super().__init__(rows, height, self.expert_T, last_E - tiles_E)
 
     def of_tiles(self, parameter: Tensor) -> Tensor:
-        return parameter if self.expert_of_tile is None else parameter.index_select(0, self.expert_of_tile)
+        return parameter.index_select(0, self.expert_T)
 
 
 class SortedRows:
     """Rows (R, d) sorted by expert: one product of all."""
 
-    def __init__(self, plan: SparsePlan):
-        self.count, row = plan.count, torch.arange(plan.token.shape[0], device=plan.token.device)[:, None]
-        ends = plan.count.cumsum(0)
-        self.ends = ends.to(torch.int32)
-        self.member = (row >= ends - plan.count) & (row < ends)
-        self.live = row < ends[-1]
+    def __init__(self, rows: Rows):
+        self.count, self.num_rows = rows.count, len(rows.values)
+        self.member: Tensor | None = None
 
     def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
         dtype = product_dtype(x)
@@ -90,12 +103,23 @@ class SortedRows:
         if x.device.type == "cpu":
             return grouped_linear(x, weight, None if layer.bias is None else layer.bias.to(dtype), self.count)
         # The device's product leaves dead rows undefined, forward and backward: zeros replace them on either side.
-        y = torch.where(self.live, F.grouped_mm(torch.where(self.live, x, 0), weight.mT, offs=self.ends), 0)
+        end = self.count.cumsum(0).to(torch.int32)
+        live = torch.arange(self.num_rows, device=end.device)[:, None] < end[-1]
+        y = torch.where(live, F.grouped_mm(torch.where(live, x, 0), weight.mT, offs=end), 0)
         return y if layer.bias is None else y + self.expand(layer.bias).to(dtype)
 
     def expand(self, parameter: Tensor) -> Tensor:
         # A product, not a gather, whose backward would add thousands of rows into each expert's one by one.
-        return self.member.to(parameter.dtype) @ parameter
+        return self.members().to(parameter.dtype) @ parameter
+
+    def members(self) -> Tensor:
+        """(R, E): whether a row is an expert's. Made when it is first asked for: on CPU only norms do. (Compilers
+        cannot look into a cached property.)"""
+        if self.member is None:
+            end = self.count.cumsum(0)
+            row = torch.arange(self.num_rows, device=end.device)[:, None]
+            self.member = (row >= end - self.count) & (row < end)
+        return self.member
 
 
 def product_dtype(tokens: Tensor) -> torch.dtype:

@@ -28,7 +28,8 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.b.weight)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        return layout.linear(layout.linear(x, self.a), self.b)
+        down: Tensor = self.a(x, layout)
+        return self.b(down, layout)
 
     def of(self, number: int) -> Float[Tensor, "out in"]:
         """The difference of one expert."""

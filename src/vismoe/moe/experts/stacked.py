@@ -12,7 +12,7 @@ from .mlp import MLP, kind_of
 
 
 class StackedLinear(nn.Module):
-    """E linear layers in one parameter: weight (E, out, in), bias (E, out) or None. Executed by a `Layout`."""
+    """E linear layers in one parameter: weight (E, out, in), bias (E, out) or None."""
 
     def __init__(self, num_experts: int, in_features: int, out_features: int, bias: bool = True):
         super().__init__()
@@ -28,14 +28,31 @@ class StackedLinear(nn.Module):
         if self.bias is not None:
             nn.init.normal_(self.bias, std=1e-6)
 
+    def forward(self, x: Float[Tensor, "*rows in"], layout: "Layout") -> Float[Tensor, "*rows out"]:
+        """Each row by its expert's layer."""
+        return layout.linear(x, self)
+
+    def extra_repr(self) -> str:
+        num_experts, out_features, in_features = self.weight.shape
+        return f"{num_experts}, {in_features}, {out_features}, bias={self.bias is not None}"
+
 
 class StackedNorm(nn.Module):
-    """The scale and shift of E LayerNorms: weight and bias (E, features)."""
+    """E LayerNorms: weight and bias (E, features)."""
 
-    def __init__(self, num_experts: int, features: int):
+    def __init__(self, num_experts: int, features: int, eps: float = 1e-6):
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(num_experts, features))
         self.bias = nn.Parameter(torch.zeros(num_experts, features))
+
+    def forward(self, x: Float[Tensor, "*rows f"], layout: "Layout") -> Float[Tensor, "*rows f"]:
+        """Each row normalised, with its expert's scale and shift."""
+        normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        return normed * layout.expand(self.weight) + layout.expand(self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{', '.join(map(str, self.weight.shape))}, eps={self.eps}"
 
 
 def stacked_parts(experts: nn.Module) -> Iterator[nn.Module]:
@@ -46,21 +63,18 @@ def stacked_parts(experts: nn.Module) -> Iterator[nn.Module]:
 
 @runtime_checkable
 class Layout(Protocol):
-    """How a backend lays out rows: what experts may do to them that differs from expert to expert.
+    """How a product lays out rows: the arithmetic that differs from expert to expert.
 
-    Written in these two operations, one formula serves rows of one expert (n, d), padded rows of all (E, C, d) and
-    rows sorted by expert (R, d).
+    A module of experts is called with rows and their layout, and hands both on to its stacked layers, which it calls
+    as modules. Written so, one formula serves rows of one expert (n, d), padded rows of all (E, C, d) and rows sorted
+    by expert (R, d).
     """
 
     def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
-        """Each row by its expert's linear layer."""
+        """Each row by its expert's linear layer: called by the layer, for nobody else to call."""
 
     def expand(self, parameter: Float[Tensor, "E f"]) -> Tensor:
         """Each row's vector of a per-expert parameter, in a shape that broadcasts against the rows."""
-
-
-Experts = Callable[[Tensor, Layout], Tensor]
-"""Rows, and how they lie -> each row's expert applied to it."""
 
 
 def tanh_gelu(x: Tensor) -> Tensor:
@@ -98,19 +112,18 @@ class MLPExperts(nn.Module):
         self.activation, self.norm_eps, self.dropout = activation, norm_eps, dropout
         self.up = StackedLinear(num_experts, dim, hidden_dim, bias)
         self.gate = StackedLinear(num_experts, dim, hidden_dim, bias) if gated else None
-        self.norm = StackedNorm(num_experts, hidden_dim) if norm else None
+        self.norm = StackedNorm(num_experts, hidden_dim, norm_eps) if norm else None
         self.down = StackedLinear(num_experts, hidden_dim, dim, bias)
 
     def forward(self, x: Float[Tensor, "*rows d"], layout: Layout) -> Float[Tensor, "*rows d"]:
         """Each row's expert applied to it; which expert that is, `layout` knows."""
-        hidden = layout.linear(x, self.up)
-        gate = None if self.gate is None else layout.linear(x, self.gate)
+        hidden = self.up(x, layout)
+        gate = None if self.gate is None else self.gate(x, layout)
         hidden = self.activation(hidden) if gate is None else self.activation(gate) * hidden
         hidden = F.dropout(hidden, self.dropout, self.training)
         if self.norm is not None:
-            hidden = F.layer_norm(hidden, (self.hidden_dim,), eps=self.norm_eps)
-            hidden = hidden * layout.expand(self.norm.weight) + layout.expand(self.norm.bias)
-        return F.dropout(layout.linear(hidden, self.down), self.dropout, self.training)
+            hidden = self.norm(hidden, layout)
+        return F.dropout(self.down(hidden, layout), self.dropout, self.training)
 
     def expert(self, number: int) -> MLP:
         """One expert as an MLP of its own: a copy."""

@@ -9,9 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..plan import SparsePlan
-from .base import Router, Routing, check_noise
+from .base import Router, Routing, check_noise, draw_router, float32_linear, largest_first
 from .capacity import Rounding, check_factor, compute_capacity
-from .logits import draw_router, float32_linear, largest_first
 
 
 class ExpertChoiceRouter(Router):

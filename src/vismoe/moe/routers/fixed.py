@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from ..plan import count_experts, plan_from_choices
 from .balancing import BalancedRouter
-from .base import Router, Routing, check_k
-from .logits import first_top_k, float32_linear
+from .base import Router, Routing, check_k, first_top_k, float32_linear
 
 
 class HashRouter(BalancedRouter):
@@ -45,7 +44,7 @@ class HashRouter(BalancedRouter):
 
     def requires_grad_(self, requires_grad: bool = True) -> "HashRouter":
         """False: the balancing stays as it is too, though there is no parameter that would say so. `requires_grad_` of
-        a whole network does not come here: its layers' `settle_router()` does."""
+        a whole network does not come here: its layers' `freeze_router()` does."""
         self._frozen = not requires_grad
         return super().requires_grad_(requires_grad)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..plan import Plan, SparsePlan, count_experts, plan_from_choices
-from .balance_rules import BalanceRule
+from .balancing import BalanceRule
 from .base import Routing
 from .top_k import PAPER_LOSSES, TopKRouter
 
@@ -31,7 +31,7 @@ class ImageRouting(Routing):
 
 
 class ImageRouter(TopKRouter):
-    """`vismoe.TopKRouter` of images: each goes whole to the k experts with the largest gates of its mean token. So a
+    """`vismoe.TopKRouter` of images: each goes whole to the k experts with the largest gates of its mean token. So an
     image needs the weights of k experts a layer and no more.
 
     **Guidance.** With `vismoe.condition(model, context=groups)`, integers (B,), an image's group of classes from 0 to

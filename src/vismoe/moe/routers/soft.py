@@ -6,8 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..plan import SoftPlan
-from .base import Router, Routing, check_noise
-from .logits import draw_router, float32_linear
+from .base import Router, Routing, check_noise, draw_router, float32_linear
 
 
 class SoftRouter(Router):

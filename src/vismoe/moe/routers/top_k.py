@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from ..plan import count_experts, plan_from_choices
 from . import losses
-from .balance_rules import BalanceRule
-from .balancing import BalancedRouter
-from .base import Routing, check_k, check_noise
+from .balancing import BalancedRouter, BalanceRule
+from .base import Routing, check_k, check_noise, draw_router, first_top_k, float32_linear
 from .capacity import Rounding, check_factor, claim_capacity, compute_capacity
-from .logits import draw_router, first_top_k, float32_linear
 
 PAPER_LOSSES = {"importance": 0.005, "load": 0.005}
 

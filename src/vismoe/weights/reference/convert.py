@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vismoe.vit import PRESETS, MoEConfig, Preset, SparseVisionTransformer
+from vismoe.vit.positions import resize_positions
 
 from ..folders.save import save
 from ..published import PUBLISHED, Published
@@ -20,7 +21,6 @@ from .checkpoint import Checkpoint
 from .config import MODEL_CLASS, PATCHES
 from .npz import CLASS_TOKEN, POSITIONS, DenseNpz
 from .places import places
-from .positions import resize_positions
 from .tree import from_reference
 
 Shapes = dict[str, tuple[int, ...]]

@@ -1,0 +1,43 @@
+"""How an exported graph multiplies: rows sorted by expert, cut where the counts say, an expert at a time.
+
+Each expert computes its own rows only, as many as the input gives it. In ONNX that is one Gather, one Split, the
+experts' own products, one Concat and one Gather back.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from onnxscript import opset18 as op
+from torch import Tensor, nn
+
+from vismoe.moe import Rows
+from vismoe.moe.execution.layouts import OneExpert
+
+
+# An operator, so that the sizes are read by one Split: cut by numbers, a graph has a handful of nodes for each number.
+@torch.library.custom_op("vismoe::split_rows", mutates_args=())
+def split_rows(rows: Tensor, count: Tensor) -> list[Tensor]:
+    """Rows (R, d), cut into parts of `count` (E,) rows."""
+    return [part.clone() for part in rows.split(count.tolist())]
+
+
+@split_rows.register_fake
+def _(rows: Tensor, count: Tensor) -> list[Tensor]:
+    sizes = torch.library.get_ctx()
+    return [rows.new_empty(sizes.new_dynamic_size(), rows.shape[1]) for _ in range(count.shape[0])]
+
+
+def _split_rows_onnx(rows: Any, count: Any) -> Any:
+    return op.SplitToSequence(rows, count, axis=0, keepdims=1)  # the optimiser makes it a Split
+
+
+ONNX_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.vismoe.split_rows.default: _split_rows_onnx}
+"""What becomes of our operators in ONNX."""
+
+
+def export_product(experts: nn.Module, rows: Rows) -> Tensor:
+    """A product whose graph has no shape that depends on the input but the experts' rows. For plans that drop nothing:
+    every row is live."""
+    parts = split_rows(rows.values, rows.count)
+    return torch.cat([experts(part, OneExpert(number)) for number, part in enumerate(parts)])

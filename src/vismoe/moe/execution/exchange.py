@@ -1,0 +1,134 @@
+"""Where rows go: tokens to the rows that experts work on, and what these answer back to the tokens.
+
+How rows meet the experts' weights is a product's matter (`products.py`): neither knows of the other.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..plan import Plan, SoftPlan, SparsePlan
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows sorted by expert: what an exchange gives to a product.
+
+    - `values`: each row's token. Behind the last expert's rows may stand dead ones (dropped, masked): what is answered
+      to these does not count, but must be finite.
+    - `count`: live rows of each of the experts that are here.
+    - `bound`: no count is larger; known before any token is seen.
+    - `even`: every count is `bound`, and there are no dead rows; so nobody needs to read the counts.
+
+    An exchange may derive a class of its own that remembers its way back.
+    """
+
+    values: Float[Tensor, "R d"]
+    count: Int[Tensor, " E"]
+    bound: int
+    even: bool = False
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Base of all exchanges. `bfloat16`: simulates a low-precision exchange: what goes to experts and what they answer
+    is rounded to bfloat16; weights and sums are not.
+
+    Rows are those of the experts that this process has, wherever their tokens are from.
+    """
+
+    bfloat16: bool = False
+
+    def dispatch(self, plan: Plan, tokens: Float[Tensor, "N d"]) -> Rows:
+        """Brings this process's tokens to their experts; gives the rows of the experts that are here."""
+        raise NotImplementedError(f"{type(self).__name__} must define dispatch(plan, tokens) -> Rows")
+
+    def combine(self, plan: Plan, rows: Rows, answers: Float[Tensor, "R d"]) -> Float[Tensor, "N d"]:
+        """Brings the answers to `rows` back: each token becomes the weighted sum of its experts', 0 if it has none."""
+        raise NotImplementedError(f"{type(self).__name__} must define combine(plan, rows, answers) -> tokens")
+
+    def round(self, x: Tensor) -> Tensor:
+        """Rows or answers as they arrive."""
+        return x.bfloat16().to(x.dtype) if self.bfloat16 else x
+
+
+@dataclass(frozen=True)
+class LocalExchange(Exchange):
+    """All tokens and all experts are in this process."""
+
+    def dispatch(self, plan: Plan, tokens: Float[Tensor, "N d"]) -> Rows:
+        tokens = self.round(tokens)
+        if isinstance(plan, SoftPlan):
+            groups, size, _, slots = plan.dispatch.shape
+            mixtures = _mix("gsep,gsd->egpd", plan.dispatch, tokens.view(groups, size, tokens.shape[1]))
+            return Rows(mixtures.flatten(0, 2), plan.count, groups * slots, even=True)
+        bound = plan.num_tokens if plan.capacity is None else plan.capacity
+        return Rows(_tokens_of_rows(plan, tokens), plan.count, bound)
+
+    def combine(self, plan: Plan, rows: Rows, answers: Float[Tensor, "R d"]) -> Float[Tensor, "N d"]:
+        answers = self.round(answers)
+        if isinstance(plan, SoftPlan):
+            groups, _, experts, slots = plan.combine.shape
+            mixed = answers.view(experts, groups, slots, answers.shape[1])
+            return _mix("gsep,egpd->gsd", plan.combine, mixed).flatten(0, 1)
+        return _sum_of_rows(plan, answers)
+
+
+def _mix(equation: str, weights: Tensor, values: Tensor) -> Tensor:
+    """A product with float32 weights, in the values' type (autocast's, where it is on)."""
+    return torch.einsum(equation, weights, values.to(weights.dtype)).to(values.dtype)
+
+
+def _tokens_of_rows(plan: SparsePlan, tokens: Tensor) -> Tensor:
+    """Each row's token. Backward is a gather too where the plan knows each token's rows."""
+    if plan.inverse is None:
+        return tokens.index_select(0, plan.token)
+    return _Dispatch.apply(tokens, plan.token, plan.inverse)
+
+
+def _sum_of_rows(plan: SparsePlan, rows: Tensor) -> Tensor:
+    """The weighted sum of each token's rows, in float32, returned in the rows' type."""
+    if plan.inverse is None:
+        weighted = rows * plan.weight[:, None]  # weights are float32
+        return weighted.new_zeros(plan.num_tokens, rows.shape[1]).index_add(0, plan.token, weighted).to(rows.dtype)
+    return _Combine.apply(rows, plan.weight, plan.token, plan.inverse)
+
+
+class _Dispatch(torch.autograd.Function):
+    @staticmethod
+    def forward(tokens: Tensor, token: Tensor, inverse: Tensor) -> Tensor:
+        return tokens.index_select(0, token)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return _rows_of_tokens(grad_rows, inverse).sum(1), None, None
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(rows: Tensor, weight: Tensor, token: Tensor, inverse: Tensor) -> Tensor:
+        weight_Nk1 = weight.index_select(0, inverse.flatten()).view(*inverse.shape, 1)
+        return (_rows_of_tokens(rows, inverse) * weight_Nk1).sum(1).to(rows.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, grad_tokens: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, weight, token = ctx.saved_tensors
+        grad = grad_tokens.index_select(0, token)
+        grad_weight = (grad * rows).sum(1, dtype=weight.dtype)
+        return (grad * weight[:, None]).to(rows.dtype), grad_weight, None, None
+
+
+def _rows_of_tokens(rows_Rd: Tensor, inverse_Nk: Tensor) -> Tensor:
+    return rows_Rd.index_select(0, inverse_Nk.flatten()).view(*inverse_Nk.shape, rows_Rd.shape[1])
