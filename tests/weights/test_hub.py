@@ -16,9 +16,8 @@ import torch
 from huggingface_hub import constants
 
 import vismoe
-from vismoe.adapt import open_trained
 from vismoe.cli import main
-from vismoe.weights import push_to_hub
+from vismoe.weights import open_trained, push_to_hub
 
 transformers = pytest.importorskip("transformers")
 

@@ -15,10 +15,10 @@ import torch
 from huggingface_hub import constants
 
 import vismoe
-from vismoe.adapt.start import open_start, open_trained
+from vismoe.adapt.start import open_start
 from vismoe.cli import main
 from vismoe.cli.shared.model import open_model
-from vismoe.weights import PUBLISHED, Published, convert, to_reference
+from vismoe.weights import PUBLISHED, Published, convert, open_trained, to_reference
 from vismoe.weights.pretrained import _base
 from vismoe.weights.published import tags_of
 from vismoe.weights.registry import PREPROCESSING

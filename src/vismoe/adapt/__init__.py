@@ -3,6 +3,5 @@
 from .finetune import Finetuned, finetune
 from .freezing import freeze
 from .options import Options
-from .start import open_trained
 
-__all__ = ["Finetuned", "Options", "finetune", "freeze", "open_trained"]
+__all__ = ["Finetuned", "Options", "finetune", "freeze"]

@@ -21,7 +21,7 @@ from vismoe.training.checkpoint import newest_checkpoint
 from vismoe.training.report import write_report
 from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
 from vismoe.vit.places import find_blocks
-from vismoe.weights import data_config, load_network
+from vismoe.weights import data_config, load_network, parse_source
 
 from .claim import REPORT, check, free, withdraw
 from .freezing import Trained, freeze
@@ -30,7 +30,6 @@ from .outcome import write_outcome
 from .parts import Parts, open_parts
 from .prepare import prepare
 from .rules import choose, kept_side
-from .start import check_source
 
 SHARES = {"all": 1.0, "last-third": 1 / 3, "experts": 1 / 3, "head": 0.0}
 """Of the blocks that backward passes through."""
@@ -71,7 +70,8 @@ def finetune(
     began, where = time.monotonic(), resolve_device(device)
     path = Path(out) if out is not None else free(options)
     check(options, path)
-    check_source(options.source)
+    if options.source is not None:
+        parse_source(options.source)  # what is not there is said before the images are looked at
     parts = open_parts(options.data, options.seed, max_unreadable, workers)
     tell(tell_summary(parts.summary))
     tell(parts.told)

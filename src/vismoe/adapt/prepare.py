@@ -13,7 +13,7 @@ from vismoe.moe import MoE
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
 from vismoe.weights import load_network
-from vismoe.weights.folders.layout import CONFIG
+from vismoe.weights.folders.format import CONFIG
 
 from .claim import claim
 from .options import Options

@@ -5,7 +5,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from vismoe.data import Data
-from vismoe.weights import create_model, load_network, take_over
+from vismoe.weights import create_model, open_trained, take_over
 
 from .optimizer import freeze, make_optimizer
 from .recipe import Recipe
@@ -17,7 +17,7 @@ def build(recipe: Recipe, data: Data) -> nn.Module:
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model, num_classes=len(data.classes), in_chans=data.channels, **recipe.overrides)
     if recipe.weights:
-        take_over(model, load_network(recipe.weights), recipe.weights)
+        take_over(model, open_trained(recipe.weights), recipe.weights)
     return model
 
 

@@ -15,7 +15,8 @@ from vismoe.vit import PRESETS, MoEConfig, Preset, SparseVisionTransformer
 
 from ..folders.save import save
 from ..published import PUBLISHED, Published
-from ..registry import create_model, unknown_preset
+from ..registry import create_model
+from ..sources import unknown_preset
 from .checkpoint import Checkpoint
 from .config import MODEL_CLASS, PATCHES
 from .npz import CLASS_TOKEN, POSITIONS, DenseNpz
