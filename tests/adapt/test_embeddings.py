@@ -61,8 +61,8 @@ def test_nothing_is_half_written(tmp_path, monkeypatch, broken):
     if broken == "save":
         monkeypatch.setattr(np, "save", _full)
     else:
-        rename = Path.rename
-        monkeypatch.setattr(Path, "rename", lambda self, to: _full() if to.suffix == ".npy" else rename(self, to))
+        replace = Path.replace
+        monkeypatch.setattr(Path, "replace", lambda self, to: _full() if to.suffix == ".npy" else replace(self, to))
     with pytest.raises(OSError, match="full"):
         write_embeddings(tmp_path / "e.npy", FILES, LABELS, VECTORS)
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vismoe
-from vismoe.adapt import Options, finetune, freeze, open_trained
+from vismoe.adapt import Options, finetune, freeze
 from vismoe.adapt.parts import open_parts
 from vismoe.adapt.prepare import prepare
 from vismoe.adapt.start import open_start
@@ -18,7 +18,7 @@ from vismoe.inference import evaluate, predict
 from vismoe.moe import MoE
 from vismoe.training import Recipe
 from vismoe.training.beginning import begin
-from vismoe.weights import TransformersNetwork, as_network, data_config, load_network
+from vismoe.weights import TransformersNetwork, as_network, data_config, load_network, open_trained
 
 from .test_finetune import COLOURS, fill, image
 

@@ -29,7 +29,8 @@ def nowhere(tmp_path, monkeypatch):
     """No place has the set, and there is no network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "DEBIAN", tmp_path / "debian")
-    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(files, "OLD_CACHE", tmp_path / "old")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def refuse(*arguments, **options):
         raise RuntimeError("no network")
@@ -39,7 +40,9 @@ def nowhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("place", ["debian", "data/FashionMNIST/raw", "cache/FashionMNIST/raw"])
+@pytest.mark.parametrize(
+    "place", ["debian", "data/FashionMNIST/raw", "cache/vismoe/FashionMNIST/raw", "old/FashionMNIST/raw"]
+)
 def test_found_where_it_lies(nowhere, place, packed):
     """Debian's package and torchvision's layout, packed or not; dark on white."""
     write(nowhere / place, packed)

@@ -16,9 +16,8 @@ import torch
 from huggingface_hub import constants
 
 import vismoe
-from vismoe.adapt import open_trained
 from vismoe.cli import main
-from vismoe.weights import push_to_hub
+from vismoe.weights import open_trained, push_to_hub
 
 transformers = pytest.importorskip("transformers")
 
@@ -125,6 +124,46 @@ def test_hf_opens_transformers_timms_and_ours(hub, tmp_path):
             if name == "theirs":
                 assert found.pretrained_cfg["mean"] == (0.1, 0.2, 0.3)
     assert not list((tmp_path / "cache").rglob("*.bin"))
+
+
+@pytest.mark.parametrize("source", ["hf:some/timms", "hf:some/ours", "local-dir:", "folder"])
+def test_differences_from_any_parent(hub, tmp_path, capsys, monkeypatch, source):
+    """`vismoe upcycle --only-differences` of a hub's network and of a folder: a small folder that opens again."""
+    timm.models.save_for_hf(timm_vit(), tmp_path / "timms", safe_serialization=True)
+    vismoe.save(timm_vit(), tmp_path / "ours")
+    hub |= {f"some/{name}": tmp_path / name for name in ("timms", "ours")}
+    source = {"local-dir:": f"local-dir:{tmp_path / 'ours'}", "folder": str(tmp_path / "ours")}.get(source, source)
+    out = tmp_path / "small"
+    options = ["--experts", "low-rank", "--rank", "2", "--num-experts", "2", "--layers", "last-1"]
+    assert main(["upcycle", source, str(out), "--only-differences", *options]) == 0, capsys.readouterr().err
+    named = json.loads((out / "config.json").read_text())["parent"]["source"]
+    assert named == (source if source.startswith("hf:") else str(tmp_path / "ours"))
+    assert main(["upcycle", source, str(tmp_path / "whole"), *options]) == 0
+    small, whole = ((path / "model.safetensors").stat().st_size for path in (out, tmp_path / "whole"))
+    assert small < whole / 2
+    at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+    assert torch.equal(vismoe.load(out)(PIXELS), vismoe.load(tmp_path / "whole")(PIXELS))
+
+
+def test_a_parent_that_no_differences_can_be_of(hub, tmp_path, capsys):
+    """Of transformers' networks whole models are written: said before there is anything to lose."""
+    transformers_vit().save_pretrained(tmp_path / "theirs")
+    hub["some/theirs"] = tmp_path / "theirs"
+    assert main(["upcycle", "hf:some/theirs", str(tmp_path / "small"), "--only-differences"]) == 2
+    said = capsys.readouterr()
+    assert "only whole models of those are written" in said.err
+    assert not said.out
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_repository_that_names_itself_as_its_parent(hub, tmp_path):
+    """A circle across the hub ends at once, with what is wrong."""
+    folder = vismoe.save(timm_vit(), tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"parent": {"source": "hf:some/own", "sha256": "0"}}))
+    hub["some/own"] = folder
+    with pytest.raises(ValueError, match="parent names hf:some/own, which holds only what differs"):
+        open_trained("hf:some/own")
 
 
 def test_what_is_in_the_cache_needs_no_network(hub, tmp_path, monkeypatch):

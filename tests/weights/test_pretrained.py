@@ -15,15 +15,15 @@ import torch
 from huggingface_hub import constants
 
 import vismoe
-from vismoe.adapt.start import open_start, open_trained
+from vismoe.adapt.start import open_start
 from vismoe.cli import main
 from vismoe.cli.shared.model import open_model
-from vismoe.weights import PUBLISHED, Published, convert, to_reference
+from vismoe.weights import PUBLISHED, Published, convert, open_trained, to_reference
 from vismoe.weights.pretrained import _base
 from vismoe.weights.published import tags_of
 from vismoe.weights.registry import PREPROCESSING
 
-from .file_server import serving
+from ..files.file_server import serving
 from .reference_writer import nested, write
 
 SPARSE = "vmoe_pico_patch2_8_every2_e8"
@@ -349,3 +349,18 @@ def test_published_ensembles(tmp_path, cache, monkeypatch):
     model = vismoe.create_model(f"{SPARSE}.eee_ilsvrc2012_ft_cifar100")
     assert (model.ensemble_size, model.moe.experts_per_token) == (2, 1)
     assert model.eval()(torch.randn(3, 3, 8, 8)).shape == (6, 5)
+
+
+def test_differences_from_published_weights(cache, tmp_path, monkeypatch, capsys):
+    """`vismoe upcycle PRESET.TAG … --only-differences`: the folder names the tag, and reads the rest by it."""
+    dense = "vmoe_pico_patch2_8_dense"
+    monkeypatch.setitem(PUBLISHED, "tiny_dense", Published("tiny_dense", dense, 12, 5, "digits", None, SQUASHED))
+    model = vismoe.create_model(dense, 5, img_size=12, act_layer="gelu_tanh", representation_size=24).eval()
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / "tiny_dense", nested(to_reference(model)))
+    monkeypatch.setenv("VISMOE_WEIGHTS_URL", str(tmp_path / "files"))
+    small = tmp_path / "small"
+    arguments = ["upcycle", f"{dense}.tiny_dense", str(small), "--only-differences", "--num-experts", "2"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert json.loads((small / "config.json").read_text())["parent"]["source"] == f"{dense}.tiny_dense"
+    torch.testing.assert_close(says(vismoe.load(small)), says(model))

@@ -4,6 +4,5 @@ from .finetune import Finetuned, finetune
 from .freezing import freeze
 from .options import Options
 from .run_splits import run_splits, split_of_files
-from .start import open_trained
 
-__all__ = ["Finetuned", "Options", "finetune", "freeze", "open_trained", "run_splits", "split_of_files"]
+__all__ = ["Finetuned", "Options", "finetune", "freeze", "run_splits", "split_of_files"]

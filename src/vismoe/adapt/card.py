@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vismoe.data import tell_imbalance
-from vismoe.weights.folders.load import read_config
-from vismoe.weights.huggingface.folder import of_transformers
+from vismoe.weights.folders.format import of_transformers, read_config
 
 WORST = 10
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vismoe.files import write_json
 from vismoe.training import Run
 from vismoe.training.run import ASKED, INITIAL
 
@@ -62,6 +63,4 @@ def withdraw(path: Path) -> None:
 def claim(options: Options, path: Path) -> None:
     """Writes what is asked for into a run folder: another `finetune` may go on with it if it asks for the same."""
     path.mkdir(parents=True, exist_ok=True)
-    aside = path / ASIDE
-    aside.write_text(json.dumps(asdict(options), indent=2) + "\n", encoding="utf-8")
-    aside.replace(path / ASKED)
+    write_json(path / ASKED, asdict(options), aside=path / ASIDE)

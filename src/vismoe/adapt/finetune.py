@@ -23,7 +23,7 @@ from vismoe.training.checkpoint import newest_checkpoint
 from vismoe.training.report import write_report
 from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
 from vismoe.vit.places import find_blocks
-from vismoe.weights import data_config, load_network
+from vismoe.weights import data_config, load_network, parse_source
 
 from .claim import REPORT, check, free, withdraw
 from .freezing import Trained, freeze
@@ -32,7 +32,6 @@ from .outcome import write_outcome
 from .parts import open_parts
 from .prepare import prepare
 from .rules import choose, kept_side
-from .start import check_source
 
 SHARES = {"all": 1.0, "last-third": 1 / 3, "experts": 1 / 3, "head": 0.0}
 """Of the blocks that backward passes through."""
@@ -92,7 +91,8 @@ def finetune(
         asked = Options(data, source, **options)
     path = Path(out) if out is not None else free(asked)
     check(asked, path)
-    check_source(asked.source)
+    if asked.source is not None:
+        parse_source(asked.source)  # what is not there is said before the images are looked at
     work = _Adaptation(asked, path, device, workers, max_unreadable, log)
     work.describe_set()
     work.build()

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from vismoe.vit import PRESETS
+from vismoe.weights import parse_source
 
 from .freezing import Trained
 
@@ -95,4 +95,4 @@ class Options:
     @property
     def trained(self) -> bool:
         """Whether it starts from weights that know something."""
-        return self.source is not None and self.source not in PRESETS
+        return self.source is not None and parse_source(self.source).is_trained

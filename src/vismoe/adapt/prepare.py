@@ -14,7 +14,7 @@ from vismoe.tasks import classification_of
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
 from vismoe.weights import load_network
-from vismoe.weights.folders.layout import CONFIG
+from vismoe.weights.folders.format import CONFIG
 
 from .claim import claim
 from .options import Options

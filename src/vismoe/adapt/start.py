@@ -1,62 +1,18 @@
 """The network that an adaptation starts from."""
 
-from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 from torch import nn
 
-from vismoe.files import download
-from vismoe.files.hub import downloading
-from vismoe.vit import PRESETS
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
-from vismoe.weights import TransformersNetwork, create_model, data_config, load_network
-from vismoe.weights.folders.layout import CONFIG
-from vismoe.weights.folders.load import read_config
-from vismoe.weights.published import published_by
+from vismoe.weights import TransformersNetwork, create_model, data_config, open_trained, parse_source
 
 from .rules import choose_image_size
 
-HUB, TIMM, FOLDER = "hf:", "timm:", "local-dir:"
 SCRATCH = {True: "vmoe_nano_patch4_32_every2_e8", False: "vmoe_nano_patch4_32_dense"}
 """What trains from scratch, sparse and dense, where nothing trained is given: with a stem of convolutions and the mean
 of its tokens, which learn more from few images."""
-
-
-def check_source(source: str | None) -> None:
-    """Raises FileNotFoundError for a source that is looked for on this machine and is not there."""
-    if source is None or source in PRESETS or published_by(source) or source.startswith((TIMM, HUB)):
-        return
-    if not Path(source.removeprefix(FOLDER)).exists():
-        raise FileNotFoundError(
-            f"{source}: no such run or model folder; timm:NAME is a network of timm's, hf:ORG/NAME one on a hub, "
-            "PRESET.TAG published weights (`vismoe models` lists those)"
-        )
-
-
-def open_trained(source: str) -> nn.Module:
-    """A trained network with the classes that it has: a run or model folder, timm's and transformers' too
-    (`local-dir:` may stand before it), `timm:NAME` with its published weights, PRESET.TAG, the reference's, or
-    `hf:ORG/NAME`, a network of timm's, transformers' or vismoe's on the Hugging Face hub.
-
-    **Raises:** ValueError, FileNotFoundError for what is none of these or cannot be downloaded.
-    """
-    if source.startswith(TIMM) or published_by(source):
-        return create_model(source, num_classes=None, pretrained=True).eval()
-    if source.startswith(HUB):
-        return _of_hub(source.removeprefix(HUB))
-    check_source(source)
-    return load_network(source.removeprefix(FOLDER))
-
-
-def _of_hub(name: str) -> nn.Module:
-    config = read_config(download(name, (CONFIG,)))
-    if "architecture" in config and "vismoe_format" not in config:  # timm's, whose weights timm may have to rename
-        with_weights = partial(timm.create_model, f"hf-hub:{name}", pretrained=True)
-        return downloading(f"hf:{name}", with_weights).eval()
-    return load_network(download(name))
 
 
 def open_start(
@@ -64,7 +20,7 @@ def open_start(
 ) -> nn.Module:
     """A network to train on: what `source` names (also a preset, with random weights), or without one a small preset,
     with a new head of `num_classes` and for images of `image_size`, by default what `choose_image_size` says."""
-    if source is None or source in PRESETS:
+    if source is None or not parse_source(source).is_trained:
         size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
         if source is None:
             size |= CONV_STEM_AND_MEAN

@@ -7,26 +7,31 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import FashionMNIST
 
+from vismoe.files import cache_folder
+
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts it."""
-CACHE = Path.home() / ".cache" / "vismoe"
+OLD_CACHE = Path.home() / ".cache" / "vismoe"
+"""Where it was downloaded to before `cache_folder` was asked."""
 PARTS = ("train", "t10k")
 
 
 def read_fashion_mnist() -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pixels (N, 28, 28), 0 is ground, and class numbers (N,), of the training and the test part.
 
-    Looked for where Debian's package puts it, in torchvision's layout below ./data and ~/.cache/vismoe, then downloaded
-    to the latter.
+    Looked for where Debian's package puts it, in torchvision's layout below ./data and the cache, then
+    downloaded to the cache.
 
     **Raises:** FileNotFoundError where it is nowhere and cannot be downloaded; ValueError for a damaged file.
     """
-    folder = next((place for place in (DEBIAN, _raw(Path("data")), _raw(CACHE)) if _complete(place)), None)
+    cache = cache_folder()
+    places = (DEBIAN, _raw(Path("data")), _raw(cache), _raw(OLD_CACHE))
+    folder = next((place for place in places if _complete(place)), None)
     if folder is None:
-        folder = _raw(CACHE)
+        folder = _raw(cache)
         try:
-            FashionMNIST(str(CACHE), download=True)
+            FashionMNIST(str(cache), download=True)
         except Exception as error:  # whatever a network without access raises
             raise FileNotFoundError(
                 f"fashion-mnist is not in {DEBIAN}, data/FashionMNIST/raw or {folder}, and cannot be downloaded "

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import onnx_ir
 import torch
@@ -17,6 +16,7 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
 from vismoe import __version__
+from vismoe.files import whole_file
 from vismoe.moe import MoE, TopKRouter
 from vismoe.moe.record import unwrap
 from vismoe.vit import evaluating, using_backend
@@ -86,12 +86,8 @@ def export_onnx(
             f"{agreement.images} random images, more than {TOLERANCE:.0e}: nothing was written"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid4().hex}.new")
-    try:
+    with whole_file(path) as aside:
         aside.write_bytes(data)
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return OnnxExport(path, len(data), agreement.difference, agreement.images, agreement.left_out)
 
 

@@ -8,7 +8,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vismoe.data import Data, ImageSet, Unreadable, list_images, read_image
+from vismoe.files import whole_files
 
 Format = Literal["npy", "parquet"]
 PART = "part"
@@ -131,7 +131,6 @@ def write_embeddings(
     """
     format = check_embeddings(path, format)
     targets = _targets(path, format)
-    asides = [target.with_name(f".{target.name}.{uuid4().hex}.new") for target in targets]
     # A file's name need not be text: what is none becomes an escape.
     columns = {
         name: [cell.encode(errors="backslashreplace").decode() for cell in cells]
@@ -139,8 +138,7 @@ def write_embeddings(
         if cells
     }
     array = vectors.float().numpy()
-    written: list[Path] = []
-    try:
+    with whole_files(targets) as asides:
         if format == "parquet":
             _write_parquet(asides[0], columns, array)
         else:
@@ -149,16 +147,6 @@ def write_embeddings(
             with asides[1].open("wb") as binary:
                 np.save(binary, array, allow_pickle=False)
         check_embeddings(path, format)  # whether somebody was quicker
-        for aside, target in zip(asides, targets, strict=True):
-            aside.rename(target)
-            written.append(target)
-    except BaseException:
-        for target in written:
-            target.unlink()
-        raise
-    finally:
-        for aside in asides:
-            aside.unlink(missing_ok=True)
     return targets
 
 

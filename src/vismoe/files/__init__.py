@@ -1,5 +1,24 @@
 """Files: written whole or not at all, checked by their sums, cached, downloaded."""
 
+from .atomic import put_in_place, read_json, sync, whole_file, whole_files, whole_folder, write_json, write_text
+from .cache import cache_folder
+from .checksums import Record, Seen, sha256_of
+from .http import fetch
 from .hub import download
 
-__all__ = ["download"]
+__all__ = [
+    "Record",
+    "Seen",
+    "cache_folder",
+    "download",
+    "fetch",
+    "put_in_place",
+    "read_json",
+    "sha256_of",
+    "sync",
+    "whole_file",
+    "whole_files",
+    "whole_folder",
+    "write_json",
+    "write_text",
+]

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 from huggingface_hub.utils.tqdm import tqdm
 
-from .record import read_json, write_json
+from .atomic import put_in_place, read_json, write_json
 
 TIMEOUT = 30.0
 """Seconds without a byte."""
@@ -85,7 +85,7 @@ def fetch(url: str, path: Path) -> None:
                 raise ValueError(f"{url}: {error}{asked} (tried {failed} times in a row{kept})") from error
             time.sleep(wait)
     _check_digest(url, part)
-    part.path.replace(path)
+    put_in_place(part.path, path)
     part.about.unlink(missing_ok=True)
 
 

@@ -1,17 +1,16 @@
 """From the Hugging Face hub."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from torch import nn
-
-from vismoe.weights.folders.layout import FILES
+Made = TypeVar("Made")
 
 SIZE_TIMEOUT = 10.0
 """Seconds that the hub may take to say what a repository holds."""
 
 
-def download(name: str, files: tuple[str, ...] = FILES) -> Path:
+def download(name: str, files: Sequence[str]) -> Path:
     """The folder with these files, where they exist, of the repository `ORG/NAME`: downloaded, with progress, but for
     what the hub's cache has already; without a network what is there.
 
@@ -38,7 +37,7 @@ def download(name: str, files: tuple[str, ...] = FILES) -> Path:
         ) from error
 
 
-def downloading(source: str, create: Callable[[], nn.Module]) -> nn.Module:
+def downloading(source: str, create: Callable[[], Made]) -> Made:
     """What `create` gives, which downloads.
 
     **Raises:** ValueError where that fails.

@@ -6,7 +6,7 @@ from torch import nn
 
 from vismoe.data import Data
 from vismoe.tasks import Task, task_for
-from vismoe.weights import create_model, load_network, take_over
+from vismoe.weights import create_model, open_trained, take_over
 
 from .optimizer import freeze, make_optimizer
 from .recipe import Recipe
@@ -19,7 +19,7 @@ def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
     task = task or task_for(recipe.task, data, recipe.to_json())
     model = create_model(recipe.model, **task.network_options(data), **recipe.overrides)
     if recipe.weights:
-        take_over(model, load_network(recipe.weights), recipe.weights)
+        take_over(model, open_trained(recipe.weights), recipe.weights)
     return model
 
 

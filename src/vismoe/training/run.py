@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from vismoe.data import Data, Unreadable, without
+from vismoe.files import write_text
 from vismoe.weights import load_network
 
 from .recipe import Recipe
@@ -208,10 +209,8 @@ class Run:
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         text = json.dumps(without_nan(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        aside = self.path / f".{name}"
         # A file's name need not be text: what is none becomes an escape, which JSON reads back as it was.
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        aside.replace(self.path / name)
+        write_text(self.path / name, text, errors="backslashreplace", aside=self.path / f".{name}")
 
     def log(self, values: dict[str, Any]) -> None:
         if self.writes:

@@ -1,17 +1,20 @@
 """Files in and out. Importing it registers presets and upcycled networks with timm and transformers."""
 
-from .folders.load import MULTI_LABEL, load, load_network
+from .fitting import take_over
+from .folders.format import MULTI_LABEL
 from .folders.push import push_to_hub
 from .folders.save import save
-from .huggingface.folder import register_upcycled
 from .huggingface.network import TransformersNetwork, as_network
+from .huggingface.register import register_upcycled
+from .opening import check_trained, load, load_network, open_source, open_trained
 from .preprocessing import data_config
+from .pretrained import pretrained_folder
 from .published import PUBLISHED, Published
 from .reference.checkpoint import read_reference
 from .reference.convert import convert
 from .reference.tree import from_reference, to_reference
 from .registry import create_model, list_models
-from .take_over import take_over
+from .sources import Source, parse_source
 
 register_upcycled()
 
@@ -19,8 +22,10 @@ __all__ = [
     "MULTI_LABEL",
     "PUBLISHED",
     "Published",
+    "Source",
     "TransformersNetwork",
     "as_network",
+    "check_trained",
     "convert",
     "create_model",
     "data_config",
@@ -28,6 +33,10 @@ __all__ = [
     "list_models",
     "load",
     "load_network",
+    "open_source",
+    "open_trained",
+    "parse_source",
+    "pretrained_folder",
     "push_to_hub",
     "read_reference",
     "register_upcycled",

@@ -8,14 +8,13 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock
 from huggingface_hub import constants
 
-from vismoe.files.cache import cache_folder
-from vismoe.files.http import fetch
-from vismoe.files.record import Record, Seen
+from vismoe.files import Record, Seen, cache_folder, fetch
 
-from .folders.layout import CONFIG, WEIGHTS
+from .folders.format import CONFIG, WEIGHTS
 from .published import PUBLISHER, Published
 from .reference.convert import convert
 from .reference.index import read_index
+from .registry import provide_weights
 
 VARIABLE = "VISMOE_WEIGHTS_URL"
 """Where files are instead of in the publisher's bucket: an address of http, https, gs or file, or a folder."""
@@ -116,3 +115,6 @@ def _have(base: Path | str, files: Path, name: str, record: Record) -> Seen:
     except ValueError:
         path.unlink()
         raise
+
+
+provide_weights(pretrained_folder)

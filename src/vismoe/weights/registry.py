@@ -1,8 +1,9 @@
 """Presets as timm's entry points: `timm.create_model(name)` works once vismoe is imported."""
 
 import fnmatch
-from difflib import get_close_matches
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -13,11 +14,11 @@ from torch import nn
 from vismoe.files.hub import download, downloading
 from vismoe.vit import PRESETS, Preset, SparseVisionTransformer
 
-from .folders.layout import CONFIG
+from .fitting import Stored, architecture
+from .folders.format import CONFIG
 from .published import PUBLISHER, Published, tagged, tags_of
-from .stored import Stored, architecture
+from .sources import parse_architecture
 
-TIMM = "timm:"
 ANY_SHAPE = "vmoe_vit"
 """The entry point of networks that are no preset: everything is in its arguments."""
 
@@ -62,6 +63,16 @@ def _configurations() -> dict[str, dict[str, Any]]:
 default_cfgs = generate_default_cfgs(_configurations())
 
 
+_provide: Callable[[Published], Path]
+
+
+def provide_weights(provide: Callable[[Published], Path]) -> None:
+    """Sets what has the model folder of published weights. It converts files into networks that are built here, so it
+    is handed down by whoever is able to (`pretrained.py`)."""
+    global _provide
+    _provide = provide
+
+
 def _register(name: str, defaults: dict[str, Any]) -> None:
     def entry_point(pretrained: bool = False, **arguments: Any) -> nn.Module:
         own = dict(defaults)
@@ -75,9 +86,7 @@ def _register(name: str, defaults: dict[str, Any]) -> None:
         if pretrained and not has_source:
             if published is None:
                 raise ValueError(_no_weights(name))
-            from .pretrained import pretrained_folder  # converting builds networks by this module
-
-            stored = Stored(pretrained_folder(published))
+            stored = Stored(_provide(published))
             own |= stored.sizes
             arguments["pretrained_cfg"] |= stored.configuration
             change = stored.fit
@@ -164,31 +173,17 @@ def create_model(name: str, num_classes: int | None = None, pretrained: bool = F
     **Raises:** ValueError for an unknown name (near matches are listed), for arguments that do not fit, and for weights
     that cannot be had.
     """
-    if name.startswith(TIMM):
-        return _of_timm(name.removeprefix(TIMM), num_classes, pretrained, overrides)
-    preset, _, tag = name.partition(".")
-    if preset not in PRESETS:
-        raise unknown_preset(preset)
-    if tag or "." in name:
-        tagged(preset, tag)
+    source = parse_architecture(name)
+    if source.kind == "timm":
+        return _of_timm(source.name, num_classes, pretrained, overrides)
     if overrides.get("experts") == "low-rank":
         raise ValueError('experts="low-rank" differ from a trained MLP: vismoe.upcycle makes them of a trained model')
     return _create(name, num_classes, pretrained, overrides)
 
 
-def unknown_preset(name: str) -> ValueError:
-    """What is raised for a name that no preset has."""
-    near = get_close_matches(name, PRESETS, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`vismoe models` lists them"
-    return ValueError(f"unknown preset {name!r}; {hint}")
-
-
 def _of_timm(name: str, num_classes: int | None, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
     """A network of timm's own for images of `img_size`, which those that take any size are not told, and with as many
     channels as asked for."""
-    if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        raise ValueError(f"timm has no model {name!r}{'; did you mean ' * bool(near)}{' or '.join(near)}")
     defaults, channels = timm.get_pretrained_cfg(name), overrides.get("in_chans", 3)
     size = (overrides["img_size"],) * 2 if "img_size" in overrides else defaults.input_size[1:]
     overlay: dict[str, Any] = {"input_size": (channels, *size)}
@@ -203,7 +198,7 @@ def _of_timm(name: str, num_classes: int | None, pretrained: bool, overrides: di
         return create()
     if defaults.hf_hub_id:
         download(defaults.hf_hub_id, (CONFIG,))  # where that fails it does so at once, not after timm's many tries
-    return downloading(f"{TIMM}{name}", create)
+    return downloading(f"timm:{name}", create)
 
 
 def _create(name: str, num_classes: int | None, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:

@@ -7,9 +7,9 @@ import torch
 import tyro
 
 from vismoe import save, upcycle
-from vismoe.adapt import open_trained
 from vismoe.vit import cost
-from vismoe.weights import data_config
+from vismoe.weights import data_config, open_trained
+from vismoe.weights.folders.save import check_differences
 
 from ..shared.notes import refuse_existing
 
@@ -37,7 +37,7 @@ def upcycle_model(
     Example: vismoe upcycle runs/digits_dense sparse --num-experts 4
 
     Args:
-        source: A run folder, a model folder, timm:NAME or hf:ORG/NAME (both download weights).
+        source: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (these download weights).
         destination: Model folder to write.
         num_experts: Experts of each sparse layer.
         layers: last-N (the last N of the odd blocks 1, 3, 5, …), every-N, or numbers from 0 with commas between.
@@ -53,6 +53,8 @@ def upcycle_model(
     """
     refuse_existing(destination)
     parent = open_trained(source)
+    if only_differences:
+        check_differences(parent)
     model = upcycle(
         parent, num_experts, layers, k, experts, rank, shared, split, perturb, seed, block_list=block_list
     ).eval()

@@ -1,16 +1,13 @@
 """A folder of images that comes as a zip."""
 
-import hashlib
 import lzma
-import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from vismoe.files.cache import cache_folder
+from vismoe.files import cache_folder, sha256_of, whole_folder
 
 from .image_folder import HELD_OUT, TRAIN
 from .metadata import METADATA
@@ -32,9 +29,7 @@ def archive_folder(path: Path) -> Path:
 
     **Raises:** ValueError for an archive that is damaged, encrypted, or not safe to unpack.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    place = cache_folder() / "archives" / digest
+    place = cache_folder() / "archives" / sha256_of(path)
     if not place.is_dir():
         unpack(path, place)
     return place
@@ -47,18 +42,12 @@ def unpack(path: Path, into: Path) -> Path:
     **Raises:** ValueError for an archive that is damaged or encrypted, that is larger than its limits when unpacked, or
     with a member that is no plain file below the archive's root.
     """
-    into.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{into.name[:16]}-", dir=into.parent))
     try:
-        with _opened(path) as archive:
-            _extract(path, archive, aside / "whole")
-        try:
-            (aside / "whole").rename(into)
-        except OSError:
-            if not into.is_dir():  # otherwise another process has unpacked the same
-                raise
-    finally:
-        shutil.rmtree(aside)
+        with whole_folder(into, synced=False) as folder, _opened(path) as archive:
+            _extract(path, archive, folder)
+    except FileExistsError:
+        if not into.is_dir():  # otherwise another process has unpacked the same
+            raise
     return into
 
 
@@ -72,7 +61,6 @@ def _opened(path: Path) -> zipfile.ZipFile:
 def _extract(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
     limit = _limit(path)
     members = _members(path, archive.infolist(), limit)
-    folder.mkdir()
     written = 0
     for name, member in members.items():
         target = folder / name

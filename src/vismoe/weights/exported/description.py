@@ -3,13 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any, cast
 
 from timm.data.model_config import resolve_input_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-
-from vismoe import __version__
 
 KEY = "vismoe"
 """The entry of an ONNX file's metadata_props that holds the description, as JSON."""
@@ -26,7 +25,7 @@ class Description:
     preprocessing: dict[str, Any]
     label_names: list[str] | None
     problem_type: str | None
-    version: str = __version__
+    version: str = version("vismoe")
     format: int = FORMAT_VERSION
 
     def to_json(self) -> str:

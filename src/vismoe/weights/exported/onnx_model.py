@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..folders.layout import ANSWERS_ONLY
+from ..sources import ANSWERS_ONLY
 from .description import KEY, Description
 
 

@@ -12,7 +12,7 @@ from vismoe.vit import MoEConfig, make_sparse
 
 @dataclass(frozen=True)
 class Parent:
-    """`source`: a folder's path, or timm:NAME; `sha256`: of its weights; `model`."""
+    """`source`: a folder's path, timm:NAME, hf:ORG/NAME or PRESET.TAG; `sha256`: of its weights; `model`."""
 
     source: str
     sha256: str

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from vismoe.files.hub import failures, first_line
 
-from .layout import CONFIG, FILES, WEIGHTS
-from .load import read_config
+from .format import FILES, WEIGHTS, model_folder, read_config
 
 
 def push_to_hub(
@@ -25,8 +24,7 @@ def push_to_hub(
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError
 
-    folder = Path(folder)
-    folder = folder / "model" if (folder / "model" / CONFIG).is_file() else folder
+    folder = model_folder(Path(folder))
     if not folder.exists():
         raise FileNotFoundError(f"{folder} does not exist: expected a run or model folder")
     if "parent" in read_config(folder):

@@ -1,23 +1,21 @@
 """Model folders out: written whole or not at all."""
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
 
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
+from vismoe.files import whole_folder
 from vismoe.moe.record import unwrap
 
 from ..huggingface.folder import is_transformers, write_transformers
 from ..huggingface.network import TransformersNetwork, as_network
-from .layout import CONFIG, FILES, WEIGHTS
-from .load import FORMAT_VERSION, open_parent
+from ..opening import open_parent
+from .format import CONFIG, FILES, FORMAT_VERSION, WEIGHTS
 from .parent import Parent, differences
 from .upcycled import rebuilding
 
@@ -36,8 +34,9 @@ def save(
     type of problem are those that it has, unless others are given; `label_names`: its classes in order;
     `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …);
     `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it);
-    `parent`: of an upcycled model, its dense parent, a folder or `timm:NAME`: then only what differs from it is
-    written, with the parent's name and hash, and `vismoe.load` (which alone opens such a folder) reads the rest there.
+    `parent`: of an upcycled model, its dense parent, anything trained that `parse_source` knows (a folder, timm:NAME,
+    hf:ORG/NAME, PRESET.TAG): then only what differs from it is written, with the parent's name and hash, and
+    `vismoe.load` (which alone opens such a folder) reads the rest there.
 
     **Raises:** ValueError where `path` holds anything but a model folder's files, or where `label_names` are not
     one for each class; TypeError for a network that is none of timm's.
@@ -47,12 +46,12 @@ def save(
     if is_transformers(model) or isinstance(network, TransformersNetwork):
         inner: Any = network.model if isinstance(network, TransformersNetwork) else model
         if parent is not None:
-            raise ValueError(f"{type(inner).__name__} is transformers': only whole models of those are written")
+            check_differences(inner)
         if label_names is not None and len(label_names) != inner.config.num_labels:
             raise ValueError(f"{len(label_names)} label_names for a network of {inner.config.num_labels} classes")
         if preprocessing is None and isinstance(network, TransformersNetwork):
             preprocessing = network.pretrained_cfg
-        with whole_folder(path) as aside:
+        with whole_folder(path, FILES) as aside:
             write_transformers(inner, aside, label_names, preprocessing, problem_type)
         return path
     if not hasattr(model, "pretrained_cfg"):
@@ -65,17 +64,22 @@ def save(
         label_names, problem_type = known["label_names"], problem_type or known.get("problem_type")
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes")
-    with whole_folder(path) as aside:
+    with whole_folder(path, FILES) as aside:
         state = _apart(model.state_dict())
-        source = None if parent is None else open_parent(parent)
+        source = None if parent is None else open_parent(str(parent))
         if source is not None:
             state = differences(state, source.sparse_state(getattr(model, "moe", None)))
         save_file(state, aside / WEIGHTS, metadata={"format": "pt"})
         save_config_for_hf(model, str(aside / CONFIG), data_config=preprocessing)
         _complete_config(aside / CONFIG, model, label_names, problem_type, source)
-        # safetensors lets only the owner read its file; the configuration has the mode that the user's umask gives.
-        (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)
     return path
+
+
+def check_differences(model: nn.Module) -> None:
+    """Raises ValueError for a network of which a folder cannot hold only what differs from its parent."""
+    inner = model.model if isinstance(model, TransformersNetwork) else model
+    if is_transformers(inner):
+        raise ValueError(f"{type(inner).__name__} is transformers': only whole models of those are written")
 
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,30 +93,6 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         apart[name] = plain.clone() if place in seen else plain
         seen.add(place)
     return apart
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write a model into, which takes the place of an older model folder at `path` once it is whole.
-
-    **Raises:** ValueError where `path` holds anything but a model folder's files.
-    """
-    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - set(FILES)):
-        ours = ", ".join(FILES)
-        raise ValueError(f"{path} exists and holds other files than {ours}: choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside, before = (path.with_name(f".{path.name}.{uuid4().hex}.{what}") for what in ("new", "old"))
-    aside.mkdir()
-    try:
-        yield aside
-        if path.exists():
-            path.rename(before)
-        aside.rename(path)
-    finally:
-        if before.exists() and not path.exists():
-            before.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
 
 
 def _complete_config(

@@ -12,9 +12,8 @@ from torch import nn
 
 from vismoe.vit import MoEConfig, make_sparse
 
-from ..folders.layout import CONFIG, WEIGHTS
+from ..folders.format import CONFIG, WEIGHTS
 from .processor import read_processor, write_processor
-from .when_imported import when_imported
 
 MOE, DENSE, UPCYCLED = "vismoe_moe", "dense", "vismoe_upcycled"
 LABELS = ("id2label", "label2id", "problem_type")
@@ -22,34 +21,9 @@ INSIDE = "upcycled."
 """Before the names of weights where transformers wrote a network that its Auto class had opened."""
 
 
-def register_upcycled() -> None:
-    """Upcycled networks open with transformers' Auto classes, whenever somebody imports these."""
-
-    def configuration() -> None:
-        from transformers import AutoConfig
-
-        from .upcycled_config import UpcycledConfig
-
-        AutoConfig.register(UPCYCLED, UpcycledConfig, exist_ok=True)
-
-    def models() -> None:
-        from .upcycled import register
-
-        register()
-
-    when_imported("transformers.models.auto.configuration_auto", configuration)
-    when_imported("transformers.models.auto.modeling_auto", models)
-
-
 def is_transformers(model: nn.Module) -> bool:
     """Whether a network is of transformers' own classes, or of one derived from them."""
     return any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__) and hasattr(model, "config")
-
-
-def of_transformers(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is one of transformers'."""
-    names = config.get("architectures")
-    return isinstance(config.get("model_type"), str) and isinstance(names, list) and len(names) == 1
 
 
 def write_transformers(

@@ -16,7 +16,8 @@ from vismoe.vit.positions import resize_positions
 
 from ..folders.save import save
 from ..published import PUBLISHED, Published
-from ..registry import create_model, unknown_preset
+from ..registry import create_model
+from ..sources import unknown_preset
 from .checkpoint import Checkpoint
 from .config import MODEL_CLASS, PATCHES
 from .npz import CLASS_TOKEN, POSITIONS, DenseNpz

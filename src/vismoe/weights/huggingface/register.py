@@ -1,4 +1,4 @@
-"""Something to do once a module is imported, without importing it."""
+"""Upcycled networks made known to transformers, once somebody imports that."""
 
 import importlib.util
 import sys
@@ -7,6 +7,27 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from .folder import UPCYCLED
+
+
+def register_upcycled() -> None:
+    """Upcycled networks open with transformers' Auto classes, whenever somebody imports these."""
+
+    def configuration() -> None:
+        from transformers import AutoConfig
+
+        from .upcycled_config import UpcycledConfig
+
+        AutoConfig.register(UPCYCLED, UpcycledConfig, exist_ok=True)
+
+    def models() -> None:
+        from .upcycled import register
+
+        register()
+
+    when_imported("transformers.models.auto.configuration_auto", configuration)
+    when_imported("transformers.models.auto.modeling_auto", models)
 
 
 def when_imported(name: str, action: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""pytest tests/weights/test_fetch.py: files over HTTP, from a server in this process that cuts, refuses and errs."""
+"""pytest tests/files/test_http.py: files over HTTP, from a server in this process that cuts, refuses and errs."""
 
 import base64
 import hashlib

@@ -1,0 +1,64 @@
+"""What a model folder consists of: names of its files, and its `config.json`."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
+FILES = (CONFIG, WEIGHTS, PROCESSOR, CARD)
+FORMAT_VERSION = 1
+ENTRIES = {"model_args": dict, "pretrained_cfg": dict, "label_names": list, "vismoe_format": int, "parent": dict}
+MULTI_LABEL = "multi_label_classification"
+"""The type of problem where an image may show several classes, in transformers' words."""
+
+
+def model_folder(path: Path) -> Path:
+    """The model folder of a run's folder; any other path as it is."""
+    return path / "model" if (path / "model" / CONFIG).is_file() else path
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a model folder.
+
+    **Raises:** ValueError where it is missing, is not JSON, names no architecture, is of a newer format, or has
+    preprocessing that cannot be followed.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a model folder: it has no {CONFIG}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable JSON: {error}") from error
+    named = isinstance(config, dict) and (isinstance(config.get("architecture"), str) or of_transformers(config))
+    if not named:
+        raise ValueError(f"{path} names no architecture: it is not a model's configuration")
+    for name, kind in ENTRIES.items():
+        if name in config and not isinstance(config[name], kind):
+            raise ValueError(f"{path}: {name} is {config[name]!r}, expected a {kind.__name__}")
+    if "architecture" in config:
+        _check_preprocessing(path, config)
+    version = config.get("vismoe_format", 0)
+    if version > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version}, this vismoe reads up to {FORMAT_VERSION}: update vismoe")
+    return config
+
+
+def _check_preprocessing(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises ValueError for fields of timm's data configuration that would make NaN of images, or nothing."""
+    given = config.get("pretrained_cfg", config)
+    accepted = {"mean": (-math.inf, "numbers"), "std": (0, "numbers > 0"), "crop_pct": (0, "a number > 0")}
+    for name, (least, what) in accepted.items():
+        value = given.get(name)
+        numbers = value if isinstance(value, list) else [value]
+        fits = numbers and all(isinstance(n, int | float) and least < n < math.inf for n in numbers)
+        if value is not None and not fits:
+            raise ValueError(f"{path}: {name} is {value!r}, expected {what}")
+
+
+def of_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is one of transformers'."""
+    names = config.get("architectures")
+    return isinstance(config.get("model_type"), str) and isinstance(names, list) and len(names) == 1

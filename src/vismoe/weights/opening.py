@@ -1,0 +1,103 @@
+"""Opens whatever a string that names a model means: one way for every verb and function."""
+
+from functools import partial
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from vismoe.files.hub import download, downloading
+
+from .folders.format import CONFIG, FILES, read_config
+from .folders.load import load_local
+from .folders.parent import Parent, sum_of
+from .huggingface.network import as_network
+from .registry import create_model
+from .sources import ANSWERS_ONLY, Source, parse_source
+
+
+def load(path: str | Path, preset: str | None = None) -> nn.Module:
+    """Opens a run folder, a model folder, any folder timm or transformers wrote with safetensors, at evaluation.
+
+    **Arguments:** `path`; `preset`: the architecture, for a bare `.safetensors` file that does not say it.
+
+    **Raises:** FileNotFoundError where nothing is there; ValueError where it is not a model or offers pickled weights.
+    """
+    return load_local(Path(path), preset, open_parent)
+
+
+def load_network(path: str | Path) -> nn.Module:
+    """As `load`, but networks of transformers' for images come as `TransformersNetwork`: called with pixels alone
+    they give logits alone."""
+    return as_network(load(path))
+
+
+def open_source(source: Source | str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
+    """A network at evaluation, with the classes that it has; called with pixels alone it gives logits alone.
+
+    **Arguments:** `source`: see `parse_source`; what is not on this machine is downloaded, once; `num_classes`: of a
+    preset, whose weights are random; by default 1000; `exported`: whether an exported file will do, which gives answers
+    only.
+
+    **Raises:** as `parse_source`; ValueError for what cannot be downloaded or opened, and for an exported file where a
+    network is needed.
+    """
+    source = parse_source(source) if isinstance(source, str) else source
+    if source.kind == "exported":
+        if not exported:
+            raise ValueError(f"{source}: {ANSWERS_ONLY}")
+        from .exported.onnx_model import OnnxModel  # needs an extra of its own
+
+        return OnnxModel(source.name)
+    if source.kind == "preset":
+        return create_model(source.name, num_classes).eval()
+    return as_network(_open_trained(source))
+
+
+def open_trained(source: Source | str) -> nn.Module:
+    """As `open_source`, where only a network will do that has learned something.
+
+    **Raises:** as `open_source`; ValueError for a preset.
+    """
+    return open_source(check_trained(source))
+
+
+def check_trained(source: Source | str) -> Source:
+    """What a string means, where only a network will do that has learned something.
+
+    **Raises:** as `parse_source`; ValueError for a preset and for an exported file.
+    """
+    source = parse_source(source) if isinstance(source, str) else source
+    if not source.is_trained:
+        raise ValueError(
+            f"{source} is a preset, whose weights are random: name a trained network (a run or model folder, "
+            "timm:NAME, hf:ORG/NAME or PRESET.TAG)"
+        )
+    if source.kind == "exported":
+        raise ValueError(f"{source}: {ANSWERS_ONLY}")
+    return source
+
+
+def open_parent(source: Source | str) -> Parent:
+    """A dense network of which a model folder may hold only what is different.
+
+    **Raises:** as `open_trained`; ValueError where that network itself is stored so.
+    """
+    source = check_trained(source)
+    model = _open_trained(source, is_parent=True)
+    name = str(Path(source.name).resolve()) if source.is_local else source.text
+    return Parent(name, sum_of(model.state_dict()), model)
+
+
+def _open_trained(source: Source, is_parent: bool = False) -> nn.Module:
+    """The network of a source of any kind but presets and exported files, as it is stored."""
+    if source.kind in ("published", "timm"):
+        return create_model(source.text, num_classes=None, pretrained=True).eval()
+    path = Path(source.name)
+    if source.kind == "hub":
+        config = read_config(download(source.name, (CONFIG,)))
+        if "architecture" in config and "vismoe_format" not in config:  # timm's, whose weights timm may have to rename
+            with_weights = partial(timm.create_model, f"hf-hub:{source.name}", pretrained=True)
+            return downloading(source.text, with_weights).eval()
+        path = download(source.name, FILES)
+    return load_local(path, None, None if is_parent else open_parent)

@@ -1,0 +1,111 @@
+"""What a string that names a model means. Nothing is opened here: see `opening.py`."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+import timm
+
+from vismoe.vit import PRESETS
+
+from .published import published_by, tagged
+
+Kind = Literal["preset", "published", "timm", "hub", "run", "folder", "file", "exported"]
+TIMM, HUB, LOCAL = "timm:", "hf:", "local-dir:"
+RECIPE, MODEL = "recipe.json", "model"
+"""What makes a folder that of a run, and where its network is once it is trained."""
+SAFETENSORS, ONNX = ".safetensors", ".onnx"
+ANSWERS_ONLY = "an ONNX file gives answers only (vismoe predict, eval): use the model folder that it was exported from"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network is from.
+
+    - `kind`: "preset", an architecture of ours with random weights; "published", PRESET.TAG, the reference's published
+      weights of one; "timm", timm:NAME, a network of timm's with its published weights; "hub", hf:ORG/NAME, a
+      repository on the Hugging Face hub; "run", a run folder; "folder", a model folder; "file", a .safetensors file;
+      "exported", an .onnx file.
+    - `name`: the name without what stands before it; of what is on this machine its path.
+    - `text`: as it was given.
+    """
+
+    kind: Kind
+    name: str
+    text: str
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its weights have learned something: all but a preset's."""
+        return self.kind != "preset"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file or a folder on this machine."""
+        return self.kind in ("run", "folder", "file", "exported")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_source(text: str) -> Source:
+    """What a string that names a model means: a preset, PRESET.TAG, timm:NAME, hf:ORG/NAME or a path, of a run folder,
+    a model folder, a .safetensors or an .onnx file. A path may have `local-dir:` before it. What is on this machine
+    comes before a preset of the same name.
+
+    **Raises:** FileNotFoundError for a path where nothing is, and for a run that is not finished; ValueError for a
+    name that no preset, tag or network of timm's has: near matches are listed.
+    """
+    if text.startswith(HUB):
+        return Source("hub", text.removeprefix(HUB), text)
+    if text.startswith(LOCAL):
+        return _parse_path(text.removeprefix(LOCAL), text)
+    if text.startswith(TIMM):
+        return parse_architecture(text)
+    is_path = Path(text).exists() or "/" in text or text.endswith((SAFETENSORS, ONNX)) or not text.startswith("vmoe")
+    if is_path and published_by(text) is None:
+        return _parse_path(text, text)
+    return parse_architecture(text)
+
+
+def parse_architecture(text: str) -> Source:
+    """What `create_model` can build: a preset, PRESET.TAG or timm:NAME.
+
+    **Raises:** ValueError for a name that nothing has: near matches are listed.
+    """
+    if text.startswith(TIMM):
+        name = text.removeprefix(TIMM)
+        if not timm.is_model(name):
+            near = get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+            raise ValueError(f"timm has no model {name!r}{'; did you mean ' * bool(near)}{' or '.join(near)}")
+        return Source("timm", name, text)
+    preset, dot, tag = text.partition(".")
+    if preset not in PRESETS:
+        raise unknown_preset(preset)
+    if dot:
+        tagged(preset, tag)
+    return Source("published" if dot else "preset", text, text)
+
+
+def unknown_preset(name: str) -> ValueError:
+    """What is raised for a name that no preset has."""
+    near = get_close_matches(name, PRESETS, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`vismoe models` lists them"
+    return ValueError(f"unknown preset {name!r}; {hint}")
+
+
+def _parse_path(name: str, text: str) -> Source:
+    path = Path(name)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{text}: no such run or model folder or file, and no preset; timm:NAME is a network of timm's, "
+            "hf:ORG/NAME one on a hub, PRESET.TAG published weights (`vismoe models` lists presets and those)"
+        )
+    if path.is_file():
+        return Source("exported" if path.suffix == ONNX else "file", name, text)
+    if not (path / RECIPE).is_file():
+        return Source("folder", name, text)
+    if not (path / MODEL).exists():
+        raise FileNotFoundError(f"{path} has no model yet: its training goes on with --resume auto")
+    return Source("run", name, text)
