@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vismoe.data import open_data
-from vismoe.parallel import World
+from vismoe.parallel import Mesh
 from vismoe.training.beginning import begin, build
 from vismoe.training.step import Trainer
 
@@ -21,7 +21,7 @@ def test_average_of_weights(warmup, decay):
     weights, and its decay has come to the recipe's after 32."""
     recipe = tiny(average_decay=LAST, average_warmup=warmup, steps=36)
     state = begin(build(recipe, open_data("digits")), recipe)
-    trainer = Trainer(recipe, state, World(), print)
+    trainer = Trainer(recipe, state, Mesh(), print)
     expected = {name: value.clone().double() for name, value in state.model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     for step in range(1, recipe.steps + 1):

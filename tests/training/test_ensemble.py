@@ -12,7 +12,7 @@ from vismoe.data import open_data
 from vismoe.explain import route
 from vismoe.features import features
 from vismoe.inference import evaluate
-from vismoe.parallel import World
+from vismoe.parallel import Mesh
 from vismoe.training.beginning import begin
 from vismoe.training.step import Trainer
 from vismoe.vit import member_loss
@@ -78,7 +78,7 @@ def test_step_trains_each_member_alone():
     recipe = tiny(label_smoothing=0.0, clip_norm=0.0)
     state = begin(model, recipe)
     state.step = 1
-    outcome = Trainer(recipe, state, World(), print).step(images, labels, look=True)
+    outcome = Trainer(recipe, state, Mesh(), print).step(images, labels, look=True)
     assert outcome.loss.item() == pytest.approx(member_loss(logits, labels, 2).mean().item(), abs=1e-6)
     answers = logits.argmax(1) == labels.repeat_interleave(2)
     assert outcome.accuracy.item() == pytest.approx(answers.float().mean().item())

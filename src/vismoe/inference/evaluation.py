@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 
 from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
 from vismoe.moe import record
-from vismoe.parallel import World
+from vismoe.parallel import Mesh
 from vismoe.vit import mean_of_images
 from vismoe.weights import as_network, data_config
 
@@ -68,10 +68,10 @@ class Group:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, images: ImageSet, batch_size: int = 256, workers: int = 0, world: World | None = None
+    model: nn.Module, images: ImageSet, batch_size: int = 256, workers: int = 0, mesh: Mesh | None = None
 ) -> Evaluation:
     """Runs a network over a set, once, at evaluation: of an ensemble, the mean of its members' probabilities. Leaves it
-    in the mode it was in. The processes of a `world` that all call it share the work. Where an image shows one class
+    in the mode it was in. The processes of a `mesh` that all call it share the work. Where an image shows one class
     it holds the scores, 4 N K bytes, up to twice at a time.
 
     Raises:
@@ -79,10 +79,10 @@ def evaluate(
     """
     if not len(images):
         raise ValueError("a set without images: nothing to evaluate")
-    world = World() if world is None or world.size > len(images) else world
+    mesh = Mesh() if mesh is None or mesh.size > len(images) else mesh
     model = as_network(model)
-    mine = torch.arange(world.rank, len(images), world.size)
-    part = images if world.size == 1 else images.subset(mine.tolist())
+    mine = torch.arange(mesh.rank, len(images), mesh.size)
+    part = images if mesh.size == 1 else images.subset(mine.tolist())
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     load: dict[str, Tensor] = {}
@@ -101,7 +101,7 @@ def evaluate(
             counts = torch.stack([call.load.cpu() for call in calls]).sum(0)
             load[name] = load[name] + counts if name in load else counts
     model.train(was_training)
-    scores, labels = world.sum(scores), images.labels
+    scores, labels = mesh.sum(scores), images.labels
     figures, per_class = (_of_several if labels.ndim == 2 else _of_one)(scores, labels)
     return Evaluation(
         figures,
@@ -109,7 +109,7 @@ def evaluate(
         labels,
         scores,
         images_per_second=len(images) / seconds,
-        load={name: world.sum(counts).tolist() for name, counts in load.items()},
+        load={name: mesh.sum(counts).tolist() for name, counts in load.items()},
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vismoe.data import Data, ImageSet, check_shares, open_data, survey, training_batches, training_transform, without
 from vismoe.inference.evaluation import Evaluation, evaluate
 from vismoe.inference.labels import save_classifier
-from vismoe.parallel import World, join_world, resolve_device
+from vismoe.parallel import Mesh, join_mesh, resolve_device
 from vismoe.weights import data_config
 
 from .beginning import begin, build
@@ -64,31 +64,31 @@ def fit(
     written.
     """
     check_tracker(recipe.track)
-    with join_world() as world:
-        device = world.device(resolve_device(recipe.device))
+    with join_mesh() as mesh:
+        device = mesh.device(resolve_device(recipe.device))
         opened = open_data(recipe.data, recipe.split_seed) if data is None else data
         if opened.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
         if len(opened.classes) < 2:
             raise ValueError(f"{recipe.data} has one class, {opened.classes[0]}: a classifier needs at least two")
         also = _checked(also or {}, opened)
-        check_shares(recipe.batch_size, world.size)
+        check_shares(recipe.batch_size, mesh.size)
         state = begin((build(recipe, opened) if network is None else network()).to(device), recipe)
-        run, left_out = world.from_leader(lambda: _open(recipe, out, opened, resume, data is None))
-        run, data = replace(run, writes=world.leads), without(opened, left_out)
+        run, left_out = mesh.run_on_main(lambda: _open(recipe, out, opened, resume, data is None))
+        run, data = replace(run, writes=mesh.is_main), without(opened, left_out)
         with run.alone(), Stop() as stop:
-            found = newest_checkpoint(run.path / CHECKPOINTS, _tell if world.leads else lambda text: None)
+            found = newest_checkpoint(run.path / CHECKPOINTS, _tell if mesh.is_main else lambda text: None)
             if found is not None:
                 state.restore(*found)
             run.forget_after(state.step)
             run.follow(recipe)
             with tracking(run, recipe, state.step) as log:
-                trainer = Trainer(recipe, state, world, log, data.class_weights(recipe.class_weights))
-                evaluation = _optimise(run, trainer, data, also, stop, watch if world.leads else None)
+                trainer = Trainer(recipe, state, mesh, log, data.class_weights(recipe.class_weights))
+                evaluation = _optimise(run, trainer, data, also, stop, watch if mesh.is_main else None)
                 if recipe.keep == "best" and state.best_step not in (None, state.step):
                     state.restore(*read_checkpoint(path_of(run.path / CHECKPOINTS, state.best_step)))
-                    evaluation = _evaluate(recipe, state, data.val, world)
-            if world.leads:
+                    evaluation = _evaluate(recipe, state, data.val, mesh)
+            if mesh.is_main:
                 save_classifier(state.evaluated, run.path / MODEL, data)
                 write_report(run, state, data, evaluation)
     return run
@@ -139,10 +139,10 @@ def _optimise(
     stop: Stop,
     watch: Callable[[Status], None] | None,
 ) -> Evaluation:
-    recipe, state, world, log = trainer.recipe, trainer.state, trainer.world, trainer.log
+    recipe, state, mesh, log = trainer.recipe, trainer.state, trainer.mesh, trainer.log
     meter, evaluation = Meter(recipe, state.step), None
     every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
-    for images, labels in _batches(recipe, state, data, world):
+    for images, labels in _batches(recipe, state, data, mesh):
         state.step += 1
         last = state.step == recipe.steps
         outcome = trainer.step(images, labels, look=state.step % every == 0 or last)
@@ -150,9 +150,9 @@ def _optimise(
         best = False
         if state.step % recipe.evaluate_every == 0 or last:
             with meter.paused():
-                evaluation = _evaluate(recipe, state, data.val, world)
+                evaluation = _evaluate(recipe, state, data.val, mesh)
                 further = {
-                    name: _evaluate(recipe, state, further_set, world).logged for name, further_set in also.items()
+                    name: _evaluate(recipe, state, further_set, mesh).logged for name, further_set in also.items()
                 }
             named = {f"{name}/{figure}": value for name, found in further.items() for figure, value in found.items()}
             log({"step": state.step} | evaluation.logged | named)
@@ -163,10 +163,10 @@ def _optimise(
             log({"step": state.step, "loss": status.loss, "accuracy": status.accuracy, "load": status.load})
             if watch is not None:
                 watch(status)
-        asked = world.largest(stop.asked or 0)
+        asked = mesh.all_reduce_max(stop.asked or 0)
         due = best if recipe.keep == "best" else best and recipe.checkpoint_every > 0
         due = due or (recipe.checkpoint_every > 0 and state.step % recipe.checkpoint_every == 0)
-        if world.leads and (due or (asked and not last)):
+        if mesh.is_main and (due or (asked and not last)):
             with meter.paused():
                 write_checkpoint(run.path / CHECKPOINTS, state.step, state.tensors(), state.values())
                 keep_checkpoints(run.path / CHECKPOINTS, state.step, recipe.keep_checkpoints, state.best_step)
@@ -175,18 +175,18 @@ def _optimise(
             raise TrainingStoppedError(asked, f"{name}: stopped after step {state.step}; --resume auto goes on")
         if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
             break
-    return evaluation or _evaluate(recipe, state, data.val, world)
+    return evaluation or _evaluate(recipe, state, data.val, mesh)
 
 
-def _batches(recipe: Recipe, state: State, data: Data, world: World) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(recipe: Recipe, state: State, data: Data, mesh: Mesh) -> Iterator[tuple[Tensor, Tensor]]:
     """What is left of the run's stream of batches, this process's share of each, on the model's device."""
     device, seen = next(state.model.parameters()).device, state.step * recipe.batch_size
-    transform, share = training_transform(data_config(state.model), **recipe.augmentation), (world.rank, world.size)
+    transform, share = training_transform(data_config(state.model), **recipe.augmentation), (mesh.rank, mesh.size)
     batches = training_batches(data.parts[0], transform, recipe.batch_size, recipe.seed, recipe.workers, seen, *share)
     for images, labels in itertools.islice(batches, recipe.steps - state.step):
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _evaluate(recipe: Recipe, state: State, images: ImageSet, world: World) -> Evaluation:
-    world.follow(state.evaluated.buffers())  # statistics of batch norm are each process's own
-    return evaluate(state.evaluated, images, workers=recipe.workers, world=world)
+def _evaluate(recipe: Recipe, state: State, images: ImageSet, mesh: Mesh) -> Evaluation:
+    mesh.broadcast(state.evaluated.buffers())  # statistics of batch norm are each process's own
+    return evaluate(state.evaluated, images, workers=recipe.workers, mesh=mesh)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vismoe.data import mix, mix_seeds
 from vismoe.moe import MoE, record
-from vismoe.parallel import World
+from vismoe.parallel import Mesh
 
 from .recipe import Recipe
 from .schedule import learning_rate
@@ -41,14 +41,14 @@ class Trainer:
         self,
         recipe: Recipe,
         state: State,
-        world: World,
+        mesh: Mesh,
         log: Callable[[dict[str, Any]], None],
         class_weights: Tensor | None = None,
     ):
-        self.recipe, self.state, self.world, self.log = recipe, state, world, log
+        self.recipe, self.state, self.mesh, self.log = recipe, state, mesh, log
         device = next(state.model.parameters()).device
         self.class_weights = None if class_weights is None else class_weights.to(device)
-        self.network = world.replicate(state.model).train()
+        self.network = mesh.replicate(state.model).train()
         norms = [module for module in state.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
@@ -59,7 +59,7 @@ class Trainer:
         model, seed = state.model, mix_seeds(recipe.seed, state.step)
         # On a CPU this is all that torch.manual_seed does, in a hundredth of its time.
         generators: Any = torch.default_generator if images.device.type == "cpu" else torch
-        generators.manual_seed(seed + self.world.rank)
+        generators.manual_seed(seed + self.mesh.rank)
         rate = learning_rate(recipe, state.step - 1)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -69,7 +69,7 @@ class Trainer:
         parts = [whole.chunk(recipe.accumulate) for whole in (mixed, targets, labels)]
         losses, hits, seen, last = [], [], None, len(parts[0]) - 1
         for number, (part, target, label) in enumerate(zip(*parts, strict=True)):
-            with nullcontext() if number == last else self.world.silent(self.network):
+            with nullcontext() if number == last else self.mesh.no_sync(self.network):
                 with record(model) if self.by_losses or look else nullcontext() as seen:
                     loss, logits = self._loss(part, target, multi_label)
                 share = len(part) / len(mixed)
@@ -77,11 +77,11 @@ class Trainer:
             losses.append(loss.detach() * share)
             answers = logits > 0 if multi_label else logits.argmax(1)
             hits.append((answers == _by_row(label, logits)).float().mean() * share)
-        loss, accuracy = self.world.mean(torch.stack([torch.stack(losses).sum(), torch.stack(hits).sum()]))
+        loss, accuracy = self.mesh.mean(torch.stack([torch.stack(losses).sum(), torch.stack(hits).sum()]))
         self._update(loss, statistics)
         load = None
         if look and seen is not None:
-            load = {name: self.world.sum(calls[-1].load) for name, calls in seen.layers.items()}
+            load = {name: self.mesh.sum(calls[-1].load) for name, calls in seen.layers.items()}
         return Outcome(loss, accuracy, load)
 
     def _loss(self, images: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
