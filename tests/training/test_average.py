@@ -5,7 +5,7 @@ import torch
 
 from vismoe.data import open_data
 from vismoe.parallel import Mesh
-from vismoe.training.beginning import begin, build
+from vismoe.training.state import begin, build
 from vismoe.training.step import Trainer
 
 from .tiny import tiny

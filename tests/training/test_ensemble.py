@@ -13,7 +13,7 @@ from vismoe.explain import route
 from vismoe.features import features
 from vismoe.inference import evaluate
 from vismoe.parallel import Mesh
-from vismoe.training.beginning import begin
+from vismoe.training.state import begin
 from vismoe.training.step import Trainer
 from vismoe.vit import member_loss
 from vismoe.weights import data_config

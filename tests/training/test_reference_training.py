@@ -11,8 +11,8 @@ from torch import nn
 
 from vismoe.parallel import Mesh
 from vismoe.training import Recipe
-from vismoe.training.beginning import begin
 from vismoe.training.schedule import learning_rate
+from vismoe.training.state import begin
 from vismoe.training.step import Trainer
 from vismoe.weights.reference.positions import zoom
 

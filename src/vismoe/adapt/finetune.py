@@ -16,10 +16,10 @@ from vismoe.inference import evaluate, save_classifier
 from vismoe.moe import MoE
 from vismoe.parallel import resolve_device
 from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
-from vismoe.training.beginning import begin
-from vismoe.training.checkpoint import newest_checkpoint
+from vismoe.training.checkpointer import Checkpointer
 from vismoe.training.report import write_report
 from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
+from vismoe.training.state import begin
 from vismoe.vit.places import find_blocks
 from vismoe.weights import data_config, load_network
 
@@ -122,8 +122,8 @@ def finetune(
     if how == "head":
         run = _head_alone(recipe, path, parts, start)
     else:
-        if (found := newest_checkpoint(path / CHECKPOINTS, tell)) is not None:
-            tell(f"goes on after step {found[1]['step']}")
+        if (saved := Checkpointer(path / CHECKPOINTS, warn=tell).newest()) is not None:
+            tell(f"goes on after step {saved['step']}")
         run = _fit(recipe, path, parts, start, watch)
         tell(_ending(run, parts.score))
     _write_split(run, parts)
@@ -143,10 +143,9 @@ def _fit(recipe: Recipe, path: Path, parts: Parts, start: nn.Module, watch: Call
     try:
         return fit(recipe, path, watch, resume=True, data=_kept_small(parts.fitting, start), network=lambda: start)
     except TrainingStoppedError as error:
-        found = newest_checkpoint(path / CHECKPOINTS, lambda text: None)
-        if found is not None:
-            state = {name[6:]: tensor for name, tensor in found[0].items() if name.startswith("model.")}
-            start.load_state_dict(state)
+        if (saved := Checkpointer(path / CHECKPOINTS).newest()) is not None:
+            weights = {name: tensor for name, tensor in saved.items() if name.startswith("model.")}
+            start.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
             save_classifier(start, path / MODEL, parts.fitting)
         raise TrainingStoppedError(
             error.signal,

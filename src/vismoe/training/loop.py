@@ -16,21 +16,12 @@ from vismoe.inference.labels import save_classifier
 from vismoe.parallel import Mesh, join_mesh, resolve_device
 from vismoe.weights import data_config
 
-from .beginning import begin, build
-from .checkpoint import (
-    keep_checkpoints,
-    list_checkpoints,
-    newest_checkpoint,
-    path_of,
-    read_checkpoint,
-    step_of,
-    write_checkpoint,
-)
+from .checkpointer import Checkpointer
 from .meter import Meter, Status
 from .recipe import Recipe
 from .report import write_report
 from .run import CHECKPOINTS, DATA, MODEL, Run
-from .state import State
+from .state import State, begin, build
 from .step import Trainer
 from .stop import Stop, TrainingStoppedError
 from .track import check_tracker, tracking
@@ -77,16 +68,16 @@ def fit(
         run, left_out = mesh.run_on_main(lambda: _open(recipe, out, opened, resume, data is None))
         run, data = replace(run, writes=mesh.is_main), without(opened, left_out)
         with run.alone(), Stop() as stop:
-            found = newest_checkpoint(run.path / CHECKPOINTS, _tell if mesh.is_main else lambda text: None)
-            if found is not None:
-                state.restore(*found)
+            checkpointer = Checkpointer(run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _tell)
+            if (saved := checkpointer.newest()) is not None:
+                state.load_state_dict(saved)
             run.forget_after(state.step)
             run.follow(recipe)
             with tracking(run, recipe, state.step) as log:
                 trainer = Trainer(recipe, state, mesh, log, data.class_weights(recipe.class_weights))
-                evaluation = _optimise(run, trainer, data, also, stop, watch if mesh.is_main else None)
-                if recipe.keep == "best" and state.best_step not in (None, state.step):
-                    state.restore(*read_checkpoint(path_of(run.path / CHECKPOINTS, state.best_step)))
+                evaluation = _optimise(checkpointer, trainer, data, also, stop, watch if mesh.is_main else None)
+                if recipe.keep == "best" and (best_step := state.best_step) not in (None, state.step):
+                    state.load_state_dict(checkpointer.load(best_step))
                     evaluation = _evaluate(recipe, state, data.val, mesh)
             if mesh.is_main:
                 save_classifier(state.evaluated, run.path / MODEL, data)
@@ -115,8 +106,7 @@ def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> 
     """The run to begin or go on with, and the files of its set that it does without, which of an unseen one are to be
     found."""
     if resume and Run.of(out) == Run(out):
-        done = [step_of(checkpoint) for checkpoint in list_checkpoints(out / CHECKPOINTS)]
-        run = Run.reopen(out, recipe, data, max(done, default=0))
+        run = Run.reopen(out, recipe, data, max(Checkpointer(out / CHECKPOINTS).steps(), default=0))
     else:
         Run.refuse(out)
         data = survey(data, recipe.max_unreadable, recipe.workers) if unseen else data
@@ -132,7 +122,7 @@ def _tell(text: str) -> None:
 
 
 def _optimise(
-    run: Run,
+    checkpointer: Checkpointer,
     trainer: Trainer,
     data: Data,
     also: Mapping[str, ImageSet],
@@ -166,10 +156,9 @@ def _optimise(
         asked = mesh.all_reduce_max(stop.asked or 0)
         due = best if recipe.keep == "best" else best and recipe.checkpoint_every > 0
         due = due or (recipe.checkpoint_every > 0 and state.step % recipe.checkpoint_every == 0)
-        if mesh.is_main and (due or (asked and not last)):
+        if due or (asked and not last):
             with meter.paused():
-                write_checkpoint(run.path / CHECKPOINTS, state.step, state.tensors(), state.values())
-                keep_checkpoints(run.path / CHECKPOINTS, state.step, recipe.keep_checkpoints, state.best_step)
+                checkpointer.save(state.step, state.state_dict(), state.best_step)
         if asked and not last:
             name = signal.Signals(asked).name
             raise TrainingStoppedError(asked, f"{name}: stopped after step {state.step}; --resume auto goes on")
