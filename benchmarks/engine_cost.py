@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from vismoe.data import Data, open_data, training_batches, training_transform
 from vismoe.recipes import find_recipe
 from vismoe.training import Recipe, Status, fit
-from vismoe.training.beginning import begin, build
+from vismoe.training.state import begin, build
 from vismoe.weights import data_config
 
 RESULTS = Path(__file__).parent / "results" / "engine_cost.csv"

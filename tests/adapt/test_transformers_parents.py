@@ -17,7 +17,7 @@ from vismoe.features import classifiers
 from vismoe.inference import evaluate, predict
 from vismoe.moe import MoE
 from vismoe.training import Recipe
-from vismoe.training.beginning import begin
+from vismoe.training.state import begin
 from vismoe.weights import TransformersNetwork, as_network, data_config, load_network, open_trained
 
 from .test_finetune import COLOURS, fill, image

@@ -12,8 +12,8 @@ from vismoe import load
 from vismoe.data import open_data
 from vismoe.recipes import RECIPES
 from vismoe.training import fit, report
-from vismoe.training.beginning import build
 from vismoe.training.schedule import learning_rate
+from vismoe.training.state import build
 from vismoe.training.step import Trainer
 from vismoe.vit import PRESETS
 from vismoe.weights import create_model, take_over

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from vismoe.data import open_data
-from vismoe.parallel import World
+from vismoe.parallel import Mesh
 from vismoe.tasks import Classification
-from vismoe.training.beginning import begin, build
+from vismoe.training.state import begin, build
 from vismoe.training.step import Trainer
 
 from .tiny import tiny
@@ -22,7 +22,7 @@ def test_average_of_weights(warmup, decay):
     weights, and its decay has come to the recipe's after 32."""
     recipe = tiny(average_decay=LAST, average_warmup=warmup, steps=36)
     state = begin(build(recipe, open_data("digits")), recipe)
-    trainer = Trainer(recipe, state, Classification(list(map(str, range(10)))), World(), print)
+    trainer = Trainer(recipe, state, Classification(list(map(str, range(10)))), Mesh(), print)
     expected = {name: value.clone().double() for name, value in state.model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     for step in range(1, recipe.steps + 1):

@@ -12,9 +12,9 @@ from vismoe.data import open_data
 from vismoe.explain import route
 from vismoe.features import features
 from vismoe.inference import Predictor, evaluate
-from vismoe.parallel import World
+from vismoe.parallel import Mesh
 from vismoe.tasks import Classification
-from vismoe.training.beginning import begin
+from vismoe.training.state import begin
 from vismoe.training.step import Trainer
 from vismoe.vit import member_loss
 from vismoe.weights import data_config
@@ -80,7 +80,7 @@ def test_step_trains_each_member_alone():
     recipe = tiny(label_smoothing=0.0, clip_norm=0.0)
     state = begin(model, recipe)
     state.step = 1
-    outcome = Trainer(recipe, state, Classification(list(map(str, range(10)))), World(), print).step(
+    outcome = Trainer(recipe, state, Classification(list(map(str, range(10)))), Mesh(), print).step(
         {"image": images, "label": labels}, log_now=True
     )
     assert outcome.loss.item() == pytest.approx(member_loss(logits, labels, 2).mean().item(), abs=1e-6)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from vismoe.parallel import World
+from vismoe.parallel import Mesh
 from vismoe.training import Recipe
-from vismoe.training.beginning import begin
 from vismoe.training.schedule import learning_rate
+from vismoe.training.state import begin
 from vismoe.training.step import Trainer
 from vismoe.vit.positions import zoom
 
@@ -58,7 +58,7 @@ def steps_of(recipe, values, gradients):
             loss = sum((p * given[name.replace(".", "/")]).sum() for name, p in model.named_parameters())
             return loss, torch.zeros(2, 2)
 
-    trainer = Given(recipe, begin(model, recipe), World(), print)
+    trainer = Given(recipe, begin(model, recipe), Mesh(), print)
     for _ in gradients:
         trainer.state.step += 1
         trainer.step(torch.zeros(2, 1), torch.tensor([0, 1]), look=False)

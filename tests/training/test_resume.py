@@ -16,7 +16,7 @@ import torch
 
 from vismoe.data import open_data
 from vismoe.training import Run, fit
-from vismoe.training.beginning import build
+from vismoe.training.state import build
 from vismoe.training.step import Trainer
 
 from .tiny import tiny
@@ -53,10 +53,10 @@ DRIVER = """
     from pathlib import Path
     import torch
     from vismoe.training import Recipe, fit
-    from vismoe.training import checkpoint, report
+    from vismoe.training import checkpointer, report
     from vismoe.training.step import Trainer
     torch.set_num_threads(1)
-    plain, sync, synced = Trainer.step, checkpoint._sync, []
+    plain, sync, synced = Trainer.step, checkpointer._sync, []
 
     def run(recipe, out, kill_in):
         def step(trainer, *rest, **options):
@@ -69,7 +69,7 @@ DRIVER = """
             if kill_in == -len(synced):
                 os.kill(os.getpid(), signal.SIGKILL)
             sync(path)
-        Trainer.step, checkpoint._sync = step, sync_or_die
+        Trainer.step, checkpointer._sync = step, sync_or_die
         report.routing_pictures = report.draw_curves = report.draw_confusion = lambda *arguments: None
         fit(Recipe.from_json(recipe), Path(out), resume=True)
 

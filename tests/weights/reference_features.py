@@ -319,7 +319,7 @@ its regression in closed form | adapt.ridge | adapt/test_ridge.py::test_referenc
   by what the set is, not by the loss
 
 # Machines and projects
-`multihost_utils` | parallel.World | parallel/test_world.py::test_two_processes;
+`multihost_utils` | parallel.Mesh | parallel/test_mesh.py::test_two_processes;
   training/test_processes.py::test_the_loss_curve_is_that_of_one_process | `torchrun -m vismoe train`, or plain DDP
 `partitioning`, `num_expert_partitions`, `params_axis_resources` | | | not yet: every device holds all experts; data
   are spread, experts are not

@@ -18,10 +18,10 @@ from vismoe.moe import MoE
 from vismoe.parallel import resolve_device
 from vismoe.tasks import classification_of
 from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
-from vismoe.training.beginning import begin
-from vismoe.training.checkpoint import newest_checkpoint
+from vismoe.training.checkpointer import Checkpointer
 from vismoe.training.report import write_report
 from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
+from vismoe.training.state import begin
 from vismoe.vit.places import find_blocks
 from vismoe.weights import data_config, load_network, parse_source
 
@@ -159,8 +159,8 @@ class _Adaptation:
         if self.trained_part == "head":
             run = _write_untrained(self.recipe, self.path, self.parts.fitting, self.network)
         else:
-            if (checkpoint := newest_checkpoint(self.path / CHECKPOINTS, self.log)) is not None:
-                self.log(f"goes on after step {checkpoint[1]['step']}")
+            if (saved := Checkpointer(self.path / CHECKPOINTS, warn=self.log).newest()) is not None:
+                self.log(f"goes on after step {saved['step']}")
             run = _fit(self.recipe, self.path, self.parts.fitting, self.network, on_status)
             self.log(_ending(run, self.parts.score))
         rows = self.parts.rows
@@ -187,10 +187,9 @@ def _fit(recipe: Recipe, path: Path, data: Data, network: nn.Module, on_status: 
     try:
         return fit(recipe, path, on_status, resume=True, data=_cached(data, network), network=lambda: network)
     except TrainingStoppedError as error:
-        checkpoint = newest_checkpoint(path / CHECKPOINTS, lambda text: None)
-        if checkpoint is not None:
-            state = {name[6:]: tensor for name, tensor in checkpoint[0].items() if name.startswith("model.")}
-            network.load_state_dict(state)
+        if (saved := Checkpointer(path / CHECKPOINTS).newest()) is not None:
+            weights = {name: tensor for name, tensor in saved.items() if name.startswith("model.")}
+            network.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
             classification_of(data).save(network, path / MODEL)
         raise TrainingStoppedError(
             error.signal,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vismoe.data import ImageSet
-from vismoe.parallel import World
+from vismoe.parallel import Mesh
 from vismoe.tasks import Evaluation, Task, task_for_set
 
 from .predictor import Predictor
@@ -17,7 +17,7 @@ def evaluate(
     images: ImageSet,
     batch_size: int = 256,
     workers: int = 0,
-    world: World | None = None,
+    mesh: Mesh | None = None,
     task: Task | None = None,
 ) -> Evaluation:
     """Runs a network over a set, once, at evaluation: of an ensemble, the mean of its members' probabilities. Leaves
@@ -27,7 +27,7 @@ def evaluate(
 
     - `model`, `images`: the network and the set.
     - `batch_size`: images of one forward pass, default 256; `workers`: processes that prepare images, default none.
-    - `world`: the processes that all call it share the work.
+    - `mesh`: the processes that all call it share the work.
     - `task`: what the network is judged by; by default classification, with as many labels an image as the set has, or
       what the network says.
 
@@ -35,20 +35,20 @@ def evaluate(
     """
     if not len(images):
         raise ValueError("a set without images: nothing to evaluate")
-    world = World() if world is None or world.size > len(images) else world
+    mesh = Mesh() if mesh is None or mesh.size > len(images) else mesh
     predictor = Predictor(model, task or task_for_set(model, images), batch_size=batch_size)
     predictor.task.check_model(predictor.model)
     scorer = predictor.task.scorer(images)
     load: dict[str, Tensor] = {}
     seconds = 0.0
-    for output in predictor.outputs(images, workers, (world.rank, world.size)):
+    for output in predictor.outputs(images, workers, (mesh.rank, mesh.size)):
         scorer.update(output.places, output.outputs, output.batch)
         seconds += time.perf_counter() - output.started
         for name, calls in output.routing.layers.items():
             counts = torch.stack([call.load.cpu() for call in calls]).sum(0)
             load[name] = load[name] + counts if name in load else counts
     return scorer.evaluation(
-        world.sum,
+        mesh.sum,
         images_per_second=len(images) / seconds,
-        load={name: world.sum(counts).tolist() for name, counts in load.items()},
+        load={name: mesh.sum(counts).tolist() for name, counts in load.items()},
     )

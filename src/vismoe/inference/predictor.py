@@ -15,7 +15,7 @@ from vismoe.data import Batch, ImageSet, Sample, Unreadable, evaluation_batches
 from vismoe.moe import Recording, record
 from vismoe.tasks import Prediction, Task, task_of
 from vismoe.vit import evaluating
-from vismoe.weights import as_network, data_config, load_network
+from vismoe.weights import as_network, data_config, open_source
 
 from .inputs import Given, open_inputs
 
@@ -43,7 +43,8 @@ class Predictor:
 
     **Arguments:**
 
-    - `model`: a network, or the path of a run folder, a model folder or an exported .onnx file.
+    - `model`: a network, or what names one: a run folder, a model folder, an exported .onnx file, timm:NAME,
+      hf:ORG/NAME, PRESET.TAG.
     - `task`: what it was trained for; by default what the model says.
     - `device`: where to run; by default where the model is.
     - `batch_size`: images of one forward pass, default 64.
@@ -63,7 +64,7 @@ class Predictor:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: it must be at least 1")
-        self.model = as_network(model) if isinstance(model, nn.Module) else load_network(model)
+        self.model = as_network(model) if isinstance(model, nn.Module) else open_source(str(model), exported=True)
         if device is not None:
             self.model.to(device)
         self.task = task_of(self.model) if task is None else task

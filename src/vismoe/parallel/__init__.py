@@ -1,5 +1,5 @@
-"""Many processes: who is who, and what they tell each other."""
+"""Many processes: a mesh with named axes, and what processes tell each other."""
 
-from .mesh import World, join_world, resolve_device
+from .mesh import AXES, Axis, Mesh, join_mesh, resolve_device
 
-__all__ = ["World", "join_world", "resolve_device"]
+__all__ = ["AXES", "Axis", "Mesh", "join_mesh", "resolve_device"]

@@ -1,4 +1,4 @@
-"""The processes of one training, as `torchrun` starts them; most often there is one."""
+"""The processes of one training as a mesh with named axes; most often there is one process."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -10,27 +10,78 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from vismoe.moe import BalancedRouter
 
+AXES = ("replicate", "data", "expert")
+"""Axes that split a batch: copies of sharded weights, shards of weights, and experts spread over processes."""
 PATIENCE = timedelta(hours=6)
 """How long processes wait for one that does something alone, such as looking through a large folder."""
 
 
 @dataclass(frozen=True)
-class World:
-    """This process among `size`, the `rank`-th; of those on one machine the `local_rank`-th. With size 1 nothing is
-    ever communicated."""
+class Axis:
+    """One axis of a mesh, as this process sees it.
 
-    rank: int = 0
+    **Arguments:**
+
+    - `name`: one of AXES.
+    - `size`: processes along it.
+    - `rank`: this process's place among them.
+    - `group`: their process group; None where the size is one.
+    """
+
+    name: str
     size: int = 1
+    rank: int = 0
+    group: dist.ProcessGroup | None = None
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The processes that share each batch, and this one's place among them. Alone, with every axis of size one, nothing
+    is ever communicated.
+
+    **Arguments:**
+
+    - `devices`: PyTorch's mesh, with a name of AXES for each dimension; default: this process alone. An axis that it
+      does not have is of size one.
+    - `group`: the process group of all processes of `devices`.
+    - `local_rank`: this process's number among those on its machine, default 0.
+    """
+
+    devices: DeviceMesh | None = None
+    group: dist.ProcessGroup | None = None
     local_rank: int = 0
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes files and speaks for all."""
+    def size(self) -> int:
+        """Processes that share a batch, over all axes."""
+        return 1 if self.group is None else self.group.size()
+
+    @property
+    def rank(self) -> int:
+        """This process's place among all that share a batch."""
+        return 0 if self.group is None else self.group.rank()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints for all."""
         return self.rank == 0
+
+    def axis(self, name: str) -> Axis:
+        """The axis of a name.
+
+        **Raises:** ValueError for a name that is not in AXES.
+        """
+        if name not in AXES:
+            raise ValueError(f"a mesh has no axis {name!r}: accepted are {', '.join(AXES)}")
+        if self.devices is None or name not in (self.devices.mesh_dim_names or ()):
+            return Axis(name)
+        group = self.devices.get_group(name)
+        return Axis(name, group.size(), group.rank(), group) if group.size() > 1 else Axis(name)
 
     def device(self, device: torch.device) -> torch.device:
         """This process's own device of a kind, where several are on a machine."""
@@ -38,43 +89,49 @@ class World:
             return torch.device("cuda", self.local_rank)
         return device
 
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors, on the device of this one's."""
+        if self.size == 1:
+            return tensor
+        summed = tensor.to(self._reachable(tensor.device), copy=True)
+        dist.all_reduce(summed, group=self.group)
+        return summed.to(tensor.device)
+
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of all processes' tensors."""
         return self.sum(tensor) / self.size
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of all processes' tensors."""
-        if self.size > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
-        return tensor
-
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of all processes' numbers."""
-        if self.size > 1:
-            box = torch.tensor(number)
-            dist.all_reduce(box, dist.ReduceOp.MAX)
-            return int(box)
-        return number
+        if self.size == 1:
+            return number
+        largest = torch.tensor(number, device=self._reachable(torch.device("cpu")))
+        dist.all_reduce(largest, dist.ReduceOp.MAX, self.group)
+        return int(largest)
 
-    def follow(self, tensors: Iterable[Tensor]) -> None:
-        """Sets tensors to what they are in the leading process."""
-        if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
+    @torch.no_grad()
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Sets tensors in place to what they are in the main process."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            sent = tensor.to(self._reachable(tensor.device))
+            dist.broadcast(sent, group=self.group, group_src=0)
+            if sent is not tensor:
+                tensor.copy_(sent)
 
-    def from_leader(self, make: Callable[[], Any]) -> Any:
-        """What the leading process alone makes, for all; or the error that it meets, which all raise."""
+    def run_on_main(self, make: Callable[[], Any]) -> Any:
+        """What the main process alone makes, for all; an error that it meets is raised in all."""
         if self.size == 1:
             return make()
         made, error = None, None
-        if self.leads:
+        if self.is_main:
             try:
                 made = make()
             except Exception as met:
                 error = met
         box = [made, error]
-        dist.broadcast_object_list(box, 0)
+        dist.broadcast_object_list(box, group=self.group, group_src=0)
         if box[1] is not None:
             raise box[1]
         return box[0]
@@ -86,39 +143,61 @@ class World:
             return model
         for layer in model.modules():
             if isinstance(layer, BalancedRouter):
-                layer.balance_group = dist.group.WORLD
-        return DistributedDataParallel(model)
+                layer.balance_group = self.group
+        return DistributedDataParallel(model, process_group=self.group)
 
-    def silent(self, network: nn.Module) -> AbstractContextManager[Any]:
-        """Inside, backward does not communicate: for all parts of a batch but the last."""
+    def no_sync(self, network: nn.Module) -> AbstractContextManager[Any]:
+        """Inside, backward does not communicate: for all micro-batches of a step but the last."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+    def _reachable(self, device: torch.device) -> torch.device:
+        """Where a tensor must lie for the group to send it: a group that has NCCL alone sends none from a CPU."""
+        kinds = backend_devices(dist.get_backend_config(self.group))
+        if device.type in kinds:
+            return device
+        return torch.device("cpu") if "cpu" in kinds else self.device(torch.device(kinds[0]))
+
+
+def backend_devices(config: str) -> list[str]:
+    """Kinds of devices whose tensors a process group can send, of its configuration ("cpu:gloo,cuda:nccl")."""
+    return [backend.partition(":")[0] for backend in config.split(",")]
 
 
 @contextmanager
-def join_world() -> Iterator[World]:
-    """The processes that `torchrun` started, or that this program's own process group has; else this one alone."""
+def join_mesh() -> Iterator[Mesh]:
+    """Inside, the mesh of the processes that `torchrun` started, or of this program's own process group, all along the
+    axis "data"; else of this process alone."""
     if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+        yield _all_processes()
     elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         try:
-            yield World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+            yield _all_processes()
         finally:
             dist.destroy_process_group()
     else:
-        yield World()
+        yield Mesh()
+
+
+def _all_processes() -> Mesh:
+    group = dist.group.WORLD
+    if group is None or group.size() == 1:
+        return Mesh()
+    kinds = backend_devices(dist.get_backend_config(group))
+    devices = DeviceMesh.from_group(group, "cpu" if "cpu" in kinds else kinds[0], mesh_dim_names=("data",))
+    return Mesh(devices, group, int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`: CUDA, else MPS, else CPU.
+    """The device of a name; `auto`: CUDA, else MPS, else CPU.
 
     **Raises:** ValueError for a device that is not here.
     """
     number = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        return torch.device(next(device for device, there in number.items() if there))
-    here = [device for device, there in number.items() if there]
-    here += [f"{device}:{index}" for device in here for index in range(number[device])]
-    if name not in here:
-        raise ValueError(f"device {name!r} is not here; accepted are auto, {', '.join(here)}")
+        return torch.device(next(device for device, count in number.items() if count))
+    accepted = [device for device, count in number.items() if count]
+    accepted += [f"{device}:{index}" for device in accepted for index in range(number[device])]
+    if name not in accepted:
+        raise ValueError(f"device {name!r} is not here; accepted are auto, {', '.join(accepted)}")
     return torch.device(name)

@@ -12,25 +12,16 @@ from torch import Tensor, nn
 
 from vismoe.data import Batch, Data, ImageSet, check_images, check_shares, training_batches, without
 from vismoe.inference import evaluate
-from vismoe.parallel import join_world, resolve_device
+from vismoe.parallel import resolve_device
 from vismoe.tasks import Evaluation, Task, open_for, task_for
 from vismoe.weights import data_config
 
-from .beginning import begin, build
-from .checkpoint import (
-    keep_checkpoints,
-    list_checkpoints,
-    newest_checkpoint,
-    path_of,
-    read_checkpoint,
-    step_of,
-    write_checkpoint,
-)
+from .checkpointer import Checkpointer
 from .meter import Meter, Status
 from .recipe import Recipe
 from .report import write_report
 from .run import CHECKPOINTS, DATA, MODEL, Run
-from .state import State
+from .state import State, begin, build
 from .step import Trainer
 from .stop import Stop, TrainingStoppedError
 from .track import check_tracker, tracking
@@ -71,32 +62,34 @@ def fit(
     written.
     """
     check_tracker(recipe.track)
-    with join_world() as world:
-        device = world.device(resolve_device(recipe.device))
+    with join_mesh() as mesh:
+        device = mesh.device(resolve_device(recipe.device))
         opened = open_for(recipe.task, recipe.data, recipe.split_seed) if data is None else data
         if opened.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
         task = task_for(recipe.task, opened, recipe.to_json())
         task.check(opened)
         extra_eval = _checked(extra_eval or {}, task)
-        check_shares(recipe.batch_size, world.size)
+        check_shares(recipe.batch_size, mesh.size)
         state = begin((build(recipe, opened, task) if network is None else network()).to(device), recipe)
-        run, left_out = world.from_leader(lambda: _open(recipe, out, opened, resume, data is None))
-        run, data = replace(run, writes=world.leads), without(opened, left_out)
+        run, left_out = mesh.run_on_main(lambda: _open(recipe, out, opened, resume, data is None))
+        run, data = replace(run, writes=mesh.is_main), without(opened, left_out)
         task = task_for(recipe.task, data, recipe.to_json())
         with run.alone(), Stop() as stop:
-            restored = newest_checkpoint(run.path / CHECKPOINTS, _warn if world.leads else lambda text: None)
-            if restored is not None:
-                state.restore(*restored)
+            checkpointer = Checkpointer(run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _warn)
+            if (saved := checkpointer.newest()) is not None:
+                state.load_state_dict(saved)
             run.forget_after(state.step)
             run.follow(recipe)
             with tracking(run, recipe, state.step) as log:
-                trainer = Trainer(recipe, state, task, world, log)
-                evaluation = _optimise(run, trainer, data, extra_eval, stop, on_status if world.leads else None)
-                if recipe.keep == "best" and state.best_step not in (None, state.step):
-                    state.restore(*read_checkpoint(path_of(run.path / CHECKPOINTS, state.best_step)))
+                trainer = Trainer(recipe, state, task, mesh, log)
+                evaluation = _optimise(
+                    checkpointer, trainer, data, extra_eval, stop, on_status if mesh.is_main else None
+                )
+                if recipe.keep == "best" and (best_step := state.best_step) not in (None, state.step):
+                    state.load_state_dict(checkpointer.load(best_step))
                     evaluation = _evaluate(trainer, data.val)
-            if world.leads:
+            if mesh.is_main:
                 task.save(state.evaluated, run.path / MODEL)
                 write_report(run, state, task, data, evaluation)
     return run
@@ -118,8 +111,7 @@ def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> 
     """The run to begin or go on with, and the files of its set that it does without, which of an unseen one are to be
     found."""
     if resume and Run.of(out) == Run(out):
-        done = [step_of(checkpoint) for checkpoint in list_checkpoints(out / CHECKPOINTS)]
-        run = Run.reopen(out, recipe, data, max(done, default=0))
+        run = Run.reopen(out, recipe, data, max(Checkpointer(out / CHECKPOINTS).steps(), default=0))
     else:
         Run.refuse(out)
         data = check_images(data, recipe.max_unreadable, recipe.workers) if unseen else data
@@ -135,14 +127,14 @@ def _warn(text: str) -> None:
 
 
 def _optimise(
-    run: Run,
+    checkpointer: Checkpointer,
     trainer: Trainer,
     data: Data,
     extra_eval: Mapping[str, ImageSet],
     stop: Stop,
     on_status: Callable[[Status], None] | None,
 ) -> Evaluation:
-    recipe, state, world, log = trainer.recipe, trainer.state, trainer.world, trainer.log
+    recipe, state, mesh, log = trainer.recipe, trainer.state, trainer.mesh, trainer.log
     meter, evaluation = Meter(recipe, state.step), None
     every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
     for batch in _batches(trainer, data):
@@ -162,11 +154,10 @@ def _optimise(
             log(_logged(status, trainer.task))
             if on_status is not None:
                 on_status(status)
-        asked = world.largest(stop.asked or 0)
-        if world.leads and (_is_due(recipe, state, is_best) or (asked and not last)):
+        asked = mesh.all_reduce_max(stop.asked or 0)
+        if _is_due(recipe, state, is_best) or (asked and not last):
             with meter.paused():
-                write_checkpoint(run.path / CHECKPOINTS, state.step, state.tensors(), state.values())
-                keep_checkpoints(run.path / CHECKPOINTS, state.step, recipe.keep_checkpoints, state.best_step)
+                checkpointer.save(state.step, state.state_dict(), state.best_step)
         if asked and not last:
             name = signal.Signals(asked).name
             raise TrainingStoppedError(asked, f"{name}: stopped after step {state.step}; --resume auto goes on")
@@ -190,7 +181,7 @@ def _logged(status: Status, task: Task) -> dict[str, Any]:
 
 def _batches(trainer: Trainer, data: Data) -> Iterator[Batch]:
     """What is left of the run's stream of batches, this process's share of each, on the model's device."""
-    recipe, state, task, world = trainer.recipe, trainer.state, trainer.task, trainer.world
+    recipe, state, task, mesh = trainer.recipe, trainer.state, trainer.task, trainer.mesh
     batches = training_batches(
         data.parts[0],
         task.training_transform(data_config(state.model), recipe.augmentation),
@@ -198,8 +189,8 @@ def _batches(trainer: Trainer, data: Data) -> Iterator[Batch]:
         recipe.seed,
         recipe.workers,
         start=state.step * recipe.batch_size,
-        rank=world.rank,
-        ranks=world.size,
+        rank=mesh.rank,
+        ranks=mesh.size,
         collate=task.collate,
     )
     for batch in itertools.islice(batches, recipe.steps - state.step):
@@ -223,6 +214,6 @@ def _evaluate_all(
 
 
 def _evaluate(trainer: Trainer, images: ImageSet) -> Evaluation:
-    network, world = trainer.state.evaluated, trainer.world
-    world.follow(network.buffers())  # statistics of batch norm are each process's own
-    return evaluate(network, images, workers=trainer.recipe.workers, world=world, task=trainer.task)
+    network, mesh = trainer.state.evaluated, trainer.mesh
+    mesh.broadcast(network.buffers())  # statistics of batch norm are each process's own
+    return evaluate(network, images, workers=trainer.recipe.workers, mesh=mesh, task=trainer.task)

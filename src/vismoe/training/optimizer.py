@@ -1,11 +1,12 @@
 """What moves which parameters."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import timm.optim
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vismoe.moe import MoE
@@ -46,6 +47,78 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """
     options = TIMM[recipe.optimizer] | {"lr": recipe.learning_rate, "momentum": recipe.momentum}
     return timm.optim.create_optimizer_v2(model, **options, param_group_fn=lambda _: _groups(model, recipe))
+
+
+def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """An optimiser's state by the names of the model's parameters: PARAMETER.ENTRY for each entry of a parameter's
+    state, tensor or not, and `groups`, the options of each group beside the names of its parameters.
+
+    **Raises:** ValueError for an entry that is of no parameter.
+    """
+    names, packed = _parameter_names(model, optimizer), optimizer.state_dict()
+    state: dict[str, Any] = {}
+    for number, entries in packed["state"].items():
+        if not isinstance(number, int):
+            raise ValueError(
+                f"the state of {type(optimizer).__name__} has {number!r}, which is of no parameter: a checkpoint holds "
+                "entries of parameters alone; train with another optimizer"
+            )
+        state |= {f"{names[number]}.{entry}": value for entry, value in entries.items()}
+    groups = []
+    for group in packed["param_groups"]:
+        options = {option: list(value) if isinstance(value, tuple) else value for option, value in group.items()}
+        groups.append(options | {"params": [names[number] for number in group["params"]]})
+    return state | {"groups": groups}
+
+
+def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Sets an optimiser's state to what `named_state` said, whatever the order of the parameters was then. For a name
+    may stand `#NUMBER`, the place of the parameter in its groups, one after the other.
+
+    **Raises:** ValueError where an entry is of no parameter that the optimiser has.
+    """
+    names, packed = _parameter_names(model, optimizer), optimizer.state_dict()
+    numbers = {name: number for number, name in enumerate(names)}
+    numbers |= {f"#{number}": number for number in range(len(names))}
+    entries: dict[int, dict[str, Any]] = {}
+    for name, value in state.items():
+        if name != "groups":
+            parameter, entry = _split(name, numbers)
+            entries.setdefault(numbers[parameter], {})[entry] = value
+    saved_groups = {name: group for group in state.get("groups", []) for name in group["params"]}
+    groups = []
+    for group in packed["param_groups"]:
+        saved = saved_groups.get(names[group["params"][0]], {}) if group["params"] else {}
+        options = {
+            option: tuple(value) if isinstance(group.get(option), tuple) else value for option, value in saved.items()
+        }
+        groups.append(group | options | {"params": group["params"]})
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter_entries in entries.items():
+        loaded = optimizer.state[parameters[number]]
+        for entry, value in parameter_entries.items():
+            if isinstance(value, Tensor):
+                # PyTorch gives even counts the parameter's type. A copy, for what was read may lie in its mapped file.
+                loaded[entry] = value.to(loaded[entry].device, copy=True)
+
+
+def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Names of an optimiser's parameters in the order of its groups, which is how PyTorch numbers them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _split(name: str, parameters: Mapping[str, int]) -> tuple[str, str]:
+    """A parameter's name, and that of an entry of its state: either may have dots.
+
+    **Raises:** ValueError where it begins with no parameter's name.
+    """
+    places = [place for place, letter in enumerate(name) if letter == "."]
+    for place in places:
+        if name[:place] in parameters:
+            return name[:place], name[place + 1 :]
+    raise ValueError(f"the checkpoint is of another network than the recipe's: {name} is of no parameter that trains")
 
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

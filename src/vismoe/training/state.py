@@ -1,12 +1,22 @@
-"""Everything a run is between two steps."""
+"""Everything a run is between two steps, and what it begins with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
+
+from vismoe.data import Data
+from vismoe.tasks import Task, task_for
+from vismoe.weights import create_model, open_trained, take_over
+
+from .optimizer import freeze, load_named_state, make_optimizer, named_state
+from .recipe import Recipe
+
+FIGURES = ("step", "skipped", "in_a_row", "best_score", "best_step")
 
 
 @dataclass
@@ -32,41 +42,52 @@ class State:
         """The network that is evaluated and kept: the average of weights where there is one."""
         return self.model if self.average is None else self.average.module
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name."""
-        found = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+    def state_dict(self) -> dict[str, Any]:
+        """Everything by name: model.*, average.*, optimizer.PARAMETER.ENTRY, optimizer.groups, and the figures. Tensors
+        are the run's own, not copies."""
+        parts = {"model": self.model.state_dict(), "optimizer": named_state(self.model, self.optimizer)}
         if self.average is not None:
-            found |= {f"average.{name}": tensor for name, tensor in self.average.module.state_dict().items()}
-        for number, entries in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{number}.{name}": value for name, value in entries.items() if torch.is_tensor(value)}
-        return found
+            parts["average"] = self.average.module.state_dict()
+        named = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+        return named | {name: getattr(self, name) for name in FIGURES}
 
-    def values(self) -> dict[str, Any]:
-        """Everything else, as JSON has it."""
-        return {name: getattr(self, name) for name in VALUES}
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets everything to what `state_dict` said.
 
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Sets everything to what `tensors` and `values` said when it was saved.
-
-        **Raises:** ValueError for tensors of another network.
+        **Raises:** ValueError for the state of another network.
         """
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
+        parts: dict[str, dict[str, Any]] = {"model": {}, "average": {}, "optimizer": {}}
+        for name, value in state.items():
             part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
+            if rest:
+                parts[part][rest] = value
         try:
             self.model.load_state_dict(parts["model"])
             if self.average is not None:
                 self.average.module.load_state_dict(parts["average"])
         except RuntimeError as error:
             raise ValueError("the checkpoint is of another network than the recipe's") from error
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimizer"].items():
-            number, _, entry = name.partition(".")
-            state.setdefault(int(number), {})[entry] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        for name in VALUES:
-            setattr(self, name, values[name])
+        load_named_state(self.model, self.optimizer, parts["optimizer"])
+        for name in FIGURES:
+            setattr(self, name, state[name])
 
 
-VALUES = ("step", "skipped", "in_a_row", "best_score", "best_step")
+def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
+    """The recipe's network with initial weights: a function of its seed, and of the weights that it names, alone."""
+    torch.manual_seed(recipe.seed)
+    task = task or task_for(recipe.task, data, recipe.to_json())
+    model = create_model(recipe.model, **task.network_options(data), **recipe.overrides)
+    if recipe.weights:
+        take_over(model, open_trained(recipe.weights), recipe.weights)
+    return model
+
+
+def begin(model: nn.Module, recipe: Recipe) -> State:
+    """The state of a run before its first step."""
+    if recipe.frozen:
+        freeze(model, recipe.frozen)
+    optimizer = make_optimizer(model, recipe)
+    average = None
+    if recipe.average_decay:
+        average = ModelEmaV3(model, recipe.average_decay, use_warmup=recipe.average_warmup)
+    return State(model, optimizer, average)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vismoe.data import Batch, mix_seeds
 from vismoe.moe import MoE, Recording, record
-from vismoe.parallel import World
+from vismoe.parallel import Mesh
 from vismoe.tasks import Task
 
 from .recipe import Recipe
@@ -37,10 +37,10 @@ class Trainer:
     """Takes the steps of a run. Nothing that is not finite reaches the weights: such a step is skipped, counted, and
     told to `log`."""
 
-    def __init__(self, recipe: Recipe, state: State, task: Task, world: World, log: Callable[[dict[str, Any]], None]):
-        self.recipe, self.state, self.task, self.world, self.log = recipe, state, task, world, log
+    def __init__(self, recipe: Recipe, state: State, task: Task, mesh: Mesh, log: Callable[[dict[str, Any]], None]):
+        self.recipe, self.state, self.task, self.mesh, self.log = recipe, state, task, mesh, log
         self.device = next(state.model.parameters()).device
-        self.network = world.replicate(state.model).train()
+        self.network = mesh.replicate(state.model).train()
         norms = [module for module in state.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
@@ -51,22 +51,22 @@ class Trainer:
         seed = mix_seeds(recipe.seed, state.step)
         # On a CPU this is all that torch.manual_seed does, in a hundredth of its time.
         generators: Any = torch.default_generator if self.device.type == "cpu" else torch
-        generators.manual_seed(seed + self.world.rank)
+        generators.manual_seed(seed + self.mesh.rank)
         rate = learning_rate(recipe, state.step - 1)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         statistics = [buffer.clone() for buffer in self.statistics]
         losses, scores, routing = [], [], None
         for part, share, last in _micro_batches(self.task.prepare(batch, seed), recipe.accumulate):
-            with nullcontext() if last else self.world.silent(self.network):
+            with nullcontext() if last else self.mesh.no_sync(self.network):
                 loss, score, routing = self._micro_step(part, share, log_now)
             losses.append(loss * share)
             scores.append(score * share)
-        loss, score = self.world.mean(torch.stack([torch.stack(losses).sum(), torch.stack(scores).sum()]))
+        loss, score = self.mesh.mean(torch.stack([torch.stack(losses).sum(), torch.stack(scores).sum()]))
         self._update(loss, statistics)
         load = None
         if log_now and routing is not None:
-            load = {name: self.world.sum(calls[-1].load) for name, calls in routing.layers.items()}
+            load = {name: self.mesh.sum(calls[-1].load) for name, calls in routing.layers.items()}
         return Outcome(loss, score, load)
 
     def _micro_step(self, batch: Batch, share: float, log_now: bool) -> tuple[Tensor, Tensor, Recording | None]:

@@ -1,0 +1,226 @@
+"""Checkpoints: folders that appear whole or not at all, and are never believed without their sums.
+
+RUN/checkpoints/step-000030/tensors.safetensors   every tensor of the state, by name
+                            state.json            everything else of it, by name
+                            manifest.json         SHA-256 of both, and of itself
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vismoe.parallel import Mesh
+
+TENSORS, VALUES, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+FORMAT_VERSION = 3
+"""Format 1 says best_top1 for best_score. Formats 1 and 2 have parameters' numbers where 3 has their names in the
+optimiser's state, and of that state its tensors alone."""
+
+
+class DamagedCheckpointError(ValueError):
+    """A file of a checkpoint is not what was written."""
+
+
+class Checkpointer:
+    """The checkpoints of one run, and the only place that knows their files.
+
+    A state is a dictionary by name of tensors and of values that JSON has. All processes of a run call every method
+    alike: this local form lets the main one write, and each read everything.
+
+    **Arguments:**
+
+    - `folder`: where the checkpoints lie, RUN/checkpoints; made at the first `save`.
+    - `keep`: how many of the newest are kept, default 3.
+    - `mesh`: the processes of the run, default this one alone.
+    - `warn`: is given a line of text for each damaged checkpoint that is passed over, in the main process; default:
+      nobody is.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int = 3, mesh: Mesh | None = None, warn: Callable[[str], None] | None = None
+    ):
+        self.folder, self.keep, self.warn = folder, keep, warn
+        self.is_main = mesh is None or mesh.is_main
+
+    def save(self, step: int, state: Mapping[str, Any], best_step: int | None = None) -> None:
+        """Writes a checkpoint: aside, synced, then renamed: a crash at any moment leaves it whole or absent. Then
+        removes all but the newest and that of `best_step`; what is of later steps, which the run has gone back behind,
+        too.
+
+        **Raises:** OSError where it cannot be written (no space left, …), ValueError for a value that JSON does not
+        have, by its name; what was there before is untouched.
+        """
+        if not self.is_main:
+            return
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        values = {name: value for name, value in state.items() if name not in tensors}
+        for name, value in values.items():
+            _check_value(name, value)
+        self._write(step, _storable(tensors), values)
+        self._remove_old(step, best_step)
+
+    def newest(self) -> dict[str, Any] | None:
+        """The state in the newest checkpoint that is whole; None where there is none.
+
+        **Raises:** ValueError for one that a later version of vismoe wrote.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.load(step)
+            except DamagedCheckpointError as error:
+                if self.warn is not None and self.is_main:
+                    self.warn(f"{error}; going back to the checkpoint before it")
+        return None
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The state in the checkpoint of a step, once its files have been found to be what was written. In the state of
+        an optimiser that an older version wrote, `#NUMBER` stands for the parameter of that number.
+
+        **Raises:** DamagedCheckpointError naming the file that is not what was written; ValueError for a checkpoint
+        that a later version of vismoe wrote.
+        """
+        path = self._path(step)
+        version, sums = _read_manifest(path / MANIFEST)
+        for name, expected in sums.items():
+            try:
+                actual = _sum(path / name)
+            except OSError as error:
+                raise _damaged(path / name) from error
+            if actual != expected:
+                raise _damaged(path / name)
+        state = load_file(path / TENSORS) | json.loads((path / VALUES).read_text())
+        return {_name_now(name, version): value for name, value in state.items()}
+
+    def steps(self) -> list[int]:
+        """Steps of which there are checkpoints, whole or not, in order. What is called otherwise is somebody's own."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{6,}", name))
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+    def _write(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        path, aside = self._path(step), self.folder / f".step-{step:06d}.new"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            save_file(tensors, aside / TENSORS)
+            (aside / VALUES).write_text(json.dumps(values, indent=1))
+            sums = {name: _sum(aside / name) for name in (TENSORS, VALUES)}
+            (aside / MANIFEST).write_bytes(_manifest(sums))
+            for file in (aside / TENSORS, aside / VALUES, aside / MANIFEST, aside):
+                _sync(file)
+            _remove(path)
+            aside.rename(path)
+            _sync(self.folder)
+        except SafetensorError as error:  # which is how its writer reports a full disk
+            raise OSError(f"{path} could not be written: {error}") from error
+        except OSError as error:
+            raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _remove_old(self, step: int, best_step: int | None) -> None:
+        steps = self.steps()
+        kept = {best_step, *[earlier for earlier in steps if earlier <= step][-self.keep :]}
+        for other in steps:
+            if other not in kept:
+                _remove(self._path(other))
+
+
+def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as a safetensors file takes them, on the CPU, contiguous, each in a storage of its own; copies of those
+    alone that are not."""
+    storable, storages = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in storages:
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        storable[name] = tensor
+    return storable
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Raises ValueError, with its name, for a value that would not come back from JSON as it was."""
+    if isinstance(value, list):
+        for number, part in enumerate(value):
+            _check_value(f"{name}[{number}]", part)
+    elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        for key, part in value.items():
+            _check_value(f"{name}[{key!r}]", part)
+    elif not (value is None or isinstance(value, str | int | float)):
+        kind = "dict whose keys are not all strings" if isinstance(value, dict) else type(value).__name__
+        raise ValueError(
+            f"{name} is a {kind}, which a checkpoint cannot hold: accepted are tensors by a name each, and numbers, "
+            "strings, True, False, None, lists and dictionaries of these; train with another optimizer"
+        )
+
+
+def _name_now(name: str, version: int) -> str:
+    """What is called so in a checkpoint of a format, as it is called now."""
+    if version == 1 and name == "best_top1":
+        return "best_score"
+    return re.sub(r"^optimizer\.", "optimizer.#", name) if version < 3 else name
+
+
+def _read_manifest(path: Path) -> tuple[int, dict[str, str]]:
+    """A manifest's format and sums.
+
+    **Raises:** DamagedCheckpointError where it is not what was written, ValueError where a later version wrote it.
+    """
+    try:
+        text = path.read_bytes()
+        content = json.loads(text)
+        version, sums = content["format"], content["files"]
+        if type(version) is not int or text != _manifest(sums, version) or set(sums) != {TENSORS, VALUES}:
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path) from error
+    if not 1 <= version <= FORMAT_VERSION:
+        raise ValueError(
+            f"{path.parent} is of format {version}: this version of vismoe reads formats 1 to {FORMAT_VERSION}; "
+            "update vismoe"
+        )
+    return version, sums
+
+
+def _manifest(sums: dict[str, str], version: int = FORMAT_VERSION) -> bytes:
+    """One text for one set of sums: another text, however alike, is a damaged one."""
+    covered = sums if version < 3 else {"files": sums, "format": version}
+    own = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+    content = {"format": version, "files": sums, "sha256": own}
+    return json.dumps(content, sort_keys=True, indent=1).encode()
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _damaged(path: Path) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"checkpoints/{path.parent.name}/{path.name} is damaged")
