@@ -75,7 +75,8 @@ def fit(
     check_tracker(recipe.track)
     with join_world() as world:
         device = world.device(resolve_device(recipe.device))
-        opened = open_data(recipe.data, recipe.split_seed) if data is None else data
+        # Not looked at before the network is built: what is wrong with the recipe is said first.
+        opened = open_data(recipe.data, recipe.split_seed, moved=()) if data is None else data
         if opened.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
         if len(opened.classes) < 2:
@@ -83,7 +84,9 @@ def fit(
         also = _checked(also or {}, opened)
         check_shares(recipe.batch_size, world.size)
         state = begin((build(recipe, opened) if network is None else network()).to(device), recipe)
-        run, left_out = world.from_leader(lambda: _open(recipe, out, opened, resume, data is None))
+        run, moved, left_out = world.from_leader(lambda: _open(recipe, out, opened, resume, data is None))
+        if data is None and moved:
+            opened = open_data(recipe.data, recipe.split_seed, moved=moved)
         run, data = replace(run, writes=world.leads), without(opened, left_out)
         with run.alone(), Stop() as stop:
             found = newest_checkpoint(run.path / CHECKPOINTS, _tell if world.leads else lambda text: None)
@@ -120,20 +123,25 @@ def _checked(also: Mapping[str, ImageSet], data: Data) -> Mapping[str, ImageSet]
     return also
 
 
-def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> tuple[Run, Any]:
-    """The run to begin or go on with, and the files of its set that it does without, which of an unseen one are to be
-    found."""
+def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> tuple[Run, Any, Any]:
+    """The run to begin or go on with, the files of its set that changed sides (see `Data.moved`), and those that it
+    does without; of an unseen set both are to be found, by decoding each image once."""
+    split = unseen and data.moved is not None
     if resume and Run.of(out) == Run(out):
+        if split:
+            data = open_data(recipe.data, recipe.split_seed, moved=Run(out).moved)
         done = [step_of(checkpoint) for checkpoint in list_checkpoints(out / CHECKPOINTS)]
         run = Run.reopen(out, recipe, data, max(done, default=0))
     else:
         Run.refuse(out)
+        if split:
+            data = open_data(recipe.data, recipe.split_seed, recipe.workers)
         data = check_images(data, recipe.max_unreadable, recipe.workers) if unseen else data
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))
         _tell(f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them")
-    return run, left_out
+    return run, data.moved, left_out
 
 
 def _tell(text: str) -> None:

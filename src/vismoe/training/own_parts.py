@@ -23,7 +23,7 @@ def own_parts(run: Run) -> Data:
             f"{run.path} is not finished, and which images are its test part is written at the end: "
             "the same `vismoe finetune` goes on; or name another set with --data"
         )
-    data = replace(without(open_data(name, run.recipe.split_seed), run.left_out), left_out=())
+    data = replace(without(open_data(name, run.recipe.split_seed, moved=run.moved), run.left_out), left_out=())
     if describe(data)["digest"] != run.data["digest"] and name not in NAMED and open_data(name).train is None:
         raise ValueError(
             f"{name} has changed since {run.path} was trained on it, and which of its images were held out cannot be "

@@ -20,10 +20,10 @@ def own_run(model: str, data: str | None) -> Run | None:
     return run if own == data or Path(own).resolve() == Path(data).resolve() else None
 
 
-def open_set(model: str, data: str | None, split_seed: int | None = None) -> Data:
+def open_set(model: str, data: str | None, split_seed: int | None = None, workers: int = 0) -> Data:
     """The set that --data names; a run's own in the run's own parts.
 
-    **Arguments:** `split_seed`: of other sets; see `open_data`.
+    **Arguments:** `split_seed`, `workers`: of other sets; see `open_data`.
 
     **Raises:** as `own_run`, `own_parts` and `open_data`.
     """
@@ -31,4 +31,4 @@ def open_set(model: str, data: str | None, split_seed: int | None = None) -> Dat
     if own is not None:
         return own_parts(own)
     assert data is not None
-    return open_data(data, split_seed)
+    return open_data(data, split_seed, workers)
