@@ -31,10 +31,11 @@ def paint(path, value=0, size=(8, 8)):
 
 
 def lay(root, **classes):
-    """Class folders of so many images."""
+    """Class folders of so many images, no two of one shade: copies would be kept on one side of a split."""
+    shades = iter(range(256))
     for name, count in classes.items():
         for number in range(count):
-            paint(root / name / f"{number}.png")
+            paint(root / name / f"{number}.png", next(shades))
 
 
 def text_file(path):
@@ -401,9 +402,7 @@ def test_odd_tags_do_not_spoil_a_image(tmp_path):
 @pytest.mark.parametrize("name", ["digits", "folder"])
 def test_sets_and_transforms_can_be_sent_to_processes(name, tmp_path):
     """Where processes are not forked, workers are sent what they need: it can be pickled."""
-    for part in ("a", "b"):
-        for number in range(2):
-            paint(tmp_path / part / f"{number}.png")
+    lay(tmp_path, a=2, b=2)
     data = open_data("digits" if name == "digits" else str(tmp_path), 0)
     config = {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,), "interpolation": "bicubic", "crop_pct": 1.0}
     for transform in (evaluation_transform(config), training_transform(config, degrees=5.0, flip=0.5)):

@@ -92,9 +92,7 @@ def _with_validation(data: Data, duplicates: Duplicates, seed: int) -> tuple[Dat
 
 def _check_classes(data: Data) -> None:
     assert data.train is not None
-    labels = data.train.labels
-    seen = labels.any(0) if data.multi_label else labels.bincount(minlength=len(data.classes)) > 0
-    if lost := [name for name, there in zip(data.classes, seen.tolist(), strict=True) if not there]:
+    if lost := data.classes_without(data.train):
         raise ValueError(
             f"{data.name}: but for copies of test images there is nothing to train on of {', '.join(lost)}"
         )

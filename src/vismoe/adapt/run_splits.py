@@ -24,7 +24,8 @@ def run_splits(run: Run) -> Data:
             f"{run.path} is not finished, and which images are its test part is written at the end: "
             "the same `vismoe finetune` goes on; or name another set with --data"
         )
-    data = replace(without(open_for(task, name, run.recipe.split_seed), run.left_out), left_out=())
+    opened = open_for(task, name, run.recipe.split_seed, moved=run.moved)
+    data = replace(without(opened, run.left_out), left_out=())
     if describe(data)["digest"] != run.data["digest"] and name not in NAMED and open_for(task, name).train is None:
         raise ValueError(
             f"{name} has changed since {run.path} was trained on it, and which of its images were held out cannot be "

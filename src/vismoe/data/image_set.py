@@ -65,8 +65,19 @@ def _chosen(value: Callable[[int], Any], indices: Sequence[int], index: int) -> 
 
 @dataclass(frozen=True)
 class Data:
-    """A set: class names in order, the part to train on (None where all is for evaluation), the held-out part;
-    `channels` of its images: 1 where all are grey; `left_out`: files that are no part of it, and why."""
+    """A set.
+
+    - `name`: what it was opened by.
+    - `classes`: their names, in order.
+    - `train`: the part to train on; None where all is for evaluation.
+    - `val`: the part to evaluate on.
+    - `channels`: of its images: 1 where all are grey.
+    - `left_out`: files that are no part of it, and why.
+    - `unreadable`: files of the parts that cannot be decoded; None where nobody has tried.
+    - `moved`: of a folder that was split at random, the files that changed sides after each class was drawn from, so
+      that copies of an image are on one side: with them the split can be had again without a look at the images; None
+      for other sets.
+    """
 
     name: str
     classes: list[str]
@@ -74,6 +85,8 @@ class Data:
     val: ImageSet
     channels: int = 3
     left_out: tuple[Unreadable, ...] = ()
+    unreadable: tuple[Unreadable, ...] | None = None
+    moved: tuple[str, ...] | None = None
 
     @property
     def multi_label(self) -> bool:
@@ -83,6 +96,12 @@ class Data:
     @property
     def parts(self) -> list[ImageSet]:
         return [part for part in (self.train, self.val) if part is not None]
+
+    def classes_without(self, images: ImageSet) -> list[str]:
+        """The classes that none of these images shows."""
+        labels = images.labels
+        seen = labels.any(0) if labels.ndim == 2 else labels.bincount(minlength=len(self.classes)) > 0
+        return [name for name, shown in zip(self.classes, seen.tolist(), strict=True) if not shown]
 
     def class_weights(self, power: float) -> Tensor | None:
         """What each class counts for in training: (mean size ÷ its size) to a power, or, where an image may show

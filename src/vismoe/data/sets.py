@@ -1,5 +1,6 @@
 """Sets by name, and folders of images."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,22 +13,26 @@ from sklearn.model_selection import train_test_split
 
 from .fashion_mnist import CLASSES, read_fashion_mnist
 from .folders.archive import archive_folder
-from .folders.image_folder import open_folder
+from .folders.image_folder import may_be_split, open_folder
 from .image_set import Data, ImageSet
+from .splits.folder_split import split_folder
 
 NAMED = ("digits", "fashion-mnist")
 HELD_OUT = 0.25
 """The share that is held out of a set that comes in one piece."""
 
 
-def open_data(name: str, split_seed: int | None = None) -> Data:
+def open_data(name: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None) -> Data:
     """Opens a set by name, or a folder of images.
 
     **Arguments:** `name`: "digits" (1,797 real handwritten digits, 8 × 8, that scikit-learn ships; a stratified random
     quarter is held out), "fashion-mnist" (60,000 and 10,000 images of clothes, 28 × 28; see `fashion_mnist`), or a
     path: class folders or images with a `metadata.csv`, in one piece or as `train/` and `val/`, or a zip of such a
     folder, which is unpacked into a cache (see `archive_folder`); `split_seed`: of the random quarter. Without one a
-    folder in one piece is not split: all of it is for evaluation.
+    folder in one piece is not split: all of it is for evaluation. With one its images are decoded, each once, so that
+    copies of an image, exact or near, are on one side of the split; `workers`: processes that decode them, 0: this one
+    does; `moved`: what an earlier opening of the folder had as `Data.moved`, for the same split with nothing decoded;
+    `()` for a quarter of each class, wherever copies are.
 
     **Raises:** FileNotFoundError, ValueError for what cannot be opened.
     """
@@ -37,19 +42,23 @@ def open_data(name: str, split_seed: int | None = None) -> Data:
         return fashion_mnist()
     path = Path(name)
     if path.is_dir():
-        return open_folder(path, split_seed, HELD_OUT)
-    if path.is_file() and path.suffix.lower() == ".zip":
-        return _zipped(path, split_seed)
-    named = " and ".join(f'"{known}"' for known in NAMED)
-    raise FileNotFoundError(
-        f"data {name!r}: no such folder; accepted are {named}, and folders of images or zips of them"
-    )
+        folder, data = path, open_folder(path)
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        folder, data = _unpacked(path)
+    else:
+        named = " and ".join(f'"{known}"' for known in NAMED)
+        raise FileNotFoundError(
+            f"data {name!r}: no such folder; accepted are {named}, and folders of images or zips of them"
+        )
+    if split_seed is None or not may_be_split(folder):
+        return data
+    return split_folder(data, split_seed, HELD_OUT, workers, moved)
 
 
-def _zipped(path: Path, split_seed: int | None) -> Data:
+def _unpacked(path: Path) -> tuple[Path, Data]:
     folder = archive_folder(path)
     try:
-        return replace(open_folder(folder, split_seed, HELD_OUT), name=str(path))
+        return folder, replace(open_folder(folder), name=str(path))
     except ValueError as error:
         raise ValueError(str(error).replace(str(folder), str(path))) from error
 

@@ -1,6 +1,6 @@
 """What a network is trained for: classification with one label or several; others register themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -52,9 +52,11 @@ def find_task(name: str) -> type[Task]:
     return TASKS[name]
 
 
-def open_for(name: str, data: str, split_seed: int | None = None) -> Data:
-    """Opens a set as a task does: its name, or "auto"."""
-    return open_data(data, split_seed) if name == AUTO else find_task(name).open(data, split_seed)
+def open_for(
+    name: str, data: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None
+) -> Data:
+    """Opens a set as a task does: the task's name, or "auto"; further arguments as `vismoe.data.open_data` has them."""
+    return (open_data if name == AUTO else find_task(name).open)(data, split_seed, workers, moved)
 
 
 def task_for(name: str, data: Data, settings: Mapping[str, Any]) -> Task:

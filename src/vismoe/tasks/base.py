@@ -120,9 +120,11 @@ class Task(ABC):
     # Data.
 
     @classmethod
-    def open(cls, name: str, split_seed: int | None = None) -> Data:
-        """Opens a set by name or path; see `vismoe.data.open_data`."""
-        return open_data(name, split_seed)
+    def open(
+        cls, name: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None
+    ) -> Data:
+        """Opens a set by name or path; see `vismoe.data.open_data`, whose arguments these are."""
+        return open_data(name, split_seed, workers, moved)
 
     def check(self, data: Data) -> None:
         """Raises ValueError for a set that cannot be trained on."""

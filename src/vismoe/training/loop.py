@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vismoe.data import Batch, Data, ImageSet, check_images, check_shares, training_batches, without
 from vismoe.inference import evaluate
-from vismoe.parallel import resolve_device
+from vismoe.parallel import join_mesh, resolve_device
 from vismoe.tasks import Evaluation, Task, open_for, task_for
 from vismoe.weights import data_config
 
@@ -64,7 +64,8 @@ def fit(
     check_tracker(recipe.track)
     with join_mesh() as mesh:
         device = mesh.device(resolve_device(recipe.device))
-        opened = open_for(recipe.task, recipe.data, recipe.split_seed) if data is None else data
+        # Not decoded before the network is built: what is wrong with the recipe is said first.
+        opened = open_for(recipe.task, recipe.data, recipe.split_seed, moved=()) if data is None else data
         if opened.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
         task = task_for(recipe.task, opened, recipe.to_json())
@@ -72,7 +73,9 @@ def fit(
         extra_eval = _checked(extra_eval or {}, task)
         check_shares(recipe.batch_size, mesh.size)
         state = begin((build(recipe, opened, task) if network is None else network()).to(device), recipe)
-        run, left_out = mesh.run_on_main(lambda: _open(recipe, out, opened, resume, data is None))
+        run, moved, left_out = mesh.run_on_main(lambda: _open(recipe, out, opened, resume, data is None))
+        if data is None and moved:
+            opened = open_for(recipe.task, recipe.data, recipe.split_seed, moved=moved)
         run, data = replace(run, writes=mesh.is_main), without(opened, left_out)
         task = task_for(recipe.task, data, recipe.to_json())
         with run.alone(), Stop() as stop:
@@ -107,19 +110,24 @@ def _checked(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping[str, Ima
     return extra_eval
 
 
-def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> tuple[Run, Any]:
-    """The run to begin or go on with, and the files of its set that it does without, which of an unseen one are to be
-    found."""
+def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> tuple[Run, Any, Any]:
+    """The run to begin or go on with, the files of its set that changed sides (see `Data.moved`), and those that it
+    does without; of an unseen set both are to be found, by decoding each image once."""
+    split = unseen and data.moved is not None
     if resume and Run.of(out) == Run(out):
+        if split:
+            data = open_for(recipe.task, recipe.data, recipe.split_seed, moved=Run(out).moved)
         run = Run.reopen(out, recipe, data, max(Checkpointer(out / CHECKPOINTS).steps(), default=0))
     else:
         Run.refuse(out)
+        if split:
+            data = open_for(recipe.task, recipe.data, recipe.split_seed, recipe.workers)
         data = check_images(data, recipe.max_unreadable, recipe.workers) if unseen else data
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))
         _warn(f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them")
-    return run, left_out
+    return run, data.moved, left_out
 
 
 def _warn(text: str) -> None:

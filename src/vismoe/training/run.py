@@ -116,6 +116,12 @@ class Run:
         return [Unreadable(**entry) for entry in self.data["unreadable"]]
 
     @property
+    def moved(self) -> tuple[str, ...]:
+        """Files of the set that changed sides when it was split, so that copies were on one side: `Data.moved`. None
+        did in runs from before there was such a thing."""
+        return tuple(self.data.get("moved", ()))
+
+    @property
     def data(self) -> dict[str, Any]:
         """What the set was, as `describe` tells it.
 
@@ -253,6 +259,7 @@ def describe(data: Data) -> dict[str, Any]:
         "held_out_images": len(data.val),
         "digest": digest.hexdigest(),
         "unreadable": [asdict(entry) for entry in data.left_out],
+        "moved": list(data.moved or ()),
     }
 
 

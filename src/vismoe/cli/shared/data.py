@@ -22,10 +22,12 @@ def own_run(model: str, data: str | None) -> Run | None:
     return run if own == data or Path(own).resolve() == Path(data).resolve() else None
 
 
-def open_set(model: str, data: str | None, split_seed: int | None = None, task: Task | None = None) -> Data:
-    """The set that --data names; a run's own in the run's own parts.
+def open_set(
+    model: str, data: str | None, split_seed: int | None = None, workers: int = 0, task: Task | None = None
+) -> Data:
+    """The set that --data names; a run's own in the run's own splits.
 
-    **Arguments:** `split_seed`: of other sets; see `open_data`. `task`: of the model, which opens other sets.
+    **Arguments:** `split_seed`, `workers`: of other sets; see `open_data`; `task`: the model's, which opens them.
 
     **Raises:** as `own_run`, `run_splits` and `open_data`.
     """
@@ -33,4 +35,4 @@ def open_set(model: str, data: str | None, split_seed: int | None = None, task: 
     if own is not None:
         return run_splits(own)
     assert data is not None
-    return (open_data if task is None else task.open)(data, split_seed)
+    return (open_data if task is None else task.open)(data, split_seed, workers)

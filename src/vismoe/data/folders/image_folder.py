@@ -1,16 +1,13 @@
 """A person's folder of images: class folders, or a `metadata.csv` that names the labels; split or in one piece."""
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from zlib import crc32
 
 import torch
 from PIL import Image
 
-from ..batches import mix_seeds
 from ..image_set import Data, ImageSet
 from ..images import IMAGE_SUFFIXES, Unreadable, list_images, read_image
 from .metadata import METADATA, Row, read_tables
@@ -20,7 +17,7 @@ TRAIN, HELD_OUT = "train", ("val", "validation", "valid", "test")
 
 
 @dataclass(frozen=True)
-class Sample:
+class Entry:
     """An image file below the set's folder, the names of what it shows, the other columns of its row of metadata."""
 
     file: str
@@ -28,12 +25,12 @@ class Sample:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_folder(root: Path, split_seed: int | None, held_out: float) -> Data:
+def open_folder(root: Path) -> Data:
     """A folder as a set. Its own split is kept where it has one: `train/` beside `val/` (or validation, valid, test).
-    Otherwise, with a `split_seed`, that share of each class's images is held out; without, all is for evaluation.
+    Otherwise all is for evaluation.
 
-    **Raises:** ValueError for a folder without labelled images, a class without any, a held-out class that is not in
-    the training part, or a `metadata.csv` that cannot be followed.
+    **Raises:** ValueError for a folder without labelled images, a class without any, a class to evaluate on that is not
+    in the training part, or a `metadata.csv` that cannot be followed.
     """
     parts = _parts(root)
     images, left_out = list_images(root)
@@ -46,23 +43,24 @@ def open_folder(root: Path, split_seed: int | None, held_out: float) -> Data:
     for part in parts:
         own = [file for file in files if not part or file.startswith(f"{part}/")]
         rows = tables.get("", {}) | tables[part] if part in tables else tables.get("")
-        samples, rest = _by_class_folder(root, part, own) if rows is None else _by_metadata(part, own, rows)
+        entries, rest = _by_class_folder(root, part, own) if rows is None else _by_metadata(part, own, rows)
         if not multi_label:
-            rest += [Unreadable(sample.file, f"has no label in {METADATA}") for sample in samples if not sample.labels]
-            samples = [sample for sample in samples if sample.labels]
+            rest += [Unreadable(entry.file, f"has no label in {METADATA}") for entry in entries if not entry.labels]
+            entries = [entry for entry in entries if entry.labels]
         left_out += rest
-        if not any(sample.labels for sample in samples):
+        if not any(entry.labels for entry in entries):
             raise ValueError(f"{root / part} has no labelled images{_some(left_out)}")
-        found.append(samples)
+        found.append(entries)
     classes = _classes(root, parts, found)
-    if len(found) == 1 and split_seed is not None and parts[0] not in HELD_OUT:
-        try:
-            found = list(split(found[0], split_seed, held_out))
-        except ValueError as error:
-            raise ValueError(f"{root}: {error}") from error
     number = {name: index for index, name in enumerate(classes)}
-    *train, val = (_image_set(root, samples, number, multi_label) for samples in found)
+    *train, val = (_image_set(root, entries, number, multi_label) for entries in found)
     return Data(str(root), classes, train[0] if train else None, val, left_out=tuple(left_out))
+
+
+def may_be_split(root: Path) -> bool:
+    """Whether a folder is in one piece, and not one that is never trained on, such as `val/` alone."""
+    (first, *others) = _parts(root)
+    return not others and first not in HELD_OUT
 
 
 def _parts(root: Path) -> list[str]:
@@ -75,43 +73,43 @@ def _parts(root: Path) -> list[str]:
     return held_out if held_out and not others else [""]
 
 
-def _classes(root: Path, parts: Sequence[str], found: Sequence[Sequence[Sample]]) -> list[str]:
-    seen = [{label for sample in samples for label in sample.labels} for samples in found]
+def _classes(root: Path, parts: Sequence[str], found: Sequence[Sequence[Entry]]) -> list[str]:
+    seen = [{label for entry in entries for label in entry.labels} for entries in found]
     if unknown := sorted(seen[-1] - seen[0]):
         raise ValueError(f"{root / parts[1]} has classes that {root / parts[0]} lacks: {', '.join(unknown)}")
     return sorted(seen[0])
 
 
-def _by_metadata(part: str, files: Iterable[str], rows: Mapping[str, Row]) -> tuple[list[Sample], list[Unreadable]]:
-    samples, left_out = [], []
+def _by_metadata(part: str, files: Iterable[str], rows: Mapping[str, Row]) -> tuple[list[Entry], list[Unreadable]]:
+    entries, left_out = [], []
     for file in files:
         if file not in rows:
             left_out.append(Unreadable(file, f"not named in {METADATA}"))
         elif (labels := rows[file].labels) is not None:
-            samples.append(Sample(file, labels, rows[file].columns))
+            entries.append(Entry(file, labels, rows[file].columns))
         elif (name := _class_folder(part, file)) is not None:
-            samples.append(Sample(file, (name,), rows[file].columns))
+            entries.append(Entry(file, (name,), rows[file].columns))
         else:
             left_out.append(Unreadable(file, f"lies in no class folder, and {METADATA} has no column label"))
-    return samples, left_out
+    return entries, left_out
 
 
-def _by_class_folder(root: Path, part: str, files: Iterable[str]) -> tuple[list[Sample], list[Unreadable]]:
+def _by_class_folder(root: Path, part: str, files: Iterable[str]) -> tuple[list[Entry], list[Unreadable]]:
     folder = root / part
     classes = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.is_symlink() and p.name[0] != "."]
     if not classes:
         raise ValueError(f"{folder} has no class folders: expected a folder of images for each class, or {METADATA}")
-    samples, left_out = [], []
+    entries, left_out = [], []
     for file in files:
         name = _class_folder(part, file)
         if name is None:
             left_out.append(Unreadable(file, "lies in no class folder"))
         else:
-            samples.append(Sample(file, (name,)))
-    if empty := sorted(set(classes) - {sample.labels[0] for sample in samples}):
+            entries.append(Entry(file, (name,)))
+    if empty := sorted(set(classes) - {entry.labels[0] for entry in entries}):
         accepted = ", ".join(IMAGE_SUFFIXES)
         raise ValueError(f"{folder}: no images in the class folders {', '.join(empty)}; accepted are {accepted}")
-    return samples, left_out
+    return entries, left_out
 
 
 def _class_folder(part: str, file: str) -> str | None:
@@ -127,48 +125,16 @@ def _class_folder(part: str, file: str) -> str | None:
     return name
 
 
-def split(samples: Sequence[Sample], seed: int, held_out: float) -> tuple[list[Sample], list[Sample]]:
-    """Holds out a share of the samples of each class (of each combination of labels), drawn by the seed: of one that
-    has two or more at least one and not all; of the combinations that occur once that share of all of them. No label is
-    left without an image to train on.
-
-    **Raises:** ValueError where nothing can be held out.
-    """
-    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for number, sample in enumerate(samples):
-        alike[tuple(sorted(sample.labels))].append(number)
-    single = [numbers[0] for labels, numbers in sorted(alike.items()) if len(numbers) == 1]
-    groups = [numbers for _, numbers in sorted(alike.items()) if len(numbers) > 1] + [single]
-    left = Counter(label for sample in samples for label in sample.labels)
-    out: set[int] = set()
-    for numbers in groups:
-        if numbers:
-            # A seed of each group's own: a new class leaves the split of the others as it was.
-            own = crc32("\0".join(sorted(samples[numbers[0]].labels)).encode())
-            generator = torch.Generator().manual_seed(mix_seeds(seed, own))
-            wanted = min(max(1, round(held_out * len(numbers))), len(numbers) - 1)
-            for place in torch.randperm(len(numbers), generator=generator).tolist():
-                labels = samples[numbers[place]].labels
-                if wanted and all(left[label] > 1 for label in labels):
-                    left.subtract(labels)
-                    out.add(numbers[place])
-                    wanted -= 1
-    if not out:
-        raise ValueError("no class has two images, so that none can be held out: expected at least two of a class")
-    train = [sample for number, sample in enumerate(samples) if number not in out]
-    return train, [samples[number] for number in sorted(out)]
-
-
-def _image_set(root: Path, samples: Sequence[Sample], number: Mapping[str, int], multi_label: bool) -> ImageSet:
+def _image_set(root: Path, entries: Sequence[Entry], number: Mapping[str, int], multi_label: bool) -> ImageSet:
     if multi_label:
-        labels = torch.zeros(len(samples), len(number), dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            labels[row, [number[label] for label in sample.labels]] = True
+        labels = torch.zeros(len(entries), len(number), dtype=torch.bool)
+        for row, entry in enumerate(entries):
+            labels[row, [number[label] for label in entry.labels]] = True
     else:
-        labels = torch.tensor([number[sample.labels[0]] for sample in samples], dtype=torch.int64)
-    names = {name for sample in samples for name in sample.columns}
-    files = [sample.file for sample in samples]
-    columns = {name: [sample.columns.get(name, "") for sample in samples] for name in sorted(names)}
+        labels = torch.tensor([number[entry.labels[0]] for entry in entries], dtype=torch.int64)
+    names = {name for entry in entries for name in entry.columns}
+    files = [entry.file for entry in entries]
+    columns = {name: [entry.columns.get(name, "") for entry in entries] for name in sorted(names)}
     return ImageSet(labels, partial(_read, root, files), files, columns)
 
 

@@ -28,10 +28,17 @@ class _Checked(Dataset[Unreadable | None]):
 
 
 def check_images(data: Data, max_unreadable: float, workers: int = 0) -> Data:
-    """Decodes every file of a folder, and leaves out those that cannot be: `left_out` of the result names them.
+    """A set without the files that cannot be decoded: `left_out` of the result names them. All are decoded, unless
+    opening the set did so already.
 
-    **Raises:** ValueError where their share is above `max_unreadable`.
+    **Arguments:** `max_unreadable`: the largest share of files that may be left out; `workers`: processes that decode,
+    0: this one does.
+
+    **Raises:** ValueError where the share is larger, and where too little is left (see `without`).
     """
+    if data.unreadable is not None:
+        files = {file for part in data.parts for file in part.files}
+        return accept(data, [entry for entry in data.unreadable if entry.file in files], max_unreadable)
     found: list[Unreadable] = []
     for part in data.parts:
         if part.files:
@@ -58,7 +65,7 @@ def accept(data: Data, unreadable: Sequence[Unreadable], max_unreadable: float) 
             f"{data.name}: {len(found)} of {total} files cannot be used, more than a share of max_unreadable="
             f"{max_unreadable:g} ({some}{'; …' if len(found) > 3 else ''}): mend or remove them, or accept more"
         )
-    return without(data, found)
+    return replace(without(data, found), unreadable=())
 
 
 def without(data: Data, left_out: Sequence[Unreadable]) -> Data:
@@ -79,8 +86,6 @@ def without(data: Data, left_out: Sequence[Unreadable]) -> Data:
             raise ValueError(
                 f"{data.name}: no image that can be read is left to {'train' if part is train else 'evaluate'} on"
             )
-    if train is not None:
-        seen = train.labels.any(0) if data.multi_label else train.labels.bincount(minlength=len(data.classes)) > 0
-        if lost := [name for name, there in zip(data.classes, seen.tolist(), strict=True) if not there]:
-            raise ValueError(f"{data.name}: no image to train on that can be read is left of {', '.join(lost)}")
+    if train is not None and (lost := data.classes_without(train)):
+        raise ValueError(f"{data.name}: no image to train on that can be read is left of {', '.join(lost)}")
     return replace(data, train=train, val=val, left_out=tuple(left_out))

@@ -73,7 +73,7 @@ def _opaque(image: Image.Image) -> tuple[bytes, Image.Image, bool]:
     return hashlib.sha256(f"{said.mode} {said.size}".encode() + said.tobytes()).digest(), shown, transparent
 
 
-class _Looked(Dataset[Fingerprint | Unreadable]):
+class _Fingerprints(Dataset[Fingerprint | Unreadable]):
     """The fingerprint of each image, or why it has none."""
 
     def __init__(self, images: ImageSet):
@@ -92,15 +92,18 @@ class _Looked(Dataset[Fingerprint | Unreadable]):
         return fingerprint(image)
 
 
+def try_fingerprints(images: ImageSet, workers: int = 0) -> list[Fingerprint | Unreadable]:
+    """The fingerprint of each image of a set, or why a file has none. Each is decoded once."""
+    loader = DataLoader(_Fingerprints(images), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping)
+    return [entry for batch in loader for entry in batch]
+
+
 def fingerprint_all(data: Data, max_unreadable: float, workers: int = 0) -> tuple[Data, list[Fingerprint]]:
     """Decodes every image of a set once: the set without the files that cannot be (as `check_images` gives it), and the
-    fingerprints of what is left, the training part's before the held-out part's.
+    fingerprints of what is left, the training part's before those of the part to evaluate on.
 
     **Raises:** ValueError where the share of unreadable files is above `max_unreadable`.
     """
-    seen: list[Fingerprint | Unreadable] = []
-    for part in data.parts:
-        looked = DataLoader(_Looked(part), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping)
-        seen += [entry for batch in looked for entry in batch]
+    seen = [entry for part in data.parts for entry in try_fingerprints(part, workers)]
     rest = accept(data, [entry for entry in seen if isinstance(entry, Unreadable)], max_unreadable)
     return rest, [entry for entry in seen if isinstance(entry, Fingerprint)]

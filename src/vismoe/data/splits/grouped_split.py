@@ -1,7 +1,7 @@
-"""Holding out images without holding out copies of what is trained on."""
+"""A set split in two, with all copies of an image on one side."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,11 @@ TRIES = 8
 
 
 def grouped_split(
-    labels: Int[Tensor, " N"] | Bool[Tensor, "N K"], groups: Sequence[int], seed: int, share: float = 0.25
+    labels: Int[Tensor, " N"] | Bool[Tensor, "N K"],
+    groups: Sequence[int],
+    seed: int,
+    share: float = 0.25,
+    drawn: Collection[int] = (),
 ) -> tuple[list[int], list[int]]:
     """Indices to train on and indices to hold out, in order: none of the `groups` (N) is on both sides, and of each
     class (of images without a label too) about that `share` is held out, as near as groups allow.
@@ -26,6 +30,10 @@ def grouped_split(
     holds several classes, so that one's wish may be another's loss, that each is trained on comes first, and as many as
     a few orders allow are held out. Classes come in turn, those of the fewest groups first (after Sechidis et al. 2011,
     "On the stratification of multi-label data"); the seed draws the order of groups.
+
+    **Arguments:** `drawn`: indices that were held out by another rule, which did not know of groups. What of them is no
+    part of a group on both sides stays held out, and only what is missing then is chosen, of the groups that were on
+    both sides first; nothing is where no group was.
 
     **Raises:** ValueError where nothing can be held out.
     """
@@ -36,10 +44,15 @@ def grouped_split(
     counts: dict[int, Counter[int]] = defaultdict(Counter)
     for group, names in zip(groups, _names(labels), strict=True):
         counts[group].update(names)
-    tries = [_draw(counts, mix_seeds(seed, 0), share)]
-    while len(tries) < TRIES and _not_held_out(counts, tries[-1]):
-        tries.append(_draw(counts, mix_seeds(seed, len(tries)), share))
-    out = min(tries, key=lambda held: len(_not_held_out(counts, held)))
+    begun, held = {groups[index] for index in drawn}, set(drawn)
+    torn = begun & {group for index, group in enumerate(groups) if index not in held}
+    if drawn and not torn:
+        out = begun
+    else:
+        tries = [_draw(counts, mix_seeds(seed, 0), share, begun - torn, torn)]
+        while len(tries) < TRIES and _not_held_out(counts, tries[-1]):
+            tries.append(_draw(counts, mix_seeds(seed, len(tries)), share, begun - torn, torn))
+        out = min(tries, key=lambda held: len(_not_held_out(counts, held)))
     if not out:
         raise ValueError(
             "no class has two images that are not copies of each other, so that none can be held out: "
@@ -62,10 +75,13 @@ def _not_held_out(counts: dict[int, Counter[int]], out: set[int]) -> set[int]:
     return {name for name, number in spread.items() if number > 1} - {name for group in out for name in counts[group]}
 
 
-def _draw(counts: dict[int, Counter[int]], seed: int, share: float) -> set[int]:
-    """The groups that are held out."""
+def _draw(
+    counts: dict[int, Counter[int]], seed: int, share: float, begun: Collection[int], first: Collection[int]
+) -> set[int]:
+    """The groups that are held out: those in `begun`, and more, of those in `first` before others."""
     generator, numbers = torch.Generator().manual_seed(seed), sorted(counts)
     order = [numbers[place] for place in torch.randperm(len(numbers), generator=generator).tolist()]
+    order.sort(key=lambda group: group not in first)
     of: dict[int, list[int]] = defaultdict(list)
     left: Counter[int] = Counter()
     for group in order:
@@ -91,6 +107,8 @@ def _draw(counts: dict[int, Counter[int]], seed: int, share: float) -> set[int]:
         held.update(counts[group])
         left.subtract(counts[group])
 
+    for group in begun:
+        move(group)
     rarest = sorted(of, key=lambda name: (len(of[name]), name))
     for name in rarest:
         if not held[name] and (choice := [group for group in of[name] if movable(group)]):
@@ -108,12 +126,10 @@ def hold_out(data: Data, duplicates: Duplicates, seed: int, share: float = 0.25)
 
     **Raises:** ValueError where nothing can be held out, or a class has no image left.
     """
-    labels = data.val.labels
-    seen = labels.any(0) if data.multi_label else labels.bincount(minlength=len(data.classes)) > 0
-    if lost := [name for name, there in zip(data.classes, seen.tolist(), strict=True) if not there]:
+    if lost := data.classes_without(data.val):
         raise ValueError(f"{data.name}: no image that can be read is left of {', '.join(lost)}")
     try:
-        train, val = grouped_split(labels, duplicates.groups, seed, share)
+        train, val = grouped_split(data.val.labels, duplicates.groups, seed, share)
     except ValueError as error:
         raise ValueError(f"{data.name}: {error}") from error
     return replace(data, train=data.val.subset(train), val=data.val.subset(val)), duplicates.subset(train + val)
