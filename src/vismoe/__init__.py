@@ -3,7 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vismoe import weights
 from vismoe.moe import (
     ExpertChoiceRouter,
     HashRouter,
@@ -23,8 +22,12 @@ from vismoe.moe import (
 from vismoe.vit import densify, upcycle
 from vismoe.weights import create_model, list_models, load, save
 
+from . import weights
+
 if TYPE_CHECKING:
-    from vismoe.inference import predict
+    from vismoe.adapt import finetune
+    from vismoe.deploy import export_onnx
+    from vismoe.inference import Predictor, evaluate, predict
     from vismoe.recipes import train
 
 __version__ = "0.1.0"
@@ -37,6 +40,7 @@ __all__ = [
     "MLPExperts",
     "MLPStructure",
     "MoE",
+    "Predictor",
     "RandomRouter",
     "SigmoidRouter",
     "SoftRouter",
@@ -44,6 +48,9 @@ __all__ = [
     "condition",
     "create_model",
     "densify",
+    "evaluate",
+    "export_onnx",
+    "finetune",
     "list_models",
     "load",
     "predict",
@@ -56,7 +63,16 @@ __all__ = [
 ]
 
 # What needs more than torch, timm, safetensors and jaxtyping is imported when it is first asked for.
-_LATER = {"train": "vismoe.recipes", "predict": "vismoe.training"}
+_LATER = {
+    "Predictor": "vismoe.inference",
+    "evaluate": "vismoe.inference",
+    "export_onnx": "vismoe.deploy",
+    "finetune": "vismoe.adapt",
+    "predict": "vismoe.inference",
+    "train": "vismoe.recipes",
+}
+
+_EXTRA = {"export_onnx": "export"}
 
 
 def __getattr__(name: str) -> Any:
@@ -66,5 +82,5 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_LATER[name]), name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"vismoe.{name} needs {error.name}: pip install 'vismoe[train]'", name=error.name
+            f"vismoe.{name} needs {error.name}: pip install 'vismoe[{_EXTRA.get(name, 'train')}]'", name=error.name
         ) from error

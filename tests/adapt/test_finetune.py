@@ -112,7 +112,7 @@ def test_the_report_is_of_images_that_nothing_was_chosen_by(done, folder):
     assert counts == found.report["pictures"]
     test = whole.subset([place for place, file in enumerate(whole.files) if file in set(split["test"])])
     again = evaluate(found.run.load_model(), test)
-    assert again.figures == pytest.approx(found.report["test"], abs=1e-5)
+    assert again.metrics == pytest.approx(found.report["test"], abs=1e-5)
     with (found.run.path / "classes.csv").open() as file:
         rows = {row["class"]: row for row in csv.DictReader(file)}
     for number, name in enumerate(sorted(COLOURS)):
@@ -156,7 +156,7 @@ def test_interrupted_it_leaves_a_model_and_goes_on_to_the_same_end(folder, paren
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(TrainingStoppedError, match="the same command again goes on"):
-        finetune(asked, tmp_path / "run", device="cpu", watch=stop)
+        finetune(asked, tmp_path / "run", device="cpu", on_status=stop)
     assert {name for name, _ in predict(vismoe.load(tmp_path / "run"), image((0, 0, 0), 1))[0].classes} == set(COLOURS)
     with pytest.raises(FileExistsError, match="begun with other options"):
         finetune(replace(asked, seed=1), tmp_path / "run", device="cpu")

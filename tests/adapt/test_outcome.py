@@ -5,7 +5,7 @@ from PIL import Image
 
 from vismoe.adapt import outcome
 from vismoe.data import Data, ImageSet
-from vismoe.inference import Evaluation
+from vismoe.tasks import ClassEvaluation
 
 
 def test_captions_of_mistakes(tmp_path, monkeypatch):
@@ -16,7 +16,7 @@ def test_captions_of_mistakes(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(outcome, "save_figure", lambda figure, path, dpi: drawn.append(figure))
     data = Data("shapes", ["round", "red"], None, ImageSet(labels, images.__getitem__))
-    assert outcome.draw_mistakes(Evaluation({}, [], labels, scores, 1.0, {}), data, tmp_path / "mistakes.png")
+    assert outcome.draw_mistakes(ClassEvaluation({}, 1.0, {}, [], [], labels, scores), data, tmp_path / "mistakes.png")
     drawn[0].draw_without_rendering()
     titles = [axes.title for axes in drawn[0].axes]
     assert {title.get_text() for title in titles} >= {"round, red\n→ nothing 95%", "round\n→ red 88%"}

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 import vismoe
+from vismoe.adapt import run_splits
 from vismoe.cli import VERBS, main
 from vismoe.data import open_data
-from vismoe.training import Run, own_parts
+from vismoe.training import Run
 
 TINY = ["--steps", "3", "--batch-size", "8"]
 
@@ -394,7 +395,7 @@ def test_fewshot_and_densify_keep_to_the_run_s_parts(tuned, tmp_path, capsys):
     """Images are drawn from what the run was trained on, and judged on its test part."""
     files = json.loads((tuned / "split.json").read_text())["files"]
     test = [file for file, part in files.items() if part == "test"]
-    data = own_parts(Run(tuned))
+    data = run_splits(Run(tuned))
     assert set(data.val.files) == set(test)
     assert set(data.train.files) == files.keys() - set(test)
     assert main(["fewshot", str(tuned), "--shots", "1", "--seeds", "1", "--json"]) == 0
@@ -417,7 +418,7 @@ def test_a_finetuned_run_on_a_named_set_has_the_set_s_parts(run, tmp_path):
     recipe = json.loads((run / "recipe.json").read_text())
     (tmp_path / "recipe.json").write_text(json.dumps(recipe | {"split_seed": 3}))
     (tmp_path / "split.json").write_text('{"test": [], "files": {}}')
-    assert own_parts(Run(tmp_path)).val.labels.tolist() == open_data("digits").val.labels.tolist()
+    assert run_splits(Run(tmp_path)).val.labels.tolist() == open_data("digits").val.labels.tolist()
 
 
 def test_finetune_refuses_what_it_cannot_start_from(shades, capsys):

@@ -6,7 +6,7 @@ import vismoe
 from vismoe.data import open_data
 from vismoe.explain import LayerRouting, experts_of_tokens, route, routing_images
 from vismoe.explain.routing_figure import _title_of
-from vismoe.weights import data_config
+from vismoe.inference import Predictor
 
 
 def test_experts_of_tokens_is_the_plan_read_row_by_row():
@@ -60,11 +60,11 @@ def test_images(tmp_path):
     """A sparse model leaves an image and a table for every layer; a dense one none."""
     digits = open_data("digits")
     sparse = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=10, in_chans=1)
-    config = data_config(sparse)
-    assert routing_images(sparse, digits.val, digits.classes, config, tmp_path) == tmp_path / "routing.png"
+    predictor = Predictor(sparse)
+    assert routing_images(predictor, digits.val, digits.classes, tmp_path) == tmp_path / "routing.png"
     assert (tmp_path / "routing.png").read_bytes()[:4] == b"\x89PNG"
-    layers = route(sparse, digits.val, config)
+    layers = route(predictor, digits.val)
     assert list(layers) == ["blocks.1.mlp", "blocks.3.mlp"]
     assert layers["blocks.1.mlp"].expert.shape == (450, 17, 1)
     dense = vismoe.create_model("vmoe_pico_patch2_8_dense", num_classes=10, in_chans=1)
-    assert routing_images(dense, digits.val, digits.classes, config, tmp_path / "none") is None
+    assert routing_images(Predictor(dense), digits.val, digits.classes, tmp_path / "none") is None

@@ -5,6 +5,7 @@ import torch
 
 from vismoe.data import open_data
 from vismoe.parallel import World
+from vismoe.tasks import Classification
 from vismoe.training.beginning import begin, build
 from vismoe.training.step import Trainer
 
@@ -21,12 +22,13 @@ def test_average_of_weights(warmup, decay):
     weights, and its decay has come to the recipe's after 32."""
     recipe = tiny(average_decay=LAST, average_warmup=warmup, steps=36)
     state = begin(build(recipe, open_data("digits")), recipe)
-    trainer = Trainer(recipe, state, World(), print)
+    trainer = Trainer(recipe, state, Classification(list(map(str, range(10)))), World(), print)
     expected = {name: value.clone().double() for name, value in state.model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     for step in range(1, recipe.steps + 1):
         state.step = step
-        trainer.step(torch.randn(4, 1, 8, 8, generator=generator), torch.arange(4), look=False)
+        images = torch.randn(4, 1, 8, 8, generator=generator)
+        trainer.step({"image": images, "label": torch.arange(4)}, log_now=False)
         for name, value in state.model.named_parameters():
             expected[name] = decay(step) * expected[name] + (1 - decay(step)) * value.detach().double()
     for name, value in state.evaluated.named_parameters():

@@ -11,8 +11,9 @@ import vismoe
 from vismoe.data import open_data
 from vismoe.explain import route
 from vismoe.features import features
-from vismoe.inference import evaluate
+from vismoe.inference import Predictor, evaluate
 from vismoe.parallel import World
+from vismoe.tasks import Classification
 from vismoe.training.beginning import begin
 from vismoe.training.step import Trainer
 from vismoe.vit import member_loss
@@ -52,7 +53,7 @@ def test_evaluation_and_prediction(digits, rows):
         model = ensemble(predictions=predictions)
         found = evaluate(model, digits, batch_size=5)
         torch.testing.assert_close(found.scores.softmax(-1), expected)
-        assert found.figures["loss"] == pytest.approx(F.nll_loss(expected.log(), digits.labels).item(), abs=1e-5)
+        assert found.metrics["loss"] == pytest.approx(F.nll_loss(expected.log(), digits.labels).item(), abs=1e-5)
         told = vismoe.predict(model, [digits.image(number) for number in range(12)], topk=10, batch_size=5)
         assert len(told) == 12
         for prediction, probabilities in zip(told, expected, strict=True):
@@ -66,7 +67,7 @@ def test_features_and_routing(digits, rows):
     model = ensemble()
     head = model.head
     torch.testing.assert_close(head(features(model, digits)).detach(), rows.mean(1), rtol=1e-4, atol=1e-5)
-    for layer in route(model, digits, data_config(model)).values():
+    for layer in route(Predictor(model), digits).values():
         assert layer.expert.shape == (12, 17, 2)
         assert layer.expert[..., 0].unique().tolist() == [0, 1]
         assert layer.expert[..., 1].unique().tolist() == [2, 3]
@@ -79,10 +80,12 @@ def test_step_trains_each_member_alone():
     recipe = tiny(label_smoothing=0.0, clip_norm=0.0)
     state = begin(model, recipe)
     state.step = 1
-    outcome = Trainer(recipe, state, World(), print).step(images, labels, look=True)
+    outcome = Trainer(recipe, state, Classification(list(map(str, range(10)))), World(), print).step(
+        {"image": images, "label": labels}, log_now=True
+    )
     assert outcome.loss.item() == pytest.approx(member_loss(logits, labels, 2).mean().item(), abs=1e-6)
     answers = logits.argmax(1) == labels.repeat_interleave(2)
-    assert outcome.accuracy.item() == pytest.approx(answers.float().mean().item())
+    assert outcome.score.item() == pytest.approx(answers.float().mean().item())
     assert outcome.load["blocks.1.mlp"].sum() == 6 * 2 * 17
 
 

@@ -32,13 +32,13 @@ def test_by_hand():
     images = ImageSet(torch.tensor([0, 1, 0, 1]), lambda number: Image.new("L", (2, 2), number))
     found = evaluate(Table(), images)
     assert found.scores.argmax(1).tolist() == [0, 1, 1, 0]
-    assert (found.score, found.figures["top1"], found.figures["top5"]) == (0.5, 0.5, 1.0)
+    assert (found.score, found.metrics["top1"], found.metrics["top5"]) == (0.5, 0.5, 1.0)
     assert found.per_class[:2] == [0.5, 0.5]
     assert math.isnan(found.per_class[2])
     # Each image is alone in its bin: |1 - 0.7|, |1 - 0.6|, |0 - 0.5|, |0 - 0.9|.
-    assert found.figures["calibration_error"] == pytest.approx((0.3 + 0.4 + 0.5 + 0.9) / 4, abs=1e-6)
+    assert found.metrics["calibration_error"] == pytest.approx((0.3 + 0.4 + 0.5 + 0.9) / 4, abs=1e-6)
     expected = -sum(math.log(p) for p in (0.7, 0.6, 0.4, 0.05)) / 4
-    assert found.figures["loss"] == pytest.approx(expected, abs=1e-6)
+    assert found.metrics["loss"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_nothing_to_evaluate():

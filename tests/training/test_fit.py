@@ -47,15 +47,15 @@ def test_watching_changes_nothing(run, tmp_path):
 def test_twins_see_the_same_batches(tmp_path, monkeypatch):
     """The sparse model and its dense twin are trained on equal images in equal order."""
     seen = {}
-    plain = Trainer._loss
+    plain = Trainer._micro_step
 
     for model in ("vmoe_pico_patch2_8_every2_e8", "vmoe_pico_patch2_8_dense"):
 
-        def watched(trainer, images, labels, *rest):
-            seen.setdefault(trainer.recipe.model, []).append((images.clone(), labels.clone()))
-            return plain(trainer, images, labels, *rest)
+        def watched(trainer, batch, *rest):
+            seen.setdefault(trainer.recipe.model, []).append((batch["image"].clone(), batch["label"].clone()))
+            return plain(trainer, batch, *rest)
 
-        monkeypatch.setattr(Trainer, "_loss", watched)
+        monkeypatch.setattr(Trainer, "_micro_step", watched)
         fit(tiny(model=model, steps=3), tmp_path / model)
     sparse, dense = seen.values()
     assert len(sparse) == len(dense) == 3
@@ -85,17 +85,17 @@ def test_auxiliary_losses_are_trained_on(tmp_path, monkeypatch):
     """With balance="loss" the gradient is that of cross-entropy plus the auxiliary loss, not of cross-entropy alone."""
     recipe = tiny(balance="loss", steps=1, warmup_steps=0, label_smoothing=0.0)
     gradients, batches = {}, []
-    plain, clip = Trainer._loss, torch.nn.utils.clip_grad_norm_
+    plain, clip = Trainer._micro_step, torch.nn.utils.clip_grad_norm_
 
-    def watched(trainer, images, labels, *rest):
-        batches.append((images, labels))
-        return plain(trainer, images, labels, *rest)
+    def watched(trainer, batch, *rest):
+        batches.append((batch["image"], batch["label"]))
+        return plain(trainer, batch, *rest)
 
     def before_clipping(parameters, norm):
         gradients["fit"] = [parameter.grad.clone() for parameter in parameters]
         return clip([], norm)
 
-    monkeypatch.setattr(Trainer, "_loss", watched)
+    monkeypatch.setattr(Trainer, "_micro_step", watched)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", before_clipping)
     fit(recipe, tmp_path / "run")
     images, labels = batches[0]
@@ -132,11 +132,11 @@ def test_evaluations_come_as_often_as_asked(tmp_path):
 
 
 def test_further_sets_are_evaluated_beside_the_held_out_part(tmp_path):
-    """also={"name": images}: the same figures under its name, whenever the held-out part is evaluated; the training is
-    as without."""
+    """extra_eval={"name": images}: the same metrics under its name, whenever the validation split is evaluated; the
+    training is as without."""
     data = open_data("digits")
     few = data.val.subset(range(40))
-    run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run", also={"few": few})
+    run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run", extra_eval={"few": few})
     lines = [line for line in run.metrics if "top1" in line]
     assert [line["step"] for line in lines if "few/top1" in line] == [2, 4, 5]
     found = evaluate(run.load_model(), few).logged

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from vismoe.cli import main
 from vismoe.data import ImageSet, open_data
 from vismoe.inference import evaluate, predict
+from vismoe.tasks import MultiLabel
 from vismoe.training import fit
-from vismoe.training.step import Trainer
 
 from .test_evaluation import Table
 from .tiny import tiny
@@ -72,27 +72,26 @@ def test_figures_are_scikit_learn_s():
     expected = [average_precision_score(labels[:, k], scores[:, k]) for k in range(2)]
     assert found.per_class[:2] == pytest.approx(expected)
     assert np.isnan(found.per_class[2])  # it is on no image
-    assert found.score == found.figures["mean_average_precision"] == pytest.approx(np.mean(expected))
-    assert found.figures["exact_match"] == ((scores > 0) == labels).all(1).float().mean()
+    assert found.score == found.metrics["mean_average_precision"] == pytest.approx(np.mean(expected))
+    assert found.metrics["exact_match"] == ((scores > 0) == labels).all(1).float().mean()
     probabilities = scores.sigmoid().clamp(1e-12, 1 - 1e-12)
     by_hand = -(torch.where(labels, probabilities, 1 - probabilities)).log().mean()
-    assert found.figures["loss"] == pytest.approx(by_hand.item(), abs=1e-6)
+    assert found.metrics["loss"] == pytest.approx(by_hand.item(), abs=1e-6)
 
 
 def test_the_loss_is_each_class_s_cross_entropy(folder, tmp_path, monkeypatch):
     """Mean over classes, with the share of smoothing spread over them; mixed labels are the mean of both images'."""
     seen = []
-    plain = Trainer._loss
+    plain = MultiLabel.loss
 
-    def watched(trainer, images, targets, multi_label):
-        loss, logits = plain(trainer, images, targets, multi_label)
-        seen.append((loss, logits, targets, multi_label))
-        return loss, logits
+    def watched(task, logits, batch):
+        loss = plain(task, logits, batch)
+        seen.append((loss, logits, batch["target"]))
+        return loss
 
-    monkeypatch.setattr(Trainer, "_loss", watched)
+    monkeypatch.setattr(MultiLabel, "loss", watched)
     fit(tiny(data=str(folder), steps=1, label_smoothing=0.1, mixup=0.5), tmp_path / "run")
-    loss, logits, targets, multi_label = seen[0]
-    assert multi_label
+    loss, logits, targets = seen[0]
     smooth = targets * 0.9 + 0.1 / 3
     by_hand = -(smooth * F.logsigmoid(logits) + (1 - smooth) * F.logsigmoid(-logits)).mean()
     torch.testing.assert_close(loss, by_hand)

@@ -51,16 +51,16 @@ def test_one_class_is_no_choice(tmp_path):
 @pytest.mark.parametrize(
     ("further", "message"),
     [
-        (lambda val: val.subset([]), r"also\['night'\] has no image: expected one or more"),
+        (lambda val: val.subset([]), r"extra_eval\['night'\] has no image: expected one or more"),
         (lambda val: replace(val, labels=val.labels + 5), r"labels 5 to 14: expected numbers of classes, 0 to 9"),
         (lambda val: replace(val, labels=val.labels - 1), r"labels -1 to 8: expected numbers of classes, 0 to 9"),
         (lambda val: replace(val, labels=val.labels[:, None] > 3), r"labels of shape \(\d+, 1\): expected \('N',\)"),
     ],
 )
 def test_further_images_are_looked_at_first(tmp_path, further, message):
-    """also={…} with what could not be evaluated is refused before the first step."""
+    """extra_eval={…} with what could not be evaluated is refused before the first step."""
     with pytest.raises(ValueError, match=message):
-        fit(tiny(), tmp_path / "run", also={"night": further(open_data("digits").val)})
+        fit(tiny(), tmp_path / "run", extra_eval={"night": further(open_data("digits").val)})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -111,7 +111,7 @@ def test_the_summary_is_the_trained_model_s(run):
     assert run.summary["held_out_images"] == 450
     assert run.summary["top1"] == again.score
     assert run.summary["load"] == again.load
-    assert abs(run.summary["val_loss"] - again.figures["loss"]) < 1e-6
+    assert abs(run.summary["val_loss"] - again.metrics["loss"]) < 1e-6
 
 
 def test_the_model_folder_opens_everywhere(run):

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import nn
 
 from vismoe.data import Data, cached_at_scale, cached_images
 from vismoe.data import tell as tell_summary
-from vismoe.inference import evaluate, save_classifier
+from vismoe.inference import evaluate
 from vismoe.moe import MoE
 from vismoe.parallel import resolve_device
+from vismoe.tasks import classification_of
 from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.beginning import begin
 from vismoe.training.checkpoint import newest_checkpoint
@@ -27,13 +29,15 @@ from .claim import REPORT, check, free, withdraw
 from .freezing import Trained, freeze
 from .options import Options
 from .outcome import write_outcome
-from .parts import Parts, open_parts
+from .parts import open_parts
 from .prepare import prepare
 from .rules import choose, kept_side
 from .start import check_source
 
 SHARES = {"all": 1.0, "last-third": 1 / 3, "experts": 1 / 3, "head": 0.0}
 """Of the blocks that backward passes through."""
+
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -45,109 +49,149 @@ class Finetuned:
 
 
 def finetune(
-    options: Options,
+    data: str | Options,
+    source: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     workers: int = 0,
     max_unreadable: float = 0.1,
-    watch: Callable[[Status], None] | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    on_status: Callable[[Status], None] | None = None,
+    log: Log = lambda text: None,
+    **options: Any,
 ) -> Finetuned:
     """Trains a classifier of the classes of a set, and leaves a run folder with all there is to know of it.
 
-    The set is looked at and split so that no image has a copy, exact or near, in another part. A trained network's
-    new head is first fitted by logistic regression on its features; then what `options.train` names is trained by the
-    engine of `vismoe train`, and the result is kept if the validation part likes it no less than that head alone. A
-    temperature is fitted there too and built into the classifier. The report is of the test part, which nothing is
-    chosen by.
+    The set is split so that no image has a copy, exact or near, in another split. A trained network's new head is first
+    fitted by logistic regression on its features; then what `train` names is trained by the engine of `vismoe train`,
+    and the result is kept if its validation score is at least that of the head alone. A temperature is fitted on the
+    validation split and built into the classifier. The report is of the test split, which is never used for selection.
 
-    **Arguments:** `out`: the run folder, by default the first of `runs/finetune`, `runs/finetune-2`, … that is free or
-    an unfinished run of the same options: that goes on; `max_unreadable`: share of files that may be damaged; `watch`:
-    told a `Status` every few steps; `tell`: told what was found and chosen, line by line.
+    **Arguments:**
+
+    - `data`: a folder of class folders, or with a metadata.csv; a zip of one; "digits" or "fashion-mnist"; or all
+      options at once.
+    - `source`: what to start from: a run or model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG; by default a small
+      network with random weights.
+    - `out`: the run folder; by default the first of `runs/finetune`, `runs/finetune-2`, … that is free or an unfinished
+      run of the same options, which goes on.
+    - `device`: auto, cpu, cuda or mps; `workers`: processes that prepare images, default none.
+    - `max_unreadable`: largest share of files that may be damaged, default 0.1.
+    - `on_status`: is called with a `Status` every few steps; `log`: with what was found and chosen, line by line.
+    - `options`: further fields of `vismoe.adapt.Options` (epochs=, image_size=, sparse=, seed=, …).
+
+    **Returns:** the run and its report.
 
     **Raises:** ValueError, FileNotFoundError for what cannot be followed; FileExistsError where `out` is something
     else; TrainingStoppedError when asked to stop, once a model as it was then is in the run folder.
     """
-    began, where = time.monotonic(), resolve_device(device)
-    path = Path(out) if out is not None else free(options)
-    check(options, path)
-    check_source(options.source)
-    parts = open_parts(options.data, options.seed, max_unreadable, workers)
-    tell(tell_summary(parts.summary))
-    tell(parts.told)
-    if options.source is None:
-        tell("no --from: a small network is trained from scratch; starting from a trained one does much better")
-
-    start, probe = prepare(options, parts, path, where, workers)
-    if not any(isinstance(module, MoE) for module in start.modules()):
-        tell("the network is dense; --sparse makes experts of some of its MLPs")
-    elif options.source is None:
-        tell("the network is sparse; --dense trains one without experts")
-    if probe is not None and parts.validated:
-        tell(f"a linear classifier on the frozen network: {probe['validation']:.4f} on the validation part")
-    how: Trained = options.train if options.train != "auto" else "all"
-    if options.train == "auto" and options.trained and where.type == "cpu" and find_blocks(start) is not None:
-        how = "last-third"
-    try:
-        freeze(start, how, not options.freeze_router)
-        chosen = choose(
-            start,
-            parts.fitting,
-            options.trained,
-            where,
-            SHARES[how],
-            options.epochs,
-            options.batch_size,
-            options.learning_rate,
-            options.class_weights,
-            parts.uneven,
-            options.dtype,
-        )
-    except ValueError:
-        withdraw(path)
-        raise
-    if how != "head":
-        tell(f"training {how}: {'; '.join(chosen.reasons)}")
-    recipe = replace(
-        chosen.recipe,
-        model=options.source or start.pretrained_cfg["architecture"],
-        split_seed=options.seed,
-        seed=options.seed,
-        device=device,
-        workers=workers,
-        max_unreadable=max_unreadable,
-    )
-    if not parts.validated:
-        recipe = replace(recipe, keep="last", patience=0)
-    if how == "head":
-        run = _head_alone(recipe, path, parts, start)
+    if isinstance(data, Options):
+        if source is not None or options:
+            raise ValueError("options are given twice: in an Options object and as arguments")
+        asked = data
     else:
-        if (found := newest_checkpoint(path / CHECKPOINTS, tell)) is not None:
-            tell(f"goes on after step {found[1]['step']}")
-        run = _fit(recipe, path, parts, start, watch)
-        tell(_ending(run, parts.score))
-    _write_split(run, parts)
-    network = run.load_model()
-    if probe is not None and parts.validated and run.summary[parts.score] < probe["validation"]:
-        tell(f"training made it no better ({run.summary[parts.score]:.4f}): the linear classifier is kept")
-        network, how = load_network(path / INITIAL), "head"
-    report = write_outcome(run, network, parts, probe, _origin(options, how, start), workers)
-    report |= {"trained": how, "minutes": round((time.monotonic() - began) / 60, 2)}
-    run.write(REPORT, report)
-    for name in (CHECKPOINTS, INITIAL):  # several times the weights, and of use only to a run that is to go on
-        shutil.rmtree(path / name, ignore_errors=True)
-    return Finetuned(run, report)
+        asked = Options(data, source, **options)
+    path = Path(out) if out is not None else free(asked)
+    check(asked, path)
+    check_source(asked.source)
+    work = _Adaptation(asked, path, device, workers, max_unreadable, log)
+    work.describe_set()
+    work.build()
+    work.plan()
+    run = work.train(on_status)
+    return Finetuned(run, work.report(run))
 
 
-def _fit(recipe: Recipe, path: Path, parts: Parts, start: nn.Module, watch: Callable[[Status], None] | None) -> Run:
+class _Adaptation:
+    """One adaptation on its way from a set to a report; each phase uses what those before it found."""
+
+    def __init__(self, options: Options, path: Path, device: str, workers: int, max_unreadable: float, log: Log):
+        self.options, self.path, self.log = options, path, log
+        self.engine: dict[str, Any] = {"device": device, "workers": workers, "max_unreadable": max_unreadable}
+        self.device, self.workers = resolve_device(device), workers
+        self.started = time.monotonic()
+        self.parts = open_parts(options.data, options.seed, max_unreadable, workers)
+
+    def describe_set(self) -> None:
+        """Tells what the set is and how it is split."""
+        self.log(tell_summary(self.parts.summary))
+        self.log(self.parts.sizes)
+        if self.options.source is None:
+            self.log("no --from: a small network is trained from scratch; starting from a trained one does much better")
+
+    def build(self) -> None:
+        """Makes the network that training begins with, and judges its linear probe."""
+        self.network, self.probe = prepare(self.options, self.parts, self.path, self.device, self.workers)
+        if not any(isinstance(module, MoE) for module in self.network.modules()):
+            self.log("the network is dense; --sparse makes experts of some of its MLPs")
+        elif self.options.source is None:
+            self.log("the network is sparse; --dense trains one without experts")
+        if self.probe is not None and self.parts.validated:
+            score = self.probe["validation"]
+            self.log(f"a linear classifier on the frozen network: {score:.4f} on the validation part")
+
+    @cached_property
+    def trained_part(self) -> Trained:
+        """Which part of the network is trained."""
+        options = self.options
+        if options.train != "auto":
+            return options.train
+        on_cpu = options.trained and self.device.type == "cpu"
+        return "last-third" if on_cpu and find_blocks(self.network) is not None else "all"
+
+    def plan(self) -> None:
+        """Chooses the recipe."""
+        try:
+            freeze(self.network, self.trained_part, not self.options.freeze_router)
+            choice = choose(self.options, self.network, self.parts, self.device, SHARES[self.trained_part])
+        except ValueError:
+            withdraw(self.path)
+            raise
+        if self.trained_part != "head":
+            self.log(f"training {self.trained_part}: {'; '.join(choice.reasons)}")
+        architecture = self.options.source or self.network.pretrained_cfg["architecture"]
+        seeds: dict[str, Any] = {"split_seed": self.options.seed, "seed": self.options.seed}
+        self.recipe = replace(choice.recipe, model=architecture, **seeds, **self.engine)
+        if not self.parts.validated:
+            self.recipe = replace(self.recipe, keep="last", patience=0)
+
+    def train(self, on_status: Callable[[Status], None] | None) -> Run:
+        """Trains, or goes on training; the run knows afterwards which files are in which split."""
+        if self.trained_part == "head":
+            run = _write_untrained(self.recipe, self.path, self.parts.fitting, self.network)
+        else:
+            if (checkpoint := newest_checkpoint(self.path / CHECKPOINTS, self.log)) is not None:
+                self.log(f"goes on after step {checkpoint[1]['step']}")
+            run = _fit(self.recipe, self.path, self.parts.fitting, self.network, on_status)
+            self.log(_ending(run, self.parts.score))
+        rows = self.parts.rows
+        run.write(SPLIT, {"test": [file for file, part in rows if part == "test"], "files": dict(rows)})
+        return run
+
+    def report(self, run: Run) -> dict[str, Any]:
+        """Chooses between the trained network and its linear probe, tests it, and writes everything for people."""
+        network, kept = run.load_model(), self.trained_part
+        score = run.summary[self.parts.score]
+        if self.probe is not None and self.parts.validated and score < self.probe["validation"]:
+            self.log(f"training made it no better ({score:.4f}): the linear classifier is kept")
+            network, kept = load_network(self.path / INITIAL), "head"
+        origin = _origin(self.options, kept, self.network)
+        report = write_outcome(run, network, self.parts, self.probe, origin, self.workers)
+        report |= {"trained": kept, "minutes": round((time.monotonic() - self.started) / 60, 2)}
+        run.write(REPORT, report)
+        for name in (CHECKPOINTS, INITIAL):  # several times the weights, and of use only to a run that is to go on
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        return report
+
+
+def _fit(recipe: Recipe, path: Path, data: Data, network: nn.Module, on_status: Callable[[Status], None] | None) -> Run:
     try:
-        return fit(recipe, path, watch, resume=True, data=_kept_small(parts.fitting, start), network=lambda: start)
+        return fit(recipe, path, on_status, resume=True, data=_cached(data, network), network=lambda: network)
     except TrainingStoppedError as error:
-        found = newest_checkpoint(path / CHECKPOINTS, lambda text: None)
-        if found is not None:
-            state = {name[6:]: tensor for name, tensor in found[0].items() if name.startswith("model.")}
-            start.load_state_dict(state)
-            save_classifier(start, path / MODEL, parts.fitting)
+        checkpoint = newest_checkpoint(path / CHECKPOINTS, lambda text: None)
+        if checkpoint is not None:
+            state = {name[6:]: tensor for name, tensor in checkpoint[0].items() if name.startswith("model.")}
+            network.load_state_dict(state)
+            classification_of(data).save(network, path / MODEL)
         raise TrainingStoppedError(
             error.signal,
             f"stopped by {signal.Signals(error.signal).name}: {path / MODEL} is the model as it is now, neither tested "
@@ -155,50 +199,46 @@ def _fit(recipe: Recipe, path: Path, parts: Parts, start: nn.Module, watch: Call
         ) from error
 
 
-def _kept_small(data: Data, model: nn.Module) -> Data:
+def _cached(data: Data, model: nn.Module) -> Data:
     """The set with its images kept in memory, as large as they are needed, where that is large enough."""
     train, config = data.parts[0], data_config(model)
     side = kept_side(train, max(config["input_size"][1:]))
-    return (
-        data if side is None else replace(data, train=cached_images(train, side), val=cached_at_scale(data.val, config))
-    )
+    if side is None:
+        return data
+    return replace(data, train=cached_images(train, side), val=cached_at_scale(data.val, config))
 
 
-def _head_alone(recipe: Recipe, path: Path, parts: Parts, start: nn.Module) -> Run:
+def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module) -> Run:
     """A run of no step: the head was fitted already."""
-    data = parts.fitting
     run = Run.reopen(path, recipe, data) if Run.of(path) == Run(path) else Run.create(path, recipe, data)
     run.forget_after(-1)
-    state, evaluation = begin(start, recipe), evaluate(start, data.val)
+    task = classification_of(data)
+    state, evaluation = begin(network, recipe), evaluate(network, data.val, task=task)
     run.log({"step": 0} | evaluation.logged)
-    save_classifier(start, run.path / MODEL, data)
-    write_report(run, state, data, evaluation)
+    task.save(network, run.path / MODEL)
+    write_report(run, state, task, data, evaluation)
     return run
 
 
-def _write_split(run: Run, parts: Parts) -> None:
-    run.write(SPLIT, {"test": [file for file, part in parts.rows if part == "test"], "files": dict(parts.rows)})
-
-
-def _origin(options: Options, how: str, start: Any) -> str:
+def _origin(options: Options, part: Trained, network: Any) -> str:
     if not options.trained:
-        return f"Trained from scratch with vismoe: {start.pretrained_cfg['architecture']}, seed {options.seed}."
-    trained = "its classifier alone" if how == "head" else f"{how} trained"
-    licence = start.pretrained_cfg.get("license")
-    return f"Fine-tuned with vismoe from {_named(options.source)} ({trained}, seed {options.seed}). " + (
+        return f"Trained from scratch with vismoe: {network.pretrained_cfg['architecture']}, seed {options.seed}."
+    how = "its classifier alone" if part == "head" else f"{part} trained"
+    licence = network.pretrained_cfg.get("license")
+    return f"Fine-tuned with vismoe from {_public_name(options.source)} ({how}, seed {options.seed}). " + (
         f"Its licence: {licence}." if licence else "Its licence is not in its files: look where it is from."
     )
 
 
-def _named(source: str | None) -> str:
+def _public_name(source: str | None) -> str:
     """A source as strangers may read it: of a path its last part."""
     return Path(source).name if source is not None and Path(source).exists() else str(source)
 
 
 def _ending(run: Run, score: str) -> str:
     """How long the training went on, and which of its weights are kept."""
-    steps = [line for line in run.metrics if score in line]
-    last, recipe = steps[-1]["step"], run.recipe
-    kept = max(steps, key=lambda line: line[score]) if recipe.keep == "best" else steps[-1]
+    evaluated = [line for line in run.metrics if score in line]
+    last, recipe = evaluated[-1]["step"], run.recipe
+    kept = max(evaluated, key=lambda line: line[score]) if recipe.keep == "best" else evaluated[-1]
     early = f", {recipe.patience} evaluations without a better one" if last < recipe.steps else ""
     return f"ended after step {last} of {recipe.steps}{early}; kept are the weights of step {kept['step']}"

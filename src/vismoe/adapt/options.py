@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 from vismoe.vit import PRESETS
 
 from .freezing import Trained
-from .rules import Products
 
+Products = Literal["float32", "bfloat16"]
 LARGEST = 4096
 """Pixels of a side, at most; epochs and images of a batch may be a million."""
 
@@ -64,7 +64,11 @@ class Options:
             raise ValueError(f"class_weights={self.class_weights}: accepted are 0 to 10")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: accepted are 0 to 2^32 − 1")
-        accepted = {"train": (*get_args(Trained), "auto"), "experts": ("full", "low-rank")}
+        accepted = {
+            "train": (*get_args(Trained), "auto"),
+            "experts": ("full", "low-rank"),
+            "dtype": (*get_args(Products), "auto"),
+        }
         for name, words in accepted.items():
             if getattr(self, name) not in words:
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(words)}")

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from vismoe.data import Data, ImageSet, flatten_alpha
-from vismoe.explain import plain_text, save_figure
-from vismoe.inference import Evaluation, evaluate, save_classifier
+from vismoe.files.figures import plain_text, save_figure
+from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
+from vismoe.tasks import ClassEvaluation, Labels, classification_of, wilson_interval
 from vismoe.training import Run
-from vismoe.training.report import draw_confusion
 from vismoe.training.run import MODEL
 
 from .calibrate import ENOUGH, divide_logits, fit_temperature
@@ -32,34 +31,34 @@ def write_outcome(
     """Calibrates the network on the validation part, evaluates it on the test part, and writes model, tables, images
     and card into the run folder.
 
-    **Returns:** the report: `test`, the figures of `Evaluation`; `interval`, of the share of images that is right;
+    **Returns:** the report: `test`, the metrics of `Evaluation`; `interval`, of the share of images that is right;
     `validation`, `probe` (None from scratch), `classes` (see `class_table`), `temperature`, `data`.
     """
     data, device = parts.test, resolve_device(run.recipe.device)
+    task = classification_of(data)
     model.to(device)
-    before = evaluate(model, data.val, workers=workers)
-    validation, temperature = evaluate(model, parts.fitting.val, workers=workers), 1.0
+    before = _evaluated(model, data.val, task, workers)
+    validation, temperature = _evaluated(model, parts.fitting.val, task, workers), 1.0
     if parts.validated and len(validation.labels) >= ENOUGH:
         temperature = fit_temperature(validation.scores, validation.labels)
         if not divide_logits(model, temperature):
             temperature = 1.0
-    found = evaluate(model, data.val, workers=workers)
-    save_classifier(model.cpu(), run.path / MODEL, data)
+    found = _evaluated(model, data.val, task, workers)
+    task.save(model.cpu(), run.path / MODEL)
     rows = class_table(found, data.classes)
     write_table(rows, run.path / "classes.csv")
     draw_calibration(before, found.scores, run.path / "calibration.png")
     draw_mistakes(found, data, run.path / "mistakes.png")
-    if not data.multi_label:
-        draw_confusion(found.labels, found.scores.argmax(1), data.classes, run.path / "confusion.png")
+    task.report(found, data.val, run.path)
     right = int(found.right.sum())
     report = {
         "score": parts.score,
-        "test": found.figures,
+        "test": found.metrics,
         "right": right,
         "mean_recall": mean_recall(rows),
-        "interval": interval(right, len(data.val)),
-        "calibration_error_as_trained": before.figures["calibration_error"],
-        "validation": validation.figures if parts.validated else None,
+        "interval": wilson_interval(right, len(data.val)),
+        "calibration_error_as_trained": before.metrics["calibration_error"],
+        "validation": validation.metrics if parts.validated else None,
         "probe": probe,
         "temperature": temperature,
         "pictures": {
@@ -77,13 +76,13 @@ def write_outcome(
     return report
 
 
-def interval(right: int, of: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson)."""
-    found = binomtest(right, of).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+def _evaluated(model: nn.Module, images: ImageSet, task: Labels, workers: int) -> ClassEvaluation:
+    evaluation = evaluate(model, images, workers=workers, task=task)
+    assert isinstance(evaluation, ClassEvaluation)
+    return evaluation
 
 
-def class_table(evaluation: Evaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
+def class_table(evaluation: ClassEvaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
     """A row a class: its images, the share of them that is found (recall) with its 95 % interval (Wilson), the share
     of the answers of this class that is right (precision), and, of several classes an image, average precision."""
     labels, scores = evaluation.labels, evaluation.scores
@@ -93,7 +92,7 @@ def class_table(evaluation: Evaluation, classes: Sequence[str]) -> list[dict[str
         true = labels[:, number].bool() if several else labels == number
         said = scores[:, number] > 0 if several else scores.argmax(1) == number
         images, found = int(true.sum()), int((true & said).sum())
-        low, high = interval(found, images) if images else (math.nan, math.nan)
+        low, high = wilson_interval(found, images) if images else (math.nan, math.nan)
         row: dict[str, Any] = {"class": name, "pictures": images}
         row |= {"recall": found / images if images else math.nan, "low": low, "high": high}
         row["precision"] = found / int(said.sum()) if int(said.sum()) else math.nan
@@ -117,7 +116,7 @@ def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
             writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
 
 
-def draw_mistakes(evaluation: Evaluation, data: Data, path: Path) -> bool:
+def draw_mistakes(evaluation: ClassEvaluation, data: Data, path: Path) -> bool:
     """The images that were answered wrongly with the most confidence, each with its class and the answer; False, and
     no file, where there are none."""
     wrong = _worst(evaluation)[:MISTAKES]
@@ -139,7 +138,7 @@ def draw_mistakes(evaluation: Evaluation, data: Data, path: Path) -> bool:
     return True
 
 
-def _worst(evaluation: Evaluation) -> list[tuple[int, list[int], list[int], float]]:
+def _worst(evaluation: ClassEvaluation) -> list[tuple[int, list[int], list[int], float]]:
     labels, scores = evaluation.labels, evaluation.scores
     if labels.ndim == 2:
         probabilities = scores.sigmoid()
@@ -166,7 +165,7 @@ def _thumbnail(images: ImageSet, number: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def draw_calibration(before: Evaluation, scores: Tensor, path: Path) -> None:
+def draw_calibration(before: ClassEvaluation, scores: Tensor, path: Path) -> None:
     """How often answers of some confidence are right: with the network's own logits, and with `scores`, those divided
     by the temperature."""
     figure = Figure(figsize=(4, 3.6), layout="constrained")
@@ -184,7 +183,7 @@ def draw_calibration(before: Evaluation, scores: Tensor, path: Path) -> None:
     save_figure(figure, path, dpi=110)
 
 
-def _confidence(scores: Tensor, evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+def _confidence(scores: Tensor, evaluation: ClassEvaluation) -> tuple[np.ndarray, np.ndarray]:
     if evaluation.labels.ndim == 2:
         probabilities = scores.sigmoid()
         return probabilities.flatten().numpy(), evaluation.labels.flatten().float().numpy()

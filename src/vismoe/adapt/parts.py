@@ -34,7 +34,7 @@ class Parts:
         return bool(self.summary["imbalance"] > UNEVEN)
 
     @property
-    def told(self) -> str:
+    def sizes(self) -> str:
         """The sizes of the parts, in words."""
         train, validation, test = len(self.fitting.parts[0]), len(self.fitting.val), len(self.test.val)
         chosen = (

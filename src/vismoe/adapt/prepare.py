@@ -8,8 +8,9 @@ from torch import nn
 
 from vismoe.features.features import classifiers, features
 from vismoe.features.probe import linear_probe
-from vismoe.inference import evaluate, save_classifier
+from vismoe.inference import evaluate
 from vismoe.moe import MoE
+from vismoe.tasks import classification_of
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
 from vismoe.weights import load_network
@@ -44,7 +45,7 @@ def prepare(
         if options.makes_sparse and not sparse:
             start = _upcycled(start, options)
         claim(options, path)
-        save_classifier(start.cpu(), kept, data)
+        classification_of(data).save(start.cpu(), kept)
     if not options.trained:
         return start, None
     held_out = {"test": parts.test.val} | ({"validation": data.val} if parts.validated else {})

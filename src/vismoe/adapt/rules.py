@@ -3,15 +3,17 @@
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from torch import nn
 
-from vismoe.data import Data, ImageSet, memory_of
+from vismoe.data import ImageSet, memory_of
 from vismoe.training import Recipe
 from vismoe.vit import cost
 from vismoe.weights import data_config
+
+from .options import Options, Products
+from .parts import Parts
 
 BUDGET = {"float32": 3e13, "bfloat16": 5e13}
 """Multiplications of a training on a CPU: some eight minutes of two cores (25 and 50 images/s of a ViT-S/14 at 112
@@ -23,9 +25,6 @@ BATCH = {True: 32, False: 64}
 RATE = {True: 2e-4, False: 2e-3}
 BYTES_OF_A_TOKEN = 34 * 4
 """What a block keeps of a token for backward, for each unit of width, in float32 (Korthikanti et al. 2022, eq. 1)."""
-
-
-Products = Literal["float32", "bfloat16"]
 
 
 @dataclass
@@ -45,35 +44,23 @@ def choose_image_size(model: nn.Module, device: torch.device) -> int:
     return int(max(patch, most // patch * patch))
 
 
-def choose(
-    model: nn.Module,
-    data: Data,
-    trained: bool,
-    device: torch.device,
-    share: float,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    class_weights: float = 0.0,
-    uneven: bool = False,
-    dtype: Products | Literal["auto"] = "auto",
-) -> Choice:
-    """The recipe for a network and a set with a validation part. `share`: of the blocks that are trained; `dtype`: of
-    products, by default bfloat16 where the device multiplies it natively.
+def choose(options: Options, model: nn.Module, parts: Parts, device: torch.device, share: float) -> Choice:
+    """The recipe for a network and a split set, where the options do not say it.
 
-    **Raises:** ValueError for another `dtype`.
+    **Arguments:** `share`: of the blocks that are trained, in 0…1.
     """
-    if dtype not in (*get_args(Products), "auto"):
-        raise ValueError(f"dtype={dtype!r}: accepted are auto, {', '.join(get_args(Products))}")
-    products: Products = dtype if dtype != "auto" else "bfloat16" if multiplies_bfloat16(device) else "float32"
+    data, trained, class_weights = parts.fitting, options.trained, options.class_weights
+    products: Products = "bfloat16" if multiplies_bfloat16(device) else "float32"
+    if options.dtype != "auto":
+        products = options.dtype
     images = len(data.parts[0])
     size = data_config(model)["input_size"]
-    batch = batch_size or min(BATCH[trained], max(2, images // 4 * 2))
+    batch = options.batch_size or min(BATCH[trained], max(2, images // 4 * 2))
     one = cost(model, size).multiplications * (1 + 2 * share)
     most = math.inf if device.type != "cpu" else BUDGET[products] / one
-    rounds = epochs or EPOCHS[trained]
+    rounds = options.epochs or EPOCHS[trained]
     steps = max(1, math.ceil(rounds * images / batch))
-    limited = epochs is None and most < steps * batch
+    limited = options.epochs is None and most < steps * batch
     if limited:
         steps = max(1, int(most / batch))
     every = max(1, math.ceil(images / batch))
@@ -84,7 +71,7 @@ def choose(
         f"{steps} steps of {batch} images ({steps * batch / images:.1f} times the set"
         + (f", for {BUDGET[products]:.0e} multiplications on a CPU)" if limited else ")"),
     ]
-    if uneven:
+    if parts.uneven:
         reasons.append(
             f"classes are uneven, and rare ones count for more in the loss (power {class_weights:g})"
             if class_weights
@@ -100,7 +87,7 @@ def choose(
         batch_size=batch,
         accumulate=accumulate,
         dtype=products,
-        learning_rate=learning_rate or RATE[trained],
+        learning_rate=options.learning_rate or RATE[trained],
         warmup_steps=max(1, steps // 10),
         layer_decay=0.75 if trained else 1.0,
         label_smoothing=0.1,

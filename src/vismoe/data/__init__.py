@@ -2,9 +2,8 @@
 
 from .batches import Collate, check_shares, evaluation_batches, mix_seeds, training_batches
 from .cached import cached_at_scale, cached_images, memory_of
-from .image_set import Data, ImageSet, Sample
+from .image_set import Batch, Data, ImageSet, Sample
 from .images import Unreadable, flatten_alpha, list_images, read_image
-from .mixing import mix
 from .sets import NAMED, open_data
 from .splits.check import check_images, without
 from .splits.duplicates import Duplicates, find_duplicates
@@ -15,6 +14,7 @@ from .transforms import Transform, evaluation_transform, training_transform
 
 __all__ = [
     "NAMED",
+    "Batch",
     "Collate",
     "Data",
     "Duplicates",
@@ -39,7 +39,6 @@ __all__ = [
     "leakage",
     "list_images",
     "memory_of",
-    "mix",
     "mix_seeds",
     "open_data",
     "read_image",

@@ -15,6 +15,8 @@ from .images import Unreadable
 Sample = dict[str, Any]
 """Named values of one image, or of what else is trained on: "image" (a PIL image or `tv_tensors.Image`), "label" (a
 tensor), and further ones: boxes, masks, a second image, a target."""
+Batch = dict[str, Any]
+"""The same names, with what samples have of them stacked, or in a list."""
 
 
 @dataclass(frozen=True)

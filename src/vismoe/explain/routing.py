@@ -1,14 +1,15 @@
 """What routers did with a set of images, as tables."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
-from vismoe.moe import MemberRouter, Plan, SoftPlan, record
+from vismoe.data import ImageSet
+from vismoe.inference import Predictor
+from vismoe.moe import MemberRouter, Plan, SoftPlan
+from vismoe.moe.record import layers_of
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,17 @@ def experts_of_tokens(plan: Plan) -> Int[Tensor, "N k"]:
     return torch.cat([live, dropped])[plan.inverse]
 
 
-@torch.inference_mode()
-def route(model: nn.Module, images: ImageSet, config: dict[str, Any], batch_size: int = 256) -> dict[str, LayerRouting]:
-    """Every MoE layer's choices for every image of a set, by layer. Empty for a dense model."""
-    model.eval()
-    device = next(model.parameters()).device
-    found: dict[str, list[Tensor]] = {}
+def route(predictor: Predictor, images: ImageSet) -> dict[str, LayerRouting]:
+    """Every MoE layer's choices for every image of a set, by layer. Empty for a dense model, which is not run."""
+    if not layers_of(predictor.model):
+        return {}
+    tables: dict[str, list[Tensor]] = {}
     experts: dict[str, int] = {}
-    for batch in evaluation_batches(images, evaluation_transform(config), batch_size):
-        pixels = batch["image"].to(device)
-        with record(model) as routing:
-            model(pixels)
-        for name, calls in routing.layers.items():
+    for output in predictor.outputs(images):
+        for name, calls in output.routing.layers.items():
             for call in calls:
                 table = experts_of_tokens(call.plan).cpu()
                 members = call.router.members if isinstance(call.router, MemberRouter) else 1
-                found.setdefault(name, []).append(table.view(len(pixels), -1, members * table.shape[1]))
+                tables.setdefault(name, []).append(table.view(len(output.places), -1, members * table.shape[1]))
                 experts[name] = len(call.load)
-    return {name: LayerRouting(torch.cat(parts), experts[name]) for name, parts in found.items()}
+    return {name: LayerRouting(torch.cat(parts), experts[name]) for name, parts in tables.items()}

@@ -1,7 +1,6 @@
 """What routers did, as an image to show around."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -10,10 +9,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, to_rgb
-from matplotlib.figure import Figure
-from torch import Tensor, nn
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
 
-from vismoe.data import ImageSet, evaluation_transform
+from vismoe.data import ImageSet
+from vismoe.files.figures import plain_text, save_figure
+from vismoe.inference import Predictor
+from vismoe.weights import data_config
 
 from .routing import LayerRouting, route
 
@@ -22,40 +24,48 @@ DISTINCT = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#
 """Colours that the colour-blind can tell apart too (Okabe and Ito 2008), grey for the eighth."""
 
 
-def routing_images(
-    model: nn.Module, images: ImageSet, classes: Sequence[str], config: dict[str, Any], folder: Path
-) -> Path | None:
-    """Draws `routing.png`: which expert each patch of sample images went to, layer by layer, and how each class's
-    tokens spread over the experts. None, and no file, for a dense model."""
-    routing = route(model, images, config)
+def routing_images(predictor: Predictor, images: ImageSet, classes: Sequence[str], folder: Path) -> Path | None:
+    """Draws `routing.png`: which expert each patch of sample images went to, layer by layer, and, where images have
+    classes, how each class's tokens spread over the experts. None, and no file, for a dense model."""
+    routing = route(predictor, images)
     if not routing:
         return None
-    samples = _samples(images.labels, SAMPLES)
-    rows = 1 + len(routing)
-    figure = Figure(figsize=(1.15 * len(samples) + 0.4, 1.25 * rows + 0.3 + 2.9), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.25 * rows + 0.3, 2.9], squeeze=False)[:, 0]
+    samples, rows = _samples(images.labels, SAMPLES), 1 + len(routing)
+    height = 1.25 * rows + 0.3
+    figure = Figure(figsize=(1.15 * len(samples) + 0.4, height + 2.9 * bool(classes)), layout="constrained")
+    if classes:
+        upper, lower = figure.subfigures(2, 1, height_ratios=[height, 2.9], squeeze=False)[:, 0]
+        _heat_maps(lower, routing, images.labels, classes)
+    else:
+        upper = figure
     grid = upper.subplots(rows, len(samples), squeeze=False)
-    transform, grid_size = evaluation_transform(config), _grid(model)
+    config, grid_size = data_config(predictor.model), _grid(predictor.model)
     first = " first" if any(layer.expert.shape[2] > 1 for layer in routing.values()) else ""
     upper.suptitle(f"Which expert each patch went to{first} (frame: the class token)", fontsize=10)
     for column, number in enumerate(samples):
-        image = _pixels(transform(images.sample(number))["image"], config)
+        image = _pixels(predictor.prepare(images.sample(number))["image"], config)
         _show(grid[0, column], image)
-        grid[0, column].set_title(_title_of(images.labels[number], classes), fontsize=9)
+        if classes:
+            grid[0, column].set_title(_title_of(images.labels[number], classes), fontsize=9)
         for row, layer in enumerate(routing.values(), start=1):
             _overlay(grid[row, column], image, layer, number, grid_size)
     for row, name in enumerate(routing, start=1):
         grid[row, 0].set_ylabel(_title(name), fontsize=9)
-    for axes, (name, layer) in zip(lower.subplots(1, len(routing), squeeze=False)[0], routing.items(), strict=True):
-        _heat_map(axes, layer, images.labels, classes, _title(name))
     path = folder / "routing.png"
     save_figure(figure, path, dpi=130)
     return path
 
 
+def _heat_maps(figure: SubFigure, routing: Mapping[str, LayerRouting], labels: Tensor, classes: Sequence[str]) -> None:
+    for axes, (name, layer) in zip(figure.subplots(1, len(routing), squeeze=False)[0], routing.items(), strict=True):
+        _heat_map(axes, layer, labels, classes, _title(name))
+
+
 def _samples(labels: Tensor, wanted: int) -> list[int]:
     """The first image of each class, then the second of each, …, as many as wanted; of images that may show several
     classes, the first is its own."""
+    if not labels.numel():
+        return list(range(min(wanted, len(labels))))
     seen: dict[int, int] = {}
     turns = []
     for number, label in enumerate((labels if labels.ndim == 1 else labels.int().argmax(1)).tolist()):
@@ -112,17 +122,6 @@ def _colours(num_experts: int) -> np.ndarray:
         hue, pale = np.arange(num_experts) / num_experts, np.arange(num_experts) % 2 == 1
         colours = hsv_to_rgb(np.stack([hue, np.where(pale, 0.45, 0.95), np.where(pale, 1.0, 0.85)], -1))
     return np.concatenate([colours, np.zeros((1, 3))])
-
-
-def plain_text(name: str) -> str:
-    """A name as one line of text: a dollar sign would begin a formula."""
-    return " ".join(name.split()).replace("$", r"\$")
-
-
-def save_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """Writes an image. Signs of a name that no font here has are boxes, without a word."""
-    with warnings.catch_warnings(action="ignore", category=UserWarning):
-        figure.savefig(path, dpi=dpi)
 
 
 def _heat_map(axes: Axes, layer: LayerRouting, labels: Tensor, classes: Sequence[str], title: str) -> None:

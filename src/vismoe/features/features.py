@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vismoe.data import ImageSet, evaluation_batches, evaluation_transform
+from vismoe.data import Batch, ImageSet
+from vismoe.inference import Predictor
 from vismoe.moe.record import unwrap
-from vismoe.weights import as_network, data_config
+from vismoe.weights import as_network
 from vismoe.weights.huggingface.network import CLASSIFIERS
 
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -18,7 +19,6 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@torch.no_grad()
 def features(
     model: nn.Module,
     images: ImageSet,
@@ -36,26 +36,24 @@ def features(
     output: of transformers' the pooled one, else the class token, else the mean of the last hidden state.
 
     **Arguments:** `views`: of "plain" and "mirrored"; the features are the mean over these; `preparation`: what of
-    `vismoe.training.data_config` (input_size, mean, std, interpolation, crop_pct) is to differ. That of transformers'
+    `vismoe.weights.data_config` (input_size, mean, std, interpolation, crop_pct) is to differ. That of transformers'
     networks is what the folder says that they were loaded from, else what their class does; `watch`: is told after each
     batch how many images are done, and of how many.
 
     **Raises:** ValueError for unknown views and networks that give no single vector an image.
     """
     _check(views)
-    model = as_network(unwrap(model))
-    was_training, device = model.training, next(model.parameters()).device
-    transform = evaluation_transform(data_config(model) | dict(preparation or {}))
-    model.eval()
-    found: list[Tensor] = []
-    try:
-        for batch in evaluation_batches(images, transform, batch_size, workers):
-            pixels = batch["image"].to(device)
-            found.append(torch.stack([_embed(model, VIEWS[view](pixels)) for view in views]).mean(0).cpu())
-            watch(sum(map(len, found)), len(images))
-    finally:
-        model.train(was_training)
-    return torch.cat(found)
+    predictor = Predictor(unwrap(model), batch_size=batch_size, preprocessing=preparation)
+
+    def forward(network: nn.Module, batch: Batch) -> Tensor:
+        pixels = batch["image"]
+        return torch.stack([_embed(network, VIEWS[view](pixels)) for view in views]).mean(0).cpu()
+
+    vectors: list[Tensor] = []
+    for output in predictor.outputs(images, workers, forward=forward):
+        vectors.append(output.outputs)
+        watch(sum(map(len, vectors)), len(images))
+    return torch.cat(vectors).clone()  # no inference tensor: a head may be trained on them
 
 
 def classifiers(model: nn.Module) -> list[nn.Module]:

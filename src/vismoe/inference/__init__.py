@@ -1,15 +1,7 @@
 """A trained network put to work: predictions and evaluation."""
 
-from .evaluation import Evaluation, by_group, evaluate
-from .labels import as_known_to, save_classifier
-from .prediction import Prediction, predict
+from .evaluation import evaluate
+from .inputs import open_inputs
+from .predictor import Output, Predictor, predict
 
-__all__ = [
-    "Evaluation",
-    "Prediction",
-    "as_known_to",
-    "by_group",
-    "evaluate",
-    "predict",
-    "save_classifier",
-]
+__all__ = ["Output", "Predictor", "evaluate", "open_inputs", "predict"]

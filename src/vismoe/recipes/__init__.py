@@ -1,5 +1,6 @@
 """Recipes by name, and what follows one."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -64,20 +65,28 @@ def find_recipe(name: str) -> Recipe:
 def train(
     recipe: str | Recipe,
     out: str | Path | None = None,
-    watch: Callable[[Status], None] | None = None,
+    on_status: Callable[[Status], None] | None = None,
     resume: bool = False,
     **overrides: Any,
 ) -> Run:
     """Trains by a recipe.
 
-    **Arguments:** `recipe`: a name or a `Recipe`; `out`: the run folder, by default the first free one of
-    `runs/NAME`, `runs/NAME-2`, …; `watch`: told a `Status` every few steps; `resume`: go on in `out` (by default
-    `runs/NAME`) from its newest checkpoint, from the beginning where there is none; `overrides`: fields of the recipe.
+    **Arguments:**
+
+    - `recipe`: a name or a `Recipe`.
+    - `out`: the run folder; by default the first free one of `runs/NAME`, `runs/NAME-2`, …
+    - `on_status`: is called with a `Status` every few steps.
+    - `resume`: go on in `out` (by default `runs/NAME`) from its newest checkpoint, from the beginning where there is
+      none.
+    - `overrides`: fields of the recipe.
 
     **Returns:** the finished `Run`.
 
     **Raises:** FileExistsError where `out` exists; ValueError, FileNotFoundError for a recipe that cannot be followed.
     """
+    if "watch" in overrides:
+        warnings.warn("vismoe.train(watch=…) is called on_status now", DeprecationWarning, stacklevel=2)
+        on_status = overrides.pop("watch")
     resolved = find_recipe(recipe) if isinstance(recipe, str) else recipe
     try:
         resolved = replace(resolved, **overrides)
@@ -85,4 +94,4 @@ def train(
         raise ValueError(f"a recipe has no field {str(error).rpartition(' ')[2]}") from error
     default = Path("runs") / resolved.name
     path = Path(out) if out is not None else default if resume else free_path(default)
-    return fit(resolved, path, watch, resume)
+    return fit(resolved, path, on_status, resume)

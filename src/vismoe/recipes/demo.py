@@ -12,7 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from vismoe.data import Data, ImageSet, open_data
-from vismoe.inference import Prediction, evaluate, predict
+from vismoe.inference import evaluate, predict
+from vismoe.tasks import Prediction
 from vismoe.training import Recipe, Run, Status, fit
 from vismoe.vit import Cost, cost
 from vismoe.weights import data_config
@@ -65,10 +66,12 @@ def clear(out: Path) -> bool:
     return True
 
 
-def run_demo(recipes: tuple[Recipe, Recipe], out: Path, watch: Callable[[Recipe], Callable[[Status], None]]) -> Demo:
-    """Trains both `twins`, and compares them. `watch(recipe)` is told each status."""
+def run_demo(
+    recipes: tuple[Recipe, Recipe], out: Path, on_status: Callable[[Recipe], Callable[[Status], None]]
+) -> Demo:
+    """Trains both `twins`, and compares them. `on_status(recipe)` is called with each status."""
     paths = (out, out / "dense")
-    runs = [fit(recipe, path, watch(recipe)) for recipe, path in zip(recipes, paths, strict=True)]
+    runs = [fit(recipe, path, on_status(recipe)) for recipe, path in zip(recipes, paths, strict=True)]
     data = open_data(runs[0].recipe.data, runs[0].recipe.split_seed)
     models = [run.load_model() for run in runs]
     sparse, dense = _compare(runs, models, data)

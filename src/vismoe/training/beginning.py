@@ -5,6 +5,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from vismoe.data import Data
+from vismoe.tasks import Task, task_for
 from vismoe.weights import create_model, load_network, take_over
 
 from .optimizer import freeze, make_optimizer
@@ -12,10 +13,11 @@ from .recipe import Recipe
 from .state import State
 
 
-def build(recipe: Recipe, data: Data) -> nn.Module:
+def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
     """The recipe's network with initial weights: a function of its seed, and of the weights that it names, alone."""
     torch.manual_seed(recipe.seed)
-    model = create_model(recipe.model, num_classes=len(data.classes), in_chans=data.channels, **recipe.overrides)
+    task = task or task_for(recipe.task, data, recipe.to_json())
+    model = create_model(recipe.model, **task.network_options(data), **recipe.overrides)
     if recipe.weights:
         take_over(model, load_network(recipe.weights), recipe.weights)
     return model

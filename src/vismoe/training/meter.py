@@ -1,5 +1,6 @@
 """How fast and how well a training goes."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +15,14 @@ from .step import Outcome
 
 @dataclass(frozen=True)
 class Status:
-    """Where a training stands. `accuracy`: on recent training batches; `score`: the figure to go by on the held-out
-    part (see `Evaluation`), at the last evaluation; `load`: each expert's share of its layer's choices, by layer."""
+    """Where a training stands. `accuracy`: the task's training metric on recent batches, None where it has none;
+    `score`: the primary metric on the validation split, at the last evaluation; `load`: each expert's share of its
+    layer's choices, by layer."""
 
     step: int
     steps: int
     loss: float
-    accuracy: float
+    accuracy: float | None
     score: float | None
     images_per_second: float
     seconds_left: float
@@ -46,11 +48,12 @@ class Meter:
     def status(self, step: int, load: dict[str, Tensor], score: float | None) -> Status:
         now = time.perf_counter()
         elapsed = now - self.begun
+        score_of_batches = torch.stack([outcome.score for outcome in self.outcomes]).mean().item()
         status = Status(
             step=step,
             steps=self.recipe.steps,
             loss=torch.stack([outcome.loss for outcome in self.outcomes]).mean().item(),
-            accuracy=torch.stack([outcome.accuracy for outcome in self.outcomes]).mean().item(),
+            accuracy=score_of_batches if math.isfinite(score_of_batches) else None,
             score=score,
             images_per_second=len(self.outcomes) * self.recipe.batch_size / (now - self.last - self.pause),
             seconds_left=elapsed / (step - self.first) * (self.recipe.steps - step),

@@ -51,6 +51,8 @@ class Recipe:
     """Share of images that skip the last block in training; fewer skip each one before it (stochastic depth)."""
     data: str = "digits"
     """"digits", "fashion-mnist", or a folder: class folders, or images with a metadata.csv (file_name, label)."""
+    task: str = "auto"
+    """What the network is trained for; auto: classification, with as many labels an image as the set has."""
     max_unreadable: float = 0.1
     """Largest share of a folder's files that may be unreadable: they are left out; with more the run does not begin."""
     split_seed: int = 0

@@ -1,18 +1,18 @@
 """One optimiser step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vismoe.data import mix, mix_seeds
-from vismoe.moe import MoE, record
+from vismoe.data import Batch, mix_seeds
+from vismoe.moe import MoE, Recording, record
 from vismoe.parallel import World
+from vismoe.tasks import Task
 
 from .recipe import Recipe
 from .schedule import learning_rate
@@ -25,11 +25,11 @@ class TrainingDivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step was like, over all processes: mean loss, share of right answers, and, where it was looked at, how
-    many choices each expert of a layer got."""
+    """What a step was like, over all processes: the mean `loss`; the task's training `score`, NaN where it has none;
+    and, where the step is logged, how many choices each expert of a layer got in its last micro-batch."""
 
     loss: Tensor
-    accuracy: Tensor
+    score: Tensor
     load: dict[str, Tensor] | None
 
 
@@ -37,65 +37,51 @@ class Trainer:
     """Takes the steps of a run. Nothing that is not finite reaches the weights: such a step is skipped, counted, and
     told to `log`."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        state: State,
-        world: World,
-        log: Callable[[dict[str, Any]], None],
-        class_weights: Tensor | None = None,
-    ):
-        self.recipe, self.state, self.world, self.log = recipe, state, world, log
-        device = next(state.model.parameters()).device
-        self.class_weights = None if class_weights is None else class_weights.to(device)
+    def __init__(self, recipe: Recipe, state: State, task: Task, world: World, log: Callable[[dict[str, Any]], None]):
+        self.recipe, self.state, self.task, self.world, self.log = recipe, state, task, world, log
+        self.device = next(state.model.parameters()).device
         self.network = world.replicate(state.model).train()
         norms = [module for module in state.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
 
-    def step(self, images: Tensor, labels: Tensor, look: bool) -> Outcome:
-        """The step whose number the state has: forward, backward, update."""
+    def step(self, batch: Batch, log_now: bool) -> Outcome:
+        """The step whose number the state has: forward, backward, update. `log_now`: the load is recorded."""
         recipe, state = self.recipe, self.state
-        model, seed = state.model, mix_seeds(recipe.seed, state.step)
+        seed = mix_seeds(recipe.seed, state.step)
         # On a CPU this is all that torch.manual_seed does, in a hundredth of its time.
-        generators: Any = torch.default_generator if images.device.type == "cpu" else torch
+        generators: Any = torch.default_generator if self.device.type == "cpu" else torch
         generators.manual_seed(seed + self.world.rank)
         rate = learning_rate(recipe, state.step - 1)
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        multi_label, statistics = labels.ndim == 2, [buffer.clone() for buffer in self.statistics]
-        classes = cast(int, model.num_classes)
-        mixed, targets = mix(images, labels, classes, recipe.mixup, recipe.cutmix, seed)
-        parts = [whole.chunk(recipe.accumulate) for whole in (mixed, targets, labels)]
-        losses, hits, seen, last = [], [], None, len(parts[0]) - 1
-        for number, (part, target, label) in enumerate(zip(*parts, strict=True)):
-            with nullcontext() if number == last else self.world.silent(self.network):
-                with record(model) if self.by_losses or look else nullcontext() as seen:
-                    loss, logits = self._loss(part, target, multi_label)
-                share = len(part) / len(mixed)
-                ((loss + seen.auxiliary_loss if self.by_losses and seen is not None else loss) * share).backward()
-            losses.append(loss.detach() * share)
-            answers = logits > 0 if multi_label else logits.argmax(1)
-            hits.append((answers == _by_row(label, logits)).float().mean() * share)
-        loss, accuracy = self.world.mean(torch.stack([torch.stack(losses).sum(), torch.stack(hits).sum()]))
+        statistics = [buffer.clone() for buffer in self.statistics]
+        losses, scores, routing = [], [], None
+        for part, share, last in _micro_batches(self.task.prepare(batch, seed), recipe.accumulate):
+            with nullcontext() if last else self.world.silent(self.network):
+                loss, score, routing = self._micro_step(part, share, log_now)
+            losses.append(loss * share)
+            scores.append(score * share)
+        loss, score = self.world.mean(torch.stack([torch.stack(losses).sum(), torch.stack(scores).sum()]))
         self._update(loss, statistics)
         load = None
-        if look and seen is not None:
-            load = {name: self.world.sum(calls[-1].load) for name, calls in seen.layers.items()}
-        return Outcome(loss, accuracy, load)
+        if log_now and routing is not None:
+            load = {name: self.world.sum(calls[-1].load) for name, calls in routing.layers.items()}
+        return Outcome(loss, score, load)
 
-    def _loss(self, images: Tensor, targets: Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
-            logits = self.network(images).float()
-        targets = _by_row(targets, logits)
-        smoothing, summed = self.recipe.label_smoothing, self.recipe.loss == "sigmoid"
-        if multi_label or summed:
-            classes = logits.shape[1]
-            shown = targets if targets.ndim == 2 else F.one_hot(targets, classes)
-            smooth = shown * (1 - smoothing) + smoothing / classes
-            loss = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=self.class_weights)
-            return loss * classes if summed else loss, logits
-        return F.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=smoothing), logits
+    def _micro_step(self, batch: Batch, share: float, log_now: bool) -> tuple[Tensor, Tensor, Recording | None]:
+        """Forward and backward of a part of the batch: its loss and score, and what was recorded."""
+        task = self.task
+        recording = record(self.state.model) if self.by_losses or log_now else nullcontext()
+        with recording as routing:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
+                outputs = task.forward(self.network, batch)
+            loss = task.loss(outputs, batch)
+        balanced = loss + routing.auxiliary_loss if self.by_losses and routing is not None else loss
+        (balanced * share).backward()
+        with torch.no_grad():
+            score = task.training_score(outputs, batch)
+        return loss.detach(), loss.new_full((), math.nan) if score is None else score, routing
 
     def _update(self, loss: Tensor, statistics: list[Tensor]) -> None:
         state, recipe = self.state, self.recipe
@@ -119,6 +105,17 @@ class Trainer:
         state.optimizer.zero_grad()
 
 
-def _by_row(labels: Tensor, logits: Tensor) -> Tensor:
-    """Each image's labels as often as it has rows of logits: once for each member of an ensemble."""
-    return labels if len(labels) == len(logits) else labels.repeat_interleave(len(logits) // len(labels), 0)
+def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, float, bool]]:
+    """A batch cut into parts, with the share of each and whether it is the last."""
+    cut = {name: _chunks(value, parts) for name, value in batch.items()}
+    sizes = [len(part) for part in next(iter(cut.values()))]
+    for number, size in enumerate(sizes):
+        yield {name: pieces[number] for name, pieces in cut.items()}, size / sum(sizes), number == len(sizes) - 1
+
+
+def _chunks(values: Any, parts: int) -> Sequence[Any]:
+    """An entry of a batch, a tensor or a list, in so many parts."""
+    if isinstance(values, Tensor):
+        return values.chunk(parts)
+    size = -(-len(values) // parts)
+    return [values[start : start + size] for start in range(0, len(values), size)]

@@ -5,6 +5,7 @@ from .cost import Cost, cost
 from .densify import densify, reduce_experts
 from .ensemble import ensemble_loss, ensemble_metrics, mean_logits, mean_of_images, member_loss
 from .model import SparseVisionTransformer
+from .modes import evaluating
 from .presets import PRESETS, Preset, dense_twin
 from .upcycling import make_sparse, upcycle
 from .usage import Usage, measure_usage
@@ -21,6 +22,7 @@ __all__ = [
     "densify",
     "ensemble_loss",
     "ensemble_metrics",
+    "evaluating",
     "make_sparse",
     "mean_logits",
     "mean_of_images",

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vismoe.adapt import split_of_files
 from vismoe.data import Data, check_images, open_data
 from vismoe.features import check_embeddings, class_names, features, file_names, open_images, whole, write_embeddings
 from vismoe.parallel import resolve_device
-from vismoe.training import file_parts
 
 from ..shared.data import own_run
 from ..shared.model import open_resized
@@ -69,7 +69,7 @@ def embed(
 
 def _whole(model: str, data: str) -> Data:
     own, opened = own_run(model, data), open_data(data)
-    return whole(opened, None if own is None else file_parts(own))
+    return whole(opened, None if own is None else split_of_files(own))
 
 
 def main(arguments: list[str]) -> None:

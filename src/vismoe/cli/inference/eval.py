@@ -10,8 +10,9 @@ import torch
 import tyro
 
 from vismoe.data import NAMED, Data, check_images
-from vismoe.inference import as_known_to, by_group, evaluate
+from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
+from vismoe.tasks import ClassEvaluation, Evaluation, by_group, task_of
 from vismoe.training import Run, without_nan
 
 from ..shared.data import open_set, own_run
@@ -54,7 +55,8 @@ def evaluate_model(
     own = own_run(model, data)
     data = data or (own.recipe.data if own is not None else "")
     network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
-    opened = as_known_to(network, open_set(model, data))
+    task = task_of(network)
+    opened = task.known_to_model(open_set(model, data, task=task))
     part = "test" if own is not None and own.test_files is not None else "held-out" if opened.train else "all"
     if own is not None:
         opened = replace(opened, train=None)
@@ -72,15 +74,17 @@ def evaluate_model(
         "part": part,
         "images": len(opened.val),
         "unreadable": len(opened.left_out),
-        **result.figures,
-        "per_class": dict(zip(opened.classes, result.per_class, strict=True)),
+        **result.metrics,
+        **result.details(),
         "images_per_second": result.images_per_second,
         "load": result.load,
     }
     if groups is not None:
+        if not isinstance(result, ClassEvaluation):
+            raise ValueError(f"group={group!r}: groups are told of classifiers, not of the task {task.name}")
         figures["groups"] = [asdict(each) for each in by_group(result, list(opened.val.columns[groups]))]
     figures = without_nan(figures)
-    print(json_format.dumps(figures, allow_nan=False) if json else _report(figures, group))
+    print(json_format.dumps(figures, allow_nan=False) if json else _report(figures, result, group))
     sys.stdout.flush()
 
 
@@ -91,29 +95,22 @@ def _column(data: Data, name: str | None) -> str | None:
     return name
 
 
-def _report(figures: dict[str, Any], group: str | None) -> str:
+def _report(figures: dict[str, Any], result: Evaluation, group: str | None) -> str:
     titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
-    names = ("top1", "top5", "mean_average_precision", "exact_match", "loss", "calibration_error")
-    told = [
-        f"{titles.get(name, name.replace('_', ' '))} {figures[name]:.4f}"
-        for name in names
-        if figures.get(name) is not None
-    ]
+    # The loss stands before what is derived from probabilities.
+    names = sorted(result.metrics, key=lambda name: name == "calibration_error")
+    metrics = [f"{titles.get(name, name.replace('_', ' '))} {result.metrics[name]:.4f}" for name in names]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
     of = {"test": " of the run's test part", "held-out": " of the held-out part", "all": ""}[figures["part"]]
-    lines = [
-        f"{', '.join(told)} on {figures['images']} images{of}{left_out}, {figures['images_per_second']:.0f} images/s"
-    ]
-    what = "top-1" if "top1" in figures else "average precision"
-    worst = sorted((share, name) for name, share in figures["per_class"].items() if share is not None)
-    lines.append(f"{what} by class, worst first: {', '.join(f'{name} {share:.4f}' for share, name in worst)}")
+    speed = f"{figures['images_per_second']:.0f} images/s"
+    lines = [f"{', '.join(metrics)} on {figures['images']} images{of}{left_out}, {speed}", *result.lines()]
     if groups := figures.get("groups"):
-        told = [
+        shares = [
             f"{each['name']} {each['accuracy']:.4f} ({each['images']} images, 95 % interval "
             f"{each['low']:.4f} to {each['high']:.4f})"
             for each in groups
         ]
-        lines.append(f"right by {group}, worst first: {', '.join(told)}")
+        lines.append(f"right by {group}, worst first: {', '.join(shares)}")
     for name, load in figures["load"].items():
         uneven = max(load) * len(load) / max(1, sum(load))
         lines.append(f"{name}: load of the experts {load}, max ÷ mean {uneven:.2f}")

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vismoe.inference import Prediction, predict
+from vismoe.inference import Predictor
 from vismoe.parallel import resolve_device
+from vismoe.tasks import Prediction
 
 from ..shared.model import open_model
 from ..shared.notes import note_left_out
@@ -44,35 +45,32 @@ def predict_images(
     """
     if not images or Path("") in images:
         raise ValueError(f"which images? name files or folders: vismoe predict {model} IMAGE…")
-    network = open_model(model, exported=True).to(resolve_device(device))
-    found = predict(network, images, topk, batch_size, note_left_out)
-    if not found:
+    network = open_model(model, exported=True)
+    predictions = Predictor(network, device=resolve_device(device), batch_size=batch_size).predict(
+        images, topk, note_left_out
+    )
+    if not predictions:
         raise ValueError("none of the images can be read")
-    {"table": _table, "json": _json, "csv": _csv}[format](found)
+    {"table": _table, "json": _json, "csv": _csv}[format](predictions)
 
 
-def _table(found: list[Prediction]) -> None:
-    table = Table("image", *(f"{rank}." for rank in range(1, len(found[0].classes) + 1)))
-    for prediction in found:
-        classes = (f"{name} {probability:.3f}" for name, probability in prediction.classes)
-        table.add_row(*(escape(cell) for cell in (prediction.image, *classes)))
+def _table(predictions: list[Prediction]) -> None:
+    rows = [prediction.cells() for prediction in predictions]
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(escape, row.values()))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def _json(found: list[Prediction]) -> None:
-    records = [
-        {"image": p.image, "classes": [{"name": name, "probability": value} for name, value in p.classes]}
-        for p in found
-    ]
-    print(json.dumps(records, indent=2, ensure_ascii=False))
+def _json(predictions: list[Prediction]) -> None:
+    print(json.dumps([prediction.to_json() for prediction in predictions], indent=2, ensure_ascii=False))
 
 
-def _csv(found: list[Prediction]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    ranks = range(1, len(found[0].classes) + 1)
-    writer.writerow(["image", *(f"{what}{rank}" for rank in ranks for what in ("class", "probability"))])
-    for prediction in found:
-        writer.writerow([prediction.image, *(part for pair in prediction.classes for part in pair)])
+def _csv(predictions: list[Prediction]) -> None:
+    rows = [prediction.columns() for prediction in predictions]
+    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def main(arguments: list[str]) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vismoe import densify, save
 from vismoe.data import Data, check_images, evaluation_batches, evaluation_transform
-from vismoe.inference import as_known_to, evaluate
+from vismoe.inference import evaluate
+from vismoe.tasks import task_of
 from vismoe.vit import cost, measure_usage, reduce_experts
 from vismoe.weights import data_config
 
@@ -49,7 +50,8 @@ def densify_model(
         raise ValueError(f"images={images}, batch_size={batch_size}, num_experts={num_experts}: at least 1, 1 and 0")
     refuse_existing(destination)
     network = open_model(model)
-    opened = check_images(as_known_to(network, open_set(model, data)), max_unreadable)
+    task = task_of(network)
+    opened = check_images(task.known_to_model(open_set(model, data, task=task)), max_unreadable)
     for entry in opened.left_out:
         note_left_out(entry)
     for path, usage in measure_usage(network, _pixels(network, opened, images, batch_size)).items():
@@ -61,8 +63,8 @@ def densify_model(
     lines = []
     for title, each in (("before", network), ("after", small)):
         found, size = evaluate(each, opened.val, batch_size), data_config(each)["input_size"]
-        name, score = next(iter(found.figures.items()))
-        figures = f"{name.replace('_', ' ')} {score:.4f}, loss {found.figures['loss']:.4f}"
+        name, score = next(iter(found.metrics.items()))
+        figures = f"{name.replace('_', ' ')} {score:.4f}, loss {found.metrics['loss']:.4f}"
         lines.append(f"{title}: {figures} on {len(opened.val)} images, {cost(each, size).parameters:,} parameters")
     save(small, destination)
     print(*lines, f"written: {destination}", sep="\n")

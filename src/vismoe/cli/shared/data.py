@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from vismoe.adapt import run_splits
 from vismoe.data import Data, open_data
-from vismoe.training import Run, own_parts
+from vismoe.tasks import Task
+from vismoe.training import Run
 
 
 def own_run(model: str, data: str | None) -> Run | None:
@@ -20,15 +22,18 @@ def own_run(model: str, data: str | None) -> Run | None:
     return run if own == data or Path(own).resolve() == Path(data).resolve() else None
 
 
-def open_set(model: str, data: str | None, split_seed: int | None = None, workers: int = 0) -> Data:
+def open_set(
+    model: str, data: str | None, split_seed: int | None = None, task: Task | None = None, workers: int = 0
+) -> Data:
     """The set that --data names; a run's own in the run's own parts.
 
-    **Arguments:** `split_seed`, `workers`: of other sets; see `open_data`.
+    **Arguments:** `split_seed`, `workers`: of other sets; see `open_data`. `task`: of the model, which opens other
+    sets.
 
-    **Raises:** as `own_run`, `own_parts` and `open_data`.
+    **Raises:** as `own_run`, `run_splits` and `open_data`.
     """
     own = own_run(model, data)
     if own is not None:
-        return own_parts(own)
+        return run_splits(own)
     assert data is not None
-    return open_data(data, split_seed, workers)
+    return (open_data if task is None else task.open)(data, split_seed, workers)

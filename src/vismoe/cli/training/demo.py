@@ -73,8 +73,8 @@ def _report(console: Console, found: Demo, out: Path) -> None:
         soft_wrap=True,
     )
     for prediction in found.predictions:
-        best = ", ".join(f"{name} {probability:.3f}" for name, probability in prediction.classes)
-        console.print(f"{prediction.image}: {best}", soft_wrap=True, highlight=False)
+        _, *best = prediction.cells().values()
+        console.print(f"{prediction.image}: {', '.join(best)}", soft_wrap=True, highlight=False)
     console.print(
         f"\nWhich expert each patch went to: {out / 'routing.png'}\n\nNext:\n"
         f"  vismoe eval {out} --data digits\n"

@@ -84,7 +84,15 @@ def finetune_folder(
         seed=seed,
     )
     with TrainingProgress("finetune") as progress:
-        done = finetune(options, out, device, workers, max_unreadable, progress, print)
+        done = finetune(
+            options,
+            out=out,
+            device=device,
+            workers=workers,
+            max_unreadable=max_unreadable,
+            on_status=progress,
+            log=print,
+        )
     report = done.report
     name, test, (low, high) = report["score"], report["test"], report["interval"]
     print(
@@ -94,7 +102,7 @@ def finetune_folder(
     )
     there = [name for name in ("model/", "report.json", "classes.csv", *IMAGES) if (done.run.path / name).exists()]
     print(f"everything is in {done.run.path}: {', '.join(there)}, …")
-    print(f"next: vismoe predict {done.run.path} PICTURES; vismoe export {done.run.path} model.onnx")
+    print(f"next: vismoe predict {done.run.path} FIGURES; vismoe export {done.run.path} model.onnx")
 
 
 def main(arguments: list[str]) -> None:

@@ -3,28 +3,30 @@
 from collections.abc import Collection
 from dataclasses import replace
 
-from vismoe.data import NAMED, Data, ImageSet, open_data, without
+from vismoe.data import NAMED, Data, ImageSet, without
+from vismoe.tasks import open_for
+from vismoe.training import Run, describe
+from vismoe.training.run import ASKED, SPLIT
 
-from .run import ASKED, SPLIT, Run, describe
 
-
-def own_parts(run: Run) -> Data:
+def run_splits(run: Run) -> Data:
     """The set of a run: `train` is what it was trained on and what choices were made by, `val` what it was tested on.
     Of a run of `finetune` these are the files that it wrote down, whatever else is in the folder by now; of another one
     the part that it held out, which its best weights may have been chosen by. `left_out` is empty: the run has it.
 
     **Raises:** ValueError where which images these are cannot be told any more, or not yet.
     """
-    name = run.recipe.data
+    name, task = run.recipe.data, run.recipe.task
     if run.test_files is not None:
-        return _written_down(run, open_data(name))
+        return _written_down(run, open_for(task, name))
     if (run.path / ASKED).is_file():
         raise ValueError(
             f"{run.path} is not finished, and which images are its test part is written at the end: "
             "the same `vismoe finetune` goes on; or name another set with --data"
         )
-    data = replace(without(open_data(name, run.recipe.split_seed, moved=run.moved), run.left_out), left_out=())
-    if describe(data)["digest"] != run.data["digest"] and name not in NAMED and open_data(name).train is None:
+    data = open_for(task, name, run.recipe.split_seed, moved=run.moved)
+    data = replace(without(data, run.left_out), left_out=())
+    if describe(data)["digest"] != run.data["digest"] and name not in NAMED and open_for(task, name).train is None:
         raise ValueError(
             f"{name} has changed since {run.path} was trained on it, and which of its images were held out cannot be "
             "told any more: make it as it was, or name other images with --data"
@@ -32,18 +34,18 @@ def own_parts(run: Run) -> Data:
     return data
 
 
-def file_parts(run: Run) -> dict[str, str]:
+def split_of_files(run: Run) -> dict[str, str]:
     """Each file of a run's own set with the part that it was in: of a run of `finetune` train, validation or test, of
     another one train or held-out."""
     if run.test_files is not None:
         files: dict[str, str] = run.read(SPLIT)["files"]
         return files
-    data = own_parts(run)
+    data = run_splits(run)
     return dict.fromkeys(data.parts[0].files, "train") | dict.fromkeys(data.val.files, "held-out")
 
 
 def _written_down(run: Run, data: Data) -> Data:
-    files = file_parts(run)
+    files = split_of_files(run)
     if not files:  # of a named set, whose parts are its own
         return data
     test = {file for file, part in files.items() if part == "test"}

@@ -1,0 +1,269 @@
+"""The classes that a network knows, and how good its scores are: what both tasks of classification share."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from vismoe.data import Batch, Data, ImageSet
+from vismoe.vit import mean_of_images
+from vismoe.weights import MULTI_LABEL, data_config, save
+
+from .base import Evaluation, Prediction, Scorer, Sum, Task
+from .mixing import mix
+
+
+@dataclass(frozen=True)
+class ClassEvaluation(Evaluation):
+    """How good a classifier is on N images.
+
+    - `per_class`: accuracy on each class's images, or its average precision; NaN where there are none.
+    - `labels`: (N,) class numbers or (N, K), as the set has them; `scores` (N, K): logits.
+    - `classes`: their names.
+    """
+
+    classes: Sequence[str]
+    per_class: list[float]
+    labels: Tensor
+    scores: Tensor
+
+    @property
+    def right(self) -> Tensor:
+        """(N,): whether the answer for each image is right, with every class of it."""
+        if self.labels.ndim == 2:
+            return ((self.scores > 0) == self.labels).all(1)
+        return self.scores.argmax(1) == self.labels
+
+    def details(self) -> dict[str, Any]:
+        return {"per_class": dict(zip(self.classes, self.per_class, strict=True))}
+
+    def lines(self) -> list[str]:
+        title = "top-1" if self.labels.ndim == 1 else "average precision"
+        pairs = zip(self.per_class, self.classes, strict=True)
+        worst_first = sorted((share, name) for share, name in pairs if not math.isnan(share))
+        return [f"{title} by class, worst first: {', '.join(f'{name} {share:.4f}' for share, name in worst_first)}"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """How many images of a group were answered right; `low` and `high`: the 95 % interval of that share."""
+
+    name: str
+    images: int
+    accuracy: float
+    low: float
+    high: float
+
+
+def by_group(evaluation: ClassEvaluation, groups: Sequence[str]) -> list[Group]:
+    """The accuracy on each group of images, worst first. `groups`: each image's, by name."""
+    right, rows = evaluation.right.tolist(), []
+    for name in sorted(set(groups)):
+        hits = [hit for hit, group in zip(right, groups, strict=True) if group == name]
+        rows.append(Group(name, len(hits), sum(hits) / len(hits), *wilson_interval(sum(hits), len(hits))))
+    return sorted(rows, key=lambda group: group.accuracy)
+
+
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson)."""
+    interval = binomtest(right, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class ClassPrediction(Prediction):
+    """The likeliest classes of one image, best first.
+
+    - `image`: its path, or a title.
+    - `classes`: pairs of a name and a probability; the probabilities of all classes sum to one, but where an image may
+      show several.
+    """
+
+    image: str
+    classes: list[tuple[str, float]]
+
+    @property
+    def names(self) -> list[str]:
+        """The names alone."""
+        return [name for name, _ in self.classes]
+
+    @property
+    def probabilities(self) -> list[float]:
+        """The probabilities alone."""
+        return [probability for _, probability in self.classes]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"image": self.image, "classes": [{"name": name, "probability": p} for name, p in self.classes]}
+
+    def columns(self) -> dict[str, Any]:
+        ranked = enumerate(self.classes, start=1)
+        pairs = [((f"class{rank}", name), (f"probability{rank}", value)) for rank, (name, value) in ranked]
+        return {"image": self.image} | dict(cell for pair in pairs for cell in pair)
+
+    def cells(self) -> dict[str, str]:
+        ranked = enumerate(self.classes, start=1)
+        return {"image": self.image} | {f"{rank}.": f"{name} {value:.3f}" for rank, (name, value) in ranked}
+
+
+class Labels(Task):
+    """Base of both tasks of classification.
+
+    **Arguments:**
+
+    - `classes`: names, in the order of the network's outputs.
+    - `loss_kind`: "auto", the task's own; "sigmoid", each class's cross-entropy, summed over classes.
+    - `label_smoothing`: share of the target that is spread evenly over all classes.
+    - `class_weights`: (K,), what each class counts for in the loss; None: all alike.
+    - `mixup`, `cutmix`: α of the Beta distribution that shares are drawn from; 0: not mixed.
+    - `named`: whether the names are known, or stand for numbers.
+    """
+
+    training_metric = "accuracy"
+    probability: Literal["softmax", "sigmoid"]
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        loss_kind: Literal["auto", "sigmoid"] = "auto",
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        named: bool = True,
+    ):
+        self.classes, self.loss_kind, self.label_smoothing = list(classes), loss_kind, label_smoothing
+        self.class_weights, self.mixup, self.cutmix, self.named = class_weights, mixup, cutmix, named
+
+    @classmethod
+    def of_training(cls, data: Data, settings: Mapping[str, Any]) -> "Labels":
+        return cls(
+            data.classes,
+            settings["loss"],
+            settings["label_smoothing"],
+            data.class_weights(settings["class_weights"]),
+            settings["mixup"],
+            settings["cutmix"],
+        )
+
+    @classmethod
+    def of_model(cls, model: nn.Module) -> "Labels":
+        return cls(label_names(model), named=known_names(model) is not None)
+
+    def check(self, data: Data) -> None:
+        if len(data.classes) < 2:
+            raise ValueError(f"{data.name} has one class, {data.classes[0]}: a classifier needs at least two")
+
+    def check_model(self, model: nn.Module) -> None:
+        if getattr(model, "num_classes", 1) < 1:
+            raise ValueError("this model has no classes (num_classes=0): it gives features, not predictions")
+
+    def network_options(self, data: Data) -> dict[str, Any]:
+        return super().network_options(data) | {"num_classes": len(self.classes)}
+
+    def prepare(self, batch: Batch, seed: int) -> Batch:
+        images, labels = batch["image"], batch["label"]
+        mixed, targets = mix(images, labels, len(self.classes), self.mixup, self.cutmix, seed)
+        return batch | {"image": mixed, "target": targets}
+
+    def forward(self, network: nn.Module, batch: Batch) -> Tensor:
+        logits: Tensor = network(batch["image"])
+        if logits.ndim != 2:
+            raise ValueError(f"this model gives {tuple(logits.shape[1:])} values an image, not one for each class")
+        return logits.float()
+
+    def training_score(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return (self.answers(outputs) == by_row(batch["label"], outputs)).float().mean()
+
+    @abstractmethod
+    def answers(self, logits: Tensor) -> Tensor:
+        """The answer for each row of logits, in the form of labels."""
+
+    @abstractmethod
+    def metrics_of(self, scores: Tensor, labels: Tensor) -> tuple[dict[str, float], list[float]]:
+        """The metrics of N rows of logits (N, K), and each class's share or precision."""
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What logits are worth, (B, K)."""
+
+    def scorer(self, images: ImageSet) -> "ScoreTable":
+        return ScoreTable(self, images)
+
+    def predictions(self, outputs: Tensor, titles: Sequence[str], topk: int) -> list[Prediction]:
+        logits = mean_of_images(outputs, len(titles), self.probability)
+        probabilities = self.probabilities(logits).cpu()
+        best = probabilities.topk(min(topk, probabilities.shape[1]))
+        return [
+            ClassPrediction(title, [(self.classes[i], value) for i, value in zip(numbers, values, strict=True)])
+            for title, values, numbers in zip(titles, best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        save(model, path, self.classes, data_config(model), self.problem_type)
+
+    @property
+    def problem_type(self) -> str | None:
+        """What a model folder calls the task: transformers' word, none for one class an image."""
+        return None
+
+    def known_to_model(self, data: Data) -> Data:
+        """The set with the network's classes, in its order, matched by name; the set may lack some. A network that
+        knows no names takes a set of as many classes as it has.
+
+        **Raises:** ValueError where the set has classes that the network lacks, or several an image where it has one.
+        """
+        if not self.named and len(data.classes) == len(self.classes):
+            return data
+        several = self.probability == "sigmoid"
+        if self.named and several != data.multi_label:
+            trained, given = ("several classes" if each else "one class" for each in (several, data.multi_label))
+            raise ValueError(f"the model was trained on images with {trained} each, {data.name} has {given} an image")
+        return data.numbered_as(self.classes)
+
+
+class ScoreTable(Scorer):
+    """The logits of a whole set, (N, K), filled row by row: they are held once, and once more while they are summed
+    over processes or judged."""
+
+    def __init__(self, task: Labels, images: ImageSet):
+        self.task, self.images, self.scores = task, images, torch.empty(0)
+
+    def update(self, places: Tensor, outputs: Tensor, batch: Batch) -> None:
+        rows = mean_of_images(outputs.cpu(), len(places), self.task.probability)
+        if not self.scores.numel():
+            self.scores = torch.zeros(len(self.images), rows.shape[1])
+        self.scores[places] = rows
+
+    def evaluation(self, total: Sum, images_per_second: float, load: dict[str, list[int]]) -> ClassEvaluation:
+        scores, labels = total(self.scores), self.images.labels
+        metrics, per_class = self.task.metrics_of(scores, labels)
+        classes = self.task.classes or [str(number) for number in range(scores.shape[1])]
+        return ClassEvaluation(metrics, images_per_second, load, classes, per_class, labels, scores)
+
+
+def by_row(labels: Tensor, logits: Tensor) -> Tensor:
+    """Each image's labels as often as it has rows of logits: once for each member of an ensemble."""
+    return labels if len(labels) == len(logits) else labels.repeat_interleave(len(logits) // len(labels), 0)
+
+
+def label_names(model: nn.Module) -> Sequence[str]:
+    """The names of a network's classes; their numbers where it does not know any; none where it does not say how many
+    there are."""
+    return known_names(model) or [str(number) for number in range(getattr(model, "num_classes", 0))]
+
+
+def known_names(model: nn.Module) -> Sequence[str] | None:
+    """The names of a network's classes, where it knows them."""
+    names: Sequence[str] | None = getattr(model, "pretrained_cfg", {}).get("label_names")
+    return names
+
+
+def is_multi_label(model: nn.Module) -> bool:
+    """Whether a network was trained on images that may show several classes."""
+    return bool(getattr(model, "pretrained_cfg", {}).get("problem_type") == MULTI_LABEL)

@@ -1,0 +1,59 @@
+"""Classification where an image may show several classes, or none."""
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.classification import binary_calibration_error, multilabel_average_precision
+
+from vismoe.data import Batch, ImageSet
+from vismoe.weights import MULTI_LABEL
+
+from .classification import sigmoid_loss
+from .labels import Labels, by_row
+
+
+class MultiLabel(Labels):
+    """Several classes an image: cross-entropy of a sigmoid a class, judged by mean average precision.
+
+    Metrics: `mean_average_precision` over the classes that occur; `exact_match`, the share of images with every class
+    right at a probability of one half; `calibration_error` over all pairs of image and class, 15 bins; `loss`: mean
+    cross-entropy. All but the last are in 0…1.
+    """
+
+    name = MULTI_LABEL
+    metric, metric_title = "mean_average_precision", "mean average precision"
+    probability = "sigmoid"
+
+    @property
+    def problem_type(self) -> str | None:
+        return self.name
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        loss = sigmoid_loss(outputs, by_row(batch["target"], outputs), self.label_smoothing, self.class_weights)
+        return loss * outputs.shape[1] if self.loss_kind == "sigmoid" else loss
+
+    def answers(self, logits: Tensor) -> Tensor:
+        return logits > 0
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def metrics_of(self, scores: Tensor, labels: Tensor) -> tuple[dict[str, float], list[float]]:
+        probabilities, numbers = scores.sigmoid(), labels.long()
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of classes that do not occur
+            precision = multilabel_average_precision(probabilities, numbers, num_labels=scores.shape[1], average="none")
+        precision = torch.where(labels.any(0), precision, torch.nan)
+        metrics = {
+            "mean_average_precision": precision.nanmean(),
+            "exact_match": ((scores > 0) == labels).all(1).float().mean(),
+            "calibration_error": binary_calibration_error(probabilities.flatten(), numbers.flatten()),
+            "loss": F.binary_cross_entropy_with_logits(scores, labels.float()),
+        }
+        return {name: value.item() for name, value in metrics.items()}, precision.tolist()
+
+    def check_further(self, name: str, images: ImageSet) -> None:
+        if images.labels.shape[1:] != (len(self.classes),):
+            expected = f"expected {('N', len(self.classes))}"
+            raise ValueError(f"extra_eval[{name!r}] has labels of shape {tuple(images.labels.shape)}: {expected}")
