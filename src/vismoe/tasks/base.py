@@ -123,7 +123,8 @@ class Task(ABC):
     def open(
         cls, name: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None
     ) -> Data:
-        """Opens a set by name or path; see `vismoe.data.open_data`, whose arguments these are."""
+        """Opens a set by name or path; see `vismoe.data.open_data`. A task with sets of its own may leave `workers` and
+        `moved` aside."""
         return open_data(name, split_seed, workers, moved)
 
     def check(self, data: Data) -> None:

@@ -63,7 +63,7 @@ def fewshot(
     own, run = own_run(model, data), Run.of(model)
     data = data or (own.recipe.data if own is not None else "")
     network = open_resized(model, image_size).to(resolve_device(device))
-    opened = open_set(model, data, 0 if run is None else run.recipe.split_seed, workers)
+    opened = open_set(model, data, 0 if run is None else run.recipe.split_seed, workers=workers)
     opened = check_images(opened, max_unreadable, workers)
     for entry in opened.left_out:
         note_left_out(entry)
