@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 # What needs more than torch, timm, safetensors and jaxtyping is imported when it is first asked for.
-_LATER = {"train": "vismoe.recipes", "predict": "vismoe.training"}
+_LATER = {"train": "vismoe.recipes", "predict": "vismoe.inference"}
 
 
 def __getattr__(name: str) -> Any:
