@@ -1,4 +1,4 @@
-"""Checks every jaxtyping annotation of the package while tests run, and finds the reference's figures and files."""
+"""What every test has: shapes checked, figures sketched, the reference's figures and files, forked commands."""
 
 import os
 from collections.abc import Iterator
@@ -7,14 +7,25 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+from . import sketches
 from .forks import starter
 
 # Before torch is imported, here and in processes that tests start: tests run side by side, on small tensors, where
 # threads that wait for each other take the cores from other tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_hook = install_import_hook("vismoe", "beartype.beartype")
-_hook.__enter__()
+# Every jaxtyping annotation is checked while tests run. Putting the checks into the whole package takes ten seconds of
+# each process: `make test` has them in moe, whose tensors have the most dimensions, .ci/run everywhere.
+CHECKED = "vismoe" if os.environ.get("VISMOE_CHECK_SHAPES") else "vismoe.moe"
+install_import_hook(CHECKED, "beartype.beartype").__enter__()
+
+
+@pytest.fixture(autouse=True)
+def _figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are sketched, but for a test with the mark `figures`, and for fixtures that several tests share."""
+    if "figures" not in request.keywords:
+        sketches.sketch(monkeypatch.setattr)
+        monkeypatch.setenv(sketches.VARIABLE, "1")
 
 
 @pytest.fixture(scope="session")

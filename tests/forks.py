@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -135,7 +136,15 @@ def ended_by(kind: str, what: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    import sketches
+
     for module in PRELOADED:
         import_module(module)
-    kind, what, *rest = (argument for argument in requests(sys.argv[1]) if argument != "-u")  # torchrun says that
+    arguments = [argument for argument in requests(sys.argv[1]) if argument != "-u"]  # torchrun says that
+    if arguments[:2] == ["-W", "error"]:
+        warnings.simplefilter("error")
+        del arguments[:2]
+    if sketches.VARIABLE in os.environ:
+        sketches.sketch()
+    kind, what, *rest = arguments
     os._exit(ended_by(kind, what, rest))

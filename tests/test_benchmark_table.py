@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from table import Table
 
+pytestmark = pytest.mark.benchmarks
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 

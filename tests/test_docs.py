@@ -42,7 +42,7 @@ def test_blocks_run(page, tmp_path, forked):
     paths = (str(forked.parent / "bin"), str(Path(sys.executable).parent), os.environ["PATH"])
     environment = os.environ | {"PATH": ":".join(paths), "OMP_NUM_THREADS": "1"}
     for command in (
-        [sys.executable, "-W", "error", "-c", python],
+        [forked, "-W", "error", "-c", python],
         *(["bash", "-e", "-c", b["code"]] for b in code if b["language"] == "bash"),
     ):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

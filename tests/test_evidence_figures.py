@@ -29,6 +29,8 @@ from evidence.report import (
 from evidence.runs import SEEDS, WIDTHS, key_of, name_of
 from evidence.tasks import DECISIVE, KINDS, VIEWS, kinds
 
+pytestmark = pytest.mark.benchmarks
+
 SPARSE_COST = 1.1
 
 

@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 import vismoe
 
+pytestmark = pytest.mark.benchmarks
+
 
 def test_the_loss_is_that_of_clip_and_spares_twins():
     """Where all captions differ it is the mean of two cross-entropies; a picture with the same caption adds nothing to

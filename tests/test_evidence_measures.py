@@ -15,6 +15,8 @@ from evidence.measures import (
     verdict,
 )
 
+pytestmark = pytest.mark.benchmarks
+
 
 def law(cost):
     """A dense model's loss by its cost."""

@@ -7,6 +7,8 @@ from evidence.families import DENSE_1, GROWN, SPARSE_32
 from evidence.rates import lowest
 from evidence.runs import KEY, MATRICES, RATES, SEEDS, WIDTHS, Run, key_of, queue, too_short
 
+pytestmark = pytest.mark.benchmarks
+
 BEST = 1.3e-3
 
 

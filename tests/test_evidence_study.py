@@ -17,6 +17,8 @@ from table import Table
 
 from vismoe.data import ImageSet
 
+pytestmark = pytest.mark.benchmarks
+
 COLOURS, TIMES = 10, 384
 
 

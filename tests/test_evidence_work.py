@@ -13,6 +13,8 @@ import pytest
 from evidence.kept import kept
 from evidence.work import named, work
 
+pytestmark = pytest.mark.benchmarks
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SLEEPER = """
 import os, sys, time

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vismoe import load
 from vismoe.data import open_data
 from vismoe.recipes import RECIPES
-from vismoe.training import fit, report
+from vismoe.training import fit
 from vismoe.training.schedule import learning_rate
 from vismoe.training.state import build
 from vismoe.training.step import Trainer
@@ -20,13 +20,6 @@ from vismoe.weights import create_model, take_over
 
 SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 2, "mlp_ratio": 2.0}
 UPSTREAM = {"s32": 1e-3, "b32": 8e-4, "b16": 8e-4, "l32": 6e-4, "l16": 4e-4, "h14": 3e-4}
-
-
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch):
-    """Drawing takes longer than such a training."""
-    for name in ("routing_pictures", "draw_curves", "draw_confusion"):
-        monkeypatch.setattr(report, name, lambda *arguments: None)
 
 
 def scaled_down(name, data, **changes):

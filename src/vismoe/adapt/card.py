@@ -31,15 +31,15 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "",
         "## Data",
         "",
-        f"{report['images']['train']:,} images to train on, {report['images']['validation']:,} to choose by, "
-        f"{report['images']['test']:,} to test on; copies, exact and near, are on one side. "
+        f"{report['pictures']['train']:,} images to train on, {report['pictures']['validation']:,} to choose by, "
+        f"{report['pictures']['test']:,} to test on; copies, exact and near, are on one side. "
         f"{tell_imbalance(summary).capitalize()}; {len(summary['left_out'])} of the "
         f"files could not be read. Images are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
         "",
         "## Figures",
         "",
         f"On the test part, which nothing was chosen by: {score.replace('_', ' ')} {test[score]:.4f}"
-        f"; right on {report['right']} of {report['images']['test']} (95 % interval {low:.4f} to {high:.4f}). "
+        f"; right on {report['right']} of {report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}). "
         f"All: {figures}.",
         "",
         *(
@@ -50,7 +50,7 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "| class, worst first | test images | found | 95 % interval |",
         "| --- | --- | --- | --- |",
         *(
-            f"| {row['class'].replace('|', '/')} | {row['images']} | {row['recall']:.3f} "
+            f"| {row['class'].replace('|', '/')} | {row['pictures']} | {row['recall']:.3f} "
             f"| {row['low']:.3f} to {row['high']:.3f} |"
             for row in worst
         ),

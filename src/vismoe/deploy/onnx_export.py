@@ -15,10 +15,10 @@ from onnx_ir.passes.common import (
 from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
-from vismoe import __version__
 from vismoe.files import whole_file
 from vismoe.moe import MoE, TopKRouter
 from vismoe.moe.record import unwrap
+from vismoe.version import __version__
 from vismoe.vit import evaluating, using_backend
 from vismoe.weights.exported.description import KEY, Description, describe_model
 from vismoe.weights.exported.onnx_model import OnnxModel, open_session
