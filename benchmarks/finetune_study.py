@@ -26,8 +26,8 @@ from over_seeds import told
 from table import Table
 
 from vismoe.adapt import Options, finetune
-from vismoe.adapt.parts import open_parts
-from vismoe.adapt.start import open_start
+from vismoe.adapt.initial_model import open_start
+from vismoe.adapt.splits import open_splits
 from vismoe.features import L2_GRID, features, ridge
 
 RESULTS = Table(Path(__file__).parent / "results" / "finetune.csv")
@@ -105,7 +105,7 @@ def adapted(parent: Path, data: Path, study: Study, out: Path) -> dict[str, Any]
 def few_shot(parent: Path, data: Path, seed: int) -> dict[str, Any]:
     """The closed form of `vismoe fewshot` on up to FEW pictures a class; the regularisation is chosen on the validation
     part."""
-    parts = open_parts(str(data), seed, 0.1)
+    parts = open_splits(str(data), seed, 0.1)
     fitting, classes = parts.fitting, len(parts.fitting.classes)
     assert fitting.train is not None
     model = open_start(str(parent), False, classes, None, torch.device("cpu"))

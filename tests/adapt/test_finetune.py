@@ -20,8 +20,8 @@ from torch import nn
 import vismoe
 from vismoe.adapt import Options, finetune, freeze
 from vismoe.adapt.calibrate import divide_logits, fit_temperature
-from vismoe.adapt.parts import open_parts
-from vismoe.adapt.prepare import prepare
+from vismoe.adapt.initial_model import initial_model
+from vismoe.adapt.splits import open_splits
 from vismoe.data import open_data
 from vismoe.inference import evaluate, predict
 from vismoe.moe import MoE
@@ -135,8 +135,8 @@ def test_it_is_no_worse_than_the_head_alone(folder, parent, tmp_path):
 def test_what_does_not_train_stays_bit_equal(folder, parent, tmp_path, train):
     """And what trains has moved; the head alone takes no step."""
     asked = options(folder, parent, train=train, freeze_router=True)
-    parts = open_parts(asked.data, asked.seed, 0.1)
-    before = prepare(asked, parts, tmp_path / "begun", torch.device("cpu"), 0)[0].state_dict()
+    parts = open_splits(asked.data, asked.seed, 0.1)
+    before = initial_model(asked, parts, tmp_path / "begun", torch.device("cpu"), 0)[0].state_dict()
     finetune(asked, tmp_path / "run", device="cpu")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}

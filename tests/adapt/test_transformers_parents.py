@@ -9,9 +9,8 @@ from safetensors.torch import load_file
 
 import vismoe
 from vismoe.adapt import Options, finetune, freeze
-from vismoe.adapt.parts import open_parts
-from vismoe.adapt.prepare import prepare
-from vismoe.adapt.start import open_start
+from vismoe.adapt.initial_model import initial_model, open_start
+from vismoe.adapt.splits import open_splits
 from vismoe.data import open_data
 from vismoe.features import classifiers
 from vismoe.inference import evaluate, predict
@@ -145,7 +144,7 @@ def test_finetune(kind, train, folder, tmp_path):
     """From a trunk to a run whose model transformers opens, with the names of the classes and the same answers."""
     source = written(trunk(kind), tmp_path / "trunk", size={"height": 32, "width": 32})
     options = Options(str(folder), str(source), train=train, epochs=1, num_experts=3, image_size=16)
-    prepare(options, open_parts(options.data, options.seed, 0.1), tmp_path / "begun", CPU, 0)
+    initial_model(options, open_splits(options.data, options.seed, 0.1), tmp_path / "begun", CPU, 0)
     found = finetune(options, tmp_path / "run", device="cpu")
     before = load_file(tmp_path / "begun" / "initial" / "model.safetensors")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")

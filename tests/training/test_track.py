@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vismoe.training import fit, track
+from vismoe.training import fit, tracker
 
 from .tiny import tiny
 
@@ -49,7 +49,7 @@ def test_trackers_with_wandb_s_calls(name, tmp_path, monkeypatch):
         finish=lambda: calls.append(("finish",)),
     )
     monkeypatch.setitem(sys.modules, name, fake)
-    monkeypatch.setattr(track, "find_spec", lambda wanted: SimpleNamespace(origin="there"))
+    monkeypatch.setattr(tracker, "find_spec", lambda wanted: SimpleNamespace(origin="there"))
     run = fit(tiny(track=name), tmp_path / "run")
     assert calls[0][1]["config"] == run.recipe.to_json()
     assert calls[-1] == ("finish",)
@@ -61,7 +61,7 @@ def test_trackers_with_wandb_s_calls(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("found", [None, SimpleNamespace(origin=None)])
 def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch, found):
     """Said with what to install, before anything is written; a folder of its name, as wandb leaves, is none."""
-    monkeypatch.setattr(track, "find_spec", lambda wanted: found)
+    monkeypatch.setattr(tracker, "find_spec", lambda wanted: found)
     with pytest.raises(ValueError, match="track=wandb: wandb is not installed here: pip install wandb"):
         fit(tiny(track="wandb"), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -25,13 +25,13 @@ from vismoe.training.state import begin
 from vismoe.vit.places import find_blocks
 from vismoe.weights import data_config, load_network, parse_source
 
-from .claim import REPORT, check, free, withdraw
 from .freezing import Trained, freeze
+from .initial_model import initial_model
 from .options import Options
 from .outcome import write_outcome
-from .parts import open_parts
-from .prepare import prepare
+from .reserve_run import REPORT, check, free, withdraw
 from .rules import choose, kept_side
+from .splits import open_splits
 
 SHARES = {"all": 1.0, "last-third": 1 / 3, "experts": 1 / 3, "head": 0.0}
 """Of the blocks that backward passes through."""
@@ -109,23 +109,23 @@ class _Adaptation:
         self.engine: dict[str, Any] = {"device": device, "workers": workers, "max_unreadable": max_unreadable}
         self.device, self.workers = resolve_device(device), workers
         self.started = time.monotonic()
-        self.parts = open_parts(options.data, options.seed, max_unreadable, workers)
+        self.splits = open_splits(options.data, options.seed, max_unreadable, workers)
 
     def describe_set(self) -> None:
         """Tells what the set is and how it is split."""
-        self.log(tell_summary(self.parts.summary))
-        self.log(self.parts.sizes)
+        self.log(tell_summary(self.splits.summary))
+        self.log(self.splits.sizes)
         if self.options.source is None:
             self.log("no --from: a small network is trained from scratch; starting from a trained one does much better")
 
     def build(self) -> None:
         """Makes the network that training begins with, and judges its linear probe."""
-        self.network, self.probe = prepare(self.options, self.parts, self.path, self.device, self.workers)
+        self.network, self.probe = initial_model(self.options, self.splits, self.path, self.device, self.workers)
         if not any(isinstance(module, MoE) for module in self.network.modules()):
             self.log("the network is dense; --sparse makes experts of some of its MLPs")
         elif self.options.source is None:
             self.log("the network is sparse; --dense trains one without experts")
-        if self.probe is not None and self.parts.validated:
+        if self.probe is not None and self.splits.validated:
             score = self.probe["validation"]
             self.log(f"a linear classifier on the frozen network: {score:.4f} on the validation part")
 
@@ -142,7 +142,7 @@ class _Adaptation:
         """Chooses the recipe."""
         try:
             freeze(self.network, self.trained_part, not self.options.freeze_router)
-            choice = choose(self.options, self.network, self.parts, self.device, SHARES[self.trained_part])
+            choice = choose(self.options, self.network, self.splits, self.device, SHARES[self.trained_part])
         except ValueError:
             withdraw(self.path)
             raise
@@ -151,31 +151,31 @@ class _Adaptation:
         architecture = self.options.source or self.network.pretrained_cfg["architecture"]
         seeds: dict[str, Any] = {"split_seed": self.options.seed, "seed": self.options.seed}
         self.recipe = replace(choice.recipe, model=architecture, **seeds, **self.engine)
-        if not self.parts.validated:
+        if not self.splits.validated:
             self.recipe = replace(self.recipe, keep="last", patience=0)
 
     def train(self, on_status: Callable[[Status], None] | None) -> Run:
         """Trains, or goes on training; the run knows afterwards which files are in which split."""
         if self.trained_part == "head":
-            run = _write_untrained(self.recipe, self.path, self.parts.fitting, self.network)
+            run = _write_untrained(self.recipe, self.path, self.splits.fitting, self.network)
         else:
             if (saved := Checkpointer(self.path / CHECKPOINTS, warn=self.log).newest()) is not None:
                 self.log(f"goes on after step {saved['step']}")
-            run = _fit(self.recipe, self.path, self.parts.fitting, self.network, on_status)
-            self.log(_ending(run, self.parts.score))
-        rows = self.parts.rows
+            run = _fit(self.recipe, self.path, self.splits.fitting, self.network, on_status)
+            self.log(_ending(run, self.splits.score))
+        rows = self.splits.rows
         run.write(SPLIT, {"test": [file for file, part in rows if part == "test"], "files": dict(rows)})
         return run
 
     def report(self, run: Run) -> dict[str, Any]:
         """Chooses between the trained network and its linear probe, tests it, and writes everything for people."""
         network, kept = run.load_model(), self.trained_part
-        score = run.summary[self.parts.score]
-        if self.probe is not None and self.parts.validated and score < self.probe["validation"]:
+        score = run.summary[self.splits.score]
+        if self.probe is not None and self.splits.validated and score < self.probe["validation"]:
             self.log(f"training made it no better ({score:.4f}): the linear classifier is kept")
             network, kept = load_network(self.path / INITIAL), "head"
         origin = _origin(self.options, kept, self.network)
-        report = write_outcome(run, network, self.parts, self.probe, origin, self.workers)
+        report = write_outcome(run, network, self.splits, self.probe, origin, self.workers)
         report |= {"trained": kept, "minutes": round((time.monotonic() - self.started) / 60, 2)}
         run.write(REPORT, report)
         for name in (CHECKPOINTS, INITIAL):  # several times the weights, and of use only to a run that is to go on

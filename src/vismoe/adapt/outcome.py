@@ -20,13 +20,13 @@ from vismoe.training.run import MODEL
 
 from .calibrate import ENOUGH, divide_logits, fit_temperature
 from .card import write_card
-from .parts import Parts
+from .splits import Splits
 
 MISTAKES, BINS = 24, 10
 
 
 def write_outcome(
-    run: Run, model: nn.Module, parts: Parts, probe: dict[str, float] | None, origin: str, workers: int
+    run: Run, model: nn.Module, splits: Splits, probe: dict[str, float] | None, origin: str, workers: int
 ) -> dict[str, Any]:
     """Calibrates the network on the validation part, evaluates it on the test part, and writes model, tables, images
     and card into the run folder.
@@ -34,12 +34,12 @@ def write_outcome(
     **Returns:** the report: `test`, the metrics of `Evaluation`; `interval`, of the share of images that is right;
     `validation`, `probe` (None from scratch), `classes` (see `class_table`), `temperature`, `data`.
     """
-    data, device = parts.test, resolve_device(run.recipe.device)
+    data, device = splits.test, resolve_device(run.recipe.device)
     task = classification_of(data)
     model.to(device)
     before = _evaluated(model, data.val, task, workers)
-    validation, temperature = _evaluated(model, parts.fitting.val, task, workers), 1.0
-    if parts.validated and len(validation.labels) >= ENOUGH:
+    validation, temperature = _evaluated(model, splits.fitting.val, task, workers), 1.0
+    if splits.validated and len(validation.labels) >= ENOUGH:
         temperature = fit_temperature(validation.scores, validation.labels)
         if not divide_logits(model, temperature):
             temperature = 1.0
@@ -52,27 +52,27 @@ def write_outcome(
     task.report(found, data.val, run.path)
     right = int(found.right.sum())
     report = {
-        "score": parts.score,
+        "score": splits.score,
         "test": found.metrics,
         "right": right,
         "mean_recall": mean_recall(rows),
         "interval": wilson_interval(right, len(data.val)),
         "calibration_error_as_trained": before.metrics["calibration_error"],
-        "validation": validation.metrics if parts.validated else None,
+        "validation": validation.metrics if splits.validated else None,
         "probe": probe,
         "temperature": temperature,
         "pictures": {
-            "train": len(parts.fitting.parts[0]),
-            "validation": len(parts.fitting.val) if parts.validated else 0,
+            "train": len(splits.fitting.parts[0]),
+            "validation": len(splits.fitting.val) if splits.validated else 0,
             "test": len(data.val),
         },
         "images_per_second": found.images_per_second,
         "load": found.load,
         "classes": rows,
         "origin": origin,
-        "data": parts.summary,
+        "data": splits.summary,
     }
-    write_card(run.path / MODEL / "README.md", report, parts.summary)
+    write_card(run.path / MODEL / "README.md", report, splits.summary)
     return report
 
 

@@ -13,7 +13,7 @@ from vismoe.vit import cost
 from vismoe.weights import data_config
 
 from .options import Options, Products
-from .parts import Parts
+from .splits import Splits
 
 BUDGET = {"float32": 3e13, "bfloat16": 5e13}
 """Multiplications of a training on a CPU: some eight minutes of two cores (25 and 50 images/s of a ViT-S/14 at 112
@@ -44,12 +44,12 @@ def choose_image_size(model: nn.Module, device: torch.device) -> int:
     return int(max(patch, most // patch * patch))
 
 
-def choose(options: Options, model: nn.Module, parts: Parts, device: torch.device, share: float) -> Choice:
+def choose(options: Options, model: nn.Module, splits: Splits, device: torch.device, share: float) -> Choice:
     """The recipe for a network and a split set, where the options do not say it.
 
     **Arguments:** `share`: of the blocks that are trained, in 0…1.
     """
-    data, trained, class_weights = parts.fitting, options.trained, options.class_weights
+    data, trained, class_weights = splits.fitting, options.trained, options.class_weights
     products: Products = "bfloat16" if multiplies_bfloat16(device) else "float32"
     if options.dtype != "auto":
         products = options.dtype
@@ -71,13 +71,13 @@ def choose(options: Options, model: nn.Module, parts: Parts, device: torch.devic
         f"{steps} steps of {batch} images ({steps * batch / images:.1f} times the set"
         + (f", for {BUDGET[products]:.0e} multiplications on a CPU)" if limited else ")"),
     ]
-    if parts.uneven:
+    if splits.uneven:
         reasons.append(
             f"classes are uneven, and rare ones count for more in the loss (power {class_weights:g})"
             if class_weights
             else "classes are uneven: rare ones will be found less often; --class-weights 0.5 makes them count for more"
         )
-    accumulate = _parts(model, batch, size, device)
+    accumulate = _micro_batches(model, batch, size, device)
     if accumulate > 1:
         reasons.append(f"each batch in {accumulate} parts, to fit in memory")
     recipe = Recipe(
@@ -124,7 +124,7 @@ def kept_side(images: ImageSet, image_size: int) -> int | None:
     return side if memory_of(images, side) < free_memory(torch.device("cpu")) / 4 else None
 
 
-def _parts(model: nn.Module, batch: int, size: tuple[int, int, int], device: torch.device) -> int:
+def _micro_batches(model: nn.Module, batch: int, size: tuple[int, int, int], device: torch.device) -> int:
     """Into how many parts a batch is cut so that what backward needs takes a third of the free memory at most."""
     width, depth = getattr(model, "embed_dim", 384), len(getattr(model, "blocks", range(12)))
     grid = getattr(getattr(model, "patch_embed", None), "num_patches", (size[1] // 16) * (size[2] // 16))

@@ -1,11 +1,10 @@
 """Recipe -> run."""
 
-from .loop import fit
+from .loop import TrainingStoppedError, fit
 from .meter import Status
 from .recipe import Recipe
 from .run import Run, describe, free_path, without_nan
 from .step import TrainingDivergedError
-from .stop import TrainingStoppedError
 
 __all__ = [
     "Recipe",

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from vismoe.adapt.start import set_image_size
+from vismoe.adapt.initial_model import set_image_size
 from vismoe.weights import open_source, parse_source
 
 from .notes import note

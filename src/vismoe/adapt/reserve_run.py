@@ -1,4 +1,4 @@
-"""Whose a run folder is: free, begun with the same options, or another's."""
+"""Is a run folder free, resumable or taken?"""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from .options import Options
 REPORT = "report.json"
 """Written last: a run that has it is finished."""
 ASIDE = f".{ASKED}"
-"""What a run that was killed while it claimed its folder may have left."""
+"""What a run that was killed while it reserved its folder may have left."""
 
 
 def free(options: Options) -> Path:
@@ -52,7 +52,7 @@ def check(options: Options, path: Path) -> None:
 
 
 def withdraw(path: Path) -> None:
-    """Takes back a claim that nothing came of."""
+    """Takes back a reservation that nothing came of."""
     if Run.of(path) is None:
         shutil.rmtree(path / INITIAL, ignore_errors=True)
         (path / ASKED).unlink(missing_ok=True)
@@ -60,7 +60,7 @@ def withdraw(path: Path) -> None:
             path.rmdir()
 
 
-def claim(options: Options, path: Path) -> None:
+def reserve(options: Options, path: Path) -> None:
     """Writes what is asked for into a run folder: another `finetune` may go on with it if it asks for the same."""
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / ASKED, asdict(options), aside=path / ASIDE)

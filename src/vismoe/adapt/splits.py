@@ -11,7 +11,7 @@ UNEVEN = 3.0
 
 
 @dataclass(frozen=True)
-class Parts:
+class Splits:
     """`fitting`: what is trained on, and as its held-out part what choices are made by (early stop, temperature), which
     is the training part itself where there are too few images for one of their own (`validated` is False then);
     `test`: the whole with the test part held out, which nothing is chosen by. `summary`: see `vismoe.data.summarise`.
@@ -53,7 +53,7 @@ class Parts:
         return rows + [(file, "test") for file in self.test.val.files]
 
 
-def open_parts(name: str, seed: int, max_unreadable: float, workers: int = 0) -> Parts:
+def open_splits(name: str, seed: int, max_unreadable: float, workers: int = 0) -> Splits:
     """Opens a folder (or zip, or named set) and splits it, so that no image and no copy of it, exact or near, is in
     two parts. A test part of its own (val/ or test/) is kept; what has a copy there is not trained on.
 
@@ -75,7 +75,7 @@ def open_parts(name: str, seed: int, max_unreadable: float, workers: int = 0) ->
     data, duplicates = replace(data, train=data.train.subset(kept)), duplicates.subset(kept)
     _check_classes(data)
     fitting, validated = _with_validation(data, duplicates, seed)
-    return Parts(fitting, data, validated, summary, dropped)
+    return Splits(fitting, data, validated, summary, dropped)
 
 
 def _with_validation(data: Data, duplicates: Duplicates, seed: int) -> tuple[Data, bool]:

@@ -1,0 +1,116 @@
+"""The network as its training begins: with a head that is fitted, and with experts."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from vismoe.features.features import classifiers, features
+from vismoe.features.probe import linear_probe
+from vismoe.inference import evaluate
+from vismoe.moe import MoE
+from vismoe.tasks import classification_of
+from vismoe.training.run import INITIAL
+from vismoe.vit import upcycle
+from vismoe.vit.presets import CONV_STEM_AND_MEAN
+from vismoe.weights import TransformersNetwork, create_model, data_config, load_network, open_trained, parse_source
+from vismoe.weights.folders.format import CONFIG
+
+from .options import Options
+from .reserve_run import reserve
+from .rules import choose_image_size
+from .splits import Splits
+
+SCRATCH = {True: "vmoe_nano_patch4_32_every2_e8", False: "vmoe_nano_patch4_32_dense"}
+"""What trains from scratch, sparse and dense, where nothing trained is given: with a stem of convolutions and the mean
+of its tokens, which learn more from few images."""
+
+
+def initial_model(
+    options: Options, splits: Splits, path: Path, device: torch.device, workers: int
+) -> tuple[Any, dict[str, float] | None]:
+    """The network to train and how its head alone does on test part and, where there is one, validation part, where it
+    knows something; made once a run."""
+    data, kept = splits.fitting, path / INITIAL
+    if (kept / CONFIG).exists():
+        start: Any = load_network(kept)
+    else:
+        torch.manual_seed(options.seed)
+        start = open_start(options.source, options.makes_sparse, len(data.classes), options.image_size, device)
+        sparse = any(isinstance(module, MoE) for module in start.modules())
+        if sparse and options.sparse is False:
+            raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
+        if sparse and (idle := [name for name in options.of_experts if name != "freeze_router"]):
+            told = ", ".join(f"{name}={getattr(options, name)!r}" for name in idle)
+            name = options.source or SCRATCH[True]
+            raise ValueError(f"{told}: {name} is sparse already, and its experts stay as they are")
+        if options.trained:
+            _fit_head(start.to(device), splits, workers)
+        if options.makes_sparse and not sparse:
+            start = _upcycled(start, options)
+        reserve(options, path)
+        classification_of(data).save(start.cpu(), kept)
+    if not options.trained:
+        return start, None
+    held_out = {"test": splits.test.val} | ({"validation": data.val} if splits.validated else {})
+    return start, {name: evaluate(start.to(device), part, workers=workers).score for name, part in held_out.items()}
+
+
+def _upcycled(model: nn.Module, options: Options) -> nn.Module:
+    try:
+        return upcycle(
+            model, options.num_experts, options.layers, experts=options.experts, seed=options.seed, inplace=True
+        )
+    except ValueError as error:
+        raise ValueError(f"{options.source} cannot be made sparse ({error}): --dense trains it as it is") from error
+
+
+@torch.no_grad()
+def _fit_head(model: nn.Module, splits: Splits, workers: int) -> None:
+    heads = classifiers(model)
+    if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
+        raise ValueError(f"the classifier of {type(model).__name__} is no one linear layer, which could be fitted")
+    train = splits.fitting.parts[0]
+    weight, bias = linear_probe(features(model, train, workers=workers), train.labels)
+    heads[0].weight.copy_(weight)
+    if heads[0].bias is not None:
+        heads[0].bias.copy_(bias)
+
+
+def open_start(
+    source: str | None, sparse: bool, num_classes: int, image_size: int | None, device: torch.device
+) -> nn.Module:
+    """A network to train on: what `source` names (also a preset, with random weights), or without one a small preset,
+    with a new head of `num_classes` and for images of `image_size`, by default what `choose_image_size` says."""
+    if source is None or not parse_source(source).is_trained:
+        size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+        if source is None:
+            size |= CONV_STEM_AND_MEAN
+        return create_model(source or SCRATCH[sparse], num_classes=num_classes, **size)
+    model: Any = open_trained(source)
+    if not hasattr(model, "reset_classifier"):
+        raise ValueError(f"{source} is a {type(model).__name__}: its classifier cannot be exchanged")
+    model.reset_classifier(num_classes)
+    set_image_size(model, image_size or choose_image_size(model, device), source)
+    return cast(nn.Module, model)
+
+
+def set_image_size(model: Any, image_size: int, source: str) -> None:
+    """Has a trained network take images of another size; learned position embeddings are resized for it.
+
+    **Raises:** ValueError where its patches do not tile that, or it has one size only.
+    """
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if image_size < 1 or any(image_size % side for side in patch):
+        raise ValueError(f"image_size={image_size}: for {source} it must be a multiple of the patch size {patch[0]}")
+    own = data_config(model)["input_size"]
+    if isinstance(model, TransformersNetwork) and model.resizable:
+        model.set_input_size(image_size)  # its own need not be that of its images
+    if (image_size, image_size) == tuple(own[1:]):
+        return
+    if not getattr(model, "resizable", True):
+        raise ValueError(f"image_size={image_size}: {source} takes {own[1]} × {own[2]} only")
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=image_size)
+    model.pretrained_cfg |= {"input_size": (own[0], image_size, image_size), "crop_pct": 1.0}
