@@ -1,4 +1,4 @@
-"""pytest tests/data/test_samples.py: images, boxes and masks of a sample move together; the rest is untouched."""
+"""pytest tests/data/test_samples.py: images, boxes and masks of a sample move together, and nothing else does."""
 
 import itertools
 import pickle
