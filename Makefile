@@ -1,17 +1,21 @@
-# make demo | test | lint | setup. PYTHON: which Python (3.11 or newer) makes .venv. TORCH_INDEX: where to take torch from,
+# make demo | test | test-all | lint | setup. PYTHON: which Python (3.11 or newer) makes .venv. TORCH_INDEX: where to take torch from,
 # for a laptop without a GPU (docs/install.md). make evidence | evidence-pair: the study of docs/evidence.md, or its decisive
 # pair of runs.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint setup clean evidence evidence-pair
+.PHONY: demo test test-all lint setup clean evidence evidence-pair
 
 demo: setup
 	$(BIN)/vismoe demo
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Whatever its mark (pyproject.toml), and with every annotation of shapes checked.
+test-all: setup
+	VISMOE_CHECK_SHAPES=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ''
 
 lint: setup
 	$(BIN)/ruff check

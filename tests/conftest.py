@@ -1,14 +1,12 @@
 """What every test has: shapes checked, figures sketched, the reference's figures and files, forked commands."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-from . import sketches
-from .forks import starter
+from . import forks, sketches
 
 # Before torch is imported, here and in processes that tests start: tests run side by side, on small tensors, where
 # threads that wait for each other take the cores from other tests.
@@ -16,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Every jaxtyping annotation is checked while tests run. Putting the checks into the whole package takes ten seconds of
 # each process: `make test` has them in moe, whose tensors have the most dimensions, .ci/run everywhere.
-CHECKED = "vismoe" if os.environ.get("VISMOE_CHECK_SHAPES") else "vismoe.moe"
+CHECKED = "vismoe" if os.environ.get("VISMOE_CHECK_SHAPES") == "1" else "vismoe.moe"
 install_import_hook(CHECKED, "beartype.beartype").__enter__()
 
 
@@ -47,7 +45,12 @@ def reference_checkpoints() -> Path:
 
 
 @pytest.fixture(scope="session")
-def forked() -> Iterator[Path]:
+def forked() -> Path:
     """A command to be used as Python's (forks.py); bin/vismoe lies beside it."""
-    with starter() as command:
-        yield command
+    return forks.command()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run side by side, one process forks for all of them."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        os.environ[forks.VARIABLE] = str(forks.command())

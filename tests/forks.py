@@ -7,9 +7,11 @@ starts a real Python.
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import stat
@@ -18,7 +20,6 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -51,39 +52,44 @@ sys.exit(code)
 """
 
 
-@contextlib.contextmanager
-def starter() -> Iterator[Path]:
-    """Inside, the path of a command that is used as Python's would be; bin/vismoe beside it is `-m vismoe`."""
-    with tempfile.TemporaryDirectory() as folder:  # a socket's address must be short
-        yield from _starter(Path(folder))
+VARIABLE = "VISMOE_TESTS_FORKED"
+"""Names the command, where the process that started this one has made it."""
 
 
-def _starter(folder: Path) -> Iterator[Path]:
+@functools.cache
+def command() -> Path:
+    """The path of a command that is used as Python's would be; bin/vismoe beside it is `-m vismoe`. It is there until
+    this process ends, or the one that told of it."""
+    if VARIABLE in os.environ:
+        return Path(os.environ[VARIABLE])
+    folder = Path(tempfile.mkdtemp())  # a socket's address must be short
     address, command, vismoe = str(folder / "socket"), folder / "python", folder / "bin" / "vismoe"
     vismoe.parent.mkdir()
     command.write_text(CLIENT.format(python=sys.executable, address=address))
     vismoe.write_text(f'#!/bin/sh\nexec "{command}" -m vismoe "$@"\n')
     for script in (command, vismoe):
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    start, environment = [sys.executable, __file__, address], os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(start, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"ready\n"
-        try:
-            yield command
-        finally:
-            server.kill()
+    with socket.socket(socket.AF_UNIX) as listener:  # callers wait here until the server has imported all it needs
+        listener.bind(address)
+        listener.listen()
+        start, environment = [sys.executable, __file__, str(listener.fileno())], os.environ | {"OMP_NUM_THREADS": "1"}
+        server = subprocess.Popen(start, env=environment, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()])
+    atexit.register(_end, server, folder)
+    return command
 
 
-def requests(address: str) -> list[str]:
-    """Serves for ever; comes back in each child, with its arguments."""
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(address)
-        server.listen()
+def _end(server: subprocess.Popen[bytes], folder: Path) -> None:
+    server.kill()
+    server.wait()
+    shutil.rmtree(folder)
+
+
+def requests(listener: int) -> list[str]:
+    """Serves for ever at a socket that listens; comes back in each child, with its arguments."""
+    with socket.socket(fileno=listener) as server:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
         tasks = Path("/proc/self/task")  # threads of libraries too, which Python does not know
         assert not tasks.exists() or len(list(tasks.iterdir())) == 1
-        os.write(1, b"ready\n")
         while True:
             caller, _ = server.accept()
             if not os.fork():
@@ -140,7 +146,7 @@ if __name__ == "__main__":
 
     for module in PRELOADED:
         import_module(module)
-    arguments = [argument for argument in requests(sys.argv[1]) if argument != "-u"]  # torchrun says that
+    arguments = [argument for argument in requests(int(sys.argv[1])) if argument != "-u"]  # torchrun says that
     if arguments[:2] == ["-W", "error"]:
         warnings.simplefilter("error")
         del arguments[:2]

@@ -1,15 +1,25 @@
 """A function in two processes, for what is trained side by side."""
 
-import multiprocessing
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
-import torch.multiprocessing
+from . import forks
+
+ROOT = Path(__file__).parents[1]
 
 
 def in_two_processes(work: Callable[..., None], *arguments: str) -> None:
-    """`work(rank, *arguments)` at ranks 0 and 1, each in a fork of a process that has imported vismoe.
+    """`work(rank, *arguments)` at ranks 0 and 1, each in a process forked from one that has imported vismoe.
 
-    **Raises:** torch.multiprocessing.ProcessRaisedException where one of them did.
+    **Raises:** AssertionError with what a process wrote, where one of them failed.
     """
-    multiprocessing.set_forkserver_preload(["vismoe.training", "sklearn.datasets"])
-    torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")
+    code = f"import sys; from {work.__module__} import {work.__name__} as work; work(int(sys.argv[1]), *sys.argv[2:])"
+    processes = [
+        subprocess.Popen(
+            [forks.command(), "-c", code, str(rank), *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)

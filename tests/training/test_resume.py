@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -81,6 +80,15 @@ DRIVER = """
 """
 
 
+# A run and its workers, to which signals are sent together: it says how their group is called.
+GROUP = """
+import os, sys
+from vismoe.cli import main
+os.setsid()
+print(os.getpid(), flush=True)
+"""
+
+
 @pytest.fixture(scope="module")
 def drive(forked):
     """Exit codes of runs, one after the other: (recipe, folder, step to be killed in, or minus the number of the file
@@ -99,24 +107,29 @@ def weights(folder):
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def whole(drive, tmp_path_factory):
+    """The run that was never killed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert drive((tiny(**EVERYTHING), folder, None))[0] == [0]
+    return Run(folder)
+
+
 @pytest.mark.parametrize(("workers", "then"), [(0, 0), (2, 0), (0, 2)])
-def test_killed_at_random_steps(tmp_path, workers, then, drive):
-    """kill -9 in the middle of ten random steps: bit-equal in the end, with workers, and when their number changes.
+def test_killed_at_random_steps(tmp_path, workers, then, drive, whole):
+    """kill -9 in the middle of ten random steps of one run: bit-equal in the end, with workers, and when their number
+    changes.
 
     With balancing, router noise, stochastic depth, mixup, cutmix, flips, affine maps, an average of weights and
     accumulation.
     """
-    first, second = (tiny(**EVERYTHING, workers=number) for number in (workers, then))
-    kills = random.Random(workers).sample(range(1, STEPS + 1), 10 if workers == then == 0 else 2)
-    runs = [(first, tmp_path / "whole", None)]
-    for kill in kills:
-        runs += [(first, tmp_path / f"{kill}", kill), (second, tmp_path / f"{kill}", None)]
-    codes, errors = drive(*runs)
-    assert codes == [0] + [-signal.SIGKILL, 0] * len(kills), errors
-    whole = Run(tmp_path / "whole")
-    for kill in kills:
-        assert weights(tmp_path / f"{kill}") == weights(whole.path), f"killed in step {kill}"
-        assert Run(tmp_path / f"{kill}").summary["top1"] == whole.summary["top1"]
+    kills = sorted(random.Random(workers).sample(range(1, STEPS + 1), 10 if workers == then == 0 else 2))
+    numbers = [workers, *[then] * len(kills)]
+    runs = zip(numbers, [*kills, None], strict=True)
+    codes, errors = drive(*((tiny(**EVERYTHING, workers=number), tmp_path / "run", kill) for number, kill in runs))
+    assert codes == [-signal.SIGKILL] * len(kills) + [0], errors
+    assert weights(tmp_path / "run") == weights(whole.path), f"killed in steps {kills}"
+    assert Run(tmp_path / "run").summary["top1"] == whole.summary["top1"]
 
 
 def test_killed_with_momentum(tmp_path, drive):
@@ -131,32 +144,31 @@ def test_killed_with_momentum(tmp_path, drive):
     assert not torch.equal(begun["blocks.1.norm1.weight"], ended["blocks.1.norm1.weight"])
 
 
-def test_killed_while_a_checkpoint_is_written(tmp_path, drive):
+def test_killed_while_a_checkpoint_is_written(tmp_path, drive, whole):
     """Whichever of its files was just written, what is there is whole, and the run ends bit-equal."""
-    recipe = tiny(**EVERYTHING)
-    runs = [(recipe, tmp_path / "whole", None)]
+    recipe, runs = tiny(**EVERYTHING), []
     for number in (1, 4, 5, 7, 10):
         runs += [(recipe, tmp_path / f"{number}", -number), (recipe, tmp_path / f"{number}", None)]
     codes, errors = drive(*runs)
-    assert codes == [0] + [-signal.SIGKILL, 0] * 5, errors
+    assert codes == [-signal.SIGKILL, 0] * 5, errors
     assert "damaged" not in errors
     for number in (1, 4, 5, 7, 10):
-        assert weights(tmp_path / f"{number}") == weights(tmp_path / "whole")
+        assert weights(tmp_path / f"{number}") == weights(whole.path)
         names = {path.name for path in (tmp_path / f"{number}" / "checkpoints").iterdir()}
         assert all(name.startswith("step-") for name in names)
 
 
-def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, drive):
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, drive, whole):
     """The checkpoint before it is used, a line says which file was damaged, and the end is bit-equal."""
     recipe = tiny(**EVERYTHING)
-    codes, _ = drive((recipe, tmp_path / "whole", None), (recipe, tmp_path / "run", 11))
-    assert codes == [0, -signal.SIGKILL]
+    codes, _ = drive((recipe, tmp_path / "run", 11))
+    assert codes == [-signal.SIGKILL]
     damaged = tmp_path / "run" / "checkpoints" / "step-000009" / "tensors.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     codes, errors = drive((recipe, tmp_path / "run", None))
     assert codes == [0]
     assert sum("checkpoints/step-000009/tensors.safetensors" in line for line in errors.splitlines()) == 1
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(whole.path)
 
 
 def test_nothing_to_resume_is_a_beginning(tmp_path):
@@ -250,29 +262,30 @@ def test_a_run_whose_steps_would_have_been_others_does_not_go_on(tmp_path, run):
 @pytest.mark.parametrize(
     ("number", "code", "workers"), [(signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2), (signal.SIGINT, 130, 0)]
 )
-def test_asked_to_stop(tmp_path, number, code, workers):
+def test_asked_to_stop(tmp_path, number, code, workers, forked):
     """SIGTERM and Ctrl-C to every process of the run, as terminals and systems that shut down send them: a checkpoint
     after the step, one line, a code of its own, no process left."""
     options = ["--steps", "100000", "--batch-size", "8", "--workers", str(workers), "--out", str(tmp_path / "run")]
-    command = [sys.executable, "-m", "vismoe", "train", "digits", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [forked, "-c", GROUP + "sys.exit(main(sys.argv[1:]))", "train", "digits", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    group = int(process.stdout.readline())
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text()):
         try:
             process.wait(0.1)
         except subprocess.TimeoutExpired:
             continue
-    os.killpg(process.pid, number)
+    os.killpg(group, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert len(errors.splitlines()) == 1
     assert f"{number.name}: stopped after step" in errors
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
     with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+        os.killpg(group, 0)
 
 
-def test_a_training_that_crashes_leaves_no_worker(tmp_path):
+def test_a_training_that_crashes_leaves_no_worker(tmp_path, forked):
     """An error that nobody foresaw, in the middle of a step: the workers end with their parent."""
     script = f"""
         from pathlib import Path
@@ -285,13 +298,14 @@ def test_a_training_that_crashes_leaves_no_worker(tmp_path):
         Trainer.step = fail
         fit(Recipe(steps=5, batch_size=8, workers=2, device="cpu"), Path({str(tmp_path / "run")!r}))
     """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [forked, "-c", GROUP + textwrap.dedent(script)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    group = int(process.stdout.readline())
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.endswith("AttributeError: a mistake\n")
     with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+        os.killpg(group, 0)
 
 
 def test_a_step_that_is_not_finite_leaves_no_statistics(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -284,9 +283,9 @@ print(float(model.head.weight.detach().sum()))
 """
 
 
-def test_two_at_a_time(made, server, cache):
+def test_two_at_a_time(made, server, cache, forked):
     """A process and two threads that begin together all end well, and every file is downloaded once."""
-    words = [sys.executable, "-c", OTHER, "tiny_published", SPARSE]
+    words = [forked, "-c", OTHER, "tiny_published", SPARSE]
     other = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "here\n"
     found = []
