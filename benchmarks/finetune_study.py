@@ -90,7 +90,7 @@ def adapted(parent: Path, data: Path, study: Study, out: Path) -> dict[str, Any]
         seed=study.seed,
         **ARMS[study.arm],
     )
-    report = finetune(options, out, tell=print).report
+    report = finetune(options, out, log=print).report
     shutil.rmtree(out)  # a hundred megabytes of weights and more
     return {
         "validation": round(report["validation"]["top1"], 4),

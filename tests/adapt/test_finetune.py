@@ -69,7 +69,7 @@ def options(folder, parent, **changes):
 @pytest.fixture(scope="module")
 def done(folder, parent, tmp_path_factory):
     told = []
-    found = finetune(options(folder, parent), tmp_path_factory.mktemp("run") / "run", device="cpu", tell=told.append)
+    found = finetune(options(folder, parent), tmp_path_factory.mktemp("run") / "run", device="cpu", log=told.append)
     return found, told
 
 
@@ -126,7 +126,7 @@ def test_the_report_is_of_images_that_nothing_was_chosen_by(done, folder):
 def test_it_is_no_worse_than_the_head_alone(folder, parent, tmp_path):
     """A training that does harm is thrown away: what is kept has the linear classifier's figure on the test part."""
     told = []
-    found = finetune(options(folder, parent, learning_rate=5.0), tmp_path / "run", device="cpu", tell=told.append)
+    found = finetune(options(folder, parent, learning_rate=5.0), tmp_path / "run", device="cpu", log=told.append)
     assert any("the linear classifier is kept" in line for line in told)
     assert found.report["test"]["top1"] == pytest.approx(found.report["probe"]["test"])
 
@@ -161,7 +161,7 @@ def test_interrupted_it_leaves_a_model_and_goes_on_to_the_same_end(folder, paren
     with pytest.raises(FileExistsError, match="begun with other options"):
         finetune(replace(asked, seed=1), tmp_path / "run", device="cpu")
     told = []
-    again = finetune(asked, tmp_path / "run", device="cpu", tell=told.append)
+    again = finetune(asked, tmp_path / "run", device="cpu", log=told.append)
     assert "goes on after step 3" in told
     one, other = (load_file(each.run.path / "model" / "model.safetensors") for each in (whole, again))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -218,7 +218,7 @@ def test_two_images_a_class(tmp_path, parent):
     """One to train on, one to test on: no part to choose by, so nothing is chosen, and that is said."""
     told = []
     fill(tmp_path / "data", 2)
-    found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu", tell=told.append)
+    found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu", log=told.append)
     assert found.report["pictures"] == {"train": 3, "validation": 0, "test": 3}
     assert found.report["temperature"] == 1.0
     assert any("too few for a part to choose by" in line for line in told)
@@ -447,7 +447,7 @@ def test_a_source_that_is_not_there_is_told_at_once(folder, tmp_path):
     """Before the images are looked at."""
     told = []
     with pytest.raises(FileNotFoundError, match="no such run or model folder"):
-        finetune(options(folder, tmp_path / "nothing"), tmp_path / "mine", device="cpu", tell=told.append)
+        finetune(options(folder, tmp_path / "nothing"), tmp_path / "mine", device="cpu", log=told.append)
     assert not told
 
 

@@ -1,5 +1,6 @@
 """pytest tests/adapt/test_outcome.py: what people are shown of an adapted network's answers."""
 
+import pytest
 import torch
 from PIL import Image
 
@@ -8,6 +9,7 @@ from vismoe.data import Data, ImageSet
 from vismoe.tasks import ClassEvaluation
 
 
+@pytest.mark.figures
 def test_captions_of_mistakes(tmp_path, monkeypatch):
     """At one height, whatever shape the images have; an answer without a class is told as one."""
     images = [Image.new("L", size) for size in ((60, 30), (30, 60), (50, 50), (160, 20))]

@@ -4,7 +4,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,6 @@ class Finetuned:
 
 def finetune(
     data: str | Options,
-    source: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     workers: int = 0,
@@ -69,14 +68,14 @@ def finetune(
 
     - `data`: a folder of class folders, or with a metadata.csv; a zip of one; "digits" or "fashion-mnist"; or all
       options at once.
-    - `source`: what to start from: a run or model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG; by default a small
-      network with random weights.
     - `out`: the run folder; by default the first of `runs/finetune`, `runs/finetune-2`, … that is free or an unfinished
       run of the same options, which goes on.
     - `device`: auto, cpu, cuda or mps; `workers`: processes that prepare images, default none.
     - `max_unreadable`: largest share of files that may be damaged, default 0.1.
     - `on_status`: is called with a `Status` every few steps; `log`: with what was found and chosen, line by line.
-    - `options`: further fields of `vismoe.adapt.Options` (epochs=, image_size=, sparse=, seed=, …).
+    - `options`: further fields of `vismoe.adapt.Options`: `source`, what to start from (a run or model folder,
+      timm:NAME, hf:ORG/NAME, PRESET.TAG; by default a small network with random weights), epochs=, image_size=,
+      sparse=, seed=, …
 
     **Returns:** the run and its report.
 
@@ -84,11 +83,11 @@ def finetune(
     else; TrainingStoppedError when asked to stop, once a model as it was then is in the run folder.
     """
     if isinstance(data, Options):
-        if source is not None or options:
+        if options:
             raise ValueError("options are given twice: in an Options object and as arguments")
         asked = data
     else:
-        asked = Options(data, source, **options)
+        asked = _options(data, options)
     path = Path(out) if out is not None else free(asked)
     check(asked, path)
     if asked.source is not None:
@@ -99,6 +98,14 @@ def finetune(
     work.plan()
     run = work.train(on_status)
     return Finetuned(run, work.report(run))
+
+
+def _options(data: str, options: dict[str, Any]) -> Options:
+    try:
+        return Options(data, **options)
+    except TypeError as error:
+        known = ", ".join(field.name for field in fields(Options))
+        raise ValueError(f"finetune has no option {str(error).rpartition(' ')[2]}; accepted are {known}") from error
 
 
 class _Adaptation:

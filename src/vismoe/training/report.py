@@ -28,12 +28,12 @@ def write_report(run: Run, state: State, task: Task, data: Data, evaluation: Eva
             "skipped_steps": state.skipped,
         },
     )
-    draw_curves(run.metrics, run.path / "curves.png", task)
+    draw_curves(run.metrics, task, run.path / "curves.png")
     task.report(evaluation, data.val, run.path)
     routing_images(Predictor(state.evaluated, task, batch_size=256), data.val, data.classes, run.path)
 
 
-def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, task: Task) -> None:
+def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> None:
     """Loss and primary metric over steps, and how uneven the experts were loaded."""
     train = [line for line in metrics if line.get("loss") is not None]
     held_out = [line for line in metrics if line.get("val_loss") is not None]
