@@ -248,6 +248,8 @@ def bad_inputs(run, folder):
         (["models", "nothing*"], "no preset matches"),
         (["upcycle", str(run), *out[1:], "--perturb", "nan"], "perturb=nan"),
         (["upcycle", str(run), *out[1:], "--block-list", "trunk"], "block_list='trunk': there is no such list"),
+        (["upcycle", "vmoe_pico_patch2_8_dense", *out[1:]], "is a preset, whose weights are random"),
+        (["upcycle", str(folder / "begun"), *out[1:]], "has no model yet"),
         (["densify", str(run), *out[1:], "--data", "digits", "--max-unreadable", "nan"], "max_unreadable=nan"),
     ]
 

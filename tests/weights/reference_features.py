@@ -293,23 +293,23 @@ CLU's `metric_writers` | training.Recipe(track) | training/test_track.py::test_t
   data/test_transforms.py::test_evaluation_scales_and_crops; weights/test_convert.py::test_published_names | a
   converted checkpoint brings its own
 `pp_ops.value_range(-1, 1)` | data.evaluation_transform(config) |
-  data/test_transforms.py::test_a_picture_of_the_right_size_is_only_normalised | mean and std 0.5
+  data/test_transforms.py::test_a_image_of_the_right_size_is_only_normalised | mean and std 0.5
 `pp_ops.onehot` of several labels | data.open_data(name) |
   data/test_metadata.py::test_a_cell_of_several_labels_makes_a_set_multi_label
 `pp_ops.randaug` | | | `timm.data.rand_augment_transform`, in a loop of one's own
 `pp_ops.copy`, `flatten`, `ignore_no_labels`, `keep`, `reshape` | | | plumbing of TFDS
 
 # Evaluation (`vmoe.evaluate`)
-`evaluator.EvaluateMultipleDatasets` | training.evaluate | training/test_evaluation.py::test_by_hand | `vismoe eval
+`evaluator.EvaluateMultipleDatasets` | inference.evaluate | training/test_evaluation.py::test_by_hand | `vismoe eval
   MODEL --data SET`, a set at a time
-`prec@1`, `loss` | training.Evaluation | training/test_evaluation.py::test_by_hand | of several labels mean average
+`prec@1`, `loss` | inference.Evaluation | training/test_evaluation.py::test_by_hand | of several labels mean average
   precision
-`fewshot.FewShotPeriodicAction` | adapt.few_shot(shots, seeds, protocol) |
+`fewshot.FewShotPeriodicAction` | features.few_shot(shots, seeds, protocol) |
   adapt/test_fewshot.py::test_the_reference_s_protocol | `vismoe fewshot MODEL --protocol reference`, after training
-`fewshot.l2_regs` | adapt.fewshot.REFERENCE_GRID | adapt/test_fewshot.py::test_the_reference_s_protocol
-its l2, the best by rank | adapt.fewshot.best_rank | adapt/test_fewshot.py::test_ranks_not_means_choose | over seeds,
+`fewshot.l2_regs` | features.fewshot.REFERENCE_GRID | adapt/test_fewshot.py::test_the_reference_s_protocol
+its l2, the best by rank | features.fewshot.best_rank | adapt/test_fewshot.py::test_ranks_not_means_choose | over seeds,
   of one set
-its regression in closed form | adapt.ridge | adapt/test_ridge.py::test_reference;
+its regression in closed form | features.ridge | adapt/test_ridge.py::test_reference;
   adapt/test_ridge.py::test_it_is_ridge_regression
 `fewshot.main_task`, `fewshot.every_steps` | | | the nine sets of its configuration come from TFDS
 `ensemble_softmax_xent_eval`, `ensemble_sigmoid_xent_eval` | vit.ensemble_loss(kind) |
