@@ -89,7 +89,7 @@ def finetune_folder(
     name, test, (low, high) = report["score"], report["test"], report["interval"]
     print(
         f"test part: {name.replace('_', ' ')} {test[name]:.4f}, right on {report['right']} of "
-        f"{report['images']['test']} (95 % interval {low:.4f} to {high:.4f}), "
+        f"{report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}), "
         f"calibration error {test['calibration_error']:.4f}"
     )
     there = [name for name in ("model/", "report.json", "classes.csv", *IMAGES) if (done.run.path / name).exists()]
