@@ -149,13 +149,12 @@ def test_what_is_printed_comes_before_what_is_written(run, tmp_path, capsys, mon
     vismoe.save(vismoe.create_model("vmoe_pico_patch2_8_dense"), tmp_path / "dense")
     out = tmp_path / "out"
     for verb, source, more in (("upcycle", tmp_path / "dense", []), ("densify", run, ["--data", "digits"])):
-        monkeypatch.setattr(f"vismoe.cli.{verb}.cost", fails)
+        monkeypatch.setattr(f"vismoe.cli.models.{verb}.cost", fails)
         assert main([verb, str(source), str(out), *more]) == 2
         assert "no cost" in capsys.readouterr().err
         assert not out.exists()
 
 
-@pytest.mark.figures
 def test_demo(tmp_path, capsys):
     """The demo trains both twins, shows table, image's path and what to type next; a second one begins afresh."""
     out = tmp_path / "demo"
