@@ -68,7 +68,7 @@ def test_what_is_here_comes_before_a_preset(place, tmp_path):
         ("local-dir:nothing", FileNotFoundError, "^local-dir:nothing: no such run or model folder"),
         ("runs/vmoe", FileNotFoundError, "no such run or model folder"),
         ("vmoe.safetensors", FileNotFoundError, "no such run or model folder"),
-        ("gone.onnx", FileNotFoundError, "no such run or model folder"),
+        ("gone.onnx", FileNotFoundError, "^gone.onnx: no such file$"),
         ("begun", FileNotFoundError, "^begun has no model yet: its training goes on with --resume auto$"),
         ("vmoe_pico_patch2_8_dens", ValueError, "unknown preset .*; did you mean vmoe_pico_patch2_8_dense"),
         (f"{PRESET}.tag", ValueError, "has no published weights 'tag': it has none"),

@@ -98,6 +98,8 @@ def unknown_preset(name: str) -> ValueError:
 def _parse_path(name: str, text: str) -> Source:
     path = Path(name)
     if not path.exists():
+        if path.suffix == ONNX:
+            raise FileNotFoundError(f"{text}: no such file")
         raise FileNotFoundError(
             f"{text}: no such run or model folder or file, and no preset; timm:NAME is a network of timm's, "
             "hf:ORG/NAME one on a hub, PRESET.TAG published weights (`vismoe models` lists presets and those)"
