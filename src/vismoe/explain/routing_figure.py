@@ -26,9 +26,10 @@ DISTINCT = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#
 
 def routing_images(predictor: Predictor, images: ImageSet, classes: Sequence[str], folder: Path) -> Path | None:
     """Draws `routing.png`: which expert each patch of sample images went to, layer by layer, and, where images have
-    classes, how each class's tokens spread over the experts. None, and no file, for a dense model."""
-    routing = route(predictor, images)
-    if not routing:
+    classes, how each class's tokens spread over the experts. None, and no file, for a dense model, and for one whose
+    tokens are no grid of patches."""
+    grid_size: tuple[int, int] | None = getattr(getattr(predictor.model, "patch_embed", None), "grid_size", None)
+    if grid_size is None or not (routing := route(predictor, images)):
         return None
     samples, rows = _samples(images.labels, SAMPLES), 1 + len(routing)
     height = 1.25 * rows + 0.3
@@ -39,7 +40,7 @@ def routing_images(predictor: Predictor, images: ImageSet, classes: Sequence[str
     else:
         upper = figure
     grid = upper.subplots(rows, len(samples), squeeze=False)
-    config, grid_size = data_config(predictor.model), _grid(predictor.model)
+    config = data_config(predictor.model)
     first = " first" if any(layer.expert.shape[2] > 1 for layer in routing.values()) else ""
     upper.suptitle(f"Which expert each patch went to{first} (frame: the class token)", fontsize=10)
     for column, number in enumerate(samples):
@@ -80,11 +81,6 @@ def _title_of(label: Tensor, classes: Sequence[str]) -> str:
     names = ", ".join(classes[number] for number in numbers) or "nothing"
     lines = wrap(names, LETTERS, max_lines=2, placeholder=" …", break_long_words=False)
     return "\n".join(plain_text(line if len(line) <= LETTERS else f"{line[: LETTERS - 1]}…") for line in lines)
-
-
-def _grid(model: Any) -> tuple[int, int]:
-    height, width = model.patch_embed.grid_size
-    return height, width
 
 
 def _title(name: str) -> str:

@@ -90,9 +90,9 @@ def _line(status: Status) -> str:
     held_out = "" if status.score is None else f", held out {status.score:.4f}"
     uneven = [f"{max(load) * len(load):.2f}" for load in status.load.values()]
     load = f", max ÷ mean load {' '.join(uneven)}" if uneven else ""
+    accuracy = "" if status.accuracy is None else f", training accuracy {status.accuracy:.3f}"
     return (
-        f"step {status.step}/{status.steps}, loss {status.loss:.3f}, training accuracy {status.accuracy:.3f}"
-        f"{held_out}, "
+        f"step {status.step}/{status.steps}, loss {status.loss:.3f}{accuracy}{held_out}, "
         f"{status.images_per_second:.0f} images/s{load}, {_clock(status.seconds_left)} left"
     )
 
@@ -100,7 +100,8 @@ def _line(status: Status) -> str:
 def _figures(status: Status) -> Table:
     table = Table.grid(padding=(0, 2))
     held_out = "–" if status.score is None else f"{status.score:.4f}"
-    table.add_row("loss", f"{status.loss:.3f}", "training accuracy", f"{status.accuracy:.3f}", "held out", held_out)
+    accuracy = [] if status.accuracy is None else ["training accuracy", f"{status.accuracy:.3f}"]
+    table.add_row("loss", f"{status.loss:.3f}", *accuracy, "held out", held_out)
     table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
     for name, load in status.load.items():
         # Full height is twice the mean: an even load is a row of half-high bars.

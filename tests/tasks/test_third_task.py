@@ -1,0 +1,98 @@
+"""pytest tests/tasks/test_third_task.py: a task that is one file trains, resumes, evaluates, predicts and saves."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+
+import vismoe
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ("train", "digits", "--task", "offset", "--model", "timm:offset_pair", "--device", "cpu", "--flip", "0.5")
+LENGTH = ("--steps", "60", "--batch-size", "16", "--warmup-steps", "5", "--evaluate-every", "20")
+
+
+def vismoe_command(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    """The vismoe command of a program that has imported the task."""
+    command = [sys.executable, "-m", "tests.tasks.offset", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def printed(*arguments: object) -> str:
+    with vismoe_command(*arguments) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """Digits, each beside itself shifted by up to two pixels either way, with a table of the shifts."""
+    folder, generator = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
+    rows = [("file", "columns", "rows")]
+    for number, digit in enumerate(load_digits().images[:64]):
+        pixels = (255 - digit * (255 / 16)).round().astype(np.uint8)
+        columns, down = (int(each) for each in generator.integers(-2, 3, 2))
+        name = f"{number:02d}"
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        Image.fromarray(np.roll(pixels, (down, columns), (0, 1))).save(folder / f"{name}-other.png")
+        rows.append((name, columns, down))
+    with (folder / "offsets.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(pairs, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert "within one" in printed(*TRAIN, *LENGTH, "--data", pairs, "--out", out)
+    return out
+
+
+def test_it_trains(run):
+    """Its own metric selects and is reported; its loss falls; there is no accuracy of classes anywhere."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert not any("accuracy" in line for line in lines)
+    summary = json.loads((run / "summary.json").read_text())
+    assert list(summary)[:2] == ["within_one", "val_loss"]
+    assert {path.name for path in run.glob("*.png")} == {"curves.png"}
+
+
+def test_killed_it_resumes_bit_equal(run, pairs, tmp_path):
+    """Killed after its first checkpoint, it ends with the weights of the run that nobody killed."""
+    out = tmp_path / "run"
+    command = (*TRAIN, *LENGTH, "--data", pairs, "--out", out, "--checkpoint-every", "5")
+    with vismoe_command(*command, "--resume", "auto") as process:
+        while not list(out.glob("checkpoints/step-*")) and process.poll() is None:
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert not (out / "model").exists()
+    printed(*command, "--resume", "auto")
+    ended, whole = (load_file(each / "model" / "model.safetensors") for each in (out, run))
+    assert ended.keys() == whole.keys()
+    assert all(ended[name].equal(whole[name]) for name in whole)
+
+
+def test_eval_predict_and_load(run, pairs):
+    """The commands find the task in the model folder: the metric is the run's, the answers are the network's."""
+    evaluated = json.loads(printed("eval", run, "--json"))
+    assert evaluated["within_one"] == json.loads((run / "summary.json").read_text())["within_one"]
+    predicted = json.loads(printed("predict", run, pairs / "00.png", pairs / "01.png", "--format", "json"))
+    assert [set(each) for each in predicted] == [{"image", "offset"}] * 2
+    assert "columns" in printed("predict", run, pairs / "00.png", "--format", "csv").splitlines()[0]
+    from . import offset  # registers the network
+
+    model = vismoe.load(run)
+    assert isinstance(model, offset.PairNetwork)
+    (answer,) = vismoe.predict(model, pairs / "00.png")
+    assert answer.to_json()["offset"] == pytest.approx(predicted[0]["offset"], abs=1e-6)
