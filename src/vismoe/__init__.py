@@ -23,13 +23,14 @@ from vismoe.vit import densify, upcycle
 from vismoe.weights import create_model, list_models, load, save
 
 from . import weights
-from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from vismoe.adapt import finetune
     from vismoe.deploy import export_onnx
     from vismoe.inference import Predictor, evaluate, predict
     from vismoe.recipes import train
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ExpertChoiceRouter",

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from vismoe.cli import main
+from vismoe.tasks import Classification
 from vismoe.training.step import Trainer
 
 
@@ -168,17 +169,20 @@ def full_disk(place: Path) -> tuple[int, str] | None:
 @contextlib.contextmanager
 def nan_at(*steps: int):
     """Inside, the loss of these steps is NaN."""
-    plain = Trainer._loss
+    plain, step, now = Classification.loss, Trainer.step, [0]
 
-    def loss(trainer, *arguments):
-        value, logits = plain(trainer, *arguments)
-        return (value * float("nan") if trainer.state.step in steps else value), logits
+    def counted(trainer, *arguments, **options):
+        now[0] = trainer.state.step
+        return step(trainer, *arguments, **options)
 
-    Trainer._loss = loss
+    def loss(task, outputs, batch):
+        return plain(task, outputs, batch) * (float("nan") if now[0] in steps else 1)
+
+    Trainer.step, Classification.loss = counted, loss
     try:
         yield
     finally:
-        Trainer._loss = plain
+        Trainer.step, Classification.loss = step, plain
 
 
 def not_finite(place: Path, *steps: int) -> tuple[int, str]:

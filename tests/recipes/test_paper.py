@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from vismoe import load
 from vismoe.data import open_data
 from vismoe.recipes import RECIPES
+from vismoe.tasks import Classification
 from vismoe.training import fit
 from vismoe.training.schedule import learning_rate
 from vismoe.training.state import build
-from vismoe.training.step import Trainer
 from vismoe.vit import PRESETS
 from vismoe.weights import create_model, take_over
 
@@ -109,7 +109,7 @@ def test_weights_of_another_network_are_refused(several, tmp_path):
     options = tuple((dict(other.model_options) | {"depth": 6}).items())
     with pytest.raises(ValueError, match=r"parent is of another network than the recipe's: they differ in blocks\.4"):
         fit(replace(other, model_options=options), tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such run or model folder"):
         fit(replace(other, weights="nowhere"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -128,14 +128,14 @@ def test_taking_over_changes_no_answer():
 
 def test_the_sigmoid_loss_is_summed_over_classes(one, tmp_path, monkeypatch):
     """Of one class an image: Σ over classes of each one's cross-entropy, mean over images, by hand."""
-    seen, plain = [], Trainer._loss
+    seen, plain = [], Classification.loss
 
-    def watched(trainer, images, targets, multi_label):
-        loss, logits = plain(trainer, images, targets, multi_label)
-        seen.append((loss, logits, targets))
-        return loss, logits
+    def watched(task, logits, batch):
+        loss = plain(task, logits, batch)
+        seen.append((loss, logits, batch["target"]))
+        return loss
 
-    monkeypatch.setattr(Trainer, "_loss", watched)
+    monkeypatch.setattr(Classification, "loss", watched)
     run = fit(scaled_down("paper_s32", one), tmp_path / "run")
     loss, logits, targets = seen[0]
     shown = F.one_hot(targets, 2)

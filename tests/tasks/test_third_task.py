@@ -4,7 +4,6 @@ import csv
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,14 @@ TRAIN = ("train", "digits", "--task", "offset", "--model", "timm:offset_pair", "
 LENGTH = ("--steps", "60", "--batch-size", "16", "--warmup-steps", "5", "--evaluate-every", "20")
 
 
-def vismoe_command(*arguments: object, **options: object) -> subprocess.Popen[str]:
+def vismoe_command(forked: Path, *arguments: object) -> subprocess.Popen[str]:
     """The vismoe command of a program that has imported the task."""
-    command = [sys.executable, "-m", "tests.tasks.offset", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    command = [forked, "-m", "tests.tasks.offset", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def printed(*arguments: object) -> str:
-    with vismoe_command(*arguments) as process:
+def printed(forked: Path, *arguments: object) -> str:
+    with vismoe_command(forked, *arguments) as process:
         out, err = process.communicate()
     assert process.returncode == 0, err
     return out
@@ -51,9 +50,9 @@ def pairs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(pairs, tmp_path_factory) -> Path:
+def run(pairs, forked, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert "within one" in printed(*TRAIN, *LENGTH, "--data", pairs, "--out", out)
+    assert "within one" in printed(forked, *TRAIN, *LENGTH, "--data", pairs, "--out", out)
     return out
 
 
@@ -68,28 +67,28 @@ def test_it_trains(run):
     assert {path.name for path in run.glob("*.png")} == {"curves.png"}
 
 
-def test_killed_it_resumes_bit_equal(run, pairs, tmp_path):
+def test_killed_it_resumes_bit_equal(run, pairs, forked, tmp_path):
     """Killed after its first checkpoint, it ends with the weights of the run that nobody killed."""
     out = tmp_path / "run"
     command = (*TRAIN, *LENGTH, "--data", pairs, "--out", out, "--checkpoint-every", "5")
-    with vismoe_command(*command, "--resume", "auto") as process:
+    with vismoe_command(forked, *command, "--resume", "auto") as process:
         while not list(out.glob("checkpoints/step-*")) and process.poll() is None:
             pass
         process.send_signal(signal.SIGKILL)
     assert not (out / "model").exists()
-    printed(*command, "--resume", "auto")
+    printed(forked, *command, "--resume", "auto")
     ended, whole = (load_file(each / "model" / "model.safetensors") for each in (out, run))
     assert ended.keys() == whole.keys()
     assert all(ended[name].equal(whole[name]) for name in whole)
 
 
-def test_eval_predict_and_load(run, pairs):
+def test_eval_predict_and_load(run, pairs, forked):
     """The commands find the task in the model folder: the metric is the run's, the answers are the network's."""
-    evaluated = json.loads(printed("eval", run, "--json"))
+    evaluated = json.loads(printed(forked, "eval", run, "--json"))
     assert evaluated["within_one"] == json.loads((run / "summary.json").read_text())["within_one"]
-    predicted = json.loads(printed("predict", run, pairs / "00.png", pairs / "01.png", "--format", "json"))
+    predicted = json.loads(printed(forked, "predict", run, pairs / "00.png", pairs / "01.png", "--format", "json"))
     assert [set(each) for each in predicted] == [{"image", "offset"}] * 2
-    assert "columns" in printed("predict", run, pairs / "00.png", "--format", "csv").splitlines()[0]
+    assert "columns" in printed(forked, "predict", run, pairs / "00.png", "--format", "csv").splitlines()[0]
     from . import offset  # registers the network
 
     model = vismoe.load(run)

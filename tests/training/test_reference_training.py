@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vismoe.parallel import Mesh
+from vismoe.tasks import Classification
 from vismoe.training import Recipe
 from vismoe.training.schedule import learning_rate
 from vismoe.training.state import begin
@@ -52,16 +53,18 @@ def steps_of(recipe, values, gradients):
     """Each parameter after each step of the trainer, whose gradients are as given."""
     model, after = Parts(values), []
 
-    class Given(Trainer):
-        def _loss(self, images, targets, multi_label):
-            given = gradients[self.state.step - 1]
-            loss = sum((p * given[name.replace(".", "/")]).sum() for name, p in model.named_parameters())
-            return loss, torch.zeros(2, 2)
+    class Given(Classification):
+        def forward(self, network, batch):
+            return torch.zeros(2, 2)
 
-    trainer = Given(recipe, begin(model, recipe), Mesh(), print)
+        def loss(self, outputs, batch):
+            given = gradients[trainer.state.step - 1]
+            return sum((p * given[name.replace(".", "/")]).sum() for name, p in model.named_parameters())
+
+    trainer = Trainer(recipe, begin(model, recipe), Given(["a", "b"]), Mesh(), print)
     for _ in gradients:
         trainer.state.step += 1
-        trainer.step(torch.zeros(2, 1), torch.tensor([0, 1]), look=False)
+        trainer.step({"image": torch.zeros(2, 1), "label": torch.tensor([0, 1])}, log_now=False)
         after.append({name.replace(".", "/"): p.detach().clone() for name, p in model.named_parameters()})
     return after
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from vismoe.data import open_data
+from vismoe.tasks import Classification
 from vismoe.training import Run, fit
 from vismoe.training.state import build
 from vismoe.training.step import Trainer
@@ -310,18 +311,19 @@ def test_a_training_that_crashes_leaves_no_worker(tmp_path, forked):
 
 def test_a_step_that_is_not_finite_leaves_no_statistics(tmp_path, monkeypatch):
     """A batch with a NaN in one image: a batch norm's running statistics are those of the step before."""
-    plain, before = Trainer._loss, []
+    plain, before = Trainer._micro_step, []
 
-    def spoiled(trainer, images, *rest):
+    def spoiled(trainer, batch, *rest):
         if trainer.state.step == 2:
             before.extend(buffer.clone() for buffer in trainer.statistics)
-            images = images.clone()
+            images = batch["image"].clone()
             images[0, 0, 0, 0] = float("nan")
+            batch = batch | {"image": images}
         if trainer.state.step == 3:
             assert all(torch.equal(a, b) for a, b in zip(trainer.statistics, before, strict=True))
-        return plain(trainer, images, *rest)
+        return plain(trainer, batch, *rest)
 
-    monkeypatch.setattr(Trainer, "_loss", spoiled)
+    monkeypatch.setattr(Trainer, "_micro_step", spoiled)
     run = fit(tiny(model="timm:mobilenetv3_small_050", image_size=32), tmp_path / "run")
     assert len(before) > 50
     assert run.summary["skipped_steps"] == 1
@@ -330,14 +332,14 @@ def test_a_step_that_is_not_finite_leaves_no_statistics(tmp_path, monkeypatch):
 
 def test_what_is_not_finite_never_reaches_the_weights(tmp_path, monkeypatch):
     """A loss that is NaN at one step: the step is skipped, counted and named, the run goes on as if it had not been."""
-    plain, calls = Trainer._loss, []
+    plain, calls = Classification.loss, []
 
     def sometimes_nan(*arguments):
-        loss, logits = plain(*arguments)
+        loss = plain(*arguments)
         calls.append(1)
-        return (loss * float("nan") if len(calls) == 2 else loss), logits
+        return loss * float("nan") if len(calls) == 2 else loss
 
-    monkeypatch.setattr(Trainer, "_loss", sometimes_nan)
+    monkeypatch.setattr(Classification, "loss", sometimes_nan)
     run = fit(tiny(), tmp_path / "run")
     assert [line for line in run.metrics if "skipped" in line] == [{"step": 2, "skipped": "the loss is nan"}]
     assert run.summary["skipped_steps"] == 1

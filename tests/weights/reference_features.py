@@ -272,7 +272,7 @@ rules: rename, drop, `reshape`, `squeeze`, `stack`, `zoom` | | | change the dict
   training/test_fit.py::test_evaluations_come_as_often_as_asked
 `evaluate.model_overrides` of the capacity | TopKRouter(eval_capacity_factor) |
   moe/test_oracle_agreement.py::test_evaluation_has_no_noise_and_its_own_capacity
-`report_progress` | train(watch) | training/test_fit.py::test_watching_changes_nothing
+`report_progress` | train(on_status) | training/test_fit.py::test_watching_changes_nothing
 CLU's `metric_writers` | training.Recipe(track) | training/test_track.py::test_tensorboard_has_the_metrics
 `profile` | | | `torch.profiler`, in a loop of one's own
 `summarize_arrays`, `global_norm` | | | hooks, in a loop of one's own

@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 from typing import Any, cast
 
-from vismoe.version import __version__
+from vismoe import __version__
 
 VERBS = {
     "demo": "train a small V-MoE and its dense twin on real digits, show the result (minutes)",

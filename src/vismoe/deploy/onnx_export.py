@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from vismoe.files import whole_file
 from vismoe.moe import MoE, TopKRouter
 from vismoe.moe.record import unwrap
-from vismoe.version import __version__
 from vismoe.vit import evaluating, using_backend
 from vismoe.weights.exported.description import KEY, Description, describe_model
 from vismoe.weights.exported.onnx_model import OnnxModel, open_session
@@ -161,6 +161,6 @@ def _serialise(network: nn.Module, description: Description, batch_size: int | N
     foreign = {node.domain for node in model.graph.all_nodes()} - {""}
     if foreign:
         raise ValueError(f"the model needs operators that ONNX does not have: of {', '.join(sorted(foreign))}")
-    model.producer_name, model.producer_version = "vismoe", __version__
+    model.producer_name, model.producer_version = "vismoe", version("vismoe")
     model.metadata_props[KEY] = description.to_json()
     return onnx_ir.to_proto(model).SerializeToString()
