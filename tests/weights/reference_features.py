@@ -302,7 +302,7 @@ CLU's `metric_writers` | training.Recipe(track) | training/test_track.py::test_t
 # Evaluation (`vmoe.evaluate`)
 `evaluator.EvaluateMultipleDatasets` | inference.evaluate | training/test_evaluation.py::test_by_hand | `vismoe eval
   MODEL --data SET`, a set at a time
-`prec@1`, `loss` | inference.Evaluation | training/test_evaluation.py::test_by_hand | of several labels mean average
+`prec@1`, `loss` | tasks.Evaluation | training/test_evaluation.py::test_by_hand | of several labels mean average
   precision
 `fewshot.FewShotPeriodicAction` | features.few_shot(shots, seeds, protocol) |
   adapt/test_fewshot.py::test_the_reference_s_protocol | `vismoe fewshot MODEL --protocol reference`, after training
