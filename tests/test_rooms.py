@@ -143,3 +143,21 @@ def test_no_function_is_called_like_a_room():
     promised = {name for name in vismoe.__all__ if not inspect.ismodule(getattr(vismoe, name))}
     assert promised & {path.name for path in SOURCE.iterdir()} == set()
     assert inspect.ismodule(vismoe.weights)
+
+
+def test_the_page_names_every_file():
+    """The tree in docs/design.md is the tree: a newcomer finds each file there, with a phrase."""
+    page = (SOURCE.parents[1] / "docs" / "design.md").read_text()
+    tree = page.partition("## Rooms")[2].partition("```text\n")[2].partition("```")[0]
+    folders: list[str] = []
+    files, bare = set(), set()
+    for line in tree.splitlines():
+        name, _, phrase = line.strip().partition(" ")
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = [*folders[:depth], name.rstrip("/")]
+        if not name.endswith("/"):
+            files.add("/".join(folders))
+            bare |= {"/".join(folders)} if not phrase.strip() else set()
+    names = {file.relative_to(SOURCE).with_suffix("").as_posix() for file in SOURCE.rglob("*/*.py")}
+    assert files == {name for name in names if not name.endswith("__init__")}
+    assert all(name.startswith("cli/") for name in bare)  # verbs say themselves what they are
