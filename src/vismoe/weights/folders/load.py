@@ -1,4 +1,4 @@
-"""Model folders in: `config.json` and `model.safetensors`, which timm opens by itself once vismoe is imported.
+"""Reads model folders: `config.json` and `model.safetensors`, which timm opens by itself once vismoe is imported.
 
 Weights are never unpickled.
 """
@@ -23,14 +23,17 @@ PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
 
 
 class HasParentError(ValueError):
-    """A folder holds only what differs from a parent, and there may be none."""
+    """A folder that holds only the differences from a parent, where such a folder is not accepted."""
 
 
 def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Parent] | None) -> nn.Module:
-    """Opens what `vismoe.load` opens, at evaluation.
+    """Opens whatever `vismoe.load` opens, at evaluation.
 
-    **Arguments:** `path`, `preset`: as of `load`; `open_parent`: opens the dense parent that a folder names which holds
-    only what differs from it; None: such a folder is refused.
+    **Arguments:**
+
+    - `path`, `preset`: see `load`.
+    - `open_parent`: opens the dense parent of a folder that holds only the differences from it; None: such a folder is
+      refused.
 
     **Raises:** as `load`; HasParentError.
     """
@@ -65,7 +68,7 @@ def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Pare
 def _parent_of(folder: Path, entry: Mapping[str, Any], open_parent: Callable[[str], Parent]) -> Parent:
     """The parent that a model folder names.
 
-    **Raises:** ValueError where it is not there, or is not what it was.
+    **Raises:** ValueError where it is missing or has changed.
     """
     source, expected = str(entry.get("source")), entry.get("sha256")
     try:
