@@ -120,7 +120,9 @@ def reduce_experts(
     for path, layer in sparse_layers(model).items():
         router = cast(TopKRouter, layer.router)
         if not isinstance(getattr(router, "weight", None), Tensor):
-            raise ValueError(f"the {type(router).__name__} of {path} has no row for each expert, of which some stay")
+            raise ValueError(
+                f"the {type(router).__name__} of {path} has no row for each expert, so experts cannot be removed"
+            )
         if not router.k <= num_experts <= router.num_experts:
             raise ValueError(f"num_experts={num_experts}: {path} has {router.num_experts} and k={router.k}")
         if how == "merge" and (not isinstance(layer.experts, MLPExperts) or _experts_per_mlp(layer) > 1):

@@ -62,7 +62,7 @@ def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Pare
     if names is not None and (len(names) != model.num_classes or not all(isinstance(name, str) for name in names)):
         raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
     model.pretrained_cfg |= {"label_names": names, "problem_type": config.get("problem_type")}
-    return _fill(model, state, folder / WEIGHTS)
+    return _load_state(model, state, folder / WEIGHTS)
 
 
 def _parent_of(folder: Path, entry: Mapping[str, Any], open_parent: Callable[[str], Parent]) -> Parent:
@@ -97,7 +97,7 @@ def _load_file(path: Path, preset: str | None) -> nn.Module:
     if preset is None:
         raise ValueError(f"{path} holds weights only: say which architecture they are of (preset=…)")
     head = state.get("head.weight")
-    return _fill(create_model(preset, num_classes=0 if head is None else len(head)), state, path)
+    return _load_state(create_model(preset, num_classes=0 if head is None else len(head)), state, path)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -113,7 +113,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
-def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> nn.Module:
+def _load_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> nn.Module:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -69,7 +69,9 @@ def to_reference(model: nn.Module) -> dict[str, np.ndarray]:
     """
     model = unwrap(model)
     if not isinstance(model, SparseVisionTransformer):
-        raise ValueError(f"{type(model).__name__} is no SparseVisionTransformer, as which alone the reference is known")
+        raise ValueError(
+            f"{type(model).__name__} is no SparseVisionTransformer: only those can be written as the reference's"
+        )
     table, parameters = places(model), dict(model.named_parameters())
     if unknown := _differences(model) + sorted(set(parameters) - {path for path, _ in table.values()}):
         raise ValueError(f"the reference has nothing like {', '.join(unknown)} of this model")
