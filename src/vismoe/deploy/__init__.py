@@ -1,4 +1,4 @@
-"""Trained networks out of PyTorch, and back in as files that other programs run."""
+"""Exports trained networks from PyTorch to files that other programs run."""
 
 from .onnx_export import OnnxExport, export_onnx
 

@@ -1,4 +1,4 @@
-"""Whether an exported graph computes what its network does."""
+"""Compares the logits of an exported graph with those of its network."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -11,16 +11,20 @@ from torch import Tensor, nn
 from vismoe.moe import TopKRouter, record
 
 TOLERANCE = 1e-4
-"""Largest difference of logits that an export may have."""
+"""The largest accepted difference of logits."""
 TIE = 1e-5
-"""Where two experts' logits lie closer than this, another order of summation may choose the other one."""
+"""Where two experts' logits are closer than this, another order of summation may choose the other expert."""
 DRAWS = 10
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """`difference`: the largest, of logits; `images` that were compared; `left_out`: those with a choice too close to
-    call."""
+    """Result of a comparison.
+
+    - `difference`: the largest difference of logits.
+    - `images`: how many were compared.
+    - `left_out`: how many were not, because a router's choice was too close to call.
+    """
 
     difference: float
     images: int
@@ -31,7 +35,14 @@ class Agreement:
 def compare(
     model: nn.Module, session: onnxruntime.InferenceSession, input_size: tuple[int, ...], batch_size: int | None
 ) -> Agreement:
-    """Feeds both the same random images: in batches of 1, 2 and 7, or of the only `batch_size` that the graph takes.
+    """Compares logits on the same random images.
+
+    **Arguments:**
+
+    - `model`: the network, at evaluation.
+    - `session`: the exported graph.
+    - `input_size`: (channels, height, width).
+    - `batch_size`: the only batch size that the graph takes; None: batches of 1, 2 and 7 are compared.
 
     **Raises:** ValueError where no image could be compared.
     """
@@ -43,15 +54,15 @@ def compare(
             pixels = torch.randn(batch, *input_size, generator=generator)
             with record(model) as routing:
                 expected = model(pixels)
-            found = torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
-            clear = torch.ones(batch, dtype=torch.bool)
+            exported_logits = torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
+            is_clear = torch.ones(batch, dtype=torch.bool)
             for call in (call for calls in routing.layers.values() for call in calls):
                 bias = cast(TopKRouter, call.router).balance_bias
                 logits = call.routing.logits if bias is None else call.routing.logits + bias
-                clear &= choice_gap(logits, cast(TopKRouter, call.router).k, batch) >= TIE
-            worst = (found - expected).abs().amax(1)[clear]
-            difference = max([difference, *worst.nan_to_num(torch.inf).tolist()])
-            images, left_out = images + len(worst), left_out + batch - len(worst)
+                is_clear &= choice_gap(logits, cast(TopKRouter, call.router).k, batch) >= TIE
+            differences = (exported_logits - expected).abs().amax(1)[is_clear]
+            difference = max([difference, *differences.nan_to_num(torch.inf).tolist()])
+            images, left_out = images + len(differences), left_out + batch - len(differences)
         if images:
             return Agreement(difference, images, left_out)
     raise ValueError(
@@ -61,7 +72,7 @@ def compare(
 
 
 def choice_gap(logits: Float[Tensor, "G S E"], k: int, batch: int) -> Float[Tensor, " B"]:
-    """How far, in each image's closest case, the k-th choice is from the next one."""
+    """The smallest gap, over each image's tokens, between the logits of the k-th choice and of the next one."""
     if k == logits.shape[-1]:
         return torch.full((batch,), torch.inf)
     best = logits.topk(k + 1, -1).values

@@ -1,4 +1,4 @@
-"""A network as a plain ONNX file, which is compared with the network before it is called done."""
+"""Exports a network as a plain ONNX file, and compares both before the file is written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,14 +27,19 @@ from .agreement import TOLERANCE, compare
 from .product import ONNX_OPERATORS, export_product
 
 LARGEST = 2**31 - 2**20
-"""Bytes of weights: protobuf, and so ONNX in one file, ends at 2 GiB."""
+"""Largest size of weights in bytes: protobuf, and so an ONNX file, ends at 2 GiB."""
 
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """A written file and what was measured of it: `size` in bytes; `difference`: the largest, of its logits in ONNX
-    Runtime and the network's; on so many random `images`; `left_out`: further ones, in which some choice between two
-    experts was too close to call."""
+    """A written file and its comparison with the network.
+
+    - `path`: the file.
+    - `size`: in bytes.
+    - `difference`: the largest difference between the file's logits, in ONNX Runtime, and the network's.
+    - `images`: random images that were compared.
+    - `left_out`: random images that were not, because a choice between two experts was too close to call.
+    """
 
     path: Path
     size: int
@@ -50,18 +55,24 @@ def export_onnx(
     batch_size: int = 1,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> OnnxExport:
-    """Writes `path`, a file of standard ONNX operators, in which each expert computes its own tokens only.
+    """Writes a file of standard ONNX operators in which each expert computes its own tokens only.
 
-    Its input `pixels` is float32 (batch, C, H, W), normalised already; its output `logits` (batch, classes). It says in
-    its metadata, under "vismoe", how images are to be prepared and what the classes are called. The model is left as
-    it was.
+    The input `pixels` is float32 (batch, C, H, W), normalised; the output `logits` is (batch, classes). The metadata
+    entry "vismoe" has the image preparation and the class names. The model is left as it was.
 
-    **Arguments:** `model`: made by `create_model` (vismoe's or timm's), loaded, or transformers' for image
-    classification, on the CPU in float32; `dynamic_batch`: takes any number of images, otherwise always `batch_size`;
-    `preprocessing`: timm's data configuration (mean, std, …) where it differs from the model's own, or the model is
-    transformers', which do not know any.
+    **Arguments:**
 
-    **Raises:** ValueError where the path is taken or does not end in .onnx; for a model that drops tokens; where the
+    - `model`: made by `create_model` (vismoe's or timm's), loaded, or transformers' for image classification; on the
+      CPU, in float32.
+    - `path`: the file, with the suffix .onnx; it must not exist.
+    - `dynamic_batch`: whether the file takes any number of images; default False: always `batch_size`.
+    - `batch_size`: images of a batch; default 1.
+    - `preprocessing`: entries of timm's data configuration (mean, std, …) that differ from the model's own;
+      transformers' models have none. Default: none.
+
+    **Returns:** an `OnnxExport`: the file's size, and how well it agrees with the model.
+
+    **Raises:** ValueError where the path exists or does not end in .onnx; for a model that drops tokens; where the
     file's logits, in ONNX Runtime, differ from the model's by more than 1e-4. Then nothing is written.
     """
     path, model = Path(path), unwrap(model)
@@ -73,7 +84,7 @@ def export_onnx(
         raise ValueError(f"{path} exists: choose another path, or remove it")
     if batch_size < 1 or (dynamic_batch and batch_size != 1):
         raise ValueError(f"batch_size={batch_size}: accepted are numbers ≥ 1, and none beside a dynamic batch")
-    _check(model)
+    _check_exportable(model)
     description = describe_model(model, preprocessing)
     network, batch = LogitsOnly(model), None if dynamic_batch else batch_size
     input_size = tuple(description.preprocessing["input_size"])
@@ -92,7 +103,7 @@ def export_onnx(
 
 
 class LogitsOnly(nn.Module):
-    """A network that gives its logits and nothing else; transformers' give them among other things."""
+    """A network that returns its logits alone; transformers' networks return other outputs too."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -104,7 +115,7 @@ class LogitsOnly(nn.Module):
         return logits
 
 
-def _check(model: nn.Module) -> None:
+def _check_exportable(model: nn.Module) -> None:
     if getattr(model, "predictions", "mean") != "mean" and getattr(model, "ensemble_size", 0):
         raise ValueError('this ensemble has a row of logits for each member; one an image is: set predictions="mean"')
     for name, layer in model.named_modules():
@@ -134,7 +145,7 @@ def _check(model: nn.Module) -> None:
 
 
 def _serialise(network: nn.Module, description: Description, batch_size: int | None) -> bytes:
-    # A dynamic dimension must not be 1 in the example: torch would take that for the only value.
+    # A dynamic dimension must not be 1 in the example: torch would treat 1 as its only value.
     pixels = torch.zeros(2 if batch_size is None else batch_size, *description.preprocessing["input_size"])
     shapes = ({0: torch.export.Dim("batch", min=1)},) if batch_size is None else None
     with torch.no_grad(), using_backend(network, export_product):
@@ -150,7 +161,7 @@ def _serialise(network: nn.Module, description: Description, batch_size: int | N
         )
     assert exported is not None
     model = exported.model
-    # One expert's weights, taken from all of them: now, not whenever the graph runs.
+    # Slices each expert's weights now, not at every run of the graph.
     fold_constants(model, input_size_limit=LARGEST, output_size_limit=LARGEST)
     for tidy in (
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

@@ -1,6 +1,6 @@
-"""How an exported graph multiplies: rows sorted by expert, cut where the counts say, an expert at a time.
+"""The product of an exported graph: rows sorted by expert, split by their counts, one expert after the other.
 
-Each expert computes its own rows only, as many as the input gives it. In ONNX that is one Gather, one Split, the
+Each expert computes its own rows only, however many the input gives it. In ONNX that is one Gather, one Split, the
 experts' own products, one Concat and one Gather back.
 """
 
@@ -15,7 +15,7 @@ from vismoe.moe import Rows
 from vismoe.moe.execution.layouts import OneExpert
 
 
-# An operator, so that the sizes are read by one Split: cut by numbers, a graph has a handful of nodes for each number.
+# An operator, so that one Split reads the sizes: slicing by numbers would need several nodes for each number.
 @torch.library.custom_op("vismoe::split_rows", mutates_args=())
 def split_rows(rows: Tensor, count: Tensor) -> list[Tensor]:
     """Rows (R, d), cut into parts of `count` (E,) rows."""
@@ -33,11 +33,11 @@ def _split_rows_onnx(rows: Any, count: Any) -> Any:
 
 
 ONNX_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.vismoe.split_rows.default: _split_rows_onnx}
-"""What becomes of our operators in ONNX."""
+"""Our operators, and their ONNX translations."""
 
 
 def export_product(experts: nn.Module, rows: Rows) -> Tensor:
-    """A product whose graph has no shape that depends on the input but the experts' rows. For plans that drop nothing:
-    every row is live."""
+    """A product for export: apart from the experts' rows, no shape in its graph depends on the input. For plans that
+    drop nothing, where every row is live."""
     parts = split_rows(rows.values, rows.count)
     return torch.cat([experts(part, OneExpert(number)) for number, part in enumerate(parts)])

@@ -1,4 +1,4 @@
-"""What the routers did: tables and images."""
+"""Explains what the routers did: tables and images."""
 
 from .routing import LayerRouting, experts_of_tokens, route
 from .routing_figure import routing_images

@@ -1,4 +1,4 @@
-"""What routers did with a set of images, as tables."""
+"""Tables of what routers did with a set of images."""
 
 from dataclasses import dataclass
 
@@ -14,42 +14,44 @@ from vismoe.moe.record import layers_of
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """One MoE layer's choices for N images: `expert` (N, S, k), -1 where a choice was dropped or, where tokens have
-    differing numbers of experts, there is none; of an ensemble, k of each member, one after the
-    other; tokens in the network's order, prefix tokens (class token) first.
-    `num_experts`: E."""
+    """One MoE layer's choices for N images.
+
+    - `expert`: (N, S, k), -1 where a choice was dropped or a token has fewer experts than others; an ensemble has k of
+      each member, one member after the other. Tokens are in the network's order, prefix tokens (class token) first.
+    - `num_experts`: E.
+    """
 
     expert: Int[Tensor, "N S k"]
     num_experts: int
 
     def by_class(self, labels: Int[Tensor, " N"] | Bool[Tensor, "N classes"], num_classes: int) -> Tensor:
-        """(E, classes): how many tokens of each class's images each expert got."""
-        own = self.expert.flatten(1)
-        counts = torch.zeros(len(own), self.num_experts + 1, dtype=torch.int64, device=own.device)
-        counts.scatter_add_(1, own + 1, torch.ones_like(own))  # the first column takes what was dropped
-        counts, labels = counts[:, 1:].T, labels.to(own.device)
+        """(E, classes): how many tokens of each class's images each expert received."""
+        experts = self.expert.flatten(1)
+        counts = torch.zeros(len(experts), self.num_experts + 1, dtype=torch.int64, device=experts.device)
+        counts.scatter_add_(1, experts + 1, torch.ones_like(experts))  # the first column takes what was dropped
+        counts, labels = counts[:, 1:].T, labels.to(experts.device)
         if labels.ndim == 2:
             return counts @ labels.long()
         return counts.new_zeros(self.num_experts, num_classes).index_add_(1, labels, counts)
 
 
 def experts_of_tokens(plan: Plan) -> Int[Tensor, "N k"]:
-    """The experts of each token, best first, -1 where the choice was dropped. Where tokens have differing numbers of
-    experts k is E, and -1 fills up; of soft routing k is 1: the expert whose slots weigh most."""
+    """The experts of each token, best first, -1 where the choice was dropped. Where tokens have different numbers of
+    experts, k is E and the rest is -1. For soft routing k is 1: the expert whose slots weigh most."""
     if isinstance(plan, SoftPlan):
         return plan.combine.sum(-1).flatten(0, 1).argmax(1, keepdim=True)
-    live = torch.repeat_interleave(torch.arange(len(plan.count), device=plan.count.device), plan.count)
+    expert_of_row = torch.repeat_interleave(torch.arange(len(plan.count), device=plan.count.device), plan.count)
     if plan.inverse is None:
         weight = plan.weight.new_full((plan.num_tokens, len(plan.count)), -1)
-        weight[plan.token[: len(live)], live] = plan.weight[: len(live)]
+        weight[plan.token[: len(expert_of_row)], expert_of_row] = plan.weight[: len(expert_of_row)]
         best = weight.sort(1, descending=True)
         return torch.where(best.values < 0, -1, best.indices)
-    dropped = torch.full((len(plan.token) - len(live),), -1, device=live.device)
-    return torch.cat([live, dropped])[plan.inverse]
+    dropped = torch.full((len(plan.token) - len(expert_of_row),), -1, device=expert_of_row.device)
+    return torch.cat([expert_of_row, dropped])[plan.inverse]
 
 
 def route(predictor: Predictor, images: ImageSet) -> dict[str, LayerRouting]:
-    """Every MoE layer's choices for every image of a set, by layer. Empty for a dense model, which is not run."""
+    """Every MoE layer's choices for every image of a set, by layer. A dense model is not run: the result is empty."""
     if not layers_of(predictor.model):
         return {}
     tables: dict[str, list[Tensor]] = {}

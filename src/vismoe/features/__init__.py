@@ -1,4 +1,4 @@
-"""What a frozen network makes of images, and what little can be learned from that: few-shot, linear probes."""
+"""A frozen network's features of images, and what can be learned from them: few-shot, linear probes."""
 
 from .embeddings import check_embeddings, class_names, file_names, open_images, whole, write_embeddings
 from .features import VIEWS, classifiers, features

@@ -1,4 +1,4 @@
-"""Features as files that other tools read."""
+"""Writes features to files that other tools read."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -24,17 +24,17 @@ FORMATS: tuple[Format, ...] = ("npy", "parquet")
 
 
 def open_images(paths: Sequence[str | Path]) -> Data:
-    """Files, and folders of them, as a set without classes, all of it for evaluation.
+    """Image files and folders as a set without classes, all of it for evaluation.
 
-    **Raises:** FileNotFoundError for what is not there, ValueError where there are no images.
+    **Raises:** FileNotFoundError for a missing path, ValueError where there are no images.
     """
     files: list[Path] = []
     left_out: list[Unreadable] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found, others = list_images(path)
-            files += found
-            left_out += [Unreadable((path / entry.file).as_posix(), entry.reason) for entry in others]
+            readable, unreadable = list_images(path)
+            files += readable
+            left_out += [Unreadable((path / entry.file).as_posix(), entry.reason) for entry in unreadable]
         elif path.is_file():
             files.append(path)
         else:
@@ -51,20 +51,23 @@ def _read(files: Sequence[Path], index: int) -> Image.Image:
 
 
 def whole(data: Data, parts: Mapping[str, str] | None = None) -> Data:
-    """All parts of a set as one for evaluation, the training part first, with a column `part` where it has some.
+    """All parts of a set as one for evaluation, the training part first, with a column `part` where the set has parts.
 
-    **Arguments:** `parts`: that of each file, where the set's own, train and held-out, are not meant; "" of others.
+    **Arguments:**
+
+    - `data`: the set.
+    - `parts`: the part of each file, "" for files that are not in it; default: the set's own, train and held-out.
     """
     if data.train is None:
-        images, of = data.val, [""] * len(data.val)
+        images, part_of_image = data.val, [""] * len(data.val)
     else:
         labels = torch.cat([data.train.labels, data.val.labels])
         files = [*data.train.files, *data.val.files]
         images = ImageSet(labels, partial(_of_parts, data.train, data.val), files)
-        of = ["train"] * len(data.train) + ["held-out"] * len(data.val)
+        part_of_image = ["train"] * len(data.train) + ["held-out"] * len(data.val)
     if parts:
-        of = [parts.get(file, "") for file in images.files]
-    images = replace(images, columns={PART: of} if any(of) else {})
+        part_of_image = [parts.get(file, "") for file in images.files]
+    images = replace(images, columns={PART: part_of_image} if any(part_of_image) else {})
     return Data(data.name, data.classes, None, images, data.channels, data.left_out)
 
 
@@ -73,22 +76,22 @@ def _of_parts(first: ImageSet, second: ImageSet, index: int) -> Image.Image:
 
 
 def file_names(images: ImageSet) -> list[str]:
-    """Each image's file; of sets without files its number."""
+    """Each image's file; in sets without files its number."""
     return list(images.files) or [str(number) for number in range(len(images))]
 
 
 def class_names(images: ImageSet, classes: Sequence[str]) -> list[str]:
-    """Each image's class; several with | between them, as `metadata.csv` has them."""
+    """Each image's class; several are joined by |, as in `metadata.csv`."""
     if images.labels.ndim == 1:
         return [classes[number] for number in images.labels.tolist()]
     return ["|".join(classes[k] for k in row.nonzero()[:, 0].tolist()) for row in images.labels]
 
 
 def check_embeddings(path: Path, format: Format | None = None) -> Format:
-    """The format that a file is to have: the one named, else that of its suffix.
+    """The format of a file: the one named, else that of its suffix.
 
-    **Raises:** ValueError where neither says one, or parquet cannot be written here; FileExistsError where the file, or
-    the table beside it, exists; FileNotFoundError where its folder does not.
+    **Raises:** ValueError where neither names one, or parquet cannot be written here; FileExistsError where the file,
+    or the table beside it, exists; FileNotFoundError where its folder does not.
     """
     suffix = path.suffix[1:].lower()
     chosen = format or next((known for known in FORMATS if known == suffix), None)
@@ -98,9 +101,9 @@ def check_embeddings(path: Path, format: Format | None = None) -> Format:
         raise ValueError(f"{path}: parquet needs pyarrow: pip install 'vismoe[embed]', or write .npy")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
-    if there := [str(target) for target in _targets(path, chosen) if target.exists()]:
+    if existing := [str(target) for target in _targets(path, chosen) if target.exists()]:
         raise FileExistsError(
-            f"{' and '.join(there)} exist{'s' if len(there) == 1 else ''}: choose another, or remove what is there"
+            f"{' and '.join(existing)} exist{'s' if len(existing) == 1 else ''}: choose another, or remove what is there"
         )
     return chosen
 
@@ -121,17 +124,26 @@ def write_embeddings(
     format: Format | None = None,
     parts: Sequence[str] = (),
 ) -> list[Path]:
-    """Writes N vectors with each one's file, label and, where they are given, part, all or nothing; says which files
-    these are.
+    """Writes N vectors with the file, label and, where given, part of each, all or nothing.
 
     npy: the float32 array (N, d), and beside it FILE.csv with the columns file, label and part; parquet: these columns
     and embedding, a list of d float32.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `files`, `labels`: N names.
+    - `vectors`: (N, d).
+    - `format`: "npy" or "parquet"; default: that of the suffix.
+    - `parts`: N names; default: none.
+
+    **Returns:** the written files.
 
     **Raises:** as `check_embeddings`.
     """
     format = check_embeddings(path, format)
     targets = _targets(path, format)
-    # A file's name need not be text: what is none becomes an escape.
+    # A file's name need not be valid text: invalid bytes are escaped.
     columns = {
         name: [cell.encode(errors="backslashreplace").decode() for cell in cells]
         for name, cells in (("file", files), ("label", labels), (PART, parts))
@@ -146,7 +158,7 @@ def write_embeddings(
                 csv.writer(file, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
             with asides[1].open("wb") as binary:
                 np.save(binary, array, allow_pickle=False)
-        check_embeddings(path, format)  # whether somebody was quicker
+        check_embeddings(path, format)  # another process may have written it meanwhile
     return targets
 
 

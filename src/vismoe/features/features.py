@@ -1,4 +1,4 @@
-"""What a network makes of images: what the linear map that gives its logits is handed."""
+"""A network's features of images: the input of the linear map that computes its logits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -28,21 +28,27 @@ def features(
     preparation: Mapping[str, Any] | None = None,
     watch: Callable[[int, int], None] = lambda done, of: None,
 ) -> Float[Tensor, "N d"]:
-    """The features of N images, in the set's order, float32, at evaluation. Leaves the network in the mode it was in.
+    """The features of N images, in the set's order, float32, at evaluation. The network is left in its mode.
 
-    They are what the last linear map of the classifier is handed, for networks of timm, transformers and torchvision
-    alike: `linear(features)` are the logits. Where there are two classifiers (distilled networks) it is the mean of
-    what both are handed, as timm has it. A network without one (`num_classes=0`, transformers' bare models) gives its
-    output: of transformers' the pooled one, else the class token, else the mean of the last hidden state.
+    Features are the input of the classifier's last linear map, for networks of timm, transformers and torchvision
+    alike: `linear(features)` are the logits. With two classifiers (distilled networks) they are the mean of both
+    inputs, as in timm. For a network without a classifier (`num_classes=0`, transformers' bare models) they are its
+    output; with transformers the pooled one, else the class token, else the mean of the last hidden state.
 
-    **Arguments:** `views`: of "plain" and "mirrored"; the features are the mean over these; `preparation`: what of
-    `vismoe.weights.data_config` (input_size, mean, std, interpolation, crop_pct) is to differ. That of transformers'
-    networks is what the folder says that they were loaded from, else what their class does; `watch`: is told after each
-    batch how many images are done, and of how many.
+    **Arguments:**
 
-    **Raises:** ValueError for unknown views and networks that give no single vector an image.
+    - `model`: the network.
+    - `images`: the set of N images.
+    - `batch_size`: images of a batch; default 64.
+    - `workers`: processes that load images; default 0: this one.
+    - `views`: "plain", "mirrored" or both, whose features are averaged; default "plain".
+    - `preparation`: entries that replace those of `vismoe.weights.data_config` (input_size, mean, std, interpolation,
+      crop_pct); default: none.
+    - `watch`: called after each batch with the number of images done, and of all images; default: nothing.
+
+    **Raises:** ValueError for unknown views, and for networks that do not return one vector an image.
     """
-    _check(views)
+    _check_views(views)
     predictor = Predictor(unwrap(model), batch_size=batch_size, preprocessing=preparation)
 
     def forward(network: nn.Module, batch: Batch) -> Tensor:
@@ -57,11 +63,11 @@ def features(
 
 
 def classifiers(model: nn.Module) -> list[nn.Module]:
-    """The linear maps that give a network's logits: one; of distilled networks two; without classes none."""
+    """The linear maps that compute a network's logits: one; two in distilled networks; none without classes."""
     model = as_network(model)
     if hasattr(model, "get_classifier"):
-        found = cast(Any, model).get_classifier()
-        tops = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+        classifier = cast(Any, model).get_classifier()
+        tops = list(classifier) if isinstance(classifier, tuple | list | nn.ModuleList) else [classifier]
         return [linear for top in tops for linear in _last_linear(top)]
     tops = [top for name in CLASSIFIERS if isinstance(top := getattr(model, name, None), nn.Module)]
     return next((linear for top in tops if (linear := _last_linear(top))), [])
@@ -73,24 +79,26 @@ def _last_linear(top: nn.Module) -> list[nn.Module]:
 
 
 def _embed(model: nn.Module, pixels: Tensor) -> Float[Tensor, "B d"]:
-    heads, handed = classifiers(model), []
-    hooks = [head.register_forward_pre_hook(lambda _, inputs: handed.append(inputs[0])) for head in heads]
+    heads, head_inputs = classifiers(model), []
+    hooks = [head.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0])) for head in heads]
     try:
         output = model(pixels)
     finally:
         for hook in hooks:
             hook.remove()
-    if len(handed) != len(heads):
-        raise ValueError(f"the classifier of {type(model).__name__} was called {len(handed)} times, not {len(heads)}")
-    if not handed and not isinstance(output, Tensor):
+    if len(head_inputs) != len(heads):
+        raise ValueError(
+            f"the classifier of {type(model).__name__} was called {len(head_inputs)} times, not {len(heads)}"
+        )
+    if not head_inputs and not isinstance(output, Tensor):
         raise ValueError(f"{type(model).__name__} has no classifier that is known: looked for {', '.join(CLASSIFIERS)}")
-    found = (torch.stack(handed).mean(0) if handed else output).float()
-    if found[0].numel() != found.shape[1]:
-        raise ValueError(f"{type(model).__name__} gives features of shape {tuple(found.shape[1:])}, not one vector")
-    # Of an ensemble, which has a row for each member of an image, the mean.
-    return found.flatten(1).unflatten(0, (len(pixels), -1)).mean(1)
+    vectors = (torch.stack(head_inputs).mean(0) if head_inputs else output).float()
+    if vectors[0].numel() != vectors.shape[1]:
+        raise ValueError(f"{type(model).__name__} gives features of shape {tuple(vectors.shape[1:])}, not one vector")
+    # An ensemble has a row for each member of an image: their mean.
+    return vectors.flatten(1).unflatten(0, (len(pixels), -1)).mean(1)
 
 
-def _check(views: Sequence[str]) -> None:
+def _check_views(views: Sequence[str]) -> None:
     if not views or set(views) - set(VIEWS):
         raise ValueError(f"views={tuple(views)}: accepted are some of {', '.join(VIEWS)}")

@@ -1,4 +1,4 @@
-"""How much a few images of each class teach, given a frozen network."""
+"""Few-shot accuracy: how much a frozen network learns from a few images of each class."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .neighbours import nearest_neighbours
 from .ridge import L2_GRID, ridge
 
 VALIDATION = 25
-"""So many images of a class, at most, choose the regularisation."""
+"""At most so many images of a class choose the regularisation."""
 REFERENCE_GRID = tuple(2.0**exponent for exponent in range(-10, 20))
 """The regularisations that the reference tries (google-research/vmoe, configs/common_fewshot.py)."""
 Protocol = Literal["validated", "reference"]
@@ -23,8 +23,13 @@ Protocol = Literal["validated", "reference"]
 
 @dataclass(frozen=True)
 class FewShot:
-    """What `shots` images of each class taught: the accuracy on the held-out part for each seed, in 0…1, of least
-    squares in closed form (`closed_form`, regularised by `l2`) and of the nearest neighbours."""
+    """Accuracies with `shots` images of each class, for each seed, 0 to 1, on the held-out part.
+
+    - `shots`: images of each class.
+    - `l2`: the regularisation of `closed_form`.
+    - `closed_form`: accuracies of least squares in closed form.
+    - `neighbours`: accuracies of the nearest neighbours.
+    """
 
     shots: int
     l2: float
@@ -35,8 +40,10 @@ class FewShot:
 def draw(
     labels: Int[Tensor, " N"], shots: int, seed: int, protocol: Protocol = "validated"
 ) -> tuple[list[int], list[int]]:
-    """The places of `shots` images of each class, and of up to VALIDATION others of each. Of one seed, fewer shots
-    are among more. By the reference's protocol no others, and all images of a class that has fewer.
+    """Draws `shots` images of each class, and up to VALIDATION others of each, as numbers of images.
+
+    With one seed, the images of fewer shots are among those of more. The reference's protocol draws no others, and
+    takes all images of a class that has fewer than `shots`.
 
     **Raises:** ValueError where others are needed and a class has no more than `shots` images.
     """
@@ -55,10 +62,11 @@ def draw(
 
 
 def check_shots(data: Data, shots: Sequence[int], protocol: Protocol = "validated") -> list[int]:
-    """Those of `shots` that every class of the training part has images enough for, one more than shots; all of them
-    by the reference's protocol, which takes what there is.
+    """Those of `shots` for which every class has enough images in the training part: one more than shots. The
+    reference's protocol accepts all of them.
 
-    **Raises:** ValueError where there is none, or the set is not one to draw from.
+    **Raises:** ValueError where none is left, and for a set that has no training part, one class, or several classes an
+    image.
     """
     if data.train is None:
         raise ValueError(f"{data.name} has no part to draw from: expected train/ beside val/, or a folder in one piece")
@@ -88,18 +96,26 @@ def few_shot(
     seeds: int = 3,
     batch_size: int = 64,
     workers: int = 0,
-    watch: Callable[[int, int], None] = lambda done, of: None,
+    watch: Callable[[int, int], None] = lambda done, total: None,
     protocol: Protocol = "validated",
 ) -> list[FewShot]:
-    """Few-shot accuracy of a frozen network on the whole held-out part; each seed draws from the training part anew.
-    One regularisation serves all seeds of as many shots.
+    """Few-shot accuracy of a frozen network on the whole held-out part. Each seed draws other images of the training
+    part; one regularisation serves all seeds with the same number of shots.
 
-    **Arguments:** `watch`: is told now and then of how many images the features are there, and of how many in all;
-    `protocol`: how the regularisation is chosen. "validated": of L2_GRID, that of the highest mean accuracy on up to
-    VALIDATION more images a class, of the training part too; among equals the strongest. "reference": of
-    REFERENCE_GRID, that of the highest mean rank on the held-out part itself, over seeds, as google-research/vmoe does
-    (evaluate/fewshot.py; there over sets too): for figures to compare with published ones, a little above what images
-    that nothing was chosen by would give.
+    **Arguments:**
+
+    - `model`: the network.
+    - `data`: a set with a training part and one class an image.
+    - `shots`: numbers of images of each class; default 1, 5, 10, 25.
+    - `seeds`: number of draws; default 3.
+    - `batch_size`: images of a batch; default 64.
+    - `workers`: processes that load images; default 0: this one.
+    - `watch`: called with the number of images whose features are computed, and of all images; default: nothing.
+    - `protocol`: how the regularisation is chosen; default "validated": from L2_GRID, by the highest mean accuracy on
+      up to VALIDATION further images a class of the training part, among equals the strongest. "reference": from
+      REFERENCE_GRID, by the highest mean rank over seeds on the held-out part itself, as google-research/vmoe does
+      (evaluate/fewshot.py; there over sets too), to compare with published figures; a little higher than on images that
+      nothing was chosen by.
 
     **Raises:** ValueError where a class has too few images, or the set has several classes an image.
     """
@@ -115,28 +131,34 @@ def few_shot(
     used = sorted({place for pairs in draws.values() for pair in pairs for part in pair for place in part})
     row = torch.zeros(len(labels), dtype=torch.int64)
     row[used] = torch.arange(len(used))
-    of = len(used) + len(data.val)
-    known = features(model, data.train.subset(used), batch_size, workers, watch=lambda done, _: watch(done, of))
-    held_out = features(model, data.val, batch_size, workers, watch=lambda done, _: watch(len(used) + done, of))
+    total = len(used) + len(data.val)
+    train_features = features(
+        model, data.train.subset(used), batch_size, workers, watch=lambda done, _: watch(done, total)
+    )
+    val_features = features(model, data.val, batch_size, workers, watch=lambda done, _: watch(len(used) + done, total))
 
     grid = REFERENCE_GRID if protocol == "reference" else L2_GRID
-    found = []
+    results = []
     for number, pairs in draws.items():
-        solved, chosen, near = [], [], []
+        solved, chosen, neighbour_accuracies = [], [], []
         for drawn, others in pairs:
-            x, y = known[row[drawn]], labels[drawn]
+            x, y = train_features[row[drawn]], labels[drawn]
             solved.append(ridge(x, y, classes, grid))
-            by = (held_out, data.val.labels) if protocol == "reference" else (known[row[others]], labels[others])
-            chosen.append(_accuracies(*solved[-1], *by))
-            votes = nearest_neighbours(x, y, held_out, classes)
-            near.append(_share(votes, data.val.labels))
+            validation = (
+                (val_features, data.val.labels)
+                if protocol == "reference"
+                else (train_features[row[others]], labels[others])
+            )
+            chosen.append(_accuracies(*solved[-1], *validation))
+            votes = nearest_neighbours(x, y, val_features, classes)
+            neighbour_accuracies.append(_share(votes, data.val.labels))
         best = best_rank(torch.stack(chosen)) if protocol == "reference" else _best_mean(torch.stack(chosen))
         accuracies = [
-            _accuracies(weight[best : best + 1], bias[best : best + 1], held_out, data.val.labels).item()
+            _accuracies(weight[best : best + 1], bias[best : best + 1], val_features, data.val.labels).item()
             for weight, bias in solved
         ]
-        found.append(FewShot(number, grid[best], accuracies, near))
-    return found
+        results.append(FewShot(number, grid[best], accuracies, neighbour_accuracies))
+    return results
 
 
 def _best_mean(accuracies: Float[Tensor, "seeds L"]) -> int:
@@ -145,7 +167,7 @@ def _best_mean(accuracies: Float[Tensor, "seeds L"]) -> int:
 
 
 def best_rank(accuracies: Float[Tensor, "seeds L"]) -> int:
-    """The place of the first of the highest mean ranks; among equal accuracies the later ranks higher."""
+    """The place of the first of the highest mean ranks; of equal accuracies the later one ranks higher."""
     ranks = accuracies.argsort(dim=1, stable=True).argsort(dim=1)
     return int(ranks.double().mean(0).argmax())
 

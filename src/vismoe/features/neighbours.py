@@ -1,4 +1,4 @@
-"""The classes of the most similar images."""
+"""Classification by the most similar images."""
 
 import torch
 from jaxtyping import Float, Int
@@ -16,19 +16,26 @@ def nearest_neighbours(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Float[Tensor, "M K"]:
-    """What share of the votes each class has: the k images of the largest cosine similarity s vote for theirs with
-    weight exp(s / temperature) (Wu et al. 2018, section 3.4; k and temperature as DINO's, Caron et al. 2021). Of fewer
-    than k images all vote. `temperature=math.inf`: all alike.
+    """Each class's share of the votes: the k images with the largest cosine similarity s vote for their class with
+    weight exp(s / temperature) (Wu et al. 2018, section 3.4; k and temperature as DINO's, Caron et al. 2021).
+
+    **Arguments:**
+
+    - `train_x`, `train_y`: features and classes of N images that vote.
+    - `x`: features of M images.
+    - `num_classes`: K.
+    - `k`: images that vote, all where there are fewer; default 20.
+    - `temperature`: above 0; `math.inf`: all votes weigh the same; default 0.07.
 
     **Raises:** ValueError where k or the temperature is not above 0.
     """
     if k < 1 or temperature <= 0:
         raise ValueError(f"k={k}, temperature={temperature}: both must be above 0")
-    known = F.normalize(train_x.float())
+    train_unit = F.normalize(train_x.float())
     votes = F.one_hot(train_y, num_classes).float()
-    found = []
+    shares = []
     for part in F.normalize(x.float()).split(CHUNK):
-        similarity, nearest = (part @ known.T).topk(min(k, len(known)))
+        similarity, nearest = (part @ train_unit.T).topk(min(k, len(train_unit)))
         weight = (similarity / temperature).softmax(1)
-        found.append((weight[..., None] * votes[nearest]).sum(1))
-    return torch.cat(found)
+        shares.append((weight[..., None] * votes[nearest]).sum(1))
+    return torch.cat(shares)

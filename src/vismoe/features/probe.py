@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 FOLDS = 3
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-"""scikit-learn's C, for standardised features: the larger, the less regularised."""
+"""scikit-learn's C for standardised features: a larger C regularises less."""
 
 
 def linear_probe(
@@ -26,15 +26,20 @@ def linear_probe(
     """Weight and bias of an `nn.Linear` whose outputs are logits: multinomial logistic regression (scikit-learn's, by
     L-BFGS) on standardised features, or, where an image may show several classes, one regression a class.
 
-    Of the `strengths` the one of the least cross-entropy over FOLDS folds of these images is taken. Where each shows
-    one class the folds are stratified, and as many as the rarest class has images where these are fewer; where that
-    is one, there are no folds and the least strength is taken.
+    The strength with the lowest cross-entropy over FOLDS folds of these images is used. With one class an image the
+    folds are stratified; there are fewer where the rarest class has fewer images. Where it has one image, there are no
+    folds and the smallest strength is used.
 
-    **Arguments:** `train_y`: the number of each image's class, or which of K are on it; `class_weight`: "balanced"
-    makes rare classes count as much as common ones, in the fit as in the choice; `seed`: of the folds.
+    **Arguments:**
 
-    **Raises:** ValueError where there are fewer than two classes, or one without images (of several an image: such a
-    class is given its share alone).
+    - `train_x`: features of N images.
+    - `train_y`: each image's class, or which of K classes it shows.
+    - `class_weight`: "balanced": rare classes count as much as common ones, in the fit and in the choice; default None.
+    - `strengths`: values of scikit-learn's C to choose from; default STRENGTHS.
+    - `seed`: of the folds; default 0.
+
+    **Raises:** ValueError where there are fewer than two classes, or a class without images (with several classes an
+    image, such a class gets its share alone).
     """
     y = train_y.numpy()
     if y.ndim == 1 and ((count := np.bincount(y)).size < 2 or not count.all()):
@@ -43,15 +48,15 @@ def linear_probe(
     mean, std = x.mean(0), x.std(0) + 1e-5
     x = (x - mean) / std
     strengths = sorted(strengths)
-    strengths = strengths[: 1 + _best(x, y, strengths, class_weight, seed)]
-    w = _path(x, y, strengths, class_weight)[-1]
+    strengths = strengths[: 1 + _best_strength(x, y, strengths, class_weight, seed)]
+    w = _fit_strengths(x, y, strengths, class_weight)[-1]
     weight = w[:, :-1] / std
     bias = w[:, -1] - weight @ mean
     return torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
 
 
-def _best(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], class_weight: Any, seed: int) -> int:
-    """The place of the strength of the least cross-entropy on images that were not fitted to."""
+def _best_strength(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], class_weight: Any, seed: int) -> int:
+    """The place of the strength with the lowest cross-entropy on the images that were left out of the fit."""
     folds = min(FOLDS, len(y) if y.ndim == 2 else int(np.bincount(y).min()))
     if len(strengths) == 1 or folds < 2:
         return 0
@@ -59,7 +64,7 @@ def _best(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], class_weight
     parts: Iterable[Any] = kind(folds, shuffle=True, random_state=seed).split(x, y)
     losses = np.zeros(len(strengths))
     for fitted, rest in parts:
-        for place, w in enumerate(_path(x[fitted], y[fitted], strengths, class_weight)):
+        for place, w in enumerate(_fit_strengths(x[fitted], y[fitted], strengths, class_weight)):
             losses[place] += _cross_entropy(x[rest] @ w[:, :-1].T + w[:, -1], y[rest], class_weight)
     return int(losses.argmin())
 
@@ -72,23 +77,23 @@ def _cross_entropy(scores: np.ndarray, y: np.ndarray, class_weight: Any) -> floa
     return F.cross_entropy(logits, labels, None if weight is None else weight.to(logits)).item()
 
 
-def _path(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], class_weight: Any) -> list[np.ndarray]:
-    """Weights with the bias behind them (K, d + 1) for each of rising strengths."""
+def _fit_strengths(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], class_weight: Any) -> list[np.ndarray]:
+    """Weights with the bias as last column, (K, d + 1), for each of the strengths, which are rising."""
     if y.ndim == 2:
         columns = [_regressions(x, column, strengths, class_weight) for column in y.T]
-        return [np.concatenate(each) for each in zip(*columns, strict=True)]
-    found = _regressions(x, y, strengths, class_weight)
-    # Of two classes scikit-learn gives the difference of their logits.
-    return [np.concatenate([-w / 2, w / 2]) if len(w) == 1 else w for w in found]
+        return [np.concatenate(of_classes) for of_classes in zip(*columns, strict=True)]
+    coefficients = _regressions(x, y, strengths, class_weight)
+    # For two classes scikit-learn returns the difference of their logits.
+    return [np.concatenate([-w / 2, w / 2]) if len(w) == 1 else w for w in coefficients]
 
 
 def _regressions(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], class_weight: Any) -> list[np.ndarray]:
     if y.dtype == bool and (y.all() or not y.any()):
         share = (y.sum() + 0.5) / (len(y) + 1)
         return [np.append(np.zeros(x.shape[1]), np.log(share / (1 - share)))[None]] * len(strengths)
-    found = []
+    coefficients = []
     model = LogisticRegression(class_weight=class_weight, warm_start=True, max_iter=2000)
-    for strength in strengths:  # each begins where the one before it ended
+    for strength in strengths:  # each starts from the previous solution
         model.set_params(C=strength).fit(x, y)
-        found.append(np.hstack([model.coef_, model.intercept_[:, None]]))
-    return found
+        coefficients.append(np.hstack([model.coef_, model.intercept_[:, None]]))
+    return coefficients

@@ -17,8 +17,8 @@ def ridge(
 ) -> tuple[Float[Tensor, "L K d"], Float[Tensor, "L K"]]:
     """Weight and bias of a linear classifier for each of L regularisations, in float64, for the features as given.
 
-    Features are standardised (standard deviation + 1e-5) and given the constant feature BIAS; targets are +1 for the
-    own class and -1 for the others. Minimises ‖XW − Y‖² + l2·‖W‖², that of BIAS included:
+    Features are standardised (standard deviation + 1e-5) and get the constant feature BIAS; targets are +1 for the
+    image's class and -1 for the others. Minimises ‖XW − Y‖² + l2·‖W‖², including the weight of BIAS:
 
     - W = (XᵀX + l2)⁻¹ Xᵀ Y where there are as many images as features, a system of (d + 1)²,
     - W = Xᵀ (XXᵀ + l2)⁻¹ Y where there are fewer, one of N²: the same W.
@@ -33,10 +33,10 @@ def ridge(
     y = 2 * F.one_hot(labels, num_classes).to(x) - 1
     fewer = len(x) < x.shape[1]
     gram, target = (x @ x.T, y) if fewer else (x.T @ x, x.T @ y)
-    identity, found = torch.eye(len(gram)).to(gram), []
+    identity, solutions = torch.eye(len(gram)).to(gram), []
     for strength in l2:
         solved = torch.cholesky_solve(target, torch.linalg.cholesky(gram + strength * identity))
-        found.append(x.T @ solved if fewer else solved)
-    w = torch.stack(found).mT
+        solutions.append(x.T @ solved if fewer else solved)
+    w = torch.stack(solutions).mT
     weight = w[..., :-1] / std
     return weight, BIAS * w[..., -1] - weight @ mean

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written aside, on the disk, then renamed."""
+"""Files and folders that appear whole or not at all: written beside their place, synced to the disk, then renamed."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 LONGEST = 48
-"""Characters of a name that the name of what is written aside repeats: file systems limit a name's length."""
+"""Most characters of a file's name in its temporary name: file systems limit the length of names."""
 
 
 def sync(path: Path) -> None:
@@ -23,7 +23,7 @@ def sync(path: Path) -> None:
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Gives a file or a folder, itself on the disk already, its name for good. A file at `path` is replaced."""
+    """Renames a file or folder that is on the disk already to its final name. A file at `path` is replaced."""
     aside.replace(path)
     sync(path.parent)
 
@@ -32,10 +32,13 @@ def put_in_place(aside: Path, path: Path) -> None:
 def whole_file(path: Path, aside: Path | None = None) -> Iterator[Path]:
     """Yields a path beside `path` to write a file to. It replaces `path` once the block has ended without an error.
 
-    The file has the mode bits that the user's umask gives, whatever its writer gave it.
+    The file has the mode bits of the user's umask, whatever its writer set.
 
-    **Arguments:** `path`: the file; `aside`: where it is written first, by default a name that nobody else takes. Where
-    only one process writes, a fixed name lets the next try overwrite what a killed one left behind.
+    **Arguments:**
+
+    - `path`: the file.
+    - `aside`: where it is written first; default: a unique name. Where only one process writes, a fixed name lets the
+      next attempt overwrite what a killed one left behind.
     """
     aside = aside or _aside(path, "new")
     try:
@@ -52,7 +55,7 @@ def whole_file(path: Path, aside: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """As `whole_file`, for several files that are new: all of them appear, or none."""
+    """As `whole_file`, for several new files: all of them appear, or none."""
     asides, placed = [_aside(path, "new") for path in paths], []
     try:
         yield asides
@@ -74,26 +77,30 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
 def whole_folder(path: Path, known: Collection[str] | None = None, synced: bool = True) -> Iterator[Path]:
     """Yields a new folder beside `path` to write into. It becomes `path` once the block has ended without an error.
 
-    **Arguments:** `path`: the folder; folders above it are made; `known`: names of the files that an older folder at
-    `path` may hold: it is replaced; None: there may be no folder; `synced`: whether all files are on the disk before
-    (many small ones of a cache, which can be had again, would take long), with the mode bits that the umask gives.
+    **Arguments:**
 
-    **Raises:** ValueError where `path` holds anything but `known` files; FileExistsError where there may be no folder
-    and there is one, before or after the block.
+    - `path`: the folder; folders above it are created.
+    - `known`: names of the files that an older folder at `path` may hold, which is then replaced; default None: no
+      folder may exist.
+    - `synced`: whether all files are synced to the disk first, with the mode bits of the umask; default True. False
+      saves time with the many small files of a cache, which can be created again.
+
+    **Raises:** ValueError where `path` holds anything but `known` files; FileExistsError where no folder may exist and
+    one does, before or after the block.
     """
     if path.exists() and known is not None and (not path.is_dir() or {file.name for file in path.iterdir()} - {*known}):
         raise ValueError(f"{path} exists and holds other files than {', '.join(known)}: choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside, before = _aside(path, "new"), _aside(path, "old")
+    aside, old = _aside(path, "new"), _aside(path, "old")
     aside.mkdir()
     try:
         yield aside
         if synced:
-            _settle(aside)
+            _sync_folder(aside)
         if path.exists():
             if known is None:
                 raise FileExistsError(f"{path} exists")
-            path.rename(before)
+            path.rename(old)
         try:
             put_in_place(aside, path)
         except OSError as error:
@@ -101,14 +108,15 @@ def whole_folder(path: Path, known: Collection[str] | None = None, synced: bool 
                 raise FileExistsError(f"{path} exists") from error  # another process was quicker
             raise
     finally:
-        if before.exists() and not path.exists():
-            before.rename(path)
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def _settle(folder: Path) -> None:
-    """Syncs a folder's files. Some writers (safetensors) let only the owner read theirs: the umask decides instead."""
+def _sync_folder(folder: Path) -> None:
+    """Syncs a folder's files. Some writers (safetensors) make theirs readable by the owner only: here the umask
+    decides."""
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
         if path.is_file():
@@ -117,14 +125,19 @@ def _settle(folder: Path) -> None:
     sync(folder)
 
 
-def _aside(path: Path, what: str) -> Path:
-    return path.with_name(f".{path.name[:LONGEST]}.{uuid4().hex}.{what}")
+def _aside(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name[:LONGEST]}.{uuid4().hex}.{suffix}")
 
 
 def write_text(path: Path, text: str, errors: str = "strict", aside: Path | None = None) -> None:
     """Writes a text file in UTF-8, whole or not at all.
 
-    **Arguments:** `errors`: what becomes of characters that UTF-8 lacks, as of `str.encode`; `aside`: see `whole_file`.
+    **Arguments:**
+
+    - `path`: the file.
+    - `text`: its content.
+    - `errors`: as in `str.encode`, for characters that UTF-8 lacks; default "strict".
+    - `aside`: see `whole_file`.
     """
     with whole_file(path, aside) as file:
         file.write_text(text, encoding="utf-8", errors=errors)
@@ -136,9 +149,9 @@ def write_json(path: Path, content: dict[str, Any], aside: Path | None = None) -
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a cache; an empty one where there is no file.
+    """The object in a JSON file of a cache; an empty one where the file is missing.
 
-    **Raises:** ValueError where it holds anything else.
+    **Raises:** ValueError where the file holds anything else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Where what was downloaded, unpacked or converted once is kept."""
+"""The folder of downloaded, unpacked and converted files."""
 
 import os
 from pathlib import Path
@@ -6,5 +6,5 @@ from pathlib import Path
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/vismoe, or ~/.cache/vismoe."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "vismoe"
+    variable = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(variable) if os.path.isabs(variable) else Path.home() / ".cache") / "vismoe"

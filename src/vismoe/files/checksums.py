@@ -1,4 +1,4 @@
-"""SHA-256 of files; what files were when they were first seen, and whether they are that still (trust on first use)."""
+"""SHA-256 of files, and trust on first use: what a file was when it was first seen is compared at every later use."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def sha256_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Seen:
-    """A file as it was: `size` in bytes, `sha256`, and where it was from."""
+    """A file when it was first seen: `size` in bytes, `sha256`, and its `source`."""
 
     size: int
     sha256: str
@@ -24,7 +24,7 @@ class Seen:
 
 
 class Record:
-    """A JSON file of what files were when they were first seen, by their names."""
+    """A JSON file with size and SHA-256 of files when they were first seen, by their names (trust on first use)."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -33,9 +33,13 @@ class Record:
         return name in read_json(self.path)
 
     def compare(self, path: Path, source: str, remedy: str) -> Seen:
-        """What a file is, which is what the record has of its name, if anything.
+        """Size and SHA-256 of a file, which must match the record where that has the file's name.
 
-        **Arguments:** `source`: where it is from; `remedy`: what to do where it is another one.
+        **Arguments:**
+
+        - `path`: the file.
+        - `source`: where it comes from.
+        - `remedy`: what the user can do where it does not match.
 
         **Raises:** ValueError for another file, with what was given and expected.
         """
@@ -51,4 +55,4 @@ class Record:
 
     def note(self, seen: Mapping[str, Seen]) -> None:
         """Adds files, by their names, that are not in the record."""
-        write_json(self.path, {name: asdict(each) for name, each in seen.items()} | read_json(self.path))
+        write_json(self.path, {name: asdict(file) for name, file in seen.items()} | read_json(self.path))

@@ -1,4 +1,4 @@
-"""Figures as files."""
+"""Writes figures to files."""
 
 import warnings
 from pathlib import Path
@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 
 
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """Writes a figure. Signs of a name that no font here has are boxes, without a word."""
+    """Writes a figure. Characters that no installed font has become boxes, without a warning."""
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         figure.savefig(path, dpi=dpi)
 
 
 def plain_text(name: str) -> str:
-    """A name as one line of text: a dollar sign would begin a formula."""
+    """A name as one line of text, with its dollar signs escaped: they would begin a formula."""
     return " ".join(name.split()).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""From the Hugging Face hub."""
+"""Downloads from the Hugging Face hub."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,14 +7,21 @@ from typing import TypeVar
 Made = TypeVar("Made")
 
 SIZE_TIMEOUT = 10.0
-"""Seconds that the hub may take to say what a repository holds."""
+"""Seconds to wait for the hub's list of a repository's files."""
 
 
 def download(name: str, files: Sequence[str]) -> Path:
-    """The folder with these files, where they exist, of the repository `ORG/NAME`: downloaded, with progress, but for
-    what the hub's cache has already; without a network what is there.
+    """Downloads files of the repository `ORG/NAME`, with progress. Files in the hub's cache are not downloaded again,
+    and suffice without a network.
 
-    **Raises:** ValueError, within seconds, for a repository that cannot be had.
+    **Arguments:**
+
+    - `name`: the repository, ORG/NAME.
+    - `files`: names of files; those that the repository does not have are skipped.
+
+    **Returns:** the folder with the files.
+
+    **Raises:** ValueError, within seconds, for a repository that cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -38,9 +45,9 @@ def download(name: str, files: Sequence[str]) -> Path:
 
 
 def downloading(source: str, create: Callable[[], Made]) -> Made:
-    """What `create` gives, which downloads.
+    """The result of `create`, a function that downloads weights.
 
-    **Raises:** ValueError where that fails.
+    **Raises:** ValueError where the download fails.
     """
     try:
         return create()
@@ -49,12 +56,12 @@ def downloading(source: str, create: Callable[[], Made]) -> Made:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises where a request fails, or is answered by something else than the hub."""
+    """What huggingface_hub raises where a request fails, or something else than the hub answers."""
     return (OSError, ValueError, _http_error())
 
 
 def _http_error() -> type[Exception]:
-    """What all errors of its HTTP library are, which its own derive from."""
+    """The base class of all errors of its HTTP library, from which its own errors derive."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__[0]

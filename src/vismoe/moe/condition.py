@@ -15,7 +15,7 @@ from .record import Recordable, layers_of
 from .routers.balancing import inside_backward
 
 
-@dataclass(frozen=True, eq=False)  # Blocks are told apart by identity: tensors have no plain equality.
+@dataclass(frozen=True, eq=False)  # Compared by identity: tensors have no plain equality.
 class Condition:
     """`mask` (B, S): False where a token is padding; `context`: whatever a router understands."""
 
@@ -27,7 +27,7 @@ NOTHING = Condition(None, None)
 
 
 class Conditions:
-    """The conditions that hold for one layer, by the thread that set them. A copy of a layer begins without any."""
+    """The conditions of one layer, with the thread that set each. A copy of a layer begins without any."""
 
     def __init__(self) -> None:
         self.held: list[tuple[int, Condition]] = []
@@ -36,15 +36,15 @@ class Conditions:
     def current(self) -> Condition:
         """The innermost condition of this thread; in a recompute, that of the forward it repeats.
 
-        **Raises:** RuntimeError where a recompute finds another condition than its forward had.
+        **Raises:** RuntimeError where the condition of a recompute is not that of its forward.
         """
         if torch.compiler.is_compiling():
             return self.held[-1][1] if self.held else NOTHING
-        # Backward may run in a thread of its own, which set nothing: what holds for anybody is what can be meant.
+        # Backward may run in a thread of its own that set no condition: there, any thread's condition holds.
         backward, thread = inside_backward(), threading.get_ident()
-        # Of a copy, made in one go: another thread may end its block meanwhile and shift the list under a loop.
-        mine = [condition for owner, condition in self.held.copy() if backward or owner == thread]
-        condition = mine[-1] if mine else NOTHING
+        # Loops over a copy: meanwhile another thread may end its block and shift the list.
+        conditions = [condition for owner, condition in self.held.copy() if backward or owner == thread]
+        condition = conditions[-1] if conditions else NOTHING
         if backward and condition is not self.last:
             raise RuntimeError(
                 "a recompute of activations finds another condition than its forward had: "
@@ -58,7 +58,7 @@ class Conditions:
 
 
 class Conditioned(Recordable):
-    """A layer that obeys `vismoe.condition`."""
+    """A layer that follows `vismoe.condition`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,14 +67,20 @@ class Conditioned(Recordable):
 
 @contextmanager
 def condition(model: nn.Module, mask: Bool[Tensor, "B S"] | None = None, context: Any = None) -> Iterator[None]:
-    """Hands `mask` and `context` to every MoE layer of `model` inside the block, whatever calls them.
+    """Hands `mask` and `context` to every MoE layer of `model` inside the block.
 
-    `mask` (B, S) keeps padding out of routing, load and output. `context` is given to every router. Of nested
-    blocks the innermost holds. Under activation recompute the block must enclose backward.
+    The innermost of nested blocks holds. Under activation recompute the block must enclose backward.
+
+    **Arguments:**
+
+    - `model`: any network with `vismoe.MoE` layers.
+    - `mask`: (B, S), False where a token is padding, which takes no part in routing, load and output; default: no
+      padding.
+    - `context`: any value, given to every router; default: none.
 
     **Raises:** ValueError for a context where a router's `forward` has no argument `context`.
     """
-    held = (threading.get_ident(), Condition(mask, context))
+    entry = (threading.get_ident(), Condition(mask, context))
     layers = [layer for layer in layers_of(model).values() if isinstance(layer, Conditioned)]
     for router in [layer.get_submodule("router") for layer in layers] if context is not None else []:
         if "context" not in inspect.signature(router.forward).parameters:
@@ -83,9 +89,9 @@ def condition(model: nn.Module, mask: Bool[Tensor, "B S"] | None = None, context
                 "whose forward has an argument `context`"
             )
     for layer in layers:
-        layer.conditions.held.append(held)
+        layer.conditions.held.append(entry)
     try:
         yield
     finally:
         for layer in layers:
-            layer.conditions.held.remove(held)
+            layer.conditions.held.remove(entry)

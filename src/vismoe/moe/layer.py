@@ -1,4 +1,4 @@
-"""The sparse layer: a router, experts and perhaps a shared module, composed."""
+"""The sparse layer: a router, experts and optionally a shared module."""
 
 import warnings
 from dataclasses import replace
@@ -23,15 +23,17 @@ class MoE(Conditioned):
     **Arguments:**
 
     - `router`, `experts`: modules that agree on `dim` and `num_experts`.
-    - `shared`: a module applied to every token whose output is added.
-    - `group_size`: "none", one group of all tokens of the call (of each image, where the router wants that), or the
-      number of tokens that are routed together; images in order, cutting across them as the reference does.
-    - `product`: how rows are multiplied by their experts' weights, `vismoe.moe.grouped` by default; `backend`: another
-      name of it.
-    - `bfloat16_exchange`: rounds what goes to experts and comes back to bfloat16, as the reference's dispatchers do.
+    - `shared`: a module that is applied to every token and whose output is added; default: none.
+    - `group_size`: tokens that are routed together, images in order, cutting across them as the reference does; default
+      "none": all tokens of the call are one group, or all tokens of an image where the router asks for that.
+    - `product`: how rows are multiplied by their experts' weights; default `vismoe.moe.grouped`.
+    - `bfloat16_exchange`: whether what experts receive and answer is rounded to bfloat16, as the reference's
+      dispatchers do; default False.
+    - `backend`: another name of `product`.
 
-    **Attributes:** those, which may be set; `exchange`: where rows go, a `vismoe.moe.Exchange`, by default one within
-    this process; `origin`: kept for whoever put the layer in another module's place and may want that back.
+    **Attributes:** the arguments, all of which may be set; `exchange`: where rows go, a `vismoe.moe.Exchange`, by
+    default within this process; `origin`: whoever put the layer in another module's place may keep here what it needs
+    to undo that.
 
     **Raises:** ValueError where router and experts differ, or `product` and `backend` are both given.
     """
@@ -48,9 +50,11 @@ class MoE(Conditioned):
     ):
         super().__init__()
         for name in ("dim", "num_experts"):
-            ours, theirs = getattr(router, name), getattr(experts, name)
-            if ours != theirs:
-                raise ValueError(f"the router has {name}={ours}, but the experts have {name}={theirs}: they must agree")
+            of_router, of_experts = getattr(router, name), getattr(experts, name)
+            if of_router != of_experts:
+                raise ValueError(
+                    f"the router has {name}={of_router}, but the experts have {name}={of_experts}: they must agree"
+                )
         if group_size != "none" and not (isinstance(group_size, int) and group_size >= 1):
             raise ValueError(f'group_size={group_size!r}: accepted are "none" and whole numbers ≥ 1')
         if product is not None and backend is not None:
@@ -66,8 +70,11 @@ class MoE(Conditioned):
     ) -> Float[Tensor, "*batch d"]:
         """Applies the layer.
 
-        **Arguments:** `x`: (B, …, d), image first, then its tokens in any shape; (N, d) is one image. `mask`: (B, S),
-        False where a token is padding; it is not routed, does not count as load, and gets 0.
+        **Arguments:**
+
+        - `x`: (B, …, d), image first, then its tokens in any shape; (N, d) is one image.
+        - `mask`: (B, S), False where a token is padding: it is not routed, does not count as load, and its output is 0;
+          default: no padding.
 
         **Raises:** ValueError for another width, a mask of another shape, or a group size that does not divide the
         tokens while training.
@@ -117,8 +124,8 @@ class MoE(Conditioned):
         self.exchange = replace(self.exchange, bfloat16=rounds)
 
     def freeze_router(self) -> None:
-        """Freezes a router without parameters where the experts do not train: its balancing has nothing by which to see
-        that its layer is frozen."""
+        """Freezes a router without parameters where the experts do not train: the router cannot tell by itself that its
+        layer is frozen, and would go on balancing."""
         parameters = [*self.experts.parameters()]
         if not [*self.router.parameters()] and not any(parameter.requires_grad for parameter in parameters):
             self.router.requires_grad_(False)
@@ -144,18 +151,19 @@ class MoE(Conditioned):
         elif self.router.balance == "loss" and training and not self._warned:
             self._warned = True
             warnings.warn(
-                'this layer is balanced by losses (balance="loss"), but nobody records them, so its experts stay '
-                "unbalanced: add `routing.auxiliary_loss` from `with vismoe.record(model) as routing:` to the loss, "
+                'this layer is balanced by losses (balance="loss"), but they are never added to the loss, so its experts '
+                "stay unbalanced: add `routing.auxiliary_loss` from `with vismoe.record(model) as routing:` to the loss, "
                 'or build the model with balance="bias"',
                 stacklevel=3,
             )
 
 
 class MemberMoE(MoE):
-    """`vismoe.MoE` for the tokens of an ensemble, (B·M, …, d): image 0 member 0, image 0 member 1, … An image's members
-    are routed together: a group holds as many tokens of each, and `group_size` counts them all.
+    """`vismoe.MoE` for the tokens of an ensemble, (B·M, …, d): image 0 member 0, image 0 member 1, … All members of an
+    image are routed together: a group has equally many tokens of each member, and `group_size` counts the tokens of all
+    members.
 
-    **Raises:** ValueError for a group size that the router's members do not divide.
+    **Raises:** ValueError for a group size that the number of members does not divide.
     """
 
     def __init__(
@@ -164,13 +172,15 @@ class MemberMoE(MoE):
         super().__init__(router, experts, group_size=group_size, **options)
         self.members = router.members
         if group_size != "none" and group_size % self.members:
-            of = f"ensemble_size={self.members}"
-            raise ValueError(f"group_size={group_size}, {of}: a group has as many tokens of each, choose a multiple")
+            ensemble = f"ensemble_size={self.members}"
+            raise ValueError(
+                f"group_size={group_size}, {ensemble}: a group has as many tokens of each, choose a multiple"
+            )
 
     def forward(
         self, x: Float[Tensor, "*batch d"], mask: Bool[Tensor, "B S"] | None = None
     ) -> Float[Tensor, "*batch d"]:
-        """Applies the layer. `mask` (B, S): of each image, False where a token is padding, for all members."""
+        """Applies the layer. `mask` (B, S): for each image, False where a token is padding for all members."""
         if x.ndim < 3 or x.shape[0] % self.members:
             raise ValueError(f"input of shape {tuple(x.shape)}: expected (images × {self.members} members, …, dim)")
         mask = self.conditions.current().mask if mask is None else mask

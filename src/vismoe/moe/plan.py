@@ -57,8 +57,12 @@ def plan_from_choices(
 ) -> SparsePlan:
     """Sorts k choices of every token by expert.
 
-    **Arguments:** `expert_GSk`: the chosen experts, `num_experts` where a choice was dropped or masked;
-    `weight_GSk`: their combine weights; `capacity`: the plan's static bound, if there is one.
+    **Arguments:**
+
+    - `expert_GSk`: the chosen experts; `num_experts` where a choice was dropped or masked.
+    - `weight_GSk`: their combine weights.
+    - `num_experts`: E.
+    - `capacity`: the plan's static bound; default: none.
 
     **Returns:** a plan of R = G·S·k rows; within an expert rows keep the order of their tokens.
     """

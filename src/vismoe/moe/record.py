@@ -1,4 +1,4 @@
-"""Looking at what routers did, without touching it."""
+"""Records what routers did, without changing it."""
 
 import threading
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ class LayerRecord:
     """One call of one layer.
 
     - `plan`, `gates` (G, S, E), `load` (E,): see `vismoe.moe.Routing`; load is before drops.
-    - `dropped_share`: of the choices, 0 to 1.
-    - `losses`: auxiliary losses by name, (G,) each, of an ensemble (G, M), unweighted; `auxiliary_loss`: their weighted
-      sum, or None.
-    - `metrics`: figures of the router's own kind by name.
+    - `dropped_share`: share of the choices that were dropped, 0 to 1.
+    - `losses`: auxiliary losses by name, unweighted, (G,) each, for an ensemble (G, M).
+    - `auxiliary_loss`: the weighted sum of `losses`, or None.
+    - `metrics`: figures by name that depend on the kind of router.
 
-    What is computed from the routing is computed when asked for: a forward is the same whether it is recorded or not,
-    which recompute of activations relies on.
+    What is computed from the routing is computed when it is asked for: a forward is the same whether it is recorded or
+    not, which activation recompute relies on.
     """
 
     def __init__(self, router: Router, routing: Routing):
@@ -85,7 +85,7 @@ class Tape:
 
 
 class Recording:
-    """What `record` saw, so far inside its block, all of it after.
+    """What `record` has seen: inside its block what came so far, afterwards everything.
 
     `layers[name]`: one `LayerRecord` a call of that layer, in order; the name is "" for a bare `MoE`.
     """
@@ -119,10 +119,10 @@ class Recording:
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Observes the routing of every MoE layer of `model` inside the block; training is as without it.
+    """Records the routing of every MoE layer of `model` inside the block; training is the same as without it.
 
-    Nothing is kept of a recompute in backward. Records may be nested, and run in several threads at a time, each
-    seeing its own thread's calls (of a compiled model: every thread's).
+    A recompute in backward is not recorded. Blocks may be nested, and run in several threads at a time: each records
+    the calls of its own thread (of a compiled model: of every thread).
 
     **Returns** (as): a `Recording`.
     """
@@ -144,7 +144,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside what compiles or parallelises it."""
+    """The network inside wrappers that compile or parallelise it."""
     parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     while isinstance(model, parallel) or hasattr(model, "_orig_mod"):
         inner = model.module if isinstance(model, parallel) else model._orig_mod

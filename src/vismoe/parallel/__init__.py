@@ -1,4 +1,4 @@
-"""Many processes: a mesh with named axes, and what processes tell each other."""
+"""Several processes: a mesh with named axes, and communication between its processes."""
 
 from .mesh import AXES, Axis, Mesh, join_mesh, resolve_device
 

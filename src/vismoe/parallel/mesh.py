@@ -1,4 +1,4 @@
-"""The processes of one training as a mesh with named axes; most often there is one process."""
+"""The processes of one training as a mesh with named axes; usually there is one process."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ from vismoe.moe import BalancedRouter
 AXES = ("replicate", "data", "expert")
 """Axes that split a batch: copies of sharded weights, shards of weights, and experts spread over processes."""
 PATIENCE = timedelta(hours=6)
-"""How long processes wait for one that does something alone, such as looking through a large folder."""
+"""How long processes wait for the main process to do something alone, such as scanning a large folder."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Mesh:
         return Axis(name, group.size(), group.rank(), group) if group.size() > 1 else Axis(name)
 
     def device(self, device: torch.device) -> torch.device:
-        """This process's own device of a kind, where several are on a machine."""
+        """This process's device of a kind, where a machine has several."""
         if self.size > 1 and device.type == "cuda" and device.index is None:
             return torch.device("cuda", self.local_rank)
         return device
@@ -121,20 +121,20 @@ class Mesh:
                 tensor.copy_(sent)
 
     def run_on_main(self, make: Callable[[], Any]) -> Any:
-        """What the main process alone makes, for all; an error that it meets is raised in all."""
+        """Runs `make` in the main process alone and returns its result in all; an error there is raised in all."""
         if self.size == 1:
             return make()
-        made, error = None, None
+        result, error = None, None
         if self.is_main:
             try:
-                made = make()
-            except Exception as met:
-                error = met
-        box = [made, error]
-        dist.broadcast_object_list(box, group=self.group, group_src=0)
-        if box[1] is not None:
-            raise box[1]
-        return box[0]
+                result = make()
+            except Exception as raised:
+                error = raised
+        sent = [result, error]
+        dist.broadcast_object_list(sent, group=self.group, group_src=0)
+        if sent[1] is not None:
+            raise sent[1]
+        return sent[0]
 
     def replicate(self, model: nn.Module) -> nn.Module:
         """A network whose gradients are the mean over all processes, and whose experts are balanced by all their
@@ -147,11 +147,11 @@ class Mesh:
         return DistributedDataParallel(model, process_group=self.group)
 
     def no_sync(self, network: nn.Module) -> AbstractContextManager[Any]:
-        """Inside, backward does not communicate: for all micro-batches of a step but the last."""
+        """Inside the block backward does not communicate: for all micro-batches of a step but the last."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
     def _reachable(self, device: torch.device) -> torch.device:
-        """Where a tensor must lie for the group to send it: a group that has NCCL alone sends none from a CPU."""
+        """The device from which the group can send a tensor: a group with NCCL alone cannot send from a CPU."""
         kinds = backend_devices(dist.get_backend_config(self.group))
         if device.type in kinds:
             return device
@@ -159,13 +159,13 @@ class Mesh:
 
 
 def backend_devices(config: str) -> list[str]:
-    """Kinds of devices whose tensors a process group can send, of its configuration ("cpu:gloo,cuda:nccl")."""
+    """Kinds of devices whose tensors a process group can send, by its configuration ("cpu:gloo,cuda:nccl")."""
     return [backend.partition(":")[0] for backend in config.split(",")]
 
 
 @contextmanager
 def join_mesh() -> Iterator[Mesh]:
-    """Inside, the mesh of the processes that `torchrun` started, or of this program's own process group, all along the
+    """Yields the mesh of the processes that `torchrun` started, or of this program's own process group, all along the
     axis "data"; else of this process alone."""
     if dist.is_initialized():
         yield _all_processes()
@@ -189,15 +189,15 @@ def _all_processes() -> Mesh:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name; `auto`: CUDA, else MPS, else CPU.
+    """The device of a name; "auto": CUDA, else MPS, else CPU.
 
-    **Raises:** ValueError for a device that is not here.
+    **Raises:** ValueError for a device that this machine does not have.
     """
-    number = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
-        return torch.device(next(device for device, count in number.items() if count))
-    accepted = [device for device, count in number.items() if count]
-    accepted += [f"{device}:{index}" for device in accepted for index in range(number[device])]
+        return torch.device(next(device for device, count in counts.items() if count))
+    accepted = [device for device, count in counts.items() if count]
+    accepted += [f"{device}:{index}" for device in accepted for index in range(counts[device])]
     if name not in accepted:
         raise ValueError(f"device {name!r} is not here; accepted are auto, {', '.join(accepted)}")
     return torch.device(name)

@@ -14,25 +14,37 @@ from vismoe.moe import MLP, ROUTERS, LowRankExperts, MemberMoE, MemberRouter, ML
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """The sparse part of a network: `config.json` keeps it as its `moe` object, its fields are overrides.
+    """The sparse part of a network: `config.json` keeps it as its `moe` object, `create_model` takes its fields as
+    overrides.
 
-    - `moe_layers`: "every-N" (each N-th block), "last-N" (the last N of the odd blocks 1, 3, 5, …), or block numbers
-      from 0, as a list or as "1,3".
-    - `num_experts`, `experts_per_token`; `experts`: "full", an MLP each, or "low-rank", of a frozen MLP and low-rank
-      differences; `expert_hidden_dim`: a full expert's, 0 for the replaced MLP's; `expert_dropout`: a full expert's
-      share, "same" for the replaced MLP's; `expert_init`: how full experts are drawn, "apart", or "alike", all of a
-      layer equal, as the paper's upstream models began (the reference's split_rngs=False); `rank`: a difference's;
-      `shared`: whether there is an MLP for every token beside the experts, the one that was there, or, where
-      `shared_hidden_dim` is not 0, a new one of that hidden width.
-    - `router`: one of `vismoe.moe.ROUTERS`, by its name there.
-      Options of routers, refused by those that have none such: `balance`, `balance_rule`, `combine`,
-      `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`, `capacity_multiple_of`, `batch_priority`,
-      `noise_std`, `loss_weights`, `slots_per_expert`. Of a soft router built with a network, `capacity_factor`
-      stands, in place of `slots_per_expert`, for as many slots as factor × a group's tokens ÷ experts.
-    - `ensemble_size`: M members of an efficient ensemble, E³ (Allingham et al. 2021), which share the trunk up to the
-      first sparse layer and own E/M experts each (`vismoe.moe.MemberRouter`); 0: no ensemble.
-    - `group_size`, `bfloat16_exchange`: see `vismoe.MoE`. `block_list`: path of the list of blocks, in networks with
-      several.
+    **Arguments:**
+
+    - `moe_layers`: which blocks are sparse: "every-N" (each N-th block), "last-N" (the last N of the odd blocks 1, 3,
+      5, …), or block numbers from 0, as a list or as "1,3"; default "every-2".
+    - `num_experts`: E; default 8.
+    - `experts_per_token`: k; default 1.
+    - `experts`: "full", each expert an MLP, or "low-rank", a frozen MLP and a low-rank difference for each expert;
+      default "full".
+    - `expert_hidden_dim`: hidden width of a full expert; default 0: the replaced MLP's.
+    - `expert_dropout`: dropout of a full expert, 0 to 1; default "same": the replaced MLP's.
+    - `expert_init`: how full experts are drawn: "apart", or "alike", all of a layer equal, as the paper's upstream
+      models began (the reference's split_rngs=False); default "apart".
+    - `rank`: rank of a low-rank difference; default 16.
+    - `shared`: whether an MLP for every token stands beside the experts; default False.
+    - `shared_hidden_dim`: hidden width of a new shared MLP; default 0: the replaced MLP itself is shared.
+    - `router`: a name of `vismoe.moe.ROUTERS`; default "top-k".
+    - `balance`, `balance_rule`, `combine`, `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`,
+      `capacity_multiple_of`, `batch_priority`, `noise_std`, `loss_weights`, `slots_per_expert`: options of the router,
+      see `vismoe.TopKRouter`, `vismoe.moe.ExpertChoiceRouter` and `vismoe.moe.SoftRouter`. A router that does not have
+      an option refuses it. For a soft router that is built with a network, `capacity_factor` may replace
+      `slots_per_expert`: an expert then has factor × a group's tokens ÷ experts slots.
+    - `ensemble_size`: M, members of an efficient ensemble, E³ (Allingham et al. 2021), which share the trunk up to the
+      first sparse layer and own E/M experts each (`vismoe.moe.MemberRouter`); default 0: no ensemble.
+    - `group_size`: tokens that are routed together, see `vismoe.MoE`; default "none".
+    - `bfloat16_exchange`: see `vismoe.MoE`; default False.
+    - `block_list`: path of the list of blocks, in networks with several; default "": the only one.
+
+    **Raises:** ValueError for values outside their range, and for options that contradict each other.
     """
 
     moe_layers: str | Sequence[int] = "every-2"
@@ -79,22 +91,22 @@ class MoEConfig:
             raise ValueError(f'experts="low-rank" hold the whole MLP already: {", ".join(full)} are for experts="full"')
 
     def blocks(self, depth: int) -> list[int]:
-        """Numbers, from 0, of the blocks of `depth` that become sparse.
+        """Numbers, from 0, of the blocks that become sparse in a network of `depth` blocks.
 
-        **Raises:** ValueError where `moe_layers` cannot be read or asks for blocks that are not there.
+        **Raises:** ValueError where `moe_layers` cannot be read or names blocks that do not exist.
         """
-        listed = self.moe_layers
-        if isinstance(listed, str) and re.fullmatch(r"\d+(,\d+)*", listed):
-            listed = [int(number) for number in listed.split(",")]
-        if not isinstance(listed, str):
-            blocks = sorted({int(block) for block in listed})
+        layers = self.moe_layers
+        if isinstance(layers, str) and re.fullmatch(r"\d+(,\d+)*", layers):
+            layers = [int(number) for number in layers.split(",")]
+        if not isinstance(layers, str):
+            blocks = sorted({int(block) for block in layers})
             if not blocks or blocks[0] < 0 or blocks[-1] >= depth:
                 raise ValueError(f"moe_layers={self.moe_layers!r}: accepted are block numbers 0 to {depth - 1}")
             return blocks
-        match = re.fullmatch(r"(every|last)-([1-9]\d*)", listed)
+        match = re.fullmatch(r"(every|last)-([1-9]\d*)", layers)
         if match is None:
             raise ValueError(
-                f'moe_layers={listed!r}: accepted are "every-N", "last-N" and block numbers from 0, as in "1,3"'
+                f'moe_layers={layers!r}: accepted are "every-N", "last-N" and block numbers from 0, as in "1,3"'
             )
         number = int(match[2])
         chosen = range(number - 1, depth, number) if match[1] == "every" else range(1, depth, 2)[-number:]
@@ -103,7 +115,7 @@ class MoEConfig:
         return list(chosen)
 
     def layer(self, mlp: MLP) -> MoE:
-        """The sparse layer that takes the place of `mlp`: its router and experts as they are drawn by themselves."""
+        """The sparse layer that replaces `mlp`, with newly drawn router and experts."""
         options = self._router_options()
         router = (MemberRouter if self.ensemble_size else ROUTERS[self.router])(mlp.dim, self.num_experts, **options)
         experts: nn.Module = (
@@ -135,8 +147,8 @@ class MoEConfig:
         return experts
 
     def changed(self, overrides: Mapping[str, Any]) -> "MoEConfig":
-        """The configuration with other values. Another router begins with its own defaults, but for as many experts a
-        token, where it chooses these, and for the size of an ensemble, which it may refuse."""
+        """The configuration with other values. Another router starts from its own defaults, but keeps the size of an
+        ensemble (which it may refuse) and, where it has that option, the number of experts a token."""
         new = replace(self, **overrides)
         if new.router == self.router:
             return new
@@ -145,19 +157,21 @@ class MoEConfig:
         return replace(new, **{name: defaults[name] for name in set(ROUTER_FIELDS) - kept})
 
     def router_has(self, option: str) -> bool:
-        """Whether the kind of router has such an option."""
+        """Whether this kind of router has an option."""
         return option in signature(ROUTERS[self.router]).parameters or (self.router, option) == ("top-k", "members")
 
     def _router_options(self) -> dict[str, Any]:
-        """What of the configuration is for its router, where it is not what it is by default; what only another kind
-        of router has is refused."""
-        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name in ROUTER_FIELDS}
+        """The router's options that differ from their defaults.
+
+        **Raises:** ValueError for an option that this kind of router does not have.
+        """
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name in ROUTER_FIELDS}
         defaults = {field.name: field.default for field in fields(self)}
-        said = {name: value for name, value in said.items() if value != defaults[name]}
-        if idle := [name for name in said if not self.router_has(ROUTER_FIELDS[name])]:
-            told = ", ".join(f"{name}={said[name]!r}" for name in idle)
-            raise ValueError(f"{told}: no option of router={self.router!r}")
-        return {ROUTER_FIELDS[name]: value for name, value in said.items()}
+        options = {name: value for name, value in options.items() if value != defaults[name]}
+        if unknown := [name for name in options if not self.router_has(ROUTER_FIELDS[name])]:
+            listed = ", ".join(f"{name}={options[name]!r}" for name in unknown)
+            raise ValueError(f"{listed}: no option of router={self.router!r}")
+        return {ROUTER_FIELDS[name]: value for name, value in options.items()}
 
 
 ROUTER_FIELDS = {"experts_per_token": "k", "ensemble_size": "members"} | {
@@ -176,6 +190,6 @@ ROUTER_FIELDS = {"experts_per_token": "k", "ensemble_size": "members"} | {
         "slots_per_expert",
     )
 }
-"""Fields of the configuration that are options of routers, and what they are called there. Each has the default that
-routers give it, but `ensemble_size`: without one it is another router."""
+"""Fields of the configuration that are options of routers, with the routers' names for them. The defaults are those of
+the routers, except for `ensemble_size`: without an ensemble it is another router."""
 OVERRIDES = tuple(field.name for field in fields(MoEConfig))

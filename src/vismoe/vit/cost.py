@@ -1,4 +1,4 @@
-"""What a network costs: counted, not measured, and without allocating weights where it lives on the meta device."""
+"""What a network costs: counted, not measured; a network on the meta device needs no memory."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,13 @@ from .modes import evaluating, using_backend
 
 @dataclass(frozen=True)
 class Cost:
-    """`parameters` in all; `active_parameters`: what one token passes through (k of E experts, on average where their
-    number differs, and all that experts share); `multiplications` (multiply-adds of matrix products) per image."""
+    """What a network costs.
+
+    - `parameters`: all of them.
+    - `active_parameters`: those that one token passes through: k of E experts (on average, where tokens differ in that)
+      and everything that experts share.
+    - `multiplications`: multiply-adds of matrix products for one image.
+    """
 
     parameters: int
     active_parameters: int
@@ -23,10 +28,15 @@ class Cost:
 
 
 def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
-    """Counts a network for one image of shape (channels, height, width), at evaluation, nothing dropped.
+    """Counts a network for one image, at evaluation, with nothing dropped.
 
-    The model runs once with meta tensors in place of its own, since on a device attention's kernels go uncounted; the
-    plan's rows all go to one expert, which costs what any others would.
+    The model runs once with meta tensors in place of its own, since kernels of attention are not counted on a device.
+    All rows go to one expert, which costs the same as any other choice.
+
+    **Arguments:**
+
+    - `model`: any network; it is left as it was.
+    - `image_size`: (channels, height, width).
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     active = parameters

@@ -1,4 +1,4 @@
-"""Back to fewer experts, or to none: a small model for one domain, and which experts that domain uses."""
+"""Fewer experts, or none: a small model for one domain, and which experts that domain uses."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -20,8 +20,11 @@ How = Literal["expert", "merge"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one layer: `share`, each expert's share of all choices; `weight`, the mean over tokens of the combine weight
-    that each expert has (0 where it was not chosen)."""
+    """How much a domain uses each expert of one layer.
+
+    - `share`: each expert's share of all choices, 0 to 1.
+    - `weight`: each expert's combine weight, mean over tokens (0 where it was not chosen).
+    """
 
     share: Float[Tensor, " E"]
     weight: Float[Tensor, " E"]
@@ -29,7 +32,14 @@ class Usage:
 
 @torch.no_grad()
 def measure_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
-    """Runs a model over a domain's batches, at evaluation, and tells which experts of each layer it used.
+    """Runs a model over a domain's batches, at evaluation, and measures how much it uses each expert of each layer.
+
+    **Arguments:**
+
+    - `model`: a network; it is left as it was.
+    - `batches`: model inputs, (B, C, H, W) each.
+
+    **Returns:** the usage of each sparse layer by name.
 
     **Raises:** ValueError where there is no batch.
     """
@@ -61,17 +71,23 @@ def _sums_of_weights(plan: SparsePlan) -> Float[Tensor, " E"]:
 
 
 def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inplace: bool = False) -> nn.Module:
-    """A dense model for the domain that `batches` (model inputs) are of: in each sparse layer's place an MLP of the
-    class that was there, of the parent's size.
+    """A dense model for one domain: each sparse layer is replaced by an MLP of the class and the size that it replaced.
 
-    **Arguments:** `how`: "expert", the one that most of the domain's tokens use (of experts that are parts of an MLP,
-    as many as make one up); "merge", the mean of all experts' weights, each as much as the domain uses it; `inplace`:
-    change `model` itself, otherwise a copy. What it costs is to be measured: `vismoe densify` does.
+    What the model loses must be measured: `vismoe densify` does.
 
-    **Raises:** ValueError where there is no sparse layer or no batch, for layers with a shared expert, for ensembles.
+    **Arguments:**
+
+    - `model`: an upcycled or sparse network, no ensemble.
+    - `batches`: model inputs of the domain, (B, C, H, W) each.
+    - `how`: "expert", the expert that most of the domain's tokens use (of experts that are parts of an MLP, as many as
+      make one up), or "merge", the mean of all experts' weights, each weighted by its use; default "merge".
+    - `inplace`: whether `model` itself is changed; default False: a copy.
+
+    **Raises:** ValueError where there is no sparse layer or no batch, for layers with a shared expert, for
+    ensembles.
     """
-    _check(how)
-    usage = _usage(model, batches)
+    _check_how(how)
+    usage = _checked_usage(model, batches)
     model = model if inplace else copy.deepcopy(model)
     for path, layer in sparse_layers(model).items():
         if layer.shared is not None:
@@ -84,42 +100,49 @@ def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inp
 def reduce_experts(
     model: nn.Module, num_experts: int, batches: Iterable[Tensor], how: How = "merge", inplace: bool = False
 ) -> nn.Module:
-    """A sparse model with fewer experts: of each layer those stay that the domain of `batches` uses most.
+    """A sparse model with fewer experts: each layer keeps those that the domain of `batches` uses most.
 
-    **Arguments:** `how`: "expert", the others are removed; "merge", each of the others is first merged into the one of
-    those that stay whose router row is most like its own, as much as the domain uses it (Li et al. 2023, *Merge, Then
-    Compress*); `inplace`: change `model` itself, otherwise a copy.
+    **Arguments:**
+
+    - `model`: an upcycled or sparse network, no ensemble.
+    - `num_experts`: how many experts each layer keeps, at least k.
+    - `batches`: model inputs of the domain, (B, C, H, W) each.
+    - `how`: "expert", the other experts are removed, or "merge", each of them is first merged, weighted by its use,
+      into the kept expert with the most similar router row (Li et al. 2023, *Merge, Then Compress*); default "merge".
+    - `inplace`: whether `model` itself is changed; default False: a copy.
 
     **Raises:** ValueError where there is no sparse layer or no batch, for more experts than there are or fewer than k,
     and for merging experts that are parts of MLPs or low-rank.
     """
-    _check(how)
-    usage = _usage(model, batches)
+    _check_how(how)
+    usage = _checked_usage(model, batches)
     model = model if inplace else copy.deepcopy(model)
     for path, layer in sparse_layers(model).items():
         router = cast(TopKRouter, layer.router)
         if not isinstance(getattr(router, "weight", None), Tensor):
-            raise ValueError(f"the {type(router).__name__} of {path} has no row for each expert, of which some stay")
+            raise ValueError(
+                f"the {type(router).__name__} of {path} has no row for each expert, so experts cannot be removed"
+            )
         if not router.k <= num_experts <= router.num_experts:
             raise ValueError(f"num_experts={num_experts}: {path} has {router.num_experts} and k={router.k}")
-        if how == "merge" and (not isinstance(layer.experts, MLPExperts) or _parts(layer) > 1):
+        if how == "merge" and (not isinstance(layer.experts, MLPExperts) or _experts_per_mlp(layer) > 1):
             raise ValueError(f'how="merge": the experts of {path} are low-rank or parts of MLPs; use how="expert"')
-        stay = usage[path].share.argsort(descending=True, stable=True)[:num_experts].sort().values
+        kept = usage[path].share.argsort(descending=True, stable=True)[:num_experts].sort().values
         if how == "merge":
-            _merge_into(layer, usage[path], stay)
-        _keep(layer, stay)
+            _merge_into(layer, usage[path], kept)
+        _keep(layer, kept)
     config = cast(Any, model).moe
     if config is not None:
         cast(Any, model).moe = replace(config, num_experts=num_experts)
     return model
 
 
-def _check(how: str) -> None:
+def _check_how(how: str) -> None:
     if how not in ("expert", "merge"):
         raise ValueError(f'how={how!r}: accepted are "expert" and "merge"')
 
 
-def _usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
+def _checked_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
     if not sparse_layers(model):
         raise ValueError("the model has no sparse layer: it is dense already")
     if getattr(model, "ensemble_size", 0):
@@ -127,21 +150,22 @@ def _usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
     return measure_usage(model, batches)
 
 
-def _parts(layer: MoE) -> int:
-    """How many experts make up an MLP as wide as the one that was there."""
+def _experts_per_mlp(layer: MoE) -> int:
+    """How many experts make up an MLP as wide as the one that the layer replaced."""
     experts: Any = layer.experts
     whole: int = experts.hidden_dim if layer.origin is None else layer.origin.hidden_dim
     return max(1, whole // experts.hidden_dim)
 
 
 def _one_mlp(layer: MoE, usage: Usage, how: How) -> MLP:
+    """The MLP that replaces a sparse layer: groups of experts, each averaged by use, side by side."""
     experts: Any = layer.experts
-    parts, every = _parts(layer), range(experts.num_experts)
+    parts, numbers = _experts_per_mlp(layer), range(experts.num_experts)
     if how == "expert":
         chosen = usage.share.argsort(descending=True, stable=True)[:parts].sort().values.tolist()
         groups = [[number] for number in chosen]
-    else:  # the n-th part of each copy of the MLP with each other
-        groups = [list(every[part::parts]) for part in range(parts)]
+    else:  # the n-th parts of all copies of the MLP form a group
+        groups = [list(numbers[part::parts]) for part in range(parts)]
     total = usage.weight.sum() / parts
     merged = []
     for group in groups:
@@ -167,7 +191,7 @@ def _mean(mlps: Sequence[MLP], shares: Tensor) -> MLP:
 
 @torch.no_grad()
 def _beside(mlps: Sequence[MLP]) -> MLP:
-    """The MLP that computes the sum of several: their hidden units beside each other."""
+    """The MLP that computes the sum of several: their hidden units side by side."""
     if len(mlps) == 1:
         return mlps[0]
     whole = mlps[0].empty_like(sum(mlp.hidden_dim for mlp in mlps)).train(mlps[0].training)
@@ -181,25 +205,26 @@ def _beside(mlps: Sequence[MLP]) -> MLP:
 
 
 @torch.no_grad()
-def _merge_into(layer: MoE, usage: Usage, stay: Tensor) -> None:
+def _merge_into(layer: MoE, usage: Usage, kept: Tensor) -> None:
+    """Merges every expert into the kept one with the most similar router row."""
     experts, rows = cast(MLPExperts, layer.experts), nn.functional.normalize(cast(TopKRouter, layer.router).weight)
-    nearest = stay[(rows @ rows[stay].T).argmax(1)].tolist()
+    nearest = kept[(rows @ rows[kept].T).argmax(1)].tolist()
     whole = [experts.expert(number) for number in range(experts.num_experts)]
-    for number in stay.tolist():
-        group = [other for other, into in enumerate(nearest) if into == number]
+    for number in kept.tolist():
+        group = [other for other, target in enumerate(nearest) if target == number]
         share = usage.share[group].double()
         share = share / share.sum() if share.sum() > 0 else torch.full_like(share, 1 / len(group))
         experts.set_expert(number, _mean([whole[other] for other in group], share))
 
 
 @torch.no_grad()
-def _keep(layer: MoE, stay: Tensor) -> None:
-    """Takes away all experts but those, and their rows in router and balancing."""
+def _keep(layer: MoE, kept: Tensor) -> None:
+    """Removes all other experts, and their rows in router and balancing."""
     modules: tuple[Any, Any] = (layer.router, layer.experts)
     for module in modules:
         for part in stacked_parts(module):
             for name, parameter in part.named_parameters(recurse=False):
-                setattr(part, name, nn.Parameter(parameter[stay].clone(), parameter.requires_grad))
+                setattr(part, name, nn.Parameter(parameter[kept].clone(), parameter.requires_grad))
             for name, buffer in part.named_buffers(recurse=False):
-                setattr(part, name, buffer[stay].clone())
-        module.num_experts = len(stay)
+                setattr(part, name, buffer[kept].clone())
+        module.num_experts = len(kept)

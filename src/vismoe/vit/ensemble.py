@@ -1,7 +1,7 @@
 """An efficient ensemble, E³ (Allingham et al. 2021, *Sparse MoEs meet Efficient Ensembles*): M members share a trunk up
-to the first sparse layer, from where on each image goes on M times, each time to another member's experts.
+to the first sparse layer. From there each image is computed M times, by the experts of one member each.
 
-Logits come member by member: rows [image 0 member 0, image 0 member 1, …, image 1 member 0, …], R = B·M of K classes.
+Logits have a row a member: [image 0 member 0, image 0 member 1, …, image 1 member 0, …], R = B·M rows of K classes.
 `kind`: "softmax", each image shows one class; "sigmoid", it may show several.
 """
 
@@ -17,8 +17,8 @@ Kind = Literal["softmax", "sigmoid"]
 
 
 def repeat_before(block: nn.Module, members: int) -> None:
-    """From `block` on, each image goes on `members` times. A hook, since blocks are timm's: it has no parameters and is
-    copied, compiled and recomputed with its block."""
+    """From `block` on, each image is repeated `members` times. This is a hook, since blocks are timm's: it has no
+    parameters and is copied, compiled and recomputed with its block."""
     block.register_forward_pre_hook(partial(_repeat, members))
 
 
@@ -27,10 +27,10 @@ def _repeat(members: int, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[An
 
 
 def mean_logits(logits: Float[Tensor, "R K"], members: int, kind: Kind = "softmax") -> Float[Tensor, "B K"]:
-    """Logits whose probabilities are the mean of the members' probabilities: their logarithm, log p, where an image
-    shows one class; log p - log(1 - p) where it may show several.
+    """Logits of the members' mean probabilities p: log p where an image shows one class; log p - log(1 - p) where it
+    may show several.
 
-    **Raises:** ValueError where the rows are not as many for each of `members`.
+    **Raises:** ValueError where `members` does not divide the rows.
     """
     if kind == "softmax":
         return _log_mean(logits.log_softmax(-1), members)
@@ -38,51 +38,57 @@ def mean_logits(logits: Float[Tensor, "R K"], members: int, kind: Kind = "softma
 
 
 def mean_of_images(logits: Float[Tensor, "R K"], images: int, kind: Kind = "softmax") -> Float[Tensor, "B K"]:
-    """`mean_logits` where there are several rows for each of so many images, else the logits as they are."""
+    """`mean_logits` where each of so many images has several rows, else the logits themselves."""
     return mean_logits(logits, len(logits) // images, kind) if len(logits) > images > 0 else logits
 
 
 def member_loss(
     logits: Float[Tensor, "R K"], labels: Shaped[Tensor, "B *K"], members: int, kind: Kind = "softmax"
 ) -> Float[Tensor, " R"]:
-    """What an ensemble is trained by: each member's cross-entropy (of sigmoids, summed over classes), as if it were
+    """The training loss of an ensemble: each member's cross-entropy (of sigmoids, summed over classes), as if it were
     alone. `labels`: classes (B,), or probabilities (B, K)."""
     repeated = labels.repeat_interleave(members, 0)
     if kind == "softmax":
         return F.cross_entropy(logits, repeated, reduction="none")
-    return F.binary_cross_entropy_with_logits(logits, _shown(repeated, logits), reduction="none").sum(-1)
+    return F.binary_cross_entropy_with_logits(logits, _class_probabilities(repeated, logits), reduction="none").sum(-1)
 
 
 def ensemble_loss(
     logits: Float[Tensor, "R K"], labels: Shaped[Tensor, "B *K"], members: int, kind: Kind = "softmax"
 ) -> Float[Tensor, " B"]:
-    """What an ensemble is judged by: the cross-entropy of the members' mean probabilities, never above the mean of
+    """The evaluation loss of an ensemble: the cross-entropy of the members' mean probabilities, never above the mean of
     `member_loss`. `labels`: as there."""
     if kind == "softmax":
         return F.cross_entropy(mean_logits(logits, members), labels, reduction="none")
-    shown = _shown(labels, logits)
+    targets = _class_probabilities(labels, logits)
     yes, no = (_log_mean(F.logsigmoid(sign * logits), members) for sign in (1, -1))
-    return -(shown * yes + (1 - shown) * no).sum(-1)
+    return -(targets * yes + (1 - targets) * no).sum(-1)
 
 
 def ensemble_metrics(
     logits: Float[Tensor, "R K"], labels: Shaped[Tensor, " B"], members: int
 ) -> dict[str, Float[Tensor, ""]]:
-    """How good an ensemble is, and how much its members differ: `loss`, `accuracy` of the mean probabilities;
-    `member_loss`, `member_accuracy`, means over members; over pairs of them, `disagreement`, the share of images with
-    different answers, and `divergence`, the mean Kullback-Leibler divergence, both 0 for one member."""
+    """How good an ensemble is, and how much its members differ.
+
+    **Returns:**
+
+    - `loss`, `accuracy`: of the mean probabilities.
+    - `member_loss`, `member_accuracy`: means over members.
+    - `disagreement`: share of images with different answers, mean over pairs of members; 0 for one member.
+    - `divergence`: Kullback-Leibler divergence, mean over pairs of members; 0 for one member.
+    """
     log_p = logits.log_softmax(-1).unflatten(0, (-1, members))
     answers = log_p.argmax(-1)
     pairs = max(members * (members - 1), 1)
-    differ = (answers[:, :, None] != answers[:, None]).float().sum((1, 2)) / pairs
-    apart = (log_p.exp()[:, :, None] * (log_p[:, :, None] - log_p[:, None])).sum(-1).sum((1, 2)) / pairs
+    disagreement = (answers[:, :, None] != answers[:, None]).float().sum((1, 2)) / pairs
+    divergence = (log_p.exp()[:, :, None] * (log_p[:, :, None] - log_p[:, None])).sum(-1).sum((1, 2)) / pairs
     return {
         "loss": ensemble_loss(logits, labels, members).mean(),
         "accuracy": (mean_logits(logits, members).argmax(-1) == labels).float().mean(),
         "member_loss": member_loss(logits, labels, members).mean(),
         "member_accuracy": (answers == labels[:, None]).float().mean(),
-        "disagreement": differ.mean(),
-        "divergence": apart.mean(),
+        "disagreement": disagreement.mean(),
+        "divergence": divergence.mean(),
     }
 
 
@@ -94,5 +100,5 @@ def _log_mean(log_p: Float[Tensor, "R K"], members: int) -> Float[Tensor, "B K"]
     return grouped.logsumexp(1) - math.log(members)
 
 
-def _shown(labels: Tensor, logits: Tensor) -> Tensor:
+def _class_probabilities(labels: Tensor, logits: Tensor) -> Tensor:
     return labels.to(logits.dtype) if labels.ndim == 2 else F.one_hot(labels, logits.shape[1]).to(logits.dtype)

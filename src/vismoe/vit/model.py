@@ -19,7 +19,7 @@ from .positions import TEMPERATURE, sincos2d
 from .sparsify import fix_init, initialise_experts, sparsify
 
 
-def _check(pos_embed: str, temperature: float, qk_norm: bool | str, arguments: Mapping[str, Any]) -> None:
+def _check_architecture(pos_embed: str, temperature: float, qk_norm: bool | str, arguments: Mapping[str, Any]) -> None:
     image, patch = to_2tuple(arguments.get("img_size", 224)), to_2tuple(arguments.get("patch_size", 16))
     if any(size % step for size, step in zip(image, patch, strict=True)):
         raise ValueError(
@@ -35,7 +35,10 @@ def _check(pos_embed: str, temperature: float, qk_norm: bool | str, arguments: M
 
 
 def _stem(stem: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What timm's VisionTransformer is told to make tokens by."""
+    """timm's arguments for a stem.
+
+    **Raises:** ValueError for an unknown stem, and a patch size that it does not fit.
+    """
     patch = to_2tuple(arguments.get("patch_size", 16))[0]
     if stem == "patch":
         return {}
@@ -54,31 +57,38 @@ def _stem(stem: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _norm_by_scale(attention: Any) -> None:
-    """Gives an attention layer the reference's norms of query and key: with a scale and no shift."""
-    like = attention.proj.weight
+    """Gives an attention layer the reference's norms of query and key, which have a scale and no shift."""
+    weight = attention.proj.weight
     for name in ("q_norm", "k_norm"):
-        setattr(attention, name, LayerNorm(attention.head_dim, bias=False, device=like.device, dtype=like.dtype))
+        setattr(attention, name, LayerNorm(attention.head_dim, bias=False, device=weight.device, dtype=weight.dtype))
 
 
 class SparseVisionTransformer(VisionTransformer):
-    """timm's VisionTransformer, all of whose arguments and methods it has, and some arguments more.
+    """timm's VisionTransformer with all its arguments and methods, and some more arguments.
 
-    **Arguments:** `moe`: which MLPs become sparse and how (`MoEConfig` or its fields; None: a dense model), single
-    fields may be overridden by arguments of their names; `representation_size`: width of a linear layer with tanh
-    before the head, as the reference has it (0: none); `stem`: "patch", one linear map of each patch, or "conv", in its
-    place timm's stack of convolutions, each of which halves height and width (Xiao et al. 2021, *Early Convolutions
-    Help Transformers See Better*; with layer norms, so that the images of a batch do not meet); `pos_embed`: timm's
-    "learn" and "none", or "sincos2d", computed of each patch's row and column, so that it fits any image size and a
-    class token has none, with frequencies down to 1 ÷ `pos_embed_temperature`; `pos_embed_std`: standard deviation of
-    the initial position embedding (timm's and the reference's 0.02 hardly tells patches apart in a short training);
-    `qk_norm`: of queries and keys, True as timm has it, "scale" as the reference: without a shift, and in a MAP head
-    (global_pool="map") too, "scale-pool" there alone; `predictions`: of an ensemble (`ensemble_size`), "members", a row
-    of logits for each member of each image, [image 0 member 0, image 0 member 1, …], or "mean", a row an image, the
-    logarithm of the members' mean probabilities (without classes: their mean features); `head_bias_init`: with which
-    each bias of a head begins, a new one's too (0: as timm's scheme has it; the reference's is −log(classes) for a sum
-    of sigmoid losses).
+    **Arguments:**
 
-    **Raises:** ValueError where image and patch size do not fit or the sparse part contradicts itself.
+    - `moe`: which MLPs become sparse and how, a `MoEConfig` or its fields; default None: a dense model. Arguments with
+      names of single fields override them.
+    - `representation_size`: width of a linear layer with tanh before the head, as in the reference; default 0: none.
+    - `stem`: "patch", one linear map of each patch, or "conv", timm's stack of convolutions, each of which halves
+      height and width (Xiao et al. 2021, *Early Convolutions Help Transformers See Better*; with layer norms, so that
+      an image does not depend on its batch mates); default "patch".
+    - `pos_embed`: timm's "learn" and "none", or "sincos2d": computed from each patch's row and column, so that it fits
+      any image size; a class token has none. Default "learn".
+    - `pos_embed_std`: standard deviation of the initial position embedding; default 0.02, timm's and the reference's,
+      which hardly distinguishes patches in a short training.
+    - `pos_embed_temperature`: the frequencies of "sincos2d" go down to 1 ÷ temperature; default 10 000.
+    - `qk_norm`: norms of queries and keys: True, timm's; "scale", the reference's, without a shift, also in a MAP head
+      (global_pool="map"); "scale-pool", the reference's in the MAP head alone. Default False: none.
+    - `predictions`: of an ensemble (`ensemble_size`): "members", a row of logits for each member of each image, [image
+      0 member 0, image 0 member 1, …], or "mean", a row for each image, the logarithm of the members' mean
+      probabilities (without classes: their mean features). Default "members".
+    - `head_bias_init`: initial value of the head's biases, also of a new head; default 0: timm's scheme. The
+      reference's is −log(classes) for a sum of sigmoid losses.
+    - `arguments`: of timm's VisionTransformer, and fields of `MoEConfig`.
+
+    **Raises:** ValueError where image and patch size do not fit or options of the sparse part contradict each other.
     """
 
     head: nn.Module
@@ -100,7 +110,7 @@ class SparseVisionTransformer(VisionTransformer):
         overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
         if overrides and moe is None:
             raise ValueError(f"{', '.join(overrides)}: this model is dense and has no experts; choose a sparse preset")
-        _check(pos_embed, pos_embed_temperature, qk_norm, arguments)
+        _check_architecture(pos_embed, pos_embed_temperature, qk_norm, arguments)
         arguments |= {"pos_embed": "learn" if pos_embed == "learn" else "none"}
         arguments |= {"qk_norm": qk_norm in (True, "scale")}
         super().__init__(**arguments | _stem(stem, arguments))
@@ -141,13 +151,13 @@ class SparseVisionTransformer(VisionTransformer):
         return 0 if self.moe is None else self.moe.ensemble_size
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Draws all weights anew, as timm does; experts as dense MLPs, and balancing starts from nothing."""
+        """Draws all weights anew, as timm does: experts as dense MLPs, balancing at 0."""
         super().init_weights(mode, needs_reset)
         self._start_head_bias()
         for number, block in enumerate(self.blocks):
             if isinstance(block.mlp, MoE):
-                drawn = "apart" if self.moe is None else self.moe.expert_init
-                initialise_experts(block.mlp, mode or self.weight_init_mode, drawn)
+                expert_init = "apart" if self.moe is None else self.moe.expert_init
+                initialise_experts(block.mlp, mode or self.weight_init_mode, expert_init)
                 if isinstance(block.mlp.router, BalancedRouter):
                     block.mlp.router.reset_balance()
                 if self.fix_init:
@@ -162,7 +172,8 @@ class SparseVisionTransformer(VisionTransformer):
                     block.mlp.fc2.weight.div_(scale)
 
     def no_weight_decay(self) -> set[str]:
-        """Also the experts' biases and norms: vectors, stacked into matrices, which timm would decay as such."""
+        """Also the experts' biases and norms: they are vectors, stacked into matrices, which timm would decay as
+        matrices."""
         experts = {
             f"{name}.{part}"
             for name, layer in self.named_modules()
@@ -178,8 +189,8 @@ class SparseVisionTransformer(VisionTransformer):
             return embedded
         if self.sincos_temperature is not None:
             height, width = x.shape[1:3] if self.dynamic_img_size else self.patch_embed.grid_size
-            places = sincos2d(height, width, self.embed_dim, self.sincos_temperature, x.device)
-            x = x.flatten(1, -2) + places.to(x.dtype)
+            positions = sincos2d(height, width, self.embed_dim, self.sincos_temperature, x.device)
+            x = x.flatten(1, -2) + positions.to(x.dtype)
         # timm's own drops nothing where no position embedding is learned.
         return self.pos_drop(super()._pos_embed(x))
 
@@ -195,7 +206,7 @@ class SparseVisionTransformer(VisionTransformer):
         return x.unflatten(0, (-1, self.ensemble_size)).mean(1)
 
     def forward_intermediates(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
-        """timm's; not of an ensemble, some of whose blocks have a row an image and some a row a member.
+        """timm's method. An ensemble does not have it: some of its blocks have a row an image and some a row a member.
 
         **Raises:** ValueError for an ensemble.
         """
@@ -206,8 +217,8 @@ class SparseVisionTransformer(VisionTransformer):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
         if isinstance(self.head, nn.Linear) and self.head_hidden_size != self.embed_dim:
-            old = self.head.weight
-            self.head = nn.Linear(self.head_hidden_size, num_classes, device=old.device, dtype=old.dtype)
+            weight = self.head.weight
+            self.head = nn.Linear(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
         self._start_head_bias()
 
     def _start_head_bias(self) -> None:

@@ -1,4 +1,4 @@
-"""Borrowing a model: whatever is done to it inside a block, afterwards it is in the state it was given in."""
+"""Changes a model inside a block, and restores its state afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +26,12 @@ def using_backend(model: nn.Module, product: Product | None = None, exchange: Ex
     """Inside the block the sparse layers of `model` use another product or exchange. Afterwards, also after an error,
     each has its own again.
 
-    **Arguments:** `product`: how rows are multiplied by their experts' weights, such as `vismoe.moe.padded`; None: each
-    layer's own. `exchange`: where rows go; None: each layer's own.
+    **Arguments:**
+
+    - `model`: any network.
+    - `product`: how rows are multiplied by their experts' weights, such as `vismoe.moe.padded`; default None: each
+      layer's own.
+    - `exchange`: where rows go; default None: each layer's own.
     """
     layers = [(layer, layer.product, layer.exchange) for layer in model.modules() if isinstance(layer, MoE)]
     try:
@@ -36,5 +40,5 @@ def using_backend(model: nn.Module, product: Product | None = None, exchange: Ex
             layer.exchange = layer.exchange if exchange is None else exchange
         yield
     finally:
-        for layer, own_product, own_exchange in layers:
-            layer.product, layer.exchange = own_product, own_exchange
+        for layer, layer_product, layer_exchange in layers:
+            layer.product, layer.exchange = layer_product, layer_exchange

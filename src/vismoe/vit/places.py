@@ -1,4 +1,4 @@
-"""Where the MLPs of a network are, and putting something else there."""
+"""Finds the MLPs of a network, replaces them and puts them back."""
 
 import copy
 from dataclasses import dataclass
@@ -11,8 +11,13 @@ from vismoe.moe import MLP, MLPStructure, MoE, structure_of, write_mlp
 
 @dataclass(frozen=True)
 class Origin:
-    """What a sparse layer took the place of: modules by their path below the one that `structure` describes, without
-    their parameters (on the meta device); the width of the MLP's hidden layer."""
+    """What a sparse layer replaced.
+
+    - `structure`: where the parts of the MLP lie.
+    - `modules`: the replaced modules by their path below the one that `structure` describes, without parameters (on the
+      meta device).
+    - `hidden_dim`: width of the MLP's hidden layer.
+    """
 
     structure: MLPStructure
     modules: dict[str, nn.Module]
@@ -20,29 +25,39 @@ class Origin:
 
 
 def find_mlps(model: nn.Module, blocks: str | None = None) -> list[str]:
-    """The paths of the MLPs of a transformer's blocks, in their order: of each block of its one list of blocks, of
-    which every one has one MLP of a known class. `blocks`: the path of that list, where there are several.
+    """The paths of the MLPs of a transformer's blocks, in their order. Every block of the list has one MLP of a known
+    class.
 
-    **Raises:** ValueError where no such list is there, or several are, or a block's MLP is not known or sparse already.
+    **Arguments:**
+
+    - `model`: a dense transformer.
+    - `blocks`: path of its list of blocks, where there are several; default None: the only one.
+
+    **Raises:** ValueError where there is no such list, or several, and where a block's MLP is unknown or sparse
+    already.
     """
     stacks = {
         path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.Sequential)
     }
     if blocks is not None and blocks not in stacks:
         raise ValueError(f"block_list={blocks!r}: there is no such list of blocks; lists are at {', '.join(stacks)}")
-    inside = {path: [_mlps_in(block) for block in stack] for path, stack in stacks.items() if blocks in (None, path)}
-    found = {path: mlps for path, mlps in inside.items() if mlps and all(len(each) == 1 for each in mlps)}
-    if len(found) == 1:
-        ((stack, mlps),) = found.items()
+    mlps_by_list = {
+        path: [_mlps_in(block) for block in stack] for path, stack in stacks.items() if blocks in (None, path)
+    }
+    candidates = {
+        path: mlps for path, mlps in mlps_by_list.items() if mlps and all(len(of_block) == 1 for of_block in mlps)
+    }
+    if len(candidates) == 1:
+        ((stack, mlps),) = candidates.items()
         names = [name for name, _ in stacks[stack].named_children()]
         paths = [_join(stack, name, mlp) for name, (mlp,) in zip(names, mlps, strict=True)]
-        if already := next((path for path in paths if isinstance(model.get_submodule(path), MoE)), None):
-            raise ValueError(f"{already} is sparse already: upcycle the dense model")
+        if sparse_path := next((path for path in paths if isinstance(model.get_submodule(path), MoE)), None):
+            raise ValueError(f"{sparse_path} is sparse already: upcycle the dense model")
         return paths
-    if found:
-        there = ", ".join(f"{path!r} ({len(mlps)})" for path, mlps in found.items())
-        raise ValueError(f"blocks with MLPs are in several lists: say in which one with block_list=: {there}")
-    raise ValueError(_unknown({path: stacks[path] for path in inside}, inside))
+    if candidates:
+        listed = ", ".join(f"{path!r} ({len(mlps)})" for path, mlps in candidates.items())
+        raise ValueError(f"blocks with MLPs are in several lists: say in which one with block_list=: {listed}")
+    raise ValueError(_describe_unknown({path: stacks[path] for path in mlps_by_list}, mlps_by_list))
 
 
 def find_blocks(model: nn.Module) -> str | None:
@@ -56,23 +71,25 @@ def find_blocks(model: nn.Module) -> str | None:
 
 
 def _mlps_in(block: nn.Module) -> list[str]:
-    """Paths, below a block, of sparse layers and of MLPs of a known class; not of those within others."""
-    found: list[str] = []
+    """Paths, below a block, of sparse layers and of MLPs of a known class that lie in no other such module."""
+    paths: list[str] = []
     for path, module in block.named_modules():
         known = isinstance(module, MLP | MoE) or structure_of(module) is not None
-        if known and not any(path == outer or path.startswith(f"{outer}.") or not outer for outer in found):
-            found.append(path)
-    return found
+        if known and not any(path == outer or path.startswith(f"{outer}.") or not outer for outer in paths):
+            paths.append(path)
+    return paths
 
 
-def _unknown(stacks: dict[str, nn.ModuleList | nn.Sequential], inside: dict[str, list[list[str]]]) -> str:
-    """Names the first block, of the list of most blocks of one class, whose MLP is not known."""
+def _describe_unknown(
+    stacks: dict[str, nn.ModuleList | nn.Sequential], mlps_by_list: dict[str, list[list[str]]]
+) -> str:
+    """Describes the first block with an unknown MLP, in the longest list of blocks of one class."""
     uniform = {path: stack for path, stack in stacks.items() if len({type(block) for block in stack}) == 1}
     if not uniform:
         return f"{', '.join(stacks) or 'the model'}: no list of blocks of one class, as a transformer has it"
     path = max(uniform, key=lambda path: len(uniform[path]))
-    number = next(number for number, mlps in enumerate(inside[path]) if len(mlps) != 1)
-    block, mlps = uniform[path][number], inside[path][number]
+    number = next(number for number, mlps in enumerate(mlps_by_list[path]) if len(mlps) != 1)
+    block, mlps = uniform[path][number], mlps_by_list[path][number]
     where = f"{path}.{number} ({type(block).__name__})"
     if mlps:
         return f"{where} has {len(mlps)} MLPs ({', '.join(mlps)}): a sparse layer takes the place of one"
@@ -84,7 +101,7 @@ def _unknown(stacks: dict[str, nn.ModuleList | nn.Sequential], inside: dict[str,
 
 
 def replace_mlp(model: nn.Module, path: str, layer: MoE) -> None:
-    """Puts a sparse layer in the place of the MLP at `path`, as its structure says where that is."""
+    """Replaces the MLP at `path` by a sparse layer, in the place that its structure names."""
     module = model.get_submodule(path)
     structure = structure_of(module) or MLPStructure("up", "down", "activation")
     replaced = [structure.place, structure.down] if structure.place else [""]
@@ -96,7 +113,7 @@ def replace_mlp(model: nn.Module, path: str, layer: MoE) -> None:
 
 
 def restore_mlp(model: nn.Module, path: str, mlp: MLP) -> None:
-    """Puts an MLP back in the place of the sparse layer at `path`, as the class that was there."""
+    """Replaces the sparse layer at `path` by an MLP of the class that it replaced."""
     layer = cast(MoE, model.get_submodule(path))
     origin = layer.origin
     if not isinstance(origin, Origin):
@@ -104,8 +121,8 @@ def restore_mlp(model: nn.Module, path: str, mlp: MLP) -> None:
     outer = path.removesuffix(f".{origin.structure.place}") if origin.structure.place else path
     for part, module in origin.modules.items():
         weight = mlp.up.weight
-        put = copy.deepcopy(module).to_empty(device=weight.device).to(weight.dtype).train(layer.training)
-        model.set_submodule(_join(outer, part), put)
+        restored = copy.deepcopy(module).to_empty(device=weight.device).to(weight.dtype).train(layer.training)
+        model.set_submodule(_join(outer, part), restored)
     write_mlp(mlp, model.get_submodule(outer))
 
 

@@ -16,10 +16,11 @@ PAPER_MOE = {
 
 def fine_grained(mlp_dim: int) -> dict[str, Any]:
     """Many narrow experts, three a token, beside one that all tokens share, each a quarter of the MLP's width, so that
-    a token costs what it did; sigmoid gates that sum to 1 (Dai et al. 2024, *DeepSeekMoE*; DeepSeek-V3's gates)."""
+    a token costs as much as with the MLP; sigmoid gates that sum to 1 (Dai et al. 2024, *DeepSeekMoE*; DeepSeek-V3's
+    gates)."""
     quarter = mlp_dim // 4
-    own = {"router": "sigmoid", "experts_per_token": 3, "combine": "renormalized", "expert_hidden_dim": quarter}
-    return own | {"shared": True, "shared_hidden_dim": quarter}
+    fields = {"router": "sigmoid", "experts_per_token": 3, "combine": "renormalized", "expert_hidden_dim": quarter}
+    return fields | {"shared": True, "shared_hidden_dim": quarter}
 
 
 CONV_STEM_AND_MEAN = {"stem": "conv", "class_token": False, "global_pool": "avg"}
@@ -28,8 +29,8 @@ CONV_STEM_AND_MEAN = {"stem": "conv", "class_token": False, "global_pool": "avg"
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of a trunk. `placements`: which blocks may be sparse. `experts`: how many there may be. `parts`: arguments
-    of the network for parts that are not the usual ones."""
+    """Shape of a trunk. `placements`: which blocks may be sparse. `experts`: accepted numbers of experts. `parts`:
+    further arguments of the network."""
 
     dim: int
     depth: int

@@ -1,4 +1,4 @@
-"""Networks that are sparse from the start: experts drawn as the MLPs in whose place they come."""
+"""Networks that are sparse from the start: experts are drawn as the MLPs that they replace."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ from .places import replace_mlp
 
 
 def sparsify(model: Any, config: MoEConfig) -> None:
-    """Replaces, in a timm VisionTransformer, the MLPs that `config` names, by experts initialised as those MLPs are.
+    """Replaces, in a timm VisionTransformer, the MLPs that `config` names by experts that are initialised like them.
 
     **Raises:** ValueError for MLPs of another structure than timm's plain one.
     """
@@ -46,7 +46,7 @@ def sparsify(model: Any, config: MoEConfig) -> None:
 @torch.no_grad()
 def initialise_experts(layer: MoE, mode: str, expert_init: Literal["apart", "alike"]) -> None:
     """Draws each expert, or one that all others equal, as timm's scheme `mode` draws a dense MLP, so that twins differ
-    in nothing else. Low-rank ones stay as they are drawn."""
+    in nothing else. Low-rank experts stay as they are."""
     experts = layer.experts
     if not isinstance(experts, MLPExperts) or experts.up.weight.is_meta:
         return

@@ -38,29 +38,37 @@ def upcycle(
     **Arguments:**
 
     - `model`: any timm ViT (plain, DeiT, BEiT, DINOv2/v3, SigLIP, EVA, …), torchvision's, transformers' vision models
-      and their kin for text and sound: whatever has a list of blocks with one MLP each of a class that is known
-      (`vismoe.register_mlp` makes others known).
-    - `num_experts`; `layers`: "last-N" (the last N of the odd blocks 1, 3, 5, …), "every-N", or a list of block numbers
-      from 0; `k`: experts per token, by default 1, or `split`.
-    - `experts`: "full", a copy of the parent's MLP each; "low-rank", the parent's MLP, frozen, and for each expert
-      differences of rank `rank` that start at 0 (`vismoe.LowRankExperts`).
-    - `shared`: the parent's MLP stays, for every token, beside new, smaller experts (`expert_hidden_dim`, by default a
-      quarter of the parent's) whose last layer starts at 0.
+      and similar ones for text and sound: any network with a list of blocks that have one MLP each of a known class
+      (`vismoe.register_mlp` adds classes).
+    - `num_experts`: E; default 8.
+    - `layers`: "last-N" (the last N of the odd blocks 1, 3, 5, …), "every-N", or a list of block numbers from 0;
+      default "last-2".
+    - `k`: experts per token; default: `split`, which is 1 by default.
+    - `experts`: "full", each a copy of the parent's MLP, or "low-rank", the parent's MLP, frozen, with a low-rank
+      difference for each expert that starts at 0 (`vismoe.LowRankExperts`); default "full".
+    - `rank`: rank of the differences; default 16.
+    - `shared`: whether the parent's MLP stays, for every token, beside new, smaller experts (`expert_hidden_dim`, by
+      default a quarter of the parent's) whose last layer starts at 0; default False.
     - `split`: each copy of the parent's MLP becomes so many experts, each with a part of its hidden units; their mean
       is the MLP. The routers' rows of a copy's parts start equal, so that a token goes to all of them (He et al. 2024,
-      *Upcycling Large Language Models into Mixture of Experts*: virtual groups). `num_experts` is a multiple of it.
-    - `perturb`: noise on the copies but the first, as a share of each weight's standard deviation.
-    - `seed`: of routers and new weights; `inplace`: change `model` itself, otherwise a copy.
+      *Upcycling Large Language Models into Mixture of Experts*: virtual groups). Divides `num_experts`; default 1:
+      whole copies.
+    - `perturb`: noise on all copies but the first, as a share of each weight's standard deviation; default 0.
+    - `seed`: of routers and new weights; default 0.
+    - `inplace`: whether `model` itself is changed; default False: a copy.
     - `options`: other fields of `vismoe.vit.MoEConfig` (balance=, combine=, noise_std=, capacity_factor=, block_list=,
-      …). `combine` is by default "renormalized"; where k=1 it is "unit", by which training moves experts and leaves
-      the router as it was drawn (docs/upcycling.md). router="hash" and "random" have none, they average the k experts.
+      …). `combine` is by default "renormalized"; with k=1 it is "unit": training then moves experts and leaves the
+      router as it was drawn (docs/upcycling.md). router="hash" and "random" have no such option, they average the k
+      experts.
 
-    **Raises:** ValueError for a model whose MLPs are not known, options that contradict each other, a sparse model.
+    **Raises:** ValueError for a model with unknown MLPs, options that contradict each other, a sparse model.
     """
     if unknown := sorted(set(options) - set(OVERRIDES)):
         raise ValueError(f"upcycle has no option {', '.join(unknown)}")
     k = split if k is None else k
-    _check(k, num_experts, split, shared or experts == "low-rank", perturb, seed, options.get("expert_hidden_dim", 0))
+    _check_upcycling(
+        k, num_experts, split, shared or experts == "low-rank", perturb, seed, options.get("expert_hidden_dim", 0)
+    )
     config = MoEConfig(layers, num_experts, k, **{"experts": experts, "rank": rank, "shared": shared} | options)
     summing: Literal["unit", "renormalized"] | None = None
     if config.router_has("combine"):
@@ -76,21 +84,21 @@ def upcycle(
         torch.manual_seed(seed)
         for layer, mlp in make_sparse(model, config, split):
             _start_as(layer, mlp, split, perturb)
-    _warn_of_another_start(config, summing, perturb)
+    _warn_unless_equal(config, summing, perturb)
     return model
 
 
-def _check(
-    k: int, num_experts: int, split: int, fresh: bool, perturb: float, seed: int, expert_hidden_dim: int
+def _check_upcycling(
+    k: int, num_experts: int, split: int, are_new: bool, perturb: float, seed: int, expert_hidden_dim: int
 ) -> None:
-    if split < 1 or (split > 1 and (fresh or k != split or num_experts % split)):
+    if split < 1 or (split > 1 and (are_new or k != split or num_experts % split)):
         raise ValueError(
             f"split={split}, k={k}, num_experts={num_experts}: split is k, divides num_experts, and goes with "
             'experts="full" without shared'
         )
-    if not 0 <= perturb < math.inf or (perturb and fresh):
+    if not 0 <= perturb < math.inf or (perturb and are_new):
         raise ValueError(f'perturb={perturb}: accepted are finite shares ≥ 0, and with experts="full" without shared')
-    if expert_hidden_dim and not fresh:
+    if expert_hidden_dim and not are_new:
         raise ValueError(
             f"expert_hidden_dim={expert_hidden_dim}: copies of the parent's MLP are as wide as it is; it is "
             "for the new experts of shared=True, and split= cuts copies into narrower ones"
@@ -99,27 +107,32 @@ def _check(
         raise ValueError(f"seed={seed}: accepted are 0…2^63 − 1")
 
 
-def _warn_of_another_start(config: MoEConfig, summing: str | None, perturb: float) -> None:
-    why = [f"router={config.router!r}"] if config.router in ("expert-choice", "soft") else []
-    why += [
+def _warn_unless_equal(config: MoEConfig, summing: str | None, perturb: float) -> None:
+    reasons = [f"router={config.router!r}"] if config.router in ("expert-choice", "soft") else []
+    reasons += [
         f"{name}={value}"
         for name in ("capacity_factor", "eval_capacity_factor")
         if (value := getattr(config, name)) not in ("none", "same")
     ]
     if summing is not None and config.combine != summing and not config.shared:
-        why.append(f"combine={config.combine!r} ({summing!r} makes the experts' weights sum to the MLP)")
+        reasons.append(f"combine={config.combine!r} ({summing!r} makes the experts' weights sum to the MLP)")
     if perturb:
-        why.append(f"perturb={perturb}")
-    if why:
-        warnings.warn(f"the sparse model does not start as its parent, because of {', '.join(why)}", stacklevel=3)
+        reasons.append(f"perturb={perturb}")
+    if reasons:
+        warnings.warn(f"the sparse model does not start as its parent, because of {', '.join(reasons)}", stacklevel=3)
 
 
 def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tuple[MoE, MLP]]:
-    """Replaces the MLPs that `config` names by sparse layers, in place, without a thought for their parameters: the
-    layers, each with the MLP that was there. `model.moe` is the configuration afterwards."""
+    """Replaces the MLPs that `config` names by sparse layers, in place, and leaves their parameters as they were drawn.
+    Afterwards `model.moe` is the configuration.
+
+    **Returns:** the layers, each with the MLP that it replaced.
+    """
     if config.ensemble_size:
-        how = "vismoe.create_model(…, ensemble_size=…) builds one, and its weights may be copied there"
-        raise ValueError(f"ensemble_size={config.ensemble_size}: a network that is upcycled becomes no ensemble; {how}")
+        remedy = "vismoe.create_model(…, ensemble_size=…) builds one, and its weights may be copied there"
+        raise ValueError(
+            f"ensemble_size={config.ensemble_size}: a network that is upcycled becomes no ensemble; {remedy}"
+        )
     if config.shared_hidden_dim:
         raise ValueError(f"shared_hidden_dim={config.shared_hidden_dim}: what is shared here is the parent's own MLP")
     paths = find_mlps(model, config.block_list or None)
@@ -131,18 +144,18 @@ def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tup
         config = replace(config, expert_hidden_dim=widths[0] // parts)
     if split > 1 and any(mlp.norm is not None for mlp in places.values()):
         raise ValueError(f"split={split}: an MLP with a norm over its hidden units cannot be cut: use split=1")
-    made = []
+    layers = []
     for path, mlp in places.items():
         layer = config.layer(mlp)
         replace_mlp(model, path, layer)
-        made.append((layer, mlp))
+        layers.append((layer, mlp))
     cast(Any, model).moe = config
-    return made
+    return layers
 
 
 @torch.no_grad()
 def _start_as(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
-    """Gives a new layer the parameters with which it computes what `mlp` does."""
+    """Gives a new layer the parameters with which it computes the same as `mlp`."""
     experts = layer.experts
     if not isinstance(experts, MLPExperts):
         return
@@ -150,7 +163,7 @@ def _start_as(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
         for parameter in experts.down.parameters():
             parameter.zero_()
         return
-    parts = [_part(mlp, number, split) for number in range(split)]
+    parts = [_part_of_mlp(mlp, number, split) for number in range(split)]
     for number in range(experts.num_experts):
         experts.set_expert(number, parts[number % split])
     for stacked in (part for part in experts.modules() if perturb and isinstance(part, StackedLinear)):
@@ -161,8 +174,8 @@ def _start_as(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
         rows.copy_(rows[::split].repeat_interleave(split, 0))
 
 
-def _part(mlp: MLP, number: int, parts: int) -> MLP:
-    """The `number`-th of so many MLPs whose mean is one: a part of its hidden units, which counts as much as all."""
+def _part_of_mlp(mlp: MLP, number: int, parts: int) -> MLP:
+    """The `number`-th of so many MLPs whose mean is `mlp`: a part of its hidden units, with a larger weight."""
     if parts == 1:
         return mlp
     part = mlp.empty_like(mlp.hidden_dim // parts)

@@ -17,16 +17,18 @@ from .published import Published
 
 
 def architecture(preset: Preset, published: Published) -> dict[str, Any]:
-    """Arguments of the network of published weights that are not the preset's, as its configuration has them."""
-    own: dict[str, Any] = {"img_size": published.image_size, "act_layer": "gelu_tanh"}
+    """The arguments of a network with published weights that differ from the preset's, as its configuration has
+    them."""
+    arguments: dict[str, Any] = {"img_size": published.image_size, "act_layer": "gelu_tanh"}
     if not published.representation:
-        own["representation_size"] = 0
-    return own | ({"moe": preset.arguments["moe"] | published.moe} if "moe" in preset.arguments else {})
+        arguments["representation_size"] = 0
+    return arguments | ({"moe": preset.arguments["moe"] | published.moe} if "moe" in preset.arguments else {})
 
 
 class Stored:
-    """A model folder of published weights: `sizes`, arguments of the network, and `configuration`, of timm's, that the
-    files themselves have, whatever was published about them.
+    """A model folder of published weights, as its files describe it.
+
+    **Attributes:** `sizes`: arguments of the network; `configuration`: entries of timm's configuration.
 
     **Raises:** ValueError for a damaged configuration.
     """
@@ -34,62 +36,66 @@ class Stored:
     def __init__(self, folder: Path):
         config = read_json(folder / CONFIG)
         try:
-            arguments, told = config["model_args"], config["pretrained_cfg"]
+            arguments, data_config = config["model_args"], config["pretrained_cfg"]
             self.sizes = {name: arguments[name] for name in ("img_size", "in_chans", "representation_size")}
             self.configuration = {
                 "file": str(folder / WEIGHTS),
-                "input_size": tuple(told["input_size"]),
+                "input_size": tuple(data_config["input_size"]),
                 "num_classes": config["num_classes"],
             }
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder / CONFIG} is no configuration of these weights, delete it: {error!r}") from error
 
     def fit(self, state: dict[str, Tensor], model: SparseVisionTransformer) -> dict[str, Tensor]:
-        """The weights for a network of another image size, classifier, number of channels or balancing.
+        """The weights, changed to fit a network of another image size, classifier, number of channels or balancing.
 
-        **Raises:** ValueError where it differs in anything else.
+        **Raises:** ValueError where the network differs in anything else.
         """
-        own, first = model.state_dict(), str(model.pretrained_cfg["first_conv"])
+        expected, first_layer = model.state_dict(), str(model.pretrained_cfg["first_conv"])
         if model.pos_embed is not None and state["pos_embed"].shape != model.pos_embed.shape:
             side = math.isqrt(state["pos_embed"].shape[1])
             state = state | {"pos_embed": zoom(state["pos_embed"], (side, side), model.patch_embed.grid_size)}
         for path, module in model.named_modules():
-            if isinstance(module, BalancedRouter):  # by biases that begin at 0, whatever balanced it before
+            if isinstance(module, BalancedRouter):  # its biases begin at 0, whatever balanced it before
                 state = {f"{path}.{name}": buffer for name, buffer in module.named_buffers()} | state
-        other = {name for name in set(own) ^ set(state) if not name.startswith("head.")}
-        other |= {name for name in set(own) & set(state) if own[name].shape != state[name].shape}
-        # timm exchanges a classifier of other classes, and sums or repeats weights of other channels.
-        other -= {"head.weight", "head.bias"} if model.num_classes != self.configuration["num_classes"] else set()
-        other -= {f"{first}.weight"} if model.in_chans != self.sizes["in_chans"] else set()
-        if other:
+        differing = {name for name in set(expected) ^ set(state) if not name.startswith("head.")}
+        differing |= {name for name in set(expected) & set(state) if expected[name].shape != state[name].shape}
+        # timm replaces a classifier of other classes, and sums or repeats weights of other channels.
+        differing -= {"head.weight", "head.bias"} if model.num_classes != self.configuration["num_classes"] else set()
+        differing -= {f"{first_layer}.weight"} if model.in_chans != self.sizes["in_chans"] else set()
+        if differing:
             raise ValueError(
                 f"these options make another network than that of the weights {self.configuration['file']}: they "
-                f"differ in {', '.join(sorted(other)[:3])}"
+                f"differ in {', '.join(sorted(differing)[:3])}"
             )
         return state
 
 
 @torch.no_grad()
 def take_over(model: nn.Module, trained: nn.Module, source: str) -> None:
-    """Fills `model` with the weights of `trained`, as the reference begins a fine-tuning: all but the classifier, which
-    stays as it is, position embeddings resized to the new grid, a representation layer only where both have one.
+    """Fills `model` with the weights of `trained`, as the reference begins a fine-tuning. The classifier stays as it
+    is, position embeddings are resized to the new grid, a representation layer is taken only where both have one.
 
-    **Arguments:** `source`: what `trained` is called in errors.
+    **Arguments:**
+
+    - `model`: the network to fill, changed in place.
+    - `trained`: the network with the weights.
+    - `source`: the name of `trained` in errors.
 
     **Raises:** ValueError where the networks differ in anything else.
     """
-    state, own = dict(trained.state_dict()), model.state_dict()
+    state, target = dict(trained.state_dict()), model.state_dict()
     classifier: str | tuple[str, ...] = cast(Any, model).pretrained_cfg["classifier"]
     fresh = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
-    if not any(name.startswith("representation.") for name in own):
+    if not any(name.startswith("representation.") for name in target):
         fresh += ("representation.",)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(fresh)}
-    wanted = {name for name in own if not name.startswith(fresh)}
-    if "pos_embed" in state and "pos_embed" in own and state["pos_embed"].shape != own["pos_embed"].shape:
+    kept_names = {name for name in target if not name.startswith(fresh)}
+    if "pos_embed" in state and "pos_embed" in target and state["pos_embed"].shape != target["pos_embed"].shape:
         grids = [cast(Any, network).patch_embed.grid_size for network in (trained, model)]
         state["pos_embed"] = zoom(state["pos_embed"], *grids)
-    other = sorted(set(state) ^ wanted)
-    other += [name for name in wanted & set(state) if state[name].shape != own[name].shape]
-    if other:
-        raise ValueError(f"{source} is of another network than the recipe's: they differ in {', '.join(other[:3])}")
+    differing = sorted(set(state) ^ kept_names)
+    differing += [name for name in kept_names & set(state) if state[name].shape != target[name].shape]
+    if differing:
+        raise ValueError(f"{source} is of another network than the recipe's: they differ in {', '.join(differing[:3])}")
     model.load_state_dict(state, strict=False)

@@ -1,4 +1,4 @@
-"""Opens whatever a string that names a model means: one way for every verb and function."""
+"""Opens the network that a string names: one way for every verb and function."""
 
 from functools import partial
 from pathlib import Path
@@ -17,30 +17,35 @@ from .sources import ANSWERS_ONLY, Source, parse_source
 
 
 def load(path: str | Path, preset: str | None = None) -> nn.Module:
-    """Opens a run folder, a model folder, any folder timm or transformers wrote with safetensors, at evaluation.
+    """Opens a run folder, a model folder, or a folder that timm or transformers wrote with safetensors, at evaluation.
 
-    **Arguments:** `path`; `preset`: the architecture, for a bare `.safetensors` file that does not say it.
+    **Arguments:**
 
-    **Raises:** FileNotFoundError where nothing is there; ValueError where it is not a model or offers pickled weights.
+    - `path`: the folder, or a `.safetensors` file.
+    - `preset`: the architecture of a bare `.safetensors` file, which does not name it; default: none.
+
+    **Raises:** FileNotFoundError where the path does not exist; ValueError where it is not a model or has pickled
+    weights.
     """
     return load_local(Path(path), preset, open_parent)
 
 
 def load_network(path: str | Path) -> nn.Module:
-    """As `load`, but networks of transformers' for images come as `TransformersNetwork`: called with pixels alone
-    they give logits alone."""
+    """As `load`, but transformers' networks for images come as `TransformersNetwork`, which maps pixels to logits."""
     return as_network(load(path))
 
 
 def open_source(source: Source | str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
-    """A network at evaluation, with the classes that it has; called with pixels alone it gives logits alone.
+    """Opens a network at evaluation, with its own classes. It maps pixels to logits.
 
-    **Arguments:** `source`: see `parse_source`; what is not on this machine is downloaded, once; `num_classes`: of a
-    preset, whose weights are random; by default 1000; `exported`: whether an exported file will do, which gives answers
-    only.
+    **Arguments:**
 
-    **Raises:** as `parse_source`; ValueError for what cannot be downloaded or opened, and for an exported file where a
-    network is needed.
+    - `source`: see `parse_source`; what is not on this machine is downloaded, once.
+    - `num_classes`: of a preset, whose weights are random; default 1000.
+    - `exported`: whether an exported file is accepted, which can predict but not train; default False.
+
+    **Raises:** as `parse_source`; ValueError for a source that cannot be downloaded or opened, and for an exported file
+    where a network is needed.
     """
     source = parse_source(source) if isinstance(source, str) else source
     if source.kind == "exported":
@@ -55,7 +60,7 @@ def open_source(source: Source | str, num_classes: int | None = None, exported: 
 
 
 def open_trained(source: Source | str) -> nn.Module:
-    """As `open_source`, where only a network will do that has learned something.
+    """As `open_source`, for trained networks only.
 
     **Raises:** as `open_source`; ValueError for a preset.
     """
@@ -63,7 +68,7 @@ def open_trained(source: Source | str) -> nn.Module:
 
 
 def check_trained(source: Source | str) -> Source:
-    """What a string means, where only a network will do that has learned something.
+    """Parses a source that must be a trained network.
 
     **Raises:** as `parse_source`; ValueError for a preset and for an exported file.
     """
@@ -79,9 +84,9 @@ def check_trained(source: Source | str) -> Source:
 
 
 def open_parent(source: Source | str) -> Parent:
-    """A dense network of which a model folder may hold only what is different.
+    """Opens a dense network as the parent of upcycled ones.
 
-    **Raises:** as `open_trained`; ValueError where that network itself is stored so.
+    **Raises:** as `open_trained`; ValueError where its folder itself holds only differences from a parent.
     """
     source = check_trained(source)
     model = _open_trained(source, is_parent=True)

@@ -1,4 +1,4 @@
-"""How a network wants its images."""
+"""How a network expects its images."""
 
 from typing import Any
 

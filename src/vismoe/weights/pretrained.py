@@ -17,40 +17,42 @@ from .reference.index import read_index
 from .registry import provide_weights
 
 VARIABLE = "VISMOE_WEIGHTS_URL"
-"""Where files are instead of in the publisher's bucket: an address of http, https, gs or file, or a folder."""
+"""Environment variable that replaces the publisher's bucket: an address of http, https, gs or file, or a folder."""
 
 
 def pretrained_folder(published: Published) -> Path:
-    """The model folder of published weights, CACHE/weights/NAME/model. Where it is not there, the checkpoint's files
-    are had from the address that `VISMOE_WEIGHTS_URL` says, converted, and those that were downloaded removed; of
-    several processes one does so and the others wait. CACHE/weights/NAME/record.json keeps size and SHA-256 of every
-    file as it was first seen: what is read later, from wherever, is compared.
+    """The model folder of published weights, CACHE/weights/NAME/model.
 
-    **Raises:** ValueError, FileNotFoundError where they cannot be had, are not what they were or no such checkpoint.
+    Where it is missing, the checkpoint is downloaded from the address in `VISMOE_WEIGHTS_URL` and converted, and the
+    download is deleted. One of several processes does so, the others wait. CACHE/weights/NAME/record.json keeps size
+    and SHA-256 of every file when it was first seen: later reads must match them.
+
+    **Raises:** ValueError, FileNotFoundError where the files cannot be downloaded, have changed or are no such
+    checkpoint.
     """
     place = cache_folder() / "weights" / published.name
     folder, record = place / "model", Record(place / "record.json")
-    if not _is_there(folder, record):
+    if not _is_complete(folder, record):
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(place / ".lock"):
-            if not _is_there(folder, record):
-                _make(published, place, record)
-    record.compare(folder / WEIGHTS, str(folder / WEIGHTS), f"delete {place}, and they are had anew")
+            if not _is_complete(folder, record):
+                _download_and_convert(published, place, record)
+    record.compare(folder / WEIGHTS, str(folder / WEIGHTS), f"delete {place}, and they are downloaded again")
     return folder
 
 
-def _is_there(folder: Path, record: Record) -> bool:
+def _is_complete(folder: Path, record: Record) -> bool:
     return all((folder / name).is_file() for name in (CONFIG, WEIGHTS)) and WEIGHTS in record
 
 
-def _make(published: Published, place: Path, record: Record) -> None:
+def _download_and_convert(published: Published, place: Path, record: Record) -> None:
     base = _base()
     files = base if isinstance(base, Path) else place / "files"
     index, seen = f"{published.name}.index", {}
     try:
-        seen[index] = _have(base, files, index, record)
+        seen[index] = _ensure_file(base, files, index, record)
         for name in _data_files(files / index, published.name, is_ours=files is not base):
-            seen[name] = _have(base, files, name, record)
+            seen[name] = _ensure_file(base, files, name, record)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
             f"the weights {published.name} cannot be had: {error} ({VARIABLE} names another place: a mirror's address, "
@@ -59,11 +61,11 @@ def _make(published: Published, place: Path, record: Record) -> None:
     try:
         convert(files / published.name, place / "model")
     except ValueError as error:
-        again = "" if files is base else f" (delete {files} to download them anew)"
-        raise ValueError(f"{error}{again}") from error
+        remedy = "" if files is base else f" (delete {files} to download them again)"
+        raise ValueError(f"{error}{remedy}") from error
     weights = place / "model" / WEIGHTS
     seen[WEIGHTS] = record.compare(weights, str(weights), f"delete {place} to begin anew")
-    record.note(seen)  # only now: what no network can be made of is not what is expected ever after
+    record.note(seen)  # only now: a file that cannot be converted must not become the expected one
     if files is not base:
         shutil.rmtree(files)
 
@@ -72,16 +74,16 @@ def _data_files(index: Path, name: str, is_ours: bool) -> list[str]:
     try:
         shards, _ = read_index(index)
     except ValueError:
-        if is_ours:  # something else that the server answered with
+        if is_ours:  # the server answered with something else
             index.unlink()
         raise
     return [f"{name}.data-{shard:05d}-of-{shards:05d}" for shard in range(shards)]
 
 
 def _base() -> Path | str:
-    """Where the checkpoints' files are: a folder, or an address that their names are added to.
+    """Where the checkpoints' files are: a folder, or an address to which their names are appended.
 
-    **Raises:** ValueError for what is none of these.
+    **Raises:** ValueError for anything else.
     """
     given = os.environ.get(VARIABLE) or PUBLISHER
     parts = urlsplit(given)
@@ -96,22 +98,22 @@ def _base() -> Path | str:
     return folder
 
 
-def _have(base: Path | str, files: Path, name: str, record: Record) -> Seen:
-    """Sees that one file is among `files`, and that it is what it was."""
-    path, anew = files / name, f"delete {record.path.parent} to begin anew with this one"
+def _ensure_file(base: Path | str, files: Path, name: str, record: Record) -> Seen:
+    """Makes sure that one file is among `files` and has not changed; downloads it where it is missing."""
+    path, restart = files / name, f"delete {record.path.parent} to begin anew with this one"
     if isinstance(base, Path):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        return record.compare(path, str(path), f"put that one there, or {anew}")
-    if path.is_file():  # of an earlier call that ended before it had all
-        return record.compare(path, str(path), "delete it, and it is downloaded anew")
+        return record.compare(path, str(path), f"put that one there, or {restart}")
+    if path.is_file():  # from an earlier call that was interrupted
+        return record.compare(path, str(path), "delete it to download it again")
     address = f"{base}/{quote(name)}"
     if constants.HF_HUB_OFFLINE:
         raise ValueError(f"{path} is not there, and HF_HUB_OFFLINE forbids to download {address}")
     files.mkdir(exist_ok=True)
     fetch(address, path)
     try:
-        return record.compare(path, address, anew)
+        return record.compare(path, address, restart)
     except ValueError:
         path.unlink()
         raise

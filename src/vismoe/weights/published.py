@@ -1,8 +1,9 @@
 """Checkpoints that google-research/vmoe has published, by the names of their files.
 
-Names, classes and figures are those that its README and the configurations beside it state (github.com/google-research/
-vmoe, folder vmoe/configs); none was measured here. The files hold no configuration: what else a network needs is in the
-preset and in the entry here. What those configurations set for training alone (dropout, capacity) is the preset's.
+Names, classes and figures are those of its README and of the configurations beside it (github.com/google-research/
+vmoe, folder vmoe/configs); none was measured here. The files hold no configuration: the preset and the entry here have
+everything else that a network needs. What those configurations set for training only (dropout, capacity) is the
+preset's.
 """
 
 import re
@@ -19,13 +20,16 @@ CENTRE = {"crop_mode": "center", "crop_pct": 224 / 256, "interpolation": "biline
 class Published:
     """One published checkpoint.
 
-    - `name`: its files' prefix; `preset`: the network; `members`, `experts_per_token`: where they are not the preset's
-      (an ensemble's members divide the experts among them).
-    - `image_size`, `classes`, `data`: what it was trained on last; `preprocessing`: how its images were prepared for
-      evaluation, in timm's words (pixels in [-1, 1], as all presets have them).
-    - `accuracy`: as published, of the classes' test set (of ILSVRC2012: its validation part); None: none is stated.
-    - `representation`: whether there is a layer of that name before the classifier; `bfloat16_exchange`: whether what
-      experts get and give is rounded to bfloat16 (the configurations' `dispatcher.bfloat16`).
+    - `name`: prefix of its files.
+    - `preset`: the network.
+    - `image_size`: pixels of a square image; `classes`: their number; `data`: the data set of its last training.
+    - `accuracy`: published top-1, 0 to 1, on the data's test set (ILSVRC2012: validation set); None: not published.
+    - `preprocessing`: how its images were prepared for evaluation, as timm's data configuration (pixels in [-1, 1], as
+      for all presets).
+    - `members`, `experts_per_token`: of an ensemble, whose members divide the experts among them; default: no ensemble.
+    - `representation`: whether there is a layer of that name before the classifier.
+    - `bfloat16_exchange`: whether what experts receive and answer is rounded to bfloat16 (the configurations'
+      `dispatcher.bfloat16`).
     """
 
     name: str
@@ -42,16 +46,16 @@ class Published:
 
     @property
     def tag(self) -> str:
-        """What stands behind the preset's name and a dot: the name without what the preset's says already."""
+        """The tag after the preset's name and a dot: the checkpoint's name without what the preset's name contains."""
         return re.sub(r"^(?:vmoe_)?(eee_)?[sb]\d+_(?:last\d+_)?", r"\1", self.name)
 
     @property
     def moe(self) -> dict[str, Any]:
-        """Fields of `vismoe.vit.MoEConfig` that are not the preset's."""
-        own: dict[str, Any] = {"bfloat16_exchange": True} if self.bfloat16_exchange else {}
+        """Fields of `vismoe.vit.MoEConfig` that differ from the preset's."""
+        fields: dict[str, Any] = {"bfloat16_exchange": True} if self.bfloat16_exchange else {}
         if self.members > 1:
-            own |= {"ensemble_size": self.members, "experts_per_token": self.experts_per_token}
-        return own
+            fields |= {"ensemble_size": self.members, "experts_per_token": self.experts_per_token}
+        return fields
 
 
 def tags_of(preset: str) -> dict[str, Published]:
@@ -60,7 +64,7 @@ def tags_of(preset: str) -> dict[str, Published]:
 
 
 def published_by(name: str) -> Published | None:
-    """The published weights that a name PRESET.TAG is of, if any."""
+    """The published weights of a name PRESET.TAG, or None."""
     preset, _, tag = name.partition(".")
     return tags_of(preset).get(tag)
 

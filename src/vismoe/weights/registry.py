@@ -20,7 +20,7 @@ from .published import PUBLISHER, Published, tagged, tags_of
 from .sources import parse_architecture
 
 ANY_SHAPE = "vmoe_vit"
-"""The entry point of networks that are no preset: everything is in its arguments."""
+"""The entry point of networks that are no preset: its arguments say everything."""
 
 SOURCES = ("source", "file", "url", "hf_hub_id", "state_dict")
 """Fields of timm's configurations that say where weights are."""
@@ -37,27 +37,29 @@ PREPROCESSING = {
 }
 
 
-def _inputs(preset: Preset) -> dict[str, Any]:
+def _input_config(preset: Preset) -> dict[str, Any]:
     stem = {"first_conv": "patch_embed.backbone.0.conv"} if preset.arguments.get("stem") == "conv" else {}
     return {"input_size": (3, preset.image, preset.image)} | stem
 
 
-def _described(preset: Preset, published: Published) -> dict[str, Any]:
-    """What timm is told of published weights. It never reads the address itself: see the entry points."""
+def _published_config(preset: Preset, published: Published) -> dict[str, Any]:
+    """timm's configuration of published weights. timm never reads the address itself: see the entry points."""
     size = published.image_size
-    told = {"input_size": (3, size, size), "num_classes": published.classes, "tag": published.tag}
+    weights = {"input_size": (3, size, size), "num_classes": published.classes, "tag": published.tag}
     origin = {"url": f"{PUBLISHER}/{published.name}.index", "origin_url": "https://github.com/google-research/vmoe"}
-    return PREPROCESSING | _inputs(preset) | published.preprocessing | told | origin
+    return PREPROCESSING | _input_config(preset) | published.preprocessing | weights | origin
 
 
 def _configurations() -> dict[str, dict[str, Any]]:
-    """By timm's names. Behind all others, with a star, stands what a name without a tag means, which for timm would
-    else be one of the tags."""
-    found = {ANY_SHAPE: PREPROCESSING | {"input_size": (3, 224, 224)}}
+    """Configurations by timm's names. The last one, with a star, is that of a name without a tag, which timm would
+    otherwise take for one of the tags."""
+    configurations = {ANY_SHAPE: PREPROCESSING | {"input_size": (3, 224, 224)}}
     for name, preset in PRESETS.items():
-        found |= {f"{name}.{tag}": _described(preset, published) for tag, published in tags_of(name).items()}
-        found[f"{name}.*"] = PREPROCESSING | _inputs(preset)
-    return found
+        configurations |= {
+            f"{name}.{tag}": _published_config(preset, published) for tag, published in tags_of(name).items()
+        }
+        configurations[f"{name}.*"] = PREPROCESSING | _input_config(preset)
+    return configurations
 
 
 default_cfgs = generate_default_cfgs(_configurations())
@@ -67,43 +69,43 @@ _provide: Callable[[Published], Path]
 
 
 def provide_weights(provide: Callable[[Published], Path]) -> None:
-    """Sets what has the model folder of published weights. It converts files into networks that are built here, so it
-    is handed down by whoever is able to (`pretrained.py`)."""
+    """Sets the function that returns the model folder of published weights. It converts files into networks that are
+    built here, so a module above sets it (`pretrained.py`)."""
     global _provide
     _provide = provide
 
 
 def _register(name: str, defaults: dict[str, Any]) -> None:
     def entry_point(pretrained: bool = False, **arguments: Any) -> nn.Module:
-        own = dict(defaults)
+        model_args = dict(defaults)
         arguments = {key: value for key, value in arguments.items() if value is not None}
-        change: Any = checkpoint_filter_fn
+        filter_weights: Any = checkpoint_filter_fn
         published = _published(name, arguments)
         has_source = _has_source(arguments, published)
         if published is not None:
-            own |= architecture(PRESETS[name], published)
-            arguments["pretrained_cfg"] = _described(PRESETS[name], published)
+            model_args |= architecture(PRESETS[name], published)
+            arguments["pretrained_cfg"] = _published_config(PRESETS[name], published)
         if pretrained and not has_source:
             if published is None:
                 raise ValueError(_no_weights(name))
             stored = Stored(_provide(published))
-            own |= stored.sizes
+            model_args |= stored.sizes
             arguments["pretrained_cfg"] |= stored.configuration
-            change = stored.fit
-        arguments = own | arguments
+            filter_weights = stored.fit
+        arguments = model_args | arguments
         model = build_model_with_cfg(
             SparseVisionTransformer,
             name,
             pretrained,
-            pretrained_filter_fn=change,
+            pretrained_filter_fn=filter_weights,
             feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
             **arguments,
         )
         if model.in_chans != 3:
             grey = (0.5,) * model.in_chans
             model.pretrained_cfg |= {"mean": grey, "std": grey, "input_size": (model.in_chans, *_image_size(model))}
-        # timm keeps what it was called with; a model folder is to hold everything that shapes the network.
-        model._model_args = own
+        # timm keeps the arguments of the call; a model folder needs everything that shapes the network.
+        model._model_args = model_args
         return model
 
     entry_point.__name__ = entry_point.__qualname__ = name
@@ -111,27 +113,28 @@ def _register(name: str, defaults: dict[str, Any]) -> None:
 
 
 def _published(name: str, arguments: dict[str, Any]) -> Published | None:
-    """The published weights that timm's argument names, by their tag or by what `timm.get_pretrained_cfg` gives.
+    """The published weights that timm's argument `pretrained_cfg` names, by their tag or by a
+    `timm.get_pretrained_cfg`.
 
-    **Raises:** ValueError for a tag that the preset has not.
+    **Raises:** ValueError for a tag that the preset does not have.
     """
-    if isinstance(given := arguments.get("pretrained_cfg"), str):
-        return tagged(name, given)
-    told = _told(arguments)
-    elsewhere = any(told.get(source) for source in SOURCES if source != "url")
-    return None if given is None or elsewhere else tags_of(name).get(told.get("tag") or "")
+    if isinstance(config_or_tag := arguments.get("pretrained_cfg"), str):
+        return tagged(name, config_or_tag)
+    config = _pretrained_config(arguments)
+    has_other_source = any(config.get(source) for source in SOURCES if source != "url")
+    return None if config_or_tag is None or has_other_source else tags_of(name).get(config.get("tag") or "")
 
 
 def _has_source(arguments: dict[str, Any], published: Published | None) -> bool:
-    """Whether weights are to be read from elsewhere than where they are published."""
-    told = {} if published else _told(arguments)
+    """Whether weights come from another source than the published one."""
+    config = {} if published else _pretrained_config(arguments)
     overlay = arguments.get("pretrained_cfg_overlay") or {}
-    return any(told.get(source) or overlay.get(source) for source in SOURCES)
+    return any(config.get(source) or overlay.get(source) for source in SOURCES)
 
 
-def _told(arguments: dict[str, Any]) -> dict[str, Any]:
-    given = arguments.get("pretrained_cfg") or {}
-    return given if isinstance(given, dict) else vars(given)
+def _pretrained_config(arguments: dict[str, Any]) -> dict[str, Any]:
+    config = arguments.get("pretrained_cfg") or {}
+    return config if isinstance(config, dict) else vars(config)
 
 
 def _no_weights(name: str) -> str:
@@ -151,8 +154,13 @@ _register(ANY_SHAPE, {"weight_init": "jax"})
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """Names of the presets that match a shell pattern, such as "*_e8"; with `pretrained`, or where the pattern has a
-    dot, of published weights: PRESET.TAG."""
+    """Names of presets, or of published weights, PRESET.TAG.
+
+    **Arguments:**
+
+    - `pattern`: a shell pattern, such as "*_e8"; default "*". With a dot it matches published weights.
+    - `pretrained`: whether published weights are listed, not presets; default False.
+    """
     if not pretrained and "." not in pattern:
         return [name for name in PRESETS if fnmatch.fnmatch(name, pattern)]
     names = [f"{preset}.{tag}" for preset in PRESETS for tag in tags_of(preset)]
@@ -162,16 +170,19 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
 def create_model(name: str, num_classes: int | None = None, pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Builds a preset, as `timm.create_model(name)` does once vismoe is imported.
 
-    **Arguments:** `name`: one of `list_models()`; one of `list_models(pretrained=True)`, PRESET.TAG, for published
-    weights' network; or `timm:NAME` for any other network of timm's; `num_classes`: 0 for features, by default as many
-    as the weights have (presets: 1000); `pretrained`: with the weights, which are downloaded and converted once into
-    the cache (`VISMOE_WEIGHTS_URL`, see docs/convert.md); another number of classes has a new classifier then, images
-    of another size resized position embeddings; `overrides`: fields of `vismoe.vit.MoEConfig` (num_experts=,
-    experts_per_token=, moe_layers=, balance=, …) and arguments of timm's VisionTransformer (img_size=, patch_size=,
-    in_chans=, drop_path_rate=, …).
+    **Arguments:**
+
+    - `name`: a preset, one of `list_models()`; published weights' network, PRESET.TAG, one of
+      `list_models(pretrained=True)`; or `timm:NAME`, any other network of timm's.
+    - `num_classes`: 0 for features; default: as many as the weights have (presets: 1000).
+    - `pretrained`: whether the weights are loaded. They are downloaded and converted once, into the cache
+      (`VISMOE_WEIGHTS_URL`, see docs/convert.md); for another number of classes the classifier is new, for another
+      image size position embeddings are resized. Default False: random weights.
+    - `overrides`: fields of `vismoe.vit.MoEConfig` (num_experts=, experts_per_token=, moe_layers=, balance=, …) and
+      arguments of timm's VisionTransformer (img_size=, patch_size=, in_chans=, drop_path_rate=, …).
 
     **Raises:** ValueError for an unknown name (near matches are listed), for arguments that do not fit, and for weights
-    that cannot be had.
+    that cannot be downloaded.
     """
     source = parse_architecture(name)
     if source.kind == "timm":
@@ -182,13 +193,13 @@ def create_model(name: str, num_classes: int | None = None, pretrained: bool = F
 
 
 def _of_timm(name: str, num_classes: int | None, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
-    """A network of timm's own for images of `img_size`, which those that take any size are not told, and with as many
-    channels as asked for."""
+    """A network of timm's own for images of `img_size`, with as many channels as asked for. Networks that take any
+    image size do not get the argument."""
     defaults, channels = timm.get_pretrained_cfg(name), overrides.get("in_chans", 3)
     size = (overrides["img_size"],) * 2 if "img_size" in overrides else defaults.input_size[1:]
     overlay: dict[str, Any] = {"input_size": (channels, *size)}
     if "img_size" in overrides:
-        overlay["crop_pct"] = 1.0  # that of its own size is not to be had at others
+        overlay["crop_pct"] = 1.0  # the original crop does not exist at another size
     if channels != 3:
         overlay |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
     if not defaults.fixed_input_size:
@@ -197,7 +208,7 @@ def _of_timm(name: str, num_classes: int | None, pretrained: bool, overrides: di
     if not pretrained:
         return create()
     if defaults.hf_hub_id:
-        download(defaults.hf_hub_id, (CONFIG,))  # where that fails it does so at once, not after timm's many tries
+        download(defaults.hf_hub_id, (CONFIG,))  # fail before timm's retries
     return downloading(f"timm:{name}", create)
 
 

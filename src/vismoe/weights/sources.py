@@ -1,4 +1,4 @@
-"""What a string that names a model means. Nothing is opened here: see `opening.py`."""
+"""Parses strings that name a model. Nothing is opened here: see `opening.py`."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,20 +14,20 @@ from .published import published_by, tagged
 Kind = Literal["preset", "published", "timm", "hub", "run", "folder", "file", "exported"]
 TIMM, HUB, LOCAL = "timm:", "hf:", "local-dir:"
 RECIPE, MODEL = "recipe.json", "model"
-"""What makes a folder that of a run, and where its network is once it is trained."""
+"""The file that makes a folder a run folder, and its folder with the trained network."""
 SAFETENSORS, ONNX = ".safetensors", ".onnx"
 ANSWERS_ONLY = "an ONNX file gives answers only (vismoe predict, eval): use the model folder that it was exported from"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network is from.
+    """Where a network comes from.
 
-    - `kind`: "preset", an architecture of ours with random weights; "published", PRESET.TAG, the reference's published
-      weights of one; "timm", timm:NAME, a network of timm's with its published weights; "hub", hf:ORG/NAME, a
+    - `kind`: "preset", an architecture of ours with random weights; "published", PRESET.TAG, a preset with published
+      weights of the reference; "timm", timm:NAME, a network of timm's with its published weights; "hub", hf:ORG/NAME, a
       repository on the Hugging Face hub; "run", a run folder; "folder", a model folder; "file", a .safetensors file;
       "exported", an .onnx file.
-    - `name`: the name without what stands before it; of what is on this machine its path.
+    - `name`: the name without its prefix; for what is on this machine its path.
     - `text`: as it was given.
     """
 
@@ -37,7 +37,7 @@ class Source:
 
     @property
     def is_trained(self) -> bool:
-        """Whether its weights have learned something: all but a preset's."""
+        """Whether its weights are trained: all but a preset's."""
         return self.kind != "preset"
 
     @property
@@ -50,12 +50,12 @@ class Source:
 
 
 def parse_source(text: str) -> Source:
-    """What a string that names a model means: a preset, PRESET.TAG, timm:NAME, hf:ORG/NAME or a path, of a run folder,
-    a model folder, a .safetensors or an .onnx file. A path may have `local-dir:` before it. What is on this machine
-    comes before a preset of the same name.
+    """Parses a string that names a model: a preset, PRESET.TAG, timm:NAME, hf:ORG/NAME, or the path of a run folder, a
+    model folder, a .safetensors or an .onnx file. A path may have the prefix `local-dir:`. An existing path takes
+    precedence over a preset of the same name.
 
-    **Raises:** FileNotFoundError for a path where nothing is, and for a run that is not finished; ValueError for a
-    name that no preset, tag or network of timm's has: near matches are listed.
+    **Raises:** FileNotFoundError for a path that does not exist, and for a run that is not finished; ValueError for an
+    unknown preset, tag or network of timm's: near matches are listed.
     """
     if text.startswith(HUB):
         return Source("hub", text.removeprefix(HUB), text)
@@ -70,9 +70,9 @@ def parse_source(text: str) -> Source:
 
 
 def parse_architecture(text: str) -> Source:
-    """What `create_model` can build: a preset, PRESET.TAG or timm:NAME.
+    """Parses the name of a network that `create_model` can build: a preset, PRESET.TAG or timm:NAME.
 
-    **Raises:** ValueError for a name that nothing has: near matches are listed.
+    **Raises:** ValueError for an unknown name: near matches are listed.
     """
     if text.startswith(TIMM):
         name = text.removeprefix(TIMM)
@@ -89,7 +89,7 @@ def parse_architecture(text: str) -> Source:
 
 
 def unknown_preset(name: str) -> ValueError:
-    """What is raised for a name that no preset has."""
+    """The error for an unknown preset."""
     near = get_close_matches(name, PRESETS, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`vismoe models` lists them"
     return ValueError(f"unknown preset {name!r}; {hint}")

@@ -1,6 +1,6 @@
-"""Where rows go: tokens to the rows that experts work on, and what these answer back to the tokens.
+"""An exchange brings tokens to the rows that experts work on, and the experts' answers back to the tokens.
 
-How rows meet the experts' weights is a product's matter (`products.py`): neither knows of the other.
+A product (`products.py`) multiplies rows by the experts' weights: neither knows of the other.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from ..plan import Plan, SoftPlan, SparsePlan
 class Rows:
     """Rows sorted by expert: what an exchange gives to a product.
 
-    - `values`: each row's token. Behind the last expert's rows may stand dead ones (dropped, masked): what is answered
-      to these does not count, but must be finite.
-    - `count`: live rows of each of the experts that are here.
-    - `bound`: no count is larger; known before any token is seen.
-    - `even`: every count is `bound`, and there are no dead rows; so nobody needs to read the counts.
+    - `values`: each row's token. Dead rows (dropped, masked) may follow the last expert's: their answers do not count,
+      but must be finite.
+    - `count`: live rows of each expert in this process.
+    - `bound`: the largest count possible, known before any token is seen.
+    - `even`: every count is `bound` and no row is dead, so that the counts need not be read.
 
     An exchange may derive a class of its own that remembers its way back.
     """
@@ -34,20 +34,21 @@ class Rows:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Base of all exchanges. `bfloat16`: simulates a low-precision exchange: what goes to experts and what they answer
-    is rounded to bfloat16; weights and sums are not.
+    """Base of all exchanges. Rows are those of this process's experts; their tokens may come from any process.
 
-    Rows are those of the experts that this process has, wherever their tokens are from.
+    `bfloat16`: simulates a low-precision exchange. What experts receive and answer is rounded to bfloat16; weights and
+    sums are not.
     """
 
     bfloat16: bool = False
 
     def dispatch(self, plan: Plan, tokens: Float[Tensor, "N d"]) -> Rows:
-        """Brings this process's tokens to their experts; gives the rows of the experts that are here."""
+        """Brings this process's tokens to their experts, and returns the rows of the experts in this process."""
         raise NotImplementedError(f"{type(self).__name__} must define dispatch(plan, tokens) -> Rows")
 
     def combine(self, plan: Plan, rows: Rows, answers: Float[Tensor, "R d"]) -> Float[Tensor, "N d"]:
-        """Brings the answers to `rows` back: each token becomes the weighted sum of its experts', 0 if it has none."""
+        """Brings the answers to `rows` back: each token becomes the weighted sum of its experts' answers, 0 without
+        any."""
         raise NotImplementedError(f"{type(self).__name__} must define combine(plan, rows, answers) -> tokens")
 
     def round(self, x: Tensor) -> Tensor:

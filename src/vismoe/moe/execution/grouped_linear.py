@@ -15,10 +15,10 @@ from torch.utils.flop_counter import register_flop_formula
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, count: Tensor) -> Tensor:
     """x (R, in), weight (E, out, in), bias (E, out), count (E,) -> (R, out); 0 behind the last expert's rows."""
     y = x.new_empty(x.shape[0], weight.shape[1])
-    of_x, (*outs, rest) = _by_expert(count, x, y)
+    x_by_expert, (*outs, rest) = _by_expert(count, x, y)
     biases = [None] * len(weight) if bias is None else bias.unbind()
-    for rows, matrix, vector, out in zip(of_x, weight.mT.unbind(), biases, outs, strict=False):
-        if not rows.shape[0]:  # of few rows calls take most of the time
+    for rows, matrix, vector, out in zip(x_by_expert, weight.mT.unbind(), biases, outs, strict=False):
+        if not rows.shape[0]:  # a call costs more than a few rows do
             continue
         if vector is None:
             torch.mm(rows, matrix, out=out)
@@ -29,7 +29,7 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, count: Tensor
 
 
 def _by_expert(count: Tensor, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Of each tensor (R, …) views of every expert's rows, and of the rows behind the last one's."""
+    """Splits each tensor (R, …) into views: every expert's rows, then the rows behind the last expert's."""
     counts: list[int] = count.tolist()
     return [rows.split([*counts, len(rows) - sum(counts)]) for rows in tensors]
 
@@ -40,12 +40,14 @@ def grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, count: Tens
     grad = grad.contiguous()
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     grad_bias = weight.new_empty(weight.shape[:2])
-    of_grad, of_x, (*to_rows, rest) = _by_expert(count, grad, x, grad_x)
+    grad_by_expert, x_by_expert, (*to_rows, rest) = _by_expert(count, grad, x, grad_x)
     outs = zip(to_rows, grad_weight.unbind(), grad_bias.unbind(), strict=True)
-    for own, rows, matrix, (to_row, to_matrix, to_bias) in zip(of_grad, of_x, weight.unbind(), outs, strict=False):
-        torch.mm(own, matrix, out=to_row)
-        torch.mm(own.mT, rows, out=to_matrix)
-        torch.sum(own, 0, out=to_bias)
+    for grad_rows, rows, matrix, (to_row, to_matrix, to_bias) in zip(
+        grad_by_expert, x_by_expert, weight.unbind(), outs, strict=False
+    ):
+        torch.mm(grad_rows, matrix, out=to_row)
+        torch.mm(grad_rows.mT, rows, out=to_matrix)
+        torch.sum(grad_rows, 0, out=to_bias)
     rest.zero_()
     return grad_x, grad_weight, grad_bias
 
@@ -80,10 +82,10 @@ def _setup_twice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def _backward_twice(ctx: Any, to_x: Tensor, to_weight: Tensor, to_bias: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
     grad, x, weight, count = ctx.saved_tensors
-    of_grad = grouped_linear(to_x, weight, to_bias, count) + grouped_linear(x, to_weight, None, count)
-    of_x = grouped_linear_backward(grad, x, to_weight, count)[0]
-    of_weight = grouped_linear_backward(grad, to_x, weight, count)[1]
-    return of_grad, of_x, of_weight, None
+    grad_grad = grouped_linear(to_x, weight, to_bias, count) + grouped_linear(x, to_weight, None, count)
+    grad_x = grouped_linear_backward(grad, x, to_weight, count)[0]
+    grad_weight = grouped_linear_backward(grad, to_x, weight, count)[1]
+    return grad_grad, grad_x, grad_weight, None
 
 
 grouped_linear_backward.register_autograd(_backward_twice, setup_context=_setup_twice)
@@ -96,5 +98,7 @@ def _flops(x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **options:
 
 
 @register_flop_formula(torch.ops.vismoe.grouped_linear_backward)
-def _flops_backward(grad: tuple[int, ...], x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **o: Any) -> int:
+def _flops_backward(
+    grad: tuple[int, ...], x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **options: Any
+) -> int:
     return 4 * x[0] * weight[1] * weight[2]

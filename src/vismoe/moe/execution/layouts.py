@@ -26,7 +26,7 @@ class Batched:
     """Rows (E, n, d), as many of each expert: a batched product."""
 
     def of_tiles(self, parameter: Tensor) -> Tensor:
-        """A parameter of each expert for each of the first dimension's entries."""
+        """A per-expert parameter, with an entry for each entry of the rows' first dimension."""
         return parameter
 
     def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
@@ -40,8 +40,12 @@ class Batched:
 class Padded(Batched):
     """Rows in tiles (tiles, height, d), each of one expert and padded with zeros: a batched product, static shapes.
 
-    **Arguments:** `rows`; `height` of a tile; `expert_T`: each tile's expert; `first_tile_E`: each expert's first tile,
-    behind which its others stand.
+    **Arguments:**
+
+    - `rows`: as an exchange gives them.
+    - `height`: rows of a tile.
+    - `expert_T`: each tile's expert.
+    - `first_tile_E`: each expert's first tile, which the expert's other tiles follow.
     """
 
     def __init__(self, rows: Rows, height: int, expert_T: Tensor, first_tile_E: Tensor):
@@ -69,7 +73,7 @@ class Padded(Batched):
 
 
 class Buffers(Padded):
-    """One tile for each expert, which holds all that it may get."""
+    """One tile for each expert, high enough for all rows that the expert may get."""
 
     def __init__(self, rows: Rows):
         number_E = torch.arange(len(rows.count), device=rows.values.device)
@@ -77,7 +81,7 @@ class Buffers(Padded):
 
 
 class Tiles(Padded):
-    """Low tiles, as many for each expert as it needs; their number in all is static."""
+    """Low tiles, as many for each expert as it needs; the total number of tiles is static."""
 
     def __init__(self, rows: Rows, height: int):
         tiles_E = (rows.count + height - 1) // height
@@ -113,7 +117,7 @@ class SortedRows:
         return self.members().to(parameter.dtype) @ parameter
 
     def members(self) -> Tensor:
-        """(R, E): whether a row is an expert's. Made when it is first asked for: on CPU only norms do. (Compilers
+        """(R, E): whether a row belongs to an expert. Computed on first use: on a CPU only norms need it. (Compilers
         cannot look into a cached property.)"""
         if self.member is None:
             end = self.count.cumsum(0)

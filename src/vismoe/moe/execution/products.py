@@ -1,8 +1,8 @@
-"""How rows that are sorted by expert meet the experts' weights.
+"""How rows that are sorted by expert are multiplied by the experts' weights.
 
-A product is a callable (experts, rows) -> answers (R, d): the experts' module itself, whose parts are called as
-modules, and `Rows`, whatever exchange they came by. Here are `loop`, slow and obvious, the oracle; `grouped`, which
-computes live rows only; `padded`, whose shapes are static. Others may fuse what `grouped` does in several calls.
+A product is a callable (experts, rows) -> answers (R, d). It gets the experts' module, whose parts it calls as modules,
+and `Rows` from any exchange. Here are `loop`, slow and obvious, the oracle; `grouped`, which computes live rows only;
+`padded`, whose shapes are static. Others may fuse what `grouped` does in several calls.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ TILE = 64
 
 
 def loop(experts: nn.Module, rows: Rows) -> Tensor:
-    """One expert after the other. The oracle: no speed, no static shapes."""
+    """One expert after the other. The oracle: slow, shapes not static."""
     counts: list[int] = rows.count.tolist()
     *parts, dead = rows.values.split([*counts, len(rows.values) - sum(counts)])
     answers = [experts(part, OneExpert(number)) for number, part in enumerate(parts)]
@@ -28,9 +28,10 @@ def loop(experts: nn.Module, rows: Rows) -> Tensor:
 
 
 def grouped(experts: nn.Module, rows: Rows) -> Tensor:
-    """Live rows only, whatever the load, and no graph break. On CPU an operator reads the counts and multiplies each
-    expert's rows in turn. Elsewhere nothing waits for the device: one grouped product in bfloat16, tiles of rows in
-    other types, whose grouped products would wait. Even rows need no counts: one batched product, everywhere."""
+    """Computes live rows only, at any load, without a graph break. On a CPU an operator reads the counts and multiplies
+    each expert's rows in turn. On other devices nothing waits for the device: bfloat16 takes one grouped product, other
+    types, whose grouped products would wait, take tiles of rows. Even rows need no counts: one batched product on every
+    device."""
     if rows.even:
         answers: Tensor = experts(rows.values.view(len(rows.count), rows.bound, rows.values.shape[1]), Batched())
         return answers.flatten(0, 1)
@@ -41,8 +42,8 @@ def grouped(experts: nn.Module, rows: Rows) -> Tensor:
 
 
 def padded(experts: nn.Module, rows: Rows) -> Tensor:
-    """Every expert gets a buffer of the rows' bound, one batched product multiplies all: static shapes, no graph break.
-    Without a capacity a buffer holds all tokens, which costs E times the work."""
+    """Gives every expert a buffer of `rows.bound` rows and multiplies all in one batched product: static shapes, no
+    graph break. Without a capacity a buffer holds all tokens, which costs E times the work."""
     return _multiply_padded(experts, rows, Buffers(rows))
 
 

@@ -39,11 +39,17 @@ class LowRank(nn.Module):
 class LowRankExperts(nn.Module):
     """E experts that share one frozen MLP; each adds a low-rank difference to the weights of its linear layers.
 
-    **Arguments:** `mlp`: an `MLP`, or one of a class that `vismoe.register_mlp` knows (timm's, transformers', …): it is
-    copied and frozen; `num_experts`; `rank`: of each difference.
+    **Arguments:**
+
+    - `mlp`: an `MLP`, or a module of a class that `vismoe.register_mlp` knows (timm's, transformers', …); it is copied
+      and frozen.
+    - `num_experts`: E, at least 1.
+    - `rank`: rank of each difference, 1 to the smaller of the MLP's two widths; default 16.
 
     **Parameters:** those of `mlp`, without gradient; up.a.weight (E, rank, d), up.b.weight (E, h, rank), down.a.weight
     (E, rank, h), down.b.weight (E, d, rank), gate's like up's. B starts at 0, so every expert starts as the MLP.
+
+    **Raises:** ValueError for another number of experts or rank, and for an MLP of an unknown class.
     """
 
     def __init__(self, mlp: nn.Module, num_experts: int, rank: int = 16):
@@ -61,7 +67,7 @@ class LowRankExperts(nn.Module):
         self.to(self.mlp.up.weight)
 
     def forward(self, x: Float[Tensor, "*rows d"], layout: Layout) -> Float[Tensor, "*rows d"]:
-        """Each row's expert applied to it; which expert that is, `layout` knows."""
+        """Applies each row's expert to it; `layout` knows which expert that is."""
         mlp = self.mlp
         hidden = mlp.up(x) + self.up(x, layout)
         if mlp.gate is None or self.gate is None:
@@ -75,7 +81,7 @@ class LowRankExperts(nn.Module):
 
     @torch.no_grad()
     def expert(self, number: int) -> MLP:
-        """One expert as an MLP of its own."""
+        """A copy of one expert as a separate MLP."""
         merged = read_mlp(self.mlp)
         for name in ("up", "gate", "down"):
             difference = getattr(self, name)

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 
 class MLP(nn.Module):
-    """down(norm(activation(up(x)))), or gated: down(norm(activation(gate(x)) · up(x))): what `MLPExperts` has E of.
+    """One expert as a separate MLP: down(norm(activation(up(x)))), or gated: down(norm(activation(gate(x)) · up(x))).
 
-    **Arguments:** see `MLPExperts`.
+    **Arguments:** see `MLPExperts`; `activation` has no default.
 
     **Parameters:** up.weight (h, d), down.weight (d, h), gate.weight like up's; biases; norm.weight and norm.bias (h,).
     """
@@ -46,18 +46,18 @@ class MLP(nn.Module):
 
     @staticmethod
     def undrawn(like: Tensor, dim: int, hidden_dim: int, **kind: Any) -> "MLP":
-        """One whose parameters hold anything, of the type and on the device of a tensor; no random number is drawn."""
+        """An MLP with uninitialised parameters of the type and on the device of a tensor; no random number is drawn."""
         with torch.device("meta"):
             mlp = MLP(dim, hidden_dim, **kind)
         return mlp.to(like.dtype).to_empty(device=like.device)
 
     def empty_like(self, hidden_dim: int | None = None) -> "MLP":
-        """Another of its kind, undrawn."""
+        """An MLP of the same kind with uninitialised parameters."""
         return MLP.undrawn(self.up.weight, self.dim, hidden_dim or self.hidden_dim, **kind_of(self))
 
 
 def kind_of(mlp: Any) -> dict[str, Any]:
-    """Everything but the sizes of an `MLP`, or of the experts of `MLPExperts`, as arguments."""
+    """The arguments, except sizes, that an `MLP`, or the experts of `MLPExperts`, were built with."""
     return {
         "activation": mlp.activation,
         "gated": mlp.gate is not None,

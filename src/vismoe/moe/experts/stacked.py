@@ -1,4 +1,4 @@
-"""Networks that share an interface. They know rows and how these lie, not routers or tokens."""
+"""Experts with their parameters stacked. They know rows and their layout, not routers or tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
@@ -21,7 +21,7 @@ class StackedLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier uniform for each expert apart, biases normal with std 1e-6, as the reference's MLP has it."""
+        """Xavier uniform for each expert separately; biases normal with std 1e-6, as in the reference's MLP."""
         fan_out, fan_in = self.weight.shape[1:]
         bound = (6 / (fan_in + fan_out)) ** 0.5
         nn.init.uniform_(self.weight, -bound, bound)
@@ -29,7 +29,7 @@ class StackedLinear(nn.Module):
             nn.init.normal_(self.bias, std=1e-6)
 
     def forward(self, x: Float[Tensor, "*rows in"], layout: "Layout") -> Float[Tensor, "*rows out"]:
-        """Each row by its expert's layer."""
+        """Applies to each row its expert's layer."""
         return layout.linear(x, self)
 
     def extra_repr(self) -> str:
@@ -56,8 +56,8 @@ class StackedNorm(nn.Module):
 
 
 def stacked_parts(experts: nn.Module) -> Iterator[nn.Module]:
-    """The modules whose own parameters and buffers have a row for each expert: `experts` and the stacked ones in it.
-    What else is in it, all experts share."""
+    """The modules whose own parameters and buffers have a row for each expert: `experts` and the stacked modules in it.
+    All experts share everything else in it."""
     return (part for part in experts.modules() if part is experts or isinstance(part, StackedLinear | StackedNorm))
 
 
@@ -71,7 +71,7 @@ class Layout(Protocol):
     """
 
     def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
-        """Each row by its expert's linear layer: called by the layer, for nobody else to call."""
+        """Applies to each row its expert's linear layer. Only the layer calls it."""
 
     def expand(self, parameter: Float[Tensor, "E f"]) -> Tensor:
         """Each row's vector of a per-expert parameter, in a shape that broadcasts against the rows."""
@@ -83,13 +83,23 @@ def tanh_gelu(x: Tensor) -> Tensor:
 
 
 class MLPExperts(nn.Module):
-    """E MLPs of one shape: down(activation(up(x))), or gated: down(activation(gate(x)) · up(x)) (SwiGLU and kin).
+    """E MLPs of one shape: down(activation(up(x))), or gated: down(activation(gate(x)) · up(x)), as in SwiGLU.
 
-    **Arguments:** `dim`, `hidden_dim`, `num_experts`; `activation`: by default GELU in its tanh form, the reference's;
-    `gated`: with a second layer whose activation multiplies; `bias`: of all layers; `norm`: a LayerNorm before `down`,
-    as in EVA; `norm_eps`: its epsilon; `dropout`: share of hidden units, and of outputs, dropped while training.
+    **Arguments:**
+
+    - `dim`: d, width of a token.
+    - `hidden_dim`: h, width of the hidden layer.
+    - `num_experts`: E.
+    - `activation`: a function of the hidden layer; default: GELU in its tanh form, the reference's.
+    - `gated`: whether a second layer's activation multiplies the hidden layer; default False.
+    - `bias`: whether all linear layers have biases; default True.
+    - `norm`: whether a LayerNorm stands before `down`, as in EVA; default False.
+    - `norm_eps`: the LayerNorm's epsilon; default 1e-6.
+    - `dropout`: share of hidden units, and of outputs, that are dropped while training, 0 to 1; default 0.
 
     **Parameters:** up.weight (E, h, d), down.weight (E, d, h), gate.weight like up's; biases (E, h) and (E, d).
+
+    **Raises:** ValueError for sizes below 1 and a dropout outside 0…1.
     """
 
     def __init__(
@@ -116,7 +126,7 @@ class MLPExperts(nn.Module):
         self.down = StackedLinear(num_experts, hidden_dim, dim, bias)
 
     def forward(self, x: Float[Tensor, "*rows d"], layout: Layout) -> Float[Tensor, "*rows d"]:
-        """Each row's expert applied to it; which expert that is, `layout` knows."""
+        """Applies each row's expert to it; `layout` knows which expert that is."""
         hidden = self.up(x, layout)
         gate = None if self.gate is None else self.gate(x, layout)
         hidden = self.activation(hidden) if gate is None else self.activation(gate) * hidden
@@ -126,7 +136,7 @@ class MLPExperts(nn.Module):
         return F.dropout(self.down(hidden, layout), self.dropout, self.training)
 
     def expert(self, number: int) -> MLP:
-        """One expert as an MLP of its own: a copy."""
+        """A copy of one expert as a separate MLP."""
         mlp = MLP.undrawn(self.up.weight, self.dim, self.hidden_dim, **kind_of(self))
         mlp.load_state_dict({name: stacked[number] for name, stacked in self.state_dict().items()})
         return mlp.train(self.training)
@@ -134,6 +144,6 @@ class MLPExperts(nn.Module):
     @torch.no_grad()
     def set_expert(self, number: int, mlp: MLP) -> None:
         """Gives one expert the parameters of an MLP of the same kind and sizes."""
-        given = mlp.state_dict()
+        state = mlp.state_dict()
         for name, stacked in self.state_dict().items():
-            stacked[number] = given[name]
+            stacked[number] = state[name]

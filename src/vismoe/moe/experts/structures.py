@@ -1,4 +1,4 @@
-"""The MLPs of other libraries, known by the classes that they, or the blocks around them, are of."""
+"""The MLPs of other libraries, recognised by the class of the MLP or of the block around it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,16 @@ from .mlp import MLP
 
 @dataclass(frozen=True)
 class MLPStructure:
-    """Where the parts of an MLP lie in a module, as paths of submodules: `up` and `down`, linear layers, and
-    `activation`, a path or a function; in a gated MLP, activation(gate(x)) · up(x), also `gate`, or `packed`, which
-    half of `up` it is; a LayerNorm `norm` before `down`; `dropout` of hidden units and of outputs, one share for both.
+    """Where the parts of an MLP lie in a module. Paths are those of submodules.
 
-    `place`: the submodule whose place a sparse layer takes; `down` then becomes an Identity, so that what the module
-    does around its MLP stays as it is. "": the whole module is the MLP.
+    - `up`, `down`: paths of the two linear layers.
+    - `activation`: a path or a function.
+    - `gate`: path of a gated MLP's second layer, activation(gate(x)) · up(x); default "": not gated, or packed.
+    - `packed`: which half of `up` is the gate, "gate-first" or "gate-last"; default "no": neither.
+    - `norm`: path of a LayerNorm before `down`; default "": none.
+    - `dropout`: paths of the dropout of hidden units and of outputs, which have one share; default: none.
+    - `place`: path of the submodule that a sparse layer replaces. `down` then becomes an Identity, so that the rest of
+      the module works as before. Default "": the whole module is the MLP.
     """
 
     up: str
@@ -56,7 +60,7 @@ STRUCTURES: dict[str, MLPStructure | Callable[[nn.Module], MLPStructure]] = {
         "intermediate.dense", "output.dense", "intermediate.intermediate_act_fn", place="intermediate"
     ),
 }
-"""By name of the class of the MLP, or of the block around it; or a function of the module that gives it."""
+"""The structure, or a function of the module that returns it, by the class's name of the MLP or the block around it."""
 
 
 def register_mlp(cls: type[nn.Module], structure: MLPStructure | Callable[[nn.Module], MLPStructure]) -> None:
@@ -65,24 +69,24 @@ def register_mlp(cls: type[nn.Module], structure: MLPStructure | Callable[[nn.Mo
 
 
 def structure_of(module: nn.Module) -> MLPStructure | None:
-    """The structure of an MLP of a known class, or of one derived from it; None for what is none."""
+    """The structure of an MLP of a known class, or of a class derived from one; None for any other module."""
     for cls in type(module).__mro__:
         if cls.__name__ in STRUCTURES:
-            known = STRUCTURES[cls.__name__]
-            return known if isinstance(known, MLPStructure) else known(module)
+            structure = STRUCTURES[cls.__name__]
+            return structure if isinstance(structure, MLPStructure) else structure(module)
     return None
 
 
 def read_mlp(module: nn.Module) -> MLP:
     """A copy of an MLP of a known class.
 
-    **Raises:** ValueError for one of another class (it says how to make that known), or whose parts are not what its
-    structure says.
+    **Raises:** ValueError for another class (the message says how to register it), and for parts that do not fit the
+    structure.
     """
     if isinstance(module, MLP):
-        copied = module.empty_like()
-        copied.load_state_dict(module.state_dict())
-        return copied.train(module.training)
+        copy = module.empty_like()
+        copy.load_state_dict(module.state_dict())
+        return copy.train(module.training)
     structure = structure_of(module)
     if structure is None:
         raise ValueError(
@@ -136,35 +140,42 @@ def write_mlp(mlp: MLP, module: nn.Module) -> None:
 
 @torch.no_grad()
 def _copy(mlp: MLP, module: nn.Module, structure: MLPStructure, into_module: bool) -> None:
-    """Between a module's parameters, or halves of them, and those of `mlp`."""
+    """Copies parameters, or halves of them, between `mlp` and a module: into the module, or out of it."""
     pairs: list[tuple[Tensor | None, Tensor | None]] = []
     linears = _linears(module, structure)
     for name in ("weight", "bias"):
-        theirs: dict[str, Any] = {part: getattr(linear, name) for part, linear in linears.items()}
-        if structure.packed != "no" and theirs["up"] is not None:
-            first, second = theirs["up"].chunk(2)
-            theirs |= (
+        module_tensors: dict[str, Any] = {part: getattr(linear, name) for part, linear in linears.items()}
+        if structure.packed != "no" and module_tensors["up"] is not None:
+            first, second = module_tensors["up"].chunk(2)
+            module_tensors |= (
                 {"gate": first, "up": second} if structure.packed == "gate-first" else {"gate": second, "up": first}
             )
         pairs += [
-            (getattr(getattr(mlp, part), name), theirs.get(part))
+            (getattr(getattr(mlp, part), name), module_tensors.get(part))
             for part in ("up", "gate", "down")
             if getattr(mlp, part) is not None
         ]
     if mlp.norm is not None:
         norm = cast(nn.LayerNorm, module.get_submodule(structure.norm))
         pairs += [(mlp.norm.weight, norm.weight), (mlp.norm.bias, norm.bias)]
-    for ours, its in pairs:
-        if into_module and its is not None and ours is not None:
-            its.copy_(ours)
-        elif into_module and its is None and ours is not None and not ours.is_meta and bool(ours.any()):
+    for mlp_tensor, module_tensor in pairs:
+        if into_module and module_tensor is not None and mlp_tensor is not None:
+            module_tensor.copy_(mlp_tensor)
+        elif (
+            into_module
+            and module_tensor is None
+            and mlp_tensor is not None
+            and not mlp_tensor.is_meta
+            and bool(mlp_tensor.any())
+        ):
             raise ValueError(f"{type(module).__name__} has no place for a bias that is not zero")
-        elif not into_module and ours is not None:
-            ours.zero_() if its is None else ours.copy_(its)
+        elif not into_module and mlp_tensor is not None:
+            mlp_tensor.zero_() if module_tensor is None else mlp_tensor.copy_(module_tensor)
 
 
 def _linears(module: nn.Module, structure: MLPStructure) -> dict[str, nn.Linear]:
-    found = {}
+    """The linear layers of a module by their part: up, gate, down."""
+    linears = {}
     for part in ("up", "gate", "down"):
         if path := getattr(structure, part):
             try:
@@ -175,5 +186,5 @@ def _linears(module: nn.Module, structure: MLPStructure) -> dict[str, nn.Linear]
                 raise ValueError(
                     f"{type(module).__name__}.{path} is a {type(linear).__name__}: expected a Linear layer"
                 )
-            found[part] = linear
-    return found
+            linears[part] = linear
+    return linears

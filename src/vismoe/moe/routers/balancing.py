@@ -22,31 +22,32 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "sign": lambda load_E: (load_E - 1).sign(),
     "z-score": lambda load_E: (load_E - 1) / load_E.std(correction=0).clamp_min(1e-6),
 }
-"""What a bias moves against, from load ÷ mean. "log" is quick where an expert has many times its share, gentle with one
-that has none, and vanishes where loads are even; "sign" is the published rule (Wang et al. 2024, *Auxiliary-Loss-Free
-Load Balancing*), on logits; "z-score" moves in proportion to the excess, measured in the loads' standard deviation."""
+"""A bias moves against this function of load ÷ mean. "log" is quick where an expert has many times its share, gentle
+with one that has none, and vanishes where loads are even; "sign" is the published rule (Wang et al. 2024,
+*Auxiliary-Loss-Free Load Balancing*), on logits; "z-score" moves in proportion to the excess, measured in the loads'
+standard deviation."""
 STEPS = {"log": 0.2, "sign": 0.03, "z-score": 0.03}
-"""How far, in logits, for 1 of it. Chosen by `benchmarks/balance_rules.py`; `docs/balancing.md` compares."""
+"""Step of a bias in logits per unit of its rule. Chosen by `benchmarks/balance_rules.py`; see `docs/balancing.md`."""
 
 
 def move_bias(bias_E: Float[Tensor, " E"], count_E: Int[Tensor, " E"], rule: str = "log") -> Float[Tensor, " E"]:
-    """The bias after a step whose choices were `count_E`: up where an expert got less than the mean, down where more.
+    """The bias after a step with the choices `count_E`: higher for an expert below the mean, lower for one above it.
 
-    Moves are centred, which changes no choice and keeps biases from drifting off. No counts, no move.
+    Moves are centred, which changes no choice and keeps biases from drifting off. Without counts the bias stays.
     """
     excess_E = RULES[rule](count_E / count_E.float().mean().clamp_min(1e-6))
     return bias_E - STEPS[rule] * (excess_E - excess_E.mean())
 
 
 def check_rule(rule: str) -> str:
-    """Raises ValueError for a rule that is not known."""
+    """Raises ValueError for an unknown rule."""
     if rule not in RULES:
         raise ValueError(f"balance_rule={rule!r}: accepted are {', '.join(map(repr, get_args(BalanceRule)))}")
     return rule
 
 
 def inside_backward() -> bool:
-    """Whether this forward is a recompute for backward. To be asked at run time, not while a compiler traces."""
+    """Whether this forward is a recompute for backward. Ask at run time, not while a compiler traces."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
@@ -81,9 +82,10 @@ class BalancedRouter(Router):
     """A router whose choice can be balanced by a bias: `balance` is "bias", "loss" or "none".
 
     With "bias" it has two persistent buffers: `balance_bias`, float32 whatever the model is cast to, and
-    `balance_count`, the choices that the next training forward will move it by. `balance_group`: a process group
-    over which counts are summed when they are taken; None, the default, communicates nothing. `balance_rule`: how far
-    the bias moves for them (`RULES`).
+    `balance_count`, the choices that move the bias in the next training forward.
+
+    **Attributes:** `balance_rule`: how far the bias moves for the counts (`RULES`); `balance_group`: a process group
+    over which counts are summed when they are taken; None, the default, communicates nothing.
     """
 
     balance_bias: Tensor | None
@@ -112,19 +114,19 @@ class BalancedRouter(Router):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether nothing of it is trained: then its bias stays too."""
+        """Whether none of its parameters trains; then its bias does not move either."""
         return not any(parameter.requires_grad for parameter in self.parameters(recurse=False))
 
     @torch.no_grad()
     def reset_balance(self) -> None:
-        """Balancing starts from nothing."""
+        """Sets bias and counts to 0."""
         for buffer in (self.balance_bias, self.balance_count):
             if buffer is not None:
                 buffer.zero_()
 
     def is_counting(self) -> bool:
-        """Only a training forward counts: no evaluation, no teacher, no frozen router. (The operators below leave out
-        recomputes.)"""
+        """Whether this forward counts its choices: only a training forward does; no evaluation, no teacher, no frozen
+        router. (The operators above leave out recomputes.)"""
         if self.balance_bias is None or not (self.training and torch.is_grad_enabled()):
             return False
         if self.is_frozen:
@@ -141,7 +143,8 @@ class BalancedRouter(Router):
 
     @torch.no_grad()
     def choice_bias(self, counting: bool) -> Float[Tensor, " E"] | None:
-        """What to add to the logits for this forward's choice; if it counts, moved by what the last one counted."""
+        """What to add to the logits for this forward's choice; a forward that counts first moves it by the last
+        counts."""
         moves = counting and self.balance_bias is not None
         return _moved_bias(self.balance_bias, self.balance_count, self.balance_rule) if moves else self.balance_bias
 

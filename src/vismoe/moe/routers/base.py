@@ -1,4 +1,4 @@
-"""What every router is: a module that turns tokens into a routing; and by what most of them choose."""
+"""The base of all routers, a module that turns tokens into a routing, and functions that most routers choose by."""
 
 import math
 from contextlib import nullcontext
@@ -19,8 +19,8 @@ class Routing:
 
     - `plan`: who goes where, carried out by a layer's exchange and product.
     - `gates`: the router's weight for every (token, expert) pair, float32, as used (with noise, if there was any).
-    - `logits`, `noisy_logits`: what the gates were made of; the same tensor where there was no noise. Of soft routing:
-      of each slot, (G, S, E, P).
+    - `logits`, `noisy_logits`: what the gates were computed from; the same tensor where there was no noise. Soft
+      routing has a logit for each slot, (G, S, E, P).
     - `load`: choices of each expert before any were dropped for capacity; padding is not counted.
     - `mask`: False where a token is padding.
     """
@@ -60,11 +60,12 @@ class Router(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward(tokens, mask) -> Routing")
 
     def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G ..."]]:
-        """Auxiliary losses of a routing by name, one value a group, or more; asked for only while somebody records."""
+        """Auxiliary losses of a routing by name, one or more values a group; computed only while a `record` block is
+        open."""
         return {}
 
     def metrics(self, routing: Routing) -> dict[str, Tensor]:
-        """What else there is to know of a routing, by name; asked for only while somebody records."""
+        """Further figures of a routing by name; computed only while a `record` block is open."""
         return {}
 
     def auxiliary_loss(self, losses: dict[str, Float[Tensor, "G ..."]]) -> Float[Tensor, "G ..."] | None:
@@ -73,17 +74,17 @@ class Router(nn.Module):
 
 
 def check_noise(noise_std: Any) -> float:
-    """Raises ValueError for what is no standard deviation."""
+    """Raises ValueError unless it is a standard deviation: a finite number ≥ 0."""
     if not (isinstance(noise_std, int | float) and 0 <= noise_std < math.inf):
         raise ValueError(f"noise_std={noise_std}: accepted are numbers ≥ 0")
     return noise_std
 
 
 def check_k(k: Any, num_experts: int) -> int:
-    """Raises ValueError where a token cannot go to so many experts."""
+    """Raises ValueError where a token cannot go to `k` experts."""
     if not isinstance(k, int) or not 1 <= k <= num_experts:
-        there = f"there are only num_experts={num_experts}"
-        raise ValueError(f"k={k} experts per token, but {there}: choose a whole number 1 ≤ k ≤ num_experts")
+        limit = f"there are only num_experts={num_experts}"
+        raise ValueError(f"k={k} experts per token, but {limit}: choose a whole number 1 ≤ k ≤ num_experts")
     return k
 
 

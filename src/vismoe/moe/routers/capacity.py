@@ -15,9 +15,15 @@ def compute_capacity(
 ) -> int:
     """Tokens that one expert accepts from one group: choices · factor / E, rounded, then up to a multiple.
 
-    **Arguments:** `num_choices`: tokens of the group, padding included, times k; `rounding`: "ceil", or "round" (half
-    to even); `multiple_of`: 1 for no further rounding. Defaults are the reference's (google-research/vmoe,
-    `compute_capacity`).
+    Defaults are the reference's (google-research/vmoe, `compute_capacity`).
+
+    **Arguments:**
+
+    - `num_choices`: tokens of the group, padding included, times k.
+    - `num_experts`: E.
+    - `factor`: capacity factor, above 0; 1 is enough for an even load.
+    - `rounding`: "ceil", or "round" (half to even); default "ceil".
+    - `multiple_of`: the capacity is rounded up to a multiple of this; default 4; 1: no further rounding.
 
     **Raises:** ValueError for options out of range, or where the capacity would be less than 1.
     """
@@ -39,7 +45,7 @@ def compute_capacity(
 
 
 def check_factor(name: str, factor: Any, or_none: bool = False) -> None:
-    """Raises ValueError for what is no capacity factor, nor "none" where that is one."""
+    """Raises ValueError unless it is a capacity factor, or "none" where `or_none` accepts that."""
     if or_none and factor == "none":
         return
     if isinstance(factor, bool) or not (isinstance(factor, int | float) and 0 < factor < math.inf):

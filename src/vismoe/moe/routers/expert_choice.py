@@ -18,14 +18,18 @@ class ExpertChoiceRouter(Router):
     float32, and weighs its outputs by them. Load is even by construction, so nothing balances it; a token may be taken
     by several experts, or by none.
 
-    Who is taken depends on the rest of the group, which is an image unless told otherwise: so an image's result does
-    not depend on its batch mates.
+    An expert's choice depends on the rest of the group, which is an image by default: an image's result then does not
+    depend on its batch mates.
 
-    **Arguments:** `dim`, `num_experts`; `capacity_factor`: C is tokens of the group · factor / E, at most all of them,
-    so `factor` experts take a token on average (1, the default, costs what the dense MLP does; the paper's is 2);
-    `eval_capacity_factor`: at evaluation; `capacity_rounding`, `capacity_multiple_of`: see
-    `vismoe.moe.compute_capacity`; `noise_std`: standard deviation, times 1/E, of normal noise on the logits while
-    training.
+    **Arguments:**
+
+    - `dim`: width of a token.
+    - `num_experts`: E.
+    - `capacity_factor`: C is tokens of the group · factor / E, at most all of them, so `factor` experts take a token on
+      average; default 1, which costs as much as the dense MLP (the paper's is 2).
+    - `eval_capacity_factor`: the same at evaluation; default "same".
+    - `noise_std`: standard deviation, times 1/E, of normal noise on the logits while training; default 0.
+    - `capacity_rounding`, `capacity_multiple_of`: see `vismoe.moe.compute_capacity`.
 
     **Raises:** ValueError for options outside their range.
     """
@@ -65,7 +69,7 @@ class ExpertChoiceRouter(Router):
         return f"{self.dim}, {self.num_experts}, capacity_factor={self.capacity_factor}"
 
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
-        """Routes each group's tokens; where `mask_GS` is False a token is padding, which nobody takes."""
+        """Routes each group's tokens; where `mask_GS` is False a token is padding, which no expert takes."""
         logits = noisy = float32_linear(tokens_GSd, self.weight)
         if self.training and self.noise_std > 0:
             noisy = logits + self.noise_std / self.num_experts * torch.randn_like(logits)
@@ -119,10 +123,14 @@ def plan_from_tokens(
 ) -> SparsePlan:
     """The plan of experts that each took C tokens of every group.
 
-    **Arguments:** `token_GEC`: their numbers within the group; `weight_GEC`: their combine weights; `live_GEC`: False
-    where what was taken is padding.
+    **Arguments:**
 
-    **Returns:** a plan of R = G·E·C rows; within an expert rows keep the order of groups, then that given.
+    - `token_GEC`: the tokens' numbers within the group.
+    - `weight_GEC`: their combine weights.
+    - `group_size`: tokens of a group.
+    - `live_GEC`: False where the token is padding; default: none is.
+
+    **Returns:** a plan of R = G·E·C rows; within an expert rows keep the order of groups, then the given order.
     """
     groups, num_experts, capacity = token_GEC.shape
     offset = torch.arange(groups, device=token_GEC.device) * group_size

@@ -1,4 +1,4 @@
-"""Routing that learns nothing: controls that tell what experts gain by what a router learns."""
+"""Routers that learn nothing: controls that show how much a learned router adds."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,12 +13,16 @@ from .base import Router, Routing, check_k, first_top_k, float32_linear
 class HashRouter(BalancedRouter):
     """Sends each token to the nearest k of E random directions, drawn once: memory without a learned router.
 
-    A hash of what stands in a token, as Roller et al. 2021 (*Hash Layers*) hash the number of a word, which patches do
-    not have; nearest random directions, since near tokens then share experts (Charikar 2002). The k outputs are
-    averaged; no gradient passes through the choice.
+    A locality-sensitive hash of a token's content: near tokens share experts (Charikar 2002). Roller et al. 2021 (*Hash
+    Layers*) hash the number of a word, which patches do not have. The k outputs are averaged; no gradient passes
+    through the choice.
 
-    **Arguments:** `dim`, `num_experts`, `k`: width of a token, number of experts, experts per token; `balance`: "bias",
-    loss-free, moved while training as `vismoe.TopKRouter`'s; "none".
+    **Arguments:**
+
+    - `dim`: width of a token.
+    - `num_experts`: E.
+    - `k`: experts per token; default 1.
+    - `balance`: "bias", loss-free, moved while training as in `vismoe.TopKRouter`, or "none"; default "bias".
 
     **Raises:** ValueError for options outside their range.
     """
@@ -43,8 +47,8 @@ class HashRouter(BalancedRouter):
         return self._frozen
 
     def requires_grad_(self, requires_grad: bool = True) -> "HashRouter":
-        """False: the balancing stays as it is too, though there is no parameter that would say so. `requires_grad_` of
-        a whole network does not come here: its layers' `freeze_router()` does."""
+        """With False, balancing stops too, which no parameter could tell it. `requires_grad_` of a whole network does
+        not call this method: its layers' `freeze_router()` does."""
         self._frozen = not requires_grad
         return super().requires_grad_(requires_grad)
 
@@ -65,8 +69,8 @@ class HashRouter(BalancedRouter):
 class RandomRouter(Router):
     """Sends each token to k experts drawn anew in every training pass (Zuo et al. 2022, *Stochastic Experts*).
 
-    The k outputs are averaged. At evaluation, where nothing may be drawn, the s-th token of a group, which is an image
-    unless told otherwise, goes to experts s, s + 1, …, counted round.
+    The k outputs are averaged. Evaluation draws nothing: there the s-th token of a group, which is an image by default,
+    goes to experts s, s + 1, …, modulo E.
 
     **Raises:** ValueError for a k outside 1…E.
     """
@@ -87,16 +91,16 @@ class RandomRouter(Router):
         if self.training:
             logits = torch.rand(groups, size, self.num_experts, device=tokens_GSd.device)
         else:
-            turn = torch.arange(size, device=tokens_GSd.device)
-            late = (experts - turn[:, None]) % self.num_experts
-            logits = (-late.float()).expand(groups, size, self.num_experts)
+            position = torch.arange(size, device=tokens_GSd.device)
+            distance = (experts - position[:, None]) % self.num_experts
+            logits = (-distance.float()).expand(groups, size, self.num_experts)
         return even_routing(first_top_k(logits, self.k), logits, mask_GS)
 
 
 def even_routing(
     expert_GSk: Tensor, logits_GSE: Float[Tensor, "G S E"], mask_GS: Bool[Tensor, "G S"] | None
 ) -> Routing:
-    """The routing of choices that weigh the same."""
+    """The routing of choices with equal weights."""
     k, num_experts = expert_GSk.shape[2], logits_GSE.shape[2]
     gates = torch.zeros_like(logits_GSE).scatter(2, expert_GSk, 1 / k)
     if mask_GS is not None:

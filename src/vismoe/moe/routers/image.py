@@ -21,9 +21,9 @@ GUIDANCE = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRouting(Routing):
-    """A routing of tokens, and that of images which it follows: `image`, a single group, one token an image.
+    """A routing of tokens that follows `image`, a routing of images: a single group, one token an image.
 
-    `class_group`: of each image, -1 where it has none; None where no context was given.
+    `class_group`: each image's group of classes, -1 for none; None where no context was given.
     """
 
     image: Routing
@@ -34,14 +34,17 @@ class ImageRouter(TopKRouter):
     """`vismoe.TopKRouter` of images: each goes whole to the k experts with the largest gates of its mean token. So an
     image needs the weights of k experts a layer and no more.
 
-    **Guidance.** With `vismoe.condition(model, context=groups)`, integers (B,), an image's group of classes from 0 to
-    E - 1, or -1 for none, there is a loss "guidance": the cross-entropy between the router's logits and the group, so
-    that an expert answers for a group of classes that are easily confused. `vismoe.record` gives it to the training
-    loop, as all auxiliary losses. The paper balances by nothing else (balance="none").
+    **Guidance.** With `vismoe.condition(model, context=groups)`, integers (B,), an image's group of classes from 0 to E
+    - 1, or -1 for none, there is a loss "guidance": the cross-entropy between the router's logits and the group. Each
+    expert then specialises in a group of classes that are easily confused. `vismoe.record` gives the loss to the
+    training loop, as all auxiliary losses. The paper balances by nothing else (balance="none").
 
-    **Arguments:** `dim`, `num_experts`, `k`, `balance`, `combine`, `noise_std`, `balance_rule`: as
-    `vismoe.TopKRouter`'s, an image in a token's place. `loss_weights`: "guidance" too; by default the paper's 0.3, and
-    importance and load where balance="loss".
+    **Arguments:**
+
+    - `dim`, `num_experts`, `k`, `balance`, `combine`, `noise_std`, `balance_rule`: as in `vismoe.TopKRouter`, with an
+      image in a token's place.
+    - `loss_weights`: weights of auxiliary losses by name, "guidance" among them; default: the paper's 0.3 for guidance,
+      and importance and load where balance="loss".
 
     **Raises:** ValueError for options outside their range, and for a context that is not of such numbers.
     """
@@ -103,26 +106,28 @@ class ImageRouter(TopKRouter):
     def losses(self, routing: Routing) -> dict[str, Float[Tensor, " 1"]]:
         """As `vismoe.TopKRouter`'s, over the images of the call, and guidance where there is a context."""
         assert isinstance(routing, ImageRouting)
-        found = super().losses(routing.image)
+        values = super().losses(routing.image)
         if routing.class_group is not None:
             logits, group = routing.image.noisy_logits[0], routing.class_group
             total = F.cross_entropy(logits, group, ignore_index=-1, reduction="sum")
-            found["guidance"] = (total / (group >= 0).sum().clamp_min(1))[None]
-        return found
+            values["guidance"] = (total / (group >= 0).sum().clamp_min(1))[None]
+        return values
 
     def _check_context(self, context: Any, tokens_GSd: Tensor) -> Tensor | None:
         if context is None:
             return None
         images = len(tokens_GSd)
-        told = f"a group of classes for each of {images} images, integers ({images},) from 0 to {self.num_experts - 1}"
+        expected = (
+            f"a group of classes for each of {images} images, integers ({images},) from 0 to {self.num_experts - 1}"
+        )
         if not isinstance(context, Tensor) or context.shape != (images,) or context.is_floating_point():
             given = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
-            raise ValueError(f"context {given}: expected {told}, or -1")
+            raise ValueError(f"context {given}: expected {expected}, or -1")
         # On an accelerator looking at numbers would wait for it.
         if context.device.type == "cpu" and not torch.compiler.is_compiling() and images:
             least, most = int(context.min()), int(context.max())
             if least < -1 or most >= self.num_experts:
-                raise ValueError(f"context from {least} to {most}: expected {told}, or -1")
+                raise ValueError(f"context from {least} to {most}: expected {expected}, or -1")
         return context.long()
 
 

@@ -26,8 +26,9 @@ def load_loss(
     noise_scale: float,
     mask_GS: Mask = None,
 ) -> Float[Tensor, " G"]:
-    """The same of a smooth estimate of load: the probability that, were the noise drawn afresh, the expert would stay
-    among the token's k largest noisy logits (Riquelme et al. 2021, appendix A.2, eq. 9–11).
+    """Squared coefficient of variation over experts of a smooth estimate of load: the probability that, were the noise
+    drawn afresh, the expert would stay among the token's k largest noisy logits (Riquelme et al. 2021, appendix A.2,
+    eq. 9–11).
 
     `noise_scale`: standard deviation of the noise on the logits.
     """

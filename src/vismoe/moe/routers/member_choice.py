@@ -1,7 +1,7 @@
 """Token choice in an efficient ensemble: every member's tokens choose among its own experts (Allingham et al. 2021,
 *Sparse MoEs meet Efficient Ensembles*, section 4.1).
 
-M: members; a group's tokens are each image's, of each token one row a member: row s of a group is member s mod M's.
+M: members. A group holds the tokens of its images, and of each token one row a member: row s belongs to member s mod M.
 """
 
 from typing import Any
@@ -25,8 +25,10 @@ class MemberRouter(TopKRouter):
 
     def __init__(self, dim: int, num_experts: int, k: int = 1, members: int = 1, **options: Any):
         if not isinstance(members, int) or members < 1 or num_experts % members:
-            of = f"num_experts={num_experts}"
-            raise ValueError(f"ensemble_size={members}, {of}: each member has as many experts, so one must divide them")
+            experts = f"num_experts={num_experts}"
+            raise ValueError(
+                f"ensemble_size={members}, {experts}: each member has as many experts, so one must divide them"
+            )
         self.members = members
         super().__init__(dim, num_experts, k, **options)
 
@@ -34,11 +36,11 @@ class MemberRouter(TopKRouter):
     def experts_in_reach(self) -> int:
         return self.num_experts // self.members
 
-    def _check(self) -> None:
-        super()._check()
+    def _check_options(self) -> None:
+        super()._check_options()
         if self.k > self.experts_in_reach:
-            each = f"each of {self.members} members has only {self.experts_in_reach} of num_experts={self.num_experts}"
-            raise ValueError(f"k={self.k} experts per token, but {each}: choose a smaller k or more experts")
+            limit = f"each of {self.members} members has only {self.experts_in_reach} of num_experts={self.num_experts}"
+            raise ValueError(f"k={self.k} experts per token, but {limit}: choose a smaller k or more experts")
 
     def compute_logits(self, tokens_GSd: Float[Tensor, "G S d"]) -> Float[Tensor, "G S E"]:
         """−∞ where an expert is another member's than the token."""
@@ -56,8 +58,8 @@ class MemberRouter(TopKRouter):
         mask = routing.mask
         if mask is not None:
             mask = mask.unflatten(1, (-1, self.members)).mT.flatten(0, 1)
-        found = self._losses(gates, logits, noisy, mask)
-        return {name: loss.unflatten(0, (-1, self.members)) for name, loss in found.items()}
+        values = self._losses(gates, logits, noisy, mask)
+        return {name: loss.unflatten(0, (-1, self.members)) for name, loss in values.items()}
 
     def _by_member(self, values_GSE: Tensor) -> Tensor:
         """Each member's tokens and experts as a group of their own, (G·M, S/M, E/M)."""

@@ -11,15 +11,19 @@ from .base import Router, Routing, check_noise, draw_router, float32_linear
 
 class SoftRouter(Router):
     """Every expert has P slots; each takes a weighted mean of its group's tokens, each token a weighted mean of all
-    slots' outputs. Nothing is dropped, nothing is chosen, nothing needs to be balanced.
+    slots' outputs. Nothing is dropped or chosen, so nothing needs to be balanced.
 
     The logit of a token and a slot is `scale` times the cosine of token and slot parameter, in float32; softmax over
     tokens gives the slots' inputs, softmax over slots the tokens' outputs (section 2.1 and Algorithm 1). Tokens are
-    mixed within a group, which is an image unless told otherwise.
+    mixed within a group, which is an image by default.
 
-    **Arguments:** `dim`, `num_experts`; `slots_per_expert`: P, 1 by default, which the paper finds best; as much is
-    multiplied as in a dense MLP where E·P is the number of tokens; `noise_std`: standard deviation of normal noise on
-    the logits while training (0, as in the paper).
+    **Arguments:**
+
+    - `dim`: width of a token.
+    - `num_experts`: E.
+    - `slots_per_expert`: P; default 1, which the paper finds best. A network costs as much as its dense twin where E·P
+      is the number of tokens.
+    - `noise_std`: standard deviation of normal noise on the logits while training; default 0, as in the paper.
 
     **Parameters:** `weight` (E·P, d), a direction for each slot, expert by expert; `scale` (), 1 at first.
 
@@ -82,7 +86,9 @@ class SoftRouter(Router):
         }
         vectors = {"combine_weights": combine, "dispatch_weights": dispatch.mT, "mu": unit(self.weight.detach())[None]}
         for name, vectors_GNd in vectors.items():
-            values |= {f"{name}_similarity_{what}": value for what, value in _similarities(vectors_GNd).items()}
+            values |= {
+                f"{name}_similarity_{statistic}": value for statistic, value in _similarities(vectors_GNd).items()
+            }
         return values
 
 
@@ -101,7 +107,7 @@ def _softmax_over_tokens(logits_GSEP: Tensor, mask_GS: Tensor | None) -> Tensor:
 
 
 def _similarities(vectors_GNd: Float[Tensor, "G N d"]) -> dict[str, Float[Tensor, ""]]:
-    """Of all pairs of differing vectors of a group."""
+    """Smallest, largest and mean cosine of all pairs of different vectors of a group."""
     vectors, number = unit(vectors_GNd, 1e-9), vectors_GNd.shape[1]
     cosines = (vectors @ vectors.mT).flatten()
     pairs = cosines[~torch.eye(number, dtype=torch.bool, device=cosines.device).repeat(len(vectors), 1, 1).flatten()]

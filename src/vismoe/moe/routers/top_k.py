@@ -22,18 +22,25 @@ class TopKRouter(BalancedRouter):
 
     **Arguments:**
 
-    - `dim`, `num_experts`, `k`: width of a token, number of experts, experts per token.
+    - `dim`: width of a token.
+    - `num_experts`: E.
+    - `k`: experts per token; default 1.
     - `balance`: "bias", loss-free, needs nothing from the training loop; "loss", auxiliary losses that the loop adds
-      from `vismoe.record`; "none". `balance_rule`: how a bias moves, "log", "sign" or "z-score" (docs/balancing.md).
-    - `combine`: how the k gates weigh the experts' outputs: "gate", as they are (Riquelme et al. 2021);
-      "renormalized", divided by their sum, for k ≥ 2; "unit", 1 each: the network's loss then teaches the router
-      nothing (its gradient is 0), balance and auxiliary losses alone move choices.
-    - `noise_std`: standard deviation, times 1/E, of normal noise on the logits while training (the paper's is 1.0).
-    - `capacity_factor`: an expert accepts tokens · k · factor / E of a group, the rest is dropped; "none": nothing is.
-      `eval_capacity_factor`: at evaluation. `capacity_rounding`, `…_multiple_of`: see `vismoe.moe.compute_capacity`.
-    - `batch_priority`: tokens with a larger first gate claim capacity first (Batch Priority Routing), not earlier ones.
+      from `vismoe.record`; "none". Default "bias".
+    - `combine`: how the k gates weigh the experts' outputs: "gate", as they are (Riquelme et al. 2021); "renormalized",
+      divided by their sum, for k ≥ 2; "unit", 1 each: the network's loss then teaches the router nothing (its gradient
+      is 0), balance and auxiliary losses alone move choices. Default "gate".
+    - `noise_std`: standard deviation, times 1/E, of normal noise on the logits while training; default 0 (the paper's
+      is 1.0).
+    - `capacity_factor`: an expert accepts tokens · k · factor / E of a group, the rest is dropped; default "none":
+      nothing is dropped.
+    - `eval_capacity_factor`: the same at evaluation; default "same".
+    - `batch_priority`: whether tokens with a larger first gate claim capacity first (Batch Priority Routing), not
+      earlier tokens; default False.
+    - `capacity_rounding`, `capacity_multiple_of`: see `vismoe.moe.compute_capacity`.
     - `loss_weights`: weights of auxiliary losses by name: importance, load (while there is noise), gshard, z. Default:
       the paper's, importance and load 0.005 each, for balance="loss"; none otherwise.
+    - `balance_rule`: how a bias moves, "log", "sign" or "z-score" (docs/balancing.md); default "log".
 
     **Raises:** ValueError for options that contradict each other or lie outside their range.
     """
@@ -65,11 +72,11 @@ class TopKRouter(BalancedRouter):
         self.batch_priority = batch_priority
         self.capacity_rounding, self.capacity_multiple_of = capacity_rounding, capacity_multiple_of
         self.loss_weights = dict(loss_weights)
-        self._check()
+        self._check_options()
         self.weight = nn.Parameter(torch.empty(num_experts, dim))
         self.reset_parameters()
 
-    def _check(self) -> None:
+    def _check_options(self) -> None:
         check_k(self.k, self.num_experts)
         if self.combine not in ("gate", "renormalized", "unit"):
             raise ValueError(f'combine={self.combine!r}: accepted are "gate", "renormalized" and "unit"')
@@ -96,7 +103,7 @@ class TopKRouter(BalancedRouter):
 
     @property
     def experts_in_reach(self) -> int:
-        """Among how many experts a token chooses."""
+        """Number of experts that a token chooses among."""
         return self.num_experts
 
     @property
@@ -105,7 +112,7 @@ class TopKRouter(BalancedRouter):
         return self.noise_std / self.experts_in_reach
 
     def compute_logits(self, tokens_GSd: Float[Tensor, "G S d"]) -> Float[Tensor, "G S E"]:
-        """What the gates are made of, without noise."""
+        """The logits of the gates, without noise."""
         return float32_linear(tokens_GSd, self.weight)
 
     def compute_gates(self, logits_GSE: Float[Tensor, "G S E"]) -> Float[Tensor, "G S E"]:

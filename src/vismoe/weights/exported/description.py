@@ -1,4 +1,4 @@
-"""What an exported file says of itself, beside its graph: how images become its input, what its outputs stand for."""
+"""The description in an exported file: how images become its input, and what its outputs mean."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,15 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Description:
-    """`architecture`: its name; `preprocessing`: timm's data configuration (input_size, mean, std, interpolation,
-    crop_pct), or no more of it than is known, but always input_size; `label_names`: the classes in order, None where
-    they have no names; `problem_type`: "multi_label_classification" where an image may show several classes."""
+    """What an exported file needs for use.
+
+    - `architecture`: the network's name.
+    - `preprocessing`: timm's data configuration (input_size, mean, std, interpolation, crop_pct), as far as it is
+      known; input_size always is.
+    - `label_names`: the classes in order, None where they have no names.
+    - `problem_type`: "multi_label_classification" where an image may show several classes.
+    - `version`: vismoe's; `format`: of this description.
+    """
 
     architecture: str
     preprocessing: dict[str, Any]
@@ -33,12 +39,12 @@ class Description:
 
     @staticmethod
     def from_json(text: str) -> "Description":
-        """**Raises:** ValueError for what is no description, or of a newer format."""
+        """**Raises:** ValueError for an invalid description, and for a newer format."""
         try:
-            given = json.loads(text)
-            if given["format"] > FORMAT_VERSION:
-                raise ValueError(f"format {given['format']}, this vismoe reads up to {FORMAT_VERSION}: update vismoe")
-            description = Description(**given)
+            entries = json.loads(text)
+            if entries["format"] > FORMAT_VERSION:
+                raise ValueError(f"format {entries['format']}, this vismoe reads up to {FORMAT_VERSION}: update vismoe")
+            description = Description(**entries)
             channels, height, width = description.preprocessing["input_size"]
         except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"it is incomplete: {error!r}") from error
@@ -51,43 +57,48 @@ class Description:
 
 
 def describe_model(model: nn.Module, preprocessing: Mapping[str, Any] | None = None) -> Description:
-    """What a network of timm's or of transformers' knows of itself; what is in `preprocessing` holds before that.
+    """The description of a network of timm's or of transformers'.
 
-    Networks of timm's that were not made by create_model, and transformers', know their input size, but not how
-    images are scaled: that is left unsaid unless it is given.
+    timm's networks that were not made by create_model, and transformers', know their input size, but not how images are
+    scaled: the description then has no mean and std unless `preprocessing` has.
 
-    **Raises:** ValueError where the input size or the classes cannot be told.
+    **Arguments:**
+
+    - `model`: the network.
+    - `preprocessing`: entries that replace the network's own; default: none.
+
+    **Raises:** ValueError where the input size or the classes are unknown.
     """
     if hasattr(model, "pretrained_cfg"):
-        known = cast(Mapping[str, Any], model.pretrained_cfg)
-        names, problem_type = known.get("label_names"), known.get("problem_type")
-        found, classes = resolve_input_data_config(model), cast(int, model.num_classes)
+        timm_config = cast(Mapping[str, Any], model.pretrained_cfg)
+        names, problem_type = timm_config.get("label_names"), timm_config.get("problem_type")
+        data_config, classes = resolve_input_data_config(model), cast(int, model.num_classes)
     elif isinstance(model, VisionTransformer):
         names, problem_type = None, None
-        found, classes = {"input_size": (model.in_chans, *model.patch_embed.img_size)}, model.num_classes
+        data_config, classes = {"input_size": (model.in_chans, *model.patch_embed.img_size)}, model.num_classes
     elif hasattr(model, "config") and hasattr(model.config, "id2label"):
         config = cast(Any, model.config)
-        names, problem_type = _names(config.id2label), config.problem_type
-        found, classes = _input_size(config), len(config.id2label)
+        names, problem_type = _label_names(config.id2label), config.problem_type
+        data_config, classes = _input_size(config), len(config.id2label)
     else:
         raise ValueError(
             f"{type(model).__name__} does not say what goes in and comes out: accepted are timm's networks (and ours), "
             "and transformers' for image classification"
         )
     architecture = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-    found = {**found, **(preprocessing or {})}
-    if "input_size" not in found:
+    data_config = {**data_config, **(preprocessing or {})}
+    if "input_size" not in data_config:
         raise ValueError(f'{architecture} does not say its input size: give preprocessing={{"input_size": (3, H, W)}}')
     if classes < 1:
         raise ValueError(f"{architecture} has no classes (num_classes=0): it gives features, not logits")
     if names is not None and len(names) != classes:  # it has a new head
         names = None
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-    return Description(architecture, plain, None if names is None else list(names), problem_type)
+    json_config = {name: list(value) if isinstance(value, tuple) else value for name, value in data_config.items()}
+    return Description(architecture, json_config, None if names is None else list(names), problem_type)
 
 
-def _names(of_number: Mapping[int, str]) -> Sequence[str] | None:
-    names = [of_number[number] for number in range(len(of_number))]
+def _label_names(name_of_class: Mapping[int, str]) -> Sequence[str] | None:
+    names = [name_of_class[number] for number in range(len(name_of_class))]
     return None if names == [f"LABEL_{number}" for number in range(len(names))] else names  # transformers' default
 
 

@@ -18,18 +18,18 @@ def open_session(model: bytes | Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    given = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxModel(nn.Module):
     """A file that `export_onnx` wrote, run by ONNX Runtime on the CPU: pixels in, logits out, no gradient.
 
-    What evaluates and predicts takes it as it takes a network: it has `num_classes` and, in `pretrained_cfg`, the
-    preprocessing, `label_names` and `problem_type`. A file of a fixed batch gets batches of that size, the last one
-    filled up with zeros.
+    Evaluation and prediction use it like a network: it has `num_classes` and, in `pretrained_cfg`, the preprocessing,
+    `label_names` and `problem_type`. A file with a fixed batch size gets batches of that size, the last one filled up
+    with zeros.
 
-    **Raises:** FileNotFoundError; ValueError for what is no ONNX file, or none that says how to prepare images.
+    **Raises:** FileNotFoundError; ValueError for a file that is no ONNX file, or has no description.
     """
 
     def __init__(self, path: str | Path):
@@ -41,7 +41,7 @@ class OnnxModel(nn.Module):
             self.session = open_session(path)
         except Exception as error:  # ONNX Runtime's errors have no base of their own
             raise ValueError(f"{path} cannot be opened as an ONNX file: {error}") from error
-        self.description = _description(path, self.session)
+        self.description = _read_description(path, self.session)
         batch, classes = self.session.get_inputs()[0].shape[0], self.session.get_outputs()[0].shape[1]
         self.batch_size: int | None = batch if isinstance(batch, int) else None
         self.num_classes: int = classes
@@ -52,7 +52,7 @@ class OnnxModel(nn.Module):
             "problem_type": self.description.problem_type,
             "num_classes": classes,
         }
-        # Callers ask a network's parameters where it is.
+        # Callers find a network's device by its parameters.
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
@@ -67,7 +67,7 @@ class OnnxModel(nn.Module):
         return torch.cat(parts)[: len(images)].to(pixels.device)
 
     def get_classifier(self) -> nn.Module:
-        """What timm's networks have, and a file has not.
+        """timm's networks have this method; an exported file has no classifier to give.
 
         **Raises:** ValueError.
         """
@@ -77,7 +77,7 @@ class OnnxModel(nn.Module):
         return torch.from_numpy(self.session.run(["logits"], {"pixels": images.contiguous().numpy()})[0])
 
 
-def _description(path: Path, session: onnxruntime.InferenceSession) -> Description:
+def _read_description(path: Path, session: onnxruntime.InferenceSession) -> Description:
     inputs, outputs = session.get_inputs(), session.get_outputs()
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
     if text is None or [value.name for value in (*inputs, *outputs)] != ["pixels", "logits"]:

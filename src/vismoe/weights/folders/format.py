@@ -1,4 +1,4 @@
-"""What a model folder consists of: names of its files, and its `config.json`."""
+"""The files of a model folder, and its `config.json`."""
 
 import json
 import math
@@ -11,7 +11,7 @@ FILES = (CONFIG, WEIGHTS, PROCESSOR, CARD)
 FORMAT_VERSION = 1
 ENTRIES = {"model_args": dict, "pretrained_cfg": dict, "label_names": list, "vismoe_format": int, "parent": dict}
 MULTI_LABEL = "multi_label_classification"
-"""The type of problem where an image may show several classes, in transformers' words."""
+"""transformers' name of the problem type where an image may show several classes."""
 
 
 def model_folder(path: Path) -> Path:
@@ -22,8 +22,8 @@ def model_folder(path: Path) -> Path:
 def read_config(folder: Path) -> dict[str, Any]:
     """The parsed `config.json` of a model folder.
 
-    **Raises:** ValueError where it is missing, is not JSON, names no architecture, is of a newer format, or has
-    preprocessing that cannot be followed.
+    **Raises:** ValueError where it is missing, is not JSON, names no architecture, is of a newer format, or has invalid
+    preprocessing.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -32,8 +32,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
-    named = isinstance(config, dict) and (isinstance(config.get("architecture"), str) or of_transformers(config))
-    if not named:
+    has_architecture = isinstance(config, dict) and (
+        isinstance(config.get("architecture"), str) or of_transformers(config)
+    )
+    if not has_architecture:
         raise ValueError(f"{path} names no architecture: it is not a model's configuration")
     for name, kind in ENTRIES.items():
         if name in config and not isinstance(config[name], kind):
@@ -47,15 +49,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_preprocessing(path: Path, config: Mapping[str, Any]) -> None:
-    """Raises ValueError for fields of timm's data configuration that would make NaN of images, or nothing."""
-    given = config.get("pretrained_cfg", config)
+    """Raises ValueError for invalid preprocessing: values of timm's data configuration that make images NaN or
+    empty."""
+    data_config = config.get("pretrained_cfg", config)
     accepted = {"mean": (-math.inf, "numbers"), "std": (0, "numbers > 0"), "crop_pct": (0, "a number > 0")}
-    for name, (least, what) in accepted.items():
-        value = given.get(name)
+    for name, (least, expected) in accepted.items():
+        value = data_config.get(name)
         numbers = value if isinstance(value, list) else [value]
         fits = numbers and all(isinstance(n, int | float) and least < n < math.inf for n in numbers)
         if value is not None and not fits:
-            raise ValueError(f"{path}: {name} is {value!r}, expected {what}")
+            raise ValueError(f"{path}: {name} is {value!r}, expected {expected}")
 
 
 def of_transformers(config: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Model folders in: `config.json` and `model.safetensors`, which timm opens by itself once vismoe is imported.
+"""Reads model folders: `config.json` and `model.safetensors`, which timm opens by itself once vismoe is imported.
 
 Weights are never unpickled.
 """
@@ -23,14 +23,17 @@ PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
 
 
 class HasParentError(ValueError):
-    """A folder holds only what differs from a parent, and there may be none."""
+    """A folder that holds only the differences from a parent, where such a folder is not accepted."""
 
 
 def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Parent] | None) -> nn.Module:
-    """Opens what `vismoe.load` opens, at evaluation.
+    """Opens whatever `vismoe.load` opens, at evaluation.
 
-    **Arguments:** `path`, `preset`: as of `load`; `open_parent`: opens the dense parent that a folder names which holds
-    only what differs from it; None: such a folder is refused.
+    **Arguments:**
+
+    - `path`, `preset`: see `load`.
+    - `open_parent`: opens the dense parent of a folder that holds only the differences from it; None: such a folder is
+      refused.
 
     **Raises:** as `load`; HasParentError.
     """
@@ -59,13 +62,13 @@ def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Pare
     if names is not None and (len(names) != model.num_classes or not all(isinstance(name, str) for name in names)):
         raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
     model.pretrained_cfg |= {"label_names": names, "problem_type": config.get("problem_type")}
-    return _fill(model, state, folder / WEIGHTS)
+    return _load_state(model, state, folder / WEIGHTS)
 
 
 def _parent_of(folder: Path, entry: Mapping[str, Any], open_parent: Callable[[str], Parent]) -> Parent:
     """The parent that a model folder names.
 
-    **Raises:** ValueError where it is not there, or is not what it was.
+    **Raises:** ValueError where it is missing or has changed.
     """
     source, expected = str(entry.get("source")), entry.get("sha256")
     try:
@@ -94,7 +97,7 @@ def _load_file(path: Path, preset: str | None) -> nn.Module:
     if preset is None:
         raise ValueError(f"{path} holds weights only: say which architecture they are of (preset=…)")
     head = state.get("head.weight")
-    return _fill(create_model(preset, num_classes=0 if head is None else len(head)), state, path)
+    return _load_state(create_model(preset, num_classes=0 if head is None else len(head)), state, path)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -110,7 +113,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
-def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> nn.Module:
+def _load_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> nn.Module:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The dense parent of an upcycled network, of which a model folder may hold only what is different."""
+"""The dense parent of an upcycled network. A model folder may hold only the differences from it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,15 +12,20 @@ from vismoe.vit import MoEConfig, make_sparse
 
 @dataclass(frozen=True)
 class Parent:
-    """`source`: a folder's path, timm:NAME, hf:ORG/NAME or PRESET.TAG; `sha256`: of its weights; `model`."""
+    """A dense network that was upcycled.
+
+    - `source`: a folder's path, timm:NAME, hf:ORG/NAME or PRESET.TAG.
+    - `sha256`: of its weights.
+    - `model`: the network.
+    """
 
     source: str
     sha256: str
     model: nn.Module
 
     def sparse_state(self, config: MoEConfig | None) -> dict[str, Tensor]:
-        """Its tensors under the names that they have once it is upcycled as `config` says; those of new parts are as
-        they come. The parent's own network is changed."""
+        """The parent's tensors by their names after upcycling with `config`, with new parts as they are drawn. Changes
+        the parent's own network."""
         if config is None:
             raise ValueError("a parent is for upcycled models: this one is dense")
         make_sparse(self.model, config)
@@ -39,8 +44,8 @@ def sum_of(state: Mapping[str, Tensor]) -> str:
 
 def differences(state: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that are not bit-equal in both."""
-    return {name: tensor for name, tensor in state.items() if name not in base or not _same(tensor, base[name])}
+    return {name: tensor for name, tensor in state.items() if name not in base or not _are_equal(tensor, base[name])}
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _are_equal(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)

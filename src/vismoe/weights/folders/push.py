@@ -1,4 +1,4 @@
-"""To the Hugging Face hub."""
+"""Uploads model folders to the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -14,12 +14,20 @@ def push_to_hub(
     message: str = "Upload a model of vismoe",
     token: str | None = None,
 ) -> str:
-    """Uploads a model folder, or that of a run, with its card, as it is, in one commit; says where it is then.
+    """Uploads a model folder, or that of a run, with its card, unchanged, in one commit.
 
-    **Arguments:** `repo_id`: ORG/NAME, made if it is not there; `private`: of one that is made; `message`: the
-    commit's; `token`: by default the one of `hf auth login`, or HF_TOKEN.
+    **Arguments:**
 
-    **Raises:** FileNotFoundError, ValueError for what is no model folder, without a token that may write, or a network.
+    - `folder`: a model folder or a run folder.
+    - `repo_id`: ORG/NAME; created where it does not exist.
+    - `private`: whether a new repository is private; default False.
+    - `message`: of the commit.
+    - `token`: default: that of `hf auth login`, or HF_TOKEN.
+
+    **Returns:** the repository's address.
+
+    **Raises:** FileNotFoundError; ValueError for a folder that is no model folder, without a token that may write, or
+    without a network.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError
@@ -37,10 +45,10 @@ def push_to_hub(
         )
     api = HfApi(token=token)
     try:
-        where = api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
-        api.upload_folder(repo_id=where.repo_id, folder_path=folder, commit_message=message, allow_patterns=list(FILES))
+        url = api.create_repo(repo_id, private=private, repo_type="model", exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=message, allow_patterns=list(FILES))
     except HFValidationError as error:
         raise ValueError(f"repo_id={repo_id!r}: expected ORG/NAME, of letters, digits, -, _ and .") from error
     except failures() as error:
         raise ValueError(f"{folder} could not be uploaded to {repo_id}: {first_line(error)}") from error
-    return str(where)
+    return str(url)

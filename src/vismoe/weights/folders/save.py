@@ -1,4 +1,4 @@
-"""Model folders out: written whole or not at all."""
+"""Writes model folders, whole or not at all."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -30,16 +30,23 @@ def save(
 ) -> Path:
     """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
 
-    **Arguments:** `model`: made by `create_model` (vismoe's or timm's), or transformers'; or loaded: then names and
-    type of problem are those that it has, unless others are given; `label_names`: its classes in order;
-    `preprocessing`: timm's data configuration where it differs from the preset's (mean, std, interpolation, …);
-    `problem_type`: "multi_label_classification" where an image may show several classes (transformers' word for it);
-    `parent`: of an upcycled model, its dense parent, anything trained that `parse_source` knows (a folder, timm:NAME,
-    hf:ORG/NAME, PRESET.TAG): then only what differs from it is written, with the parent's name and hash, and
-    `vismoe.load` (which alone opens such a folder) reads the rest there.
+    **Arguments:**
 
-    **Raises:** ValueError where `path` holds anything but a model folder's files, or where `label_names` are not
-    one for each class; TypeError for a network that is none of timm's.
+    - `model`: made by `create_model` (vismoe's or timm's), loaded, or one of transformers'.
+    - `path`: the folder.
+    - `label_names`: the classes in order; default: those that the model was loaded with, if any.
+    - `preprocessing`: entries of timm's data configuration that differ from the preset's (mean, std, interpolation, …);
+      default: none.
+    - `problem_type`: "multi_label_classification" (transformers' name) where an image may show several classes;
+      default: that of a loaded model, if any.
+    - `parent`: the dense parent of an upcycled model, anything trained that `parse_source` knows (a folder, timm:NAME,
+      hf:ORG/NAME, PRESET.TAG). Only the differences from it are written, with its name and hash; `vismoe.load`, which
+      alone opens such a folder, reads the rest from the parent. Default: the whole model is written.
+
+    **Returns:** the folder's absolute path.
+
+    **Raises:** ValueError where `path` holds anything but a model folder's files, and where `label_names` does not have
+    one name for each class; TypeError for a network that is not timm's or transformers'.
     """
     path, model = Path(path).resolve(), unwrap(model)
     network = as_network(model)
@@ -59,13 +66,13 @@ def save(
             f"{type(model).__name__} was not made by create_model, so config.json could not say how to build it: "
             "write its weights with safetensors.torch.save_model instead"
         )
-    known = cast(dict[str, Any], model.pretrained_cfg)
-    if label_names is None and 0 < len(known.get("label_names") or ()) == model.num_classes:  # it may have a new head
-        label_names, problem_type = known["label_names"], problem_type or known.get("problem_type")
+    config = cast(dict[str, Any], model.pretrained_cfg)
+    if label_names is None and 0 < len(config.get("label_names") or ()) == model.num_classes:  # it may have a new head
+        label_names, problem_type = config["label_names"], problem_type or config.get("problem_type")
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes")
     with whole_folder(path, FILES) as aside:
-        state = _apart(model.state_dict())
+        state = _unshared(model.state_dict())
         source = None if parent is None else open_parent(str(parent))
         if source is not None:
             state = differences(state, source.sparse_state(getattr(model, "moe", None)))
@@ -76,23 +83,22 @@ def save(
 
 
 def check_differences(model: nn.Module) -> None:
-    """Raises ValueError for a network of which a folder cannot hold only what differs from its parent."""
+    """Raises ValueError for a network that can only be written as a whole, not as differences from a parent."""
     inner = model.model if isinstance(model, TransformersNetwork) else model
     if is_transformers(inner):
         raise ValueError(f"{type(inner).__name__} is transformers': only whole models of those are written")
 
 
-def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU, of which no two share memory: safetensors refuses those that do, and under each of its names
-    a tensor is what is asked for when the file is read."""
-    apart: dict[str, Tensor] = {}
-    seen = set()
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that share no memory: safetensors refuses those that do, and each name must be in the file."""
+    tensors: dict[str, Tensor] = {}
+    addresses = set()
     for name, tensor in state.items():
-        plain = tensor.detach().cpu().contiguous()
-        place = plain.untyped_storage().data_ptr()
-        apart[name] = plain.clone() if place in seen else plain
-        seen.add(place)
-    return apart
+        copied = tensor.detach().cpu().contiguous()
+        address = copied.untyped_storage().data_ptr()
+        tensors[name] = copied.clone() if address in addresses else copied
+        addresses.add(address)
+    return tensors
 
 
 def _complete_config(
@@ -109,7 +115,7 @@ def _complete_config(
         arguments.pop("num_classes", None)
     if parent is not None:
         config["parent"] = {"source": parent.source, "sha256": parent.sha256}
-    for name in ("label_names", "problem_type"):  # what a loaded model knows belongs here, not into timm's part
+    for name in ("label_names", "problem_type"):  # vismoe keeps them here, not in timm's part
         config.pop(name, None)
         config.get("pretrained_cfg", {}).pop(name, None)
     if label_names is not None:

@@ -1,4 +1,4 @@
-"""Upcycled networks of timm's as an entry point."""
+"""The entry point of timm's networks that were upcycled."""
 
 import sys
 from collections.abc import Mapping
@@ -25,8 +25,16 @@ def vmoe_upcycled(
     moe: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """A network of timm's with sparse layers, with weights of its own: `parent`, its name; `parent_args`, its
-    arguments; `moe`, fields of `vismoe.vit.MoEConfig`."""
+    """A network of timm's with sparse layers, for its own weights.
+
+    **Arguments:**
+
+    - `pretrained`: as in timm.
+    - `parent`: name of the dense network.
+    - `parent_args`: its arguments.
+    - `moe`: fields of `vismoe.vit.MoEConfig`.
+    - `arguments`: further ones of the dense network.
+    """
     if not parent or moe is None:
         raise ValueError(
             f"{UPCYCLED} needs parent= and moe=: vismoe.upcycle makes such networks, vismoe.save writes them"
@@ -35,7 +43,7 @@ def vmoe_upcycled(
         partial(_build, parent, dict(parent_args or {}), MoEConfig(**moe)),
         UPCYCLED,
         pretrained,
-        pretrained_filter_fn=_as_parent_filters,
+        pretrained_filter_fn=_filter_as_parent,
         feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
         **arguments,
     )
@@ -48,28 +56,34 @@ def _build(parent: str, parent_args: dict[str, Any], config: MoEConfig, **argume
     return model
 
 
-def _as_parent_filters(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What timm does to weights of this kind of network before it loads them: position embeddings are resized, …"""
-    change = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    return state if change is None else change(state, model)
+def _filter_as_parent(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Changes weights as timm does for this kind of network before it loads them: it resizes position embeddings, …"""
+    filter_weights = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    return state if filter_weights is None else filter_weights(state, model)
 
 
 def rebuilding(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """`architecture` and `model_args` that build a network again, from those that timm writes of it: its own, or those
-    of the dense parent that it was, or the entry point's above."""
-    name, own = config["architecture"], dict(config.get("model_args", {}))
+    """`architecture` and `model_args` that build a network again: its own, those of the dense parent where it is dense
+    again, or those of the entry point above.
+
+    **Arguments:**
+
+    - `model`: the network.
+    - `config`: what timm writes about it.
+    """
+    name, model_args = config["architecture"], dict(config.get("model_args", {}))
     moe = getattr(model, "moe", None)
     if isinstance(model, SparseVisionTransformer):
-        arguments = {key: value for key, value in own.items() if key not in (*OVERRIDES, "moe", "predictions")}
+        arguments = {key: value for key, value in model_args.items() if key not in (*OVERRIDES, "moe", "predictions")}
         if model.predictions != "members":
             arguments["predictions"] = model.predictions
         if moe is not None:
             return {"architecture": name, "model_args": arguments | {"moe": asdict(moe)}}
         sparse = name in PRESETS and "moe" in PRESETS[name].arguments
         return {"architecture": dense_twin(name) if sparse else name, "model_args": arguments}
-    own.pop("moe", None)
-    parent, inner = own.pop("parent", name), own.pop("parent_args", None) or {}
+    model_args.pop("moe", None)
+    parent, parent_args = model_args.pop("parent", name), model_args.pop("parent_args", None) or {}
     if moe is None:
-        return {"architecture": parent, "model_args": inner | own}
-    arguments = {"parent": parent, "parent_args": inner | own, "moe": asdict(moe)}
+        return {"architecture": parent, "model_args": parent_args | model_args}
+    arguments = {"parent": parent, "parent_args": parent_args | model_args, "moe": asdict(moe)}
     return {"architecture": UPCYCLED, "model_args": arguments}

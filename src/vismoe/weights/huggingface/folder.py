@@ -1,4 +1,4 @@
-"""Folders of transformers' networks, upcycled ones too: what transformers writes, and what of it is sparse."""
+"""Folders of transformers' networks, upcycled ones too."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from .processor import read_processor, write_processor
 MOE, DENSE, UPCYCLED = "vismoe_moe", "dense", "vismoe_upcycled"
 LABELS = ("id2label", "label2id", "problem_type")
 INSIDE = "upcycled."
-"""Before the names of weights where transformers wrote a network that its Auto class had opened."""
+"""Prefix of the names of weights where transformers wrote a network that its Auto class had opened."""
 
 
 def is_transformers(model: nn.Module) -> bool:
-    """Whether a network is of transformers' own classes, or of one derived from them."""
+    """Whether a network is of a class of transformers', or of one derived from it."""
     return any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__) and hasattr(model, "config")
 
 
@@ -33,8 +33,8 @@ def write_transformers(
     preprocessing: Mapping[str, Any] | None = None,
     problem_type: str | None = None,
 ) -> None:
-    """A dense network as transformers writes it; of a sparse one the configuration of its dense parent within one of
-    its own, and the weights under the names that they have in memory."""
+    """Writes a model folder. A dense network is written as transformers does; the configuration of a sparse one
+    contains that of its dense parent, and its weights have the names that they have in memory."""
     model = getattr(model, INSIDE[:-1], model)
     path, sparse = folder / CONFIG, getattr(model, "moe", None) is not None
     if sparse:
@@ -68,16 +68,16 @@ def _dense_class(model: nn.Module) -> str:
 
 
 def _upcycled_class(dense: str) -> str:
-    """The class of ours that transformers' Auto class makes of it: UpcycledForMaskedLM of BertForMaskedLM."""
-    _, found, task = dense.partition("For")
-    return f"UpcycledFor{task}" if found else "UpcycledModel"
+    """Our class for transformers' Auto classes: UpcycledForMaskedLM for BertForMaskedLM."""
+    _, separator, task = dense.partition("For")
+    return f"UpcycledFor{task}" if separator else "UpcycledModel"
 
 
 def read_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
-    """Builds the class that a folder names, sparse where it says so, and loads its weights, at evaluation.
+    """Builds the class that a folder names, sparse where the folder says so, and loads its weights, at evaluation.
 
-    **Raises:** ModuleNotFoundError without transformers; ValueError for a class that it does not have, and weights that
-    are not there or do not fit.
+    **Raises:** ModuleNotFoundError without transformers; ValueError for an unknown class, and for weights that are
+    missing or do not fit.
     """
     import transformers
 
@@ -92,25 +92,25 @@ def read_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     if not weights.is_file():
         raise ValueError(f"{folder} has no model.safetensors: only weights in one file of safetensors are read")
     network: Any = cls
-    plain = {key: value for key, value in config.items() if key not in (MOE, "model_type")}
+    class_config = {key: value for key, value in config.items() if key not in (MOE, "model_type")}
     try:
         if sparse is None:
             model = network.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         else:
-            model = network(network.config_class.from_dict(plain))
+            model = network(network.config_class.from_dict(class_config))
             make_sparse(model, MoEConfig(**sparse))
-            _load(model, weights)
+            _load_weights(model, weights)
     except (SafetensorError, RuntimeError, TypeError) as error:
         raise ValueError(f"{folder} does not fit {name}: {error}") from error
     model.preprocessing = read_processor(folder)
     return cast(nn.Module, model).eval()
 
 
-def _load(model: nn.Module, weights: Path) -> None:
+def _load_weights(model: nn.Module, weights: Path) -> None:
     state = {name.removeprefix(INSIDE): tensor for name, tensor in load_file(weights).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
-    # Of tensors that several names share, one name is in the file.
-    own = model.state_dict(keep_vars=True)
-    there = {own[name].data_ptr() for name in state if name in own}
-    if lacking := [name for name in missing if own[name].data_ptr() not in there] + unexpected:
-        raise RuntimeError(f"weights that are missing or unknown: {', '.join(lacking[:5])}")
+    # Where several names share a tensor, one of them is in the file.
+    parameters = model.state_dict(keep_vars=True)
+    loaded = {parameters[name].data_ptr() for name in state if name in parameters}
+    if wrong := [name for name in missing if parameters[name].data_ptr() not in loaded] + unexpected:
+        raise RuntimeError(f"weights that are missing or unknown: {', '.join(wrong[:5])}")

@@ -1,4 +1,4 @@
-"""A network of transformers' for images where one of timm's is expected."""
+"""A network of transformers' for images, usable where one of timm's is expected."""
 
 import copy
 import inspect
@@ -18,21 +18,21 @@ from .folder import INSIDE, is_transformers
 from .processor import pair, processor_of
 
 CLASSIFIERS = ("classifier", "heads", "head", "fc")
-"""Where transformers and torchvision keep what gives the logits."""
+"""Where transformers and torchvision keep the layers that compute logits."""
 OF_TWO_TOWERS = "get_image_features"
-"""What networks of images and text have for images alone."""
+"""The method of networks for images and text that takes images alone."""
 
 
 def as_network(model: nn.Module) -> nn.Module:
-    """A network that maps pixels to logits and says how images are prepared, as timm's do: of transformers' for
-    images a `TransformersNetwork` around the model, which stays as it is; every other as it is."""
+    """A network that maps pixels to logits and knows how images are prepared, as timm's do. For a network of
+    transformers' for images: a `TransformersNetwork` around the unchanged model; every other network itself."""
     if not is_transformers(model):
         return model
     model = getattr(model, INSIDE[:-1], model)
     if isinstance(inner := getattr(model, "timm_model", None), nn.Module):
         return inner
-    sees = getattr(model, "main_input_name", "") == "pixel_values" or hasattr(model, OF_TWO_TOWERS)
-    return TransformersNetwork(model) if sees else model
+    takes_images = getattr(model, "main_input_name", "") == "pixel_values" or hasattr(model, OF_TWO_TOWERS)
+    return TransformersNetwork(model) if takes_images else model
 
 
 @dataclass(frozen=True)
@@ -48,35 +48,38 @@ class Patches:
 
 
 class TransformersNetwork(nn.Module):
-    """A network of transformers' for images, `model`, with what timm's networks have: called with pixels it gives
-    logits (without a classifier, one vector an image: the pooled output, else the class token, else the mean of the
-    last hidden state), `pretrained_cfg` says how images are prepared and what the classes are, and classifier and
-    image size can be exchanged. Preparation is that of the folder that the model is of, else its class's."""
+    """A network of transformers' for images, `model`, with the interface of timm's networks.
+
+    Called with pixels it returns logits (without a classifier, one vector an image: the pooled output, else the class
+    token, else the mean of the last hidden state). `pretrained_cfg` has the preparation of images and the classes;
+    classifier and image size can be changed. The preparation is that of the folder that the model was loaded from, else
+    its class's.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model: Any = model
-        known, config = self._vision, cast(Any, model).config
-        size, channels = getattr(known, "image_size", None), getattr(known, "num_channels", 3)
-        given: dict[str, Any] = getattr(model, "preprocessing", None) or processor_of(config.model_type)
-        height, width = given.get("size") or pair(size or 224)
-        found = resolve_data_config({}, pretrained_cfg={"input_size": (channels, height, width)})
-        found |= {"crop_pct": 1.0} | {name: value for name, value in given.items() if name != "size"}
-        found |= {name: found[name][:channels] for name in ("mean", "std")}
+        vision, config = self._vision, cast(Any, model).config
+        size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", 3)
+        preparation: dict[str, Any] = getattr(model, "preprocessing", None) or processor_of(config.model_type)
+        height, width = preparation.get("size") or pair(size or 224)
+        data_config = resolve_data_config({}, pretrained_cfg={"input_size": (channels, height, width)})
+        data_config |= {"crop_pct": 1.0} | {name: value for name, value in preparation.items() if name != "size"}
+        data_config |= {name: data_config[name][:channels] for name in ("mean", "std")}
         names = config.id2label or {}
         labels = [names[number] for number in range(len(names))] if self.num_classes else []
-        unnamed = labels == [f"LABEL_{number}" for number in range(len(labels))]  # transformers' default
-        self.pretrained_cfg: dict[str, Any] = found | {
+        are_default = labels == [f"LABEL_{number}" for number in range(len(labels))]  # transformers' default
+        self.pretrained_cfg: dict[str, Any] = data_config | {
             "architecture": type(model).__name__,
-            "label_names": None if unnamed else labels,
+            "label_names": None if are_default else labels,
             "problem_type": config.problem_type,
         }
         self._resizable: bool | None = None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        own = getattr(self._vision, "image_size", None)
-        other = own is not None and tuple(pixels.shape[-2:]) != pair(own)
-        interpolate = {"interpolate_pos_encoding": True} if other and self._interpolates else {}
+        image_size = getattr(self._vision, "image_size", None)
+        is_other_size = image_size is not None and tuple(pixels.shape[-2:]) != pair(image_size)
+        interpolate = {"interpolate_pos_encoding": True} if is_other_size and self._interpolates else {}
         output = self._call(pixel_values=pixels, **interpolate)
         if isinstance(output, Tensor):
             return output
@@ -88,12 +91,12 @@ class TransformersNetwork(nn.Module):
             raise ValueError(f"{type(self.model).__name__} gives neither logits nor features of an image")
         if hidden.ndim == 4:
             return cast(Tensor, hidden.mean((2, 3)))
-        of_class = any(name.endswith("cls_token") for name, _ in self.model.named_parameters())
-        return cast(Tensor, hidden[:, 0] if of_class else hidden.mean(1))
+        has_class_token = any(name.endswith("cls_token") for name, _ in self.model.named_parameters())
+        return cast(Tensor, hidden[:, 0] if has_class_token else hidden.mean(1))
 
     @property
     def _vision(self) -> Any:
-        """The configuration of what sees images, of networks of images and text too."""
+        """The configuration of the part that takes images, also of networks for images and text."""
         return getattr(self.model.config, "vision_config", self.model.config)
 
     @property
@@ -134,7 +137,7 @@ class TransformersNetwork(nn.Module):
 
     @property
     def _head(self) -> str | None:
-        """The path of the linear map that gives the logits."""
+        """The path of the linear map that computes the logits."""
         for top in CLASSIFIERS:
             if isinstance(module := getattr(self.model, top, None), nn.Module):
                 linear = [path for path, part in module.named_modules(prefix=top) if isinstance(part, nn.Linear)]
@@ -146,9 +149,10 @@ class TransformersNetwork(nn.Module):
         return nn.Identity() if self._head is None else cast(nn.Module, self.model.get_submodule(self._head))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new classifier. A network without one becomes what transformers has for its type and image classification.
+        """Replaces the classifier. A network without one becomes transformers' class of its type for image
+        classification.
 
-        **Raises:** ValueError where it has none.
+        **Raises:** ValueError where there is no such class.
         """
         if self._head is None:
             self.model = self._for_classification(num_classes)
@@ -165,8 +169,8 @@ class TransformersNetwork(nn.Module):
         from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
         config = copy.deepcopy(self.model.config)
-        known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)
-        cls = known[0] if isinstance(known, tuple) else known
+        classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), None)
+        cls = classes[0] if isinstance(classes, tuple) else classes
         name = type(self.model).__name__
         if cls is None:
             raise ValueError(
@@ -177,12 +181,12 @@ class TransformersNetwork(nn.Module):
         config.num_labels = num_classes
         trunk, new = self.model.base_model, self._built(cls, config)
         missing, _ = new.base_model.load_state_dict(trunk.state_dict(), strict=False)
-        if lacking := [parameter for parameter in missing if not parameter.startswith(CLASSIFIERS)]:
-            raise ValueError(f"{name} lacks weights of {cls.__name__}: {', '.join(lacking[:5])}")
+        if without_weights := [parameter for parameter in missing if not parameter.startswith(CLASSIFIERS)]:
+            raise ValueError(f"{name} lacks weights of {cls.__name__}: {', '.join(without_weights[:5])}")
         return new.to(self.model.device, self.model.dtype)
 
     def _built(self, cls: Any, config: Any) -> Any:
-        """A network with other weights than this one's, sparse where this is."""
+        """A network with newly drawn weights, sparse where this one is."""
         with torch.random.fork_rng(devices=[]):
             model = cls(config)
             if self.moe is not None:
@@ -191,14 +195,14 @@ class TransformersNetwork(nn.Module):
 
     @property
     def resizable(self) -> bool:
-        """Whether `set_input_size` can be called: no, where tables of relative positions fit one size alone."""
+        """Whether `set_input_size` can be called: not where tables of relative positions fit one size only."""
         if self._resizable is None:
             size = 2 * pair(getattr(self._vision, "image_size", None) or 224)[0]
             try:
                 with torch.device("meta"):
-                    other = self._built_for(size).state_dict()
+                    resized_state = self._built_for(size).state_dict()
                 self._resizable = all(
-                    other[name].shape == tensor.shape or _of_positions(name, tensor)
+                    resized_state[name].shape == tensor.shape or _of_positions(name, tensor)
                     for name, tensor in self.model.state_dict().items()
                 )
             except (TypeError, ValueError):
@@ -206,9 +210,9 @@ class TransformersNetwork(nn.Module):
         return self._resizable
 
     def set_input_size(self, img_size: int) -> None:
-        """Changes the size of its images; position embeddings are interpolated as the network itself does.
+        """Changes the image size; position embeddings are interpolated as the network itself does.
 
-        **Raises:** ValueError where the network is for one size alone, or the size is no multiple of the patch.
+        **Raises:** ValueError where the network accepts one size only, or the size is no multiple of the patch.
         """
         old, patch = getattr(self._vision, "image_size", None), self.patch_embed.patch_size[0]
         if old is not None and pair(old) == (img_size, img_size):
@@ -237,7 +241,7 @@ class TransformersNetwork(nn.Module):
         return self._built(type(self.model), config)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameters by depth, as timm's layer-wise decay asks: what comes before the blocks, each block, the rest."""
+        """Parameters by depth, for timm's layer-wise decay: those before the blocks, each block, the rest."""
         path, before = find_blocks(self), []
         for name, _ in self.named_parameters():
             if path is not None and name.startswith(f"{path}."):
@@ -258,8 +262,8 @@ def _of_positions(name: str, tensor: Tensor) -> bool:
 
 
 def _resampled(table: Tensor, old: int, new: int) -> Tensor:
-    """Position embeddings (1, N, d) or (N, d), of a square of patches behind those of other tokens."""
+    """Position embeddings (1, N, d) or (N, d) of a square of patches, which other tokens may precede."""
     tokens = table if table.ndim == 3 else table[None]
     prefix = tokens.shape[1] - old * old
-    found = resample_abs_pos_embed(tokens, [new, new], [old, old], prefix, antialias=False)
-    return found.reshape(*table.shape[:-2], -1, table.shape[-1])
+    resampled = resample_abs_pos_embed(tokens, [new, new], [old, old], prefix, antialias=False)
+    return resampled.reshape(*table.shape[:-2], -1, table.shape[-1])

@@ -1,4 +1,5 @@
-"""How transformers writes down the preparation of images (`preprocessor_config.json`), in timm's words and back."""
+"""Image preparation in transformers' files (`preprocessor_config.json`), translated to timm's data configuration and
+back."""
 
 import json
 import math
@@ -9,35 +10,35 @@ from typing import Any
 from ..folders.format import PROCESSOR
 
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""By Pillow's numbers."""
+"""timm's names of Pillow's numbers."""
 ENTRIES = ("do_normalize", "image_mean", "image_std", "resample", "size", "crop_size", "do_center_crop", "crop_pct")
 
 
 def read_processor(folder: Path) -> dict[str, Any] | None:
-    """What a folder says of timm's data configuration (size, mean, std, interpolation, crop_pct, crop_mode); None
-    where it has no such file.
+    """The entries of timm's data configuration that a folder has (size, mean, std, interpolation, crop_pct, crop_mode);
+    None without such a file.
 
-    **Raises:** ValueError for a file that cannot be followed.
+    **Raises:** ValueError for invalid preprocessing.
     """
     path = folder / PROCESSOR
     if not path.is_file():
         return None
     try:
-        return _in_timms_words(json.loads(path.read_text(encoding="utf-8")))
+        return _to_timm(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{path} says no preparation of images that can be followed: {error!r}") from error
 
 
 def processor_of(model_type: str) -> dict[str, Any]:
-    """What transformers does to images for a type of model where nothing else is said, but for their size."""
+    """The image preparation that transformers defaults to for a type of model, without the image size."""
     import transformers
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
     names = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}
     processor = getattr(transformers, str(names.get("torchvision")), None)
-    given = {name: getattr(processor, name, None) for name in ENTRIES}
-    found = _in_timms_words({name: value for name, value in given.items() if value is not None})
-    return {name: value for name, value in found.items() if name != "size"}
+    entries = {name: getattr(processor, name, None) for name in ENTRIES}
+    data_config = _to_timm({name: value for name, value in entries.items() if value is not None})
+    return {name: value for name, value in data_config.items() if name != "size"}
 
 
 def write_processor(folder: Path, preprocessing: Mapping[str, Any]) -> None:
@@ -62,33 +63,33 @@ def write_processor(folder: Path, preprocessing: Mapping[str, Any]) -> None:
     (folder / PROCESSOR).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
-def _in_timms_words(given: Mapping[str, Any]) -> dict[str, Any]:
-    if not given.get("do_rescale", True) or abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+def _to_timm(entries: Mapping[str, Any]) -> dict[str, Any]:
+    if not entries.get("do_rescale", True) or abs(entries.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
         raise ValueError("its pixels are not scaled to 0…1")
-    found: dict[str, Any] = {}
-    if not given.get("do_normalize", True):
-        found |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    elif "image_mean" in given:
-        found |= {"mean": tuple(given["image_mean"]), "std": tuple(given["image_std"])}
-    if not all(0 < deviation < math.inf for deviation in found.get("std", ())):
-        raise ValueError(f"image_std is {found['std']}, expected numbers > 0")
-    if given.get("resample") is not None:
-        found["interpolation"] = INTERPOLATIONS[int(given["resample"])]
-    if given.get("size") is None:
-        return found
-    size, crop = given["size"], given.get("crop_size") if given.get("do_center_crop") else None
+    data_config: dict[str, Any] = {}
+    if not entries.get("do_normalize", True):
+        data_config |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    elif "image_mean" in entries:
+        data_config |= {"mean": tuple(entries["image_mean"]), "std": tuple(entries["image_std"])}
+    if not all(0 < deviation < math.inf for deviation in data_config.get("std", ())):
+        raise ValueError(f"image_std is {data_config['std']}, expected numbers > 0")
+    if entries.get("resample") is not None:
+        data_config["interpolation"] = INTERPOLATIONS[int(entries["resample"])]
+    if entries.get("size") is None:
+        return data_config
+    size, crop = entries["size"], entries.get("crop_size") if entries.get("do_center_crop") else None
     edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
     whole = (edge, edge) if edge is not None else pair(size)
     inner = whole if crop is None else pair(crop)
-    return found | {
+    return data_config | {
         "size": inner,
-        "crop_pct": float(given.get("crop_pct") or inner[0] / whole[0]),
+        "crop_pct": float(entries.get("crop_pct") or inner[0] / whole[0]),
         "crop_mode": "center" if edge is not None or crop is not None else "squash",
     }
 
 
 def pair(size: Any) -> tuple[int, int]:
-    """Height and width of a size as transformers' configurations have it: one number, two, or by name."""
+    """Height and width of a size in transformers' configurations: one number, two, or a mapping."""
     if isinstance(size, Mapping):
         return int(size["height"]), int(size["width"])
     height, width = (size, size) if isinstance(size, int) else size

@@ -1,4 +1,4 @@
-"""Upcycled networks made known to transformers, once somebody imports that."""
+"""Registers upcycled networks with transformers, once that is imported."""
 
 import importlib.util
 import sys
@@ -12,7 +12,7 @@ from .folder import UPCYCLED
 
 
 def register_upcycled() -> None:
-    """Upcycled networks open with transformers' Auto classes, whenever somebody imports these."""
+    """transformers' Auto classes open upcycled networks, whenever they are imported."""
 
     def configuration() -> None:
         from transformers import AutoConfig
@@ -31,7 +31,7 @@ def register_upcycled() -> None:
 
 
 def when_imported(name: str, action: Callable[[], None]) -> None:
-    """Calls `action` now where the module `name` is there already, else right after somebody imports it."""
+    """Calls `action` now where the module `name` is imported already, else right after its import."""
     if name in sys.modules:
         action()
     else:
@@ -55,6 +55,6 @@ class _Finder(MetaPathFinder):
             execute(module)
             self.action()
 
-        # The loader is this one import's own: nobody else sees the change.
+        # This loader serves this one import only: nothing else sees the change.
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -1,4 +1,4 @@
-"""Upcycled networks of transformers' for its own Auto classes. Imported once those are: see `register_upcycled`."""
+"""Upcycled networks for transformers' Auto classes. Imported only after those: see `register_upcycled`."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ AUTO_CLASSES = {
     "AutoModelForMaskedLM": "UpcycledForMaskedLM",
     "AutoModelForSequenceClassification": "UpcycledForSequenceClassification",
 }
-"""transformers' classes that open upcycled networks, and what those are then."""
+"""transformers' classes that open upcycled networks, with the class that each returns."""
 
 
 class Upcycled(PreTrainedModel):
-    """A network of transformers' as `upcycled`, some of whose MLPs are experts; called as that is, it gives what that
-    gives. `auto`: the Auto class whose networks these are."""
+    """A network of transformers', `upcycled`, with experts in place of some MLPs; it is called as that network is and
+    returns the same. `auto`: the Auto class that opens it."""
 
     config_class = UpcycledConfig
     base_model_prefix = "upcycled"
@@ -30,8 +30,10 @@ class Upcycled(PreTrainedModel):
     def __init__(self, config: UpcycledConfig):
         super().__init__(config)
         dense, (name,) = config.dense_config(), config.dense["architectures"]
-        known = getattr(transformers, self.auto)._model_mapping.get(type(dense), ())
-        classes = {cls.__name__: cls for cls in (known if isinstance(known, tuple) else (known,))}
+        dense_classes = getattr(transformers, self.auto)._model_mapping.get(type(dense), ())
+        classes = {
+            cls.__name__: cls for cls in (dense_classes if isinstance(dense_classes, tuple) else (dense_classes,))
+        }
         if name not in classes:
             raise ValueError(f"this is an upcycled {name}, which {self.auto} does not open: vismoe.load does")
         self.upcycled = classes[name](dense)

@@ -1,4 +1,5 @@
-"""The configuration of upcycled networks of transformers'. Imported once transformers is: see `register_upcycled`."""
+"""The configuration of upcycled networks of transformers'. Imported only after transformers: see
+`register_upcycled`."""
 
 from typing import Any
 
@@ -20,11 +21,11 @@ class UpcycledConfig(PreTrainedConfig):
         self.dense, self.vismoe_moe = dense or {}, vismoe_moe or {}
 
     def dense_config(self) -> Any:
-        """The dense network's configuration, of transformers' class, with these labels."""
+        """The dense network's configuration, of transformers' class, with the labels of this one."""
         from transformers import CONFIG_MAPPING
 
-        given = {name: value for name, value in self.dense.items() if name != "model_type"}
-        config = CONFIG_MAPPING[self.dense["model_type"]].from_dict(given)
+        entries = {name: value for name, value in self.dense.items() if name != "model_type"}
+        config = CONFIG_MAPPING[self.dense["model_type"]].from_dict(entries)
         for name in LABELS:
             setattr(config, name, getattr(self, name))
         return config

@@ -13,22 +13,24 @@ from .index import SLICES, STORED, Cell, Leaf, read_cell, read_index, size_of
 from .messagepack import Packed
 
 MARKER = "__msgpack_array_chunk_a87ca2__"
-"""The key that says that a file holds parts of arrays."""
+"""The key of files that hold parts of arrays."""
 ARRAY = 1
 LONGEST_SLICE = 4096
 LONGEST_TYPE = 32
 
 
 def read_reference(prefix: str | Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of a checkpoint of google-research/vmoe as they stand: parameters, or a whole training state.
+    """Reads all arrays of a checkpoint of google-research/vmoe unchanged: parameters, or a whole training state.
+
+    It needs the memory of the arrays, and while reading at most as much again as the largest one. It allocates no more
+    than the size of the files (twice that for bfloat16).
 
     **Arguments:** `prefix`: the path of its files without `.index` and `.data-…`.
 
-    **Returns:** {"/"-joined name: array}, bfloat16 as float32 (exact). Empty maps and nils have no arrays. The memory
-    that it needs is that of the arrays, and while it reads at most as much again as its largest one.
+    **Returns:** {"/"-joined name: array}, bfloat16 as float32 (exact). Empty maps and nils have no arrays.
 
-    **Raises:** FileNotFoundError for files that are missing; ValueError, with file and tensor, for any that are damaged
-    or do not fit each other. No more is allocated than the files are large (twice that for bfloat16).
+    **Raises:** FileNotFoundError for missing files; ValueError, with file and tensor, for files that are damaged or do
+    not fit each other.
     """
     checkpoint = Checkpoint(prefix)
     arrays = {leaf.name: np.empty(leaf.shape, leaf.dtype) for leaf in checkpoint.leaves}
@@ -38,14 +40,14 @@ def read_reference(prefix: str | Path) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """So many bytes of a part of a tensor, from there on in their file."""
+    """A number of bytes of a part of a tensor, and where they start in their file."""
 
     start: int
     length: int
 
 
 class Checkpoint:
-    """What a checkpoint's index says, and its data files, which are there and large enough for it.
+    """A checkpoint's index, and its data files, which exist and are large enough for it.
 
     **Raises:** FileNotFoundError, ValueError, as `read_reference`.
     """
@@ -56,9 +58,9 @@ class Checkpoint:
         self.shards, self.leaves = read_index(self.index)
         for shard in range(self.shards):
             if not self.file(shard).is_file():
-                inside = [leaf.name for leaf in self.leaves if any(where == shard for _, where in leaf.cells)]
-                what = f", with {'parts of ' * bool(inside)}{', '.join(inside[:3]) or 'no tensors'}"
-                raise FileNotFoundError(f"{self.file(shard)}: no such file; {self.index.name} names it{what}")
+                names = [leaf.name for leaf in self.leaves if any(cell_shard == shard for _, cell_shard in leaf.cells)]
+                content = f", with {'parts of ' * bool(names)}{', '.join(names[:3]) or 'no tensors'}"
+                raise FileNotFoundError(f"{self.file(shard)}: no such file; {self.index.name} names it{content}")
         self._check_sizes()
 
     @property
@@ -73,7 +75,8 @@ class Checkpoint:
         return self.prefix.with_name(f"{self.prefix.name}.data-{shard:05d}-of-{self.shards:05d}")
 
     def _check_sizes(self) -> None:
-        """What the index claims is allocated only where the files may hold it."""
+        """Raises ValueError where a data file is too small for what the index says is in it, before memory is
+        allocated."""
         left: dict[int, int] = {}
         for leaf in self.leaves:
             for (cell, shard), count in leaf.cells.items():
@@ -86,24 +89,24 @@ class Checkpoint:
                     )
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Reads the tensors that are named into arrays of their shapes, one data file after the other, and checks that
-        every part of all of them is in its place once.
+        """Reads the named tensors into arrays of their shapes, one data file after the other, and checks that every
+        part of every tensor is in its place once.
 
-        **Raises:** ValueError, with file and tensor; the arrays are then of no use.
+        **Raises:** ValueError, with file and tensor; the arrays are then invalid.
         """
         for shard in range(self.shards):
-            found = self._read_file(shard, arrays)
+            counts = self._read_file(shard, arrays)
             for leaf in self.leaves:
-                for (cell, where), count in leaf.cells.items():
-                    if where == shard and size_of(cell) and found[leaf.name, cell] < count:
+                for (cell, cell_shard), count in leaf.cells.items():
+                    if cell_shard == shard and size_of(cell) and counts[leaf.name, cell] < count:
                         raise ValueError(
-                            f"{self.file(shard)}: tensor {leaf.name!r}: the part {_shown(cell)} is missing"
+                            f"{self.file(shard)}: tensor {leaf.name!r}: the part {_cell_text(cell)} is missing"
                         )
 
     def _read_file(self, shard: int, arrays: Mapping[str, np.ndarray]) -> Counter[tuple[str, Cell]]:
-        """Fills in what one data file holds; how often which part was in it."""
-        path, found = self.file(shard), Counter[tuple[str, Cell]]()
-        marked, keys, at = False, set(), str(path)
+        """Reads what one data file holds into the arrays, and counts each part that it has."""
+        path, counts = self.file(shard), Counter[tuple[str, Cell]]()
+        has_marker, keys, where = False, set(), str(path)
         try:
             with open(path, "rb") as file:
                 packed = Packed(file, path.stat().st_size)
@@ -112,26 +115,28 @@ class Checkpoint:
                         raise ValueError(f"the key {key!r} is there twice")
                     keys.add(key)
                     if key == MARKER:
-                        marked = packed.expect(f"true, for {MARKER},", "bool")
+                        has_marker = packed.expect(f"true, for {MARKER},", "bool")
                         continue
                     leaf = self._leaf(key)
-                    at = f"{path}: tensor {leaf.name!r}"
+                    where = f"{path}: tensor {leaf.name!r}"
                     for _ in range(packed.expect("a list of parts", "array")):
-                        cell, pieces = _part(packed, leaf)
-                        found[leaf.name, cell] += 1
-                        if found[leaf.name, cell] > leaf.cells[cell, shard]:
-                            raise ValueError(f"{self.index.name} has no part {_shown(cell)} here, or it is here twice")
+                        cell, pieces = _read_part(packed, leaf)
+                        counts[leaf.name, cell] += 1
+                        if counts[leaf.name, cell] > leaf.cells[cell, shard]:
+                            raise ValueError(
+                                f"{self.index.name} has no part {_cell_text(cell)} here, or it is here twice"
+                            )
                         if leaf.name in arrays:
-                            place: tuple[Any, ...] = (*(slice(*axis) for axis in cell), ...)
-                            _fill(arrays[leaf.name][place], leaf.kind, file, pieces)
+                            slices: tuple[Any, ...] = (*(slice(*axis) for axis in cell), ...)
+                            _read_pieces(arrays[leaf.name][slices], leaf.kind, file, pieces)
                             file.seek(packed.position)
-                    at = f"{path}: behind tensor {leaf.name!r}"
-                if not marked:
+                    where = f"{path}: behind tensor {leaf.name!r}"
+                if not has_marker:
                     raise ValueError(f"it is no data file of a checkpoint: it has no {MARKER}: true")
                 packed.end()
         except ValueError as error:
-            raise ValueError(f"{at}: {error}") from error
-        return found
+            raise ValueError(f"{where}: {error}") from error
+        return counts
 
     def _leaf(self, key: str) -> Leaf:
         number = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else -1
@@ -140,29 +145,30 @@ class Checkpoint:
         return self.leaves[number]
 
 
-def _part(packed: Packed, leaf: Leaf) -> tuple[Cell, list[_Piece]]:
-    """Which part of a tensor comes next, and where its elements are; none is read."""
+def _read_part(packed: Packed, leaf: Leaf) -> tuple[Cell, list[_Piece]]:
+    """Reads the head of the next part: which part of the tensor it is, and where its elements are, which are not
+    read."""
     if (items := packed.expect("a part", "array")) != 2:
         raise ValueError(f"a part has {items} items, expected pieces and a slice")
-    pieces = [_piece(packed, leaf.kind) for _ in range(packed.expect("a list of pieces", "array"))]
+    pieces = [_read_piece(packed, leaf.kind) for _ in range(packed.expect("a list of pieces", "array"))]
     if (length := packed.extension("a slice", SLICES)) > LONGEST_SLICE:
         raise ValueError(f"a slice of {length:,} bytes")
     cell = read_cell(packed.take(length), leaf.shape)
-    held, expected = sum(piece.length for piece in pieces), size_of(cell) * STORED[leaf.kind].itemsize
-    if held != expected:
-        raise ValueError(f"the part {_shown(cell)} has {held:,} bytes, expected are {expected:,}")
+    size, expected = sum(piece.length for piece in pieces), size_of(cell) * STORED[leaf.kind].itemsize
+    if size != expected:
+        raise ValueError(f"the part {_cell_text(cell)} has {size:,} bytes, expected are {expected:,}")
     return cell, pieces
 
 
-def _piece(packed: Packed, kind: str) -> _Piece:
-    """The array of one axis that comes next."""
+def _read_piece(packed: Packed, kind: str) -> _Piece:
+    """Reads the head of the next piece, an array of one axis."""
     end = packed.extension("a piece", ARRAY) + packed.position
     if packed.expect("a piece", "array") != 3 or packed.expect("the shape of a piece", "array") != 1:
         raise ValueError("a piece is no array of one axis: expected [length], type and bytes")
     count = packed.expect("the length of a piece", "int")
-    given = packed.take(min(packed.expect("the type of a piece", "str", "bin"), LONGEST_TYPE))
-    if given != kind.encode():
-        raise ValueError(f"a piece is of type {given!r}, expected {kind!r}")
+    type_bytes = packed.take(min(packed.expect("the type of a piece", "str", "bin"), LONGEST_TYPE))
+    if type_bytes != kind.encode():
+        raise ValueError(f"a piece is of type {type_bytes!r}, expected {kind!r}")
     length = packed.expect("the elements of a piece", "bin", "str")
     start = packed.skip(length)
     if length != count * STORED[kind].itemsize or packed.position != end:
@@ -170,8 +176,9 @@ def _piece(packed: Packed, kind: str) -> _Piece:
     return _Piece(start, length)
 
 
-def _fill(view: np.ndarray, kind: str, file: BufferedIOBase, pieces: list[_Piece]) -> None:
-    """Reads pieces that follow one another in C order into part of an array, of the type of the tensor or another."""
+def _read_pieces(view: np.ndarray, kind: str, file: BufferedIOBase, pieces: list[_Piece]) -> None:
+    """Reads pieces that follow one another in C order into a part of an array, converting their type where it
+    differs."""
     stored = STORED[kind]
     buffer = view if view.flags.c_contiguous and view.dtype == stored else np.empty(view.shape, stored)
     if not buffer.size:
@@ -195,5 +202,5 @@ def _fill(view: np.ndarray, kind: str, file: BufferedIOBase, pieces: list[_Piece
         view[...] = buffer
 
 
-def _shown(cell: Cell) -> str:
+def _cell_text(cell: Cell) -> str:
     return f"[{', '.join(f'{start}:{stop}' for start, stop in cell)}]"

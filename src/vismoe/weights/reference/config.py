@@ -1,7 +1,7 @@
 """Configurations of google-research/vmoe (JAX), read as arguments of `SparseVisionTransformer`.
 
-A field that this reads as nothing is one that says how the reference computes, not what: types of intermediate values,
-partitions, precisions. One that nobody reads is an error and not a silent difference.
+Fields that say how the reference computes, not what, are ignored: types of intermediate values, partitions, precisions.
+An unknown field is an error, not a silent difference.
 """
 
 import math
@@ -29,7 +29,7 @@ CLASSIFIERS: dict[str, Arguments] = {
 
 
 class Fields:
-    """A configuration read field by field."""
+    """A configuration that is read field by field."""
 
     def __init__(self, values: Mapping[str, Any], place: str):
         self.values, self.place = dict(values), place
@@ -46,7 +46,7 @@ class Fields:
         return self.values.pop(name)
 
     def expect(self, name: str, *accepted: Any) -> Any:
-        """One of the accepted values, the first where the field is not there."""
+        """One of the accepted values; the first where the field is missing."""
         value = self.values.pop(name, accepted[0])
         if value not in accepted:
             raise ValueError(f"{self.place}.{name}={value!r}: accepted are {', '.join(map(repr, accepted))}")
@@ -62,7 +62,7 @@ class Fields:
 
 
 def read_config(config: Mapping[str, Any], shapes: Shapes) -> Arguments:
-    """Arguments of a model as `config` and, where it says nothing, the shapes of parameters have it.
+    """Arguments of a model, from `config` and, where it has no entry, from the shapes of parameters.
 
     **Raises:** ValueError for a configuration that is not understood, by the reference's names.
     """
@@ -95,7 +95,7 @@ def read_config(config: Mapping[str, Any], shapes: Shapes) -> Arguments:
     arguments |= classifier
     positions = encoder.inner("position_emb")
     if is_ensemble:
-        positions = Fields({}, positions.place)  # which it does not read: it always learns them
+        positions = Fields({}, positions.place)  # the reference ignores them here: it always learns positions
     arguments |= _positions(positions, arguments, shapes, config.get("image_size"))
     moe = encoder.inner("moe")
     ensemble = {"ensemble_size": moe.need("ensemble_size")} if is_ensemble else {}
@@ -103,7 +103,7 @@ def read_config(config: Mapping[str, Any], shapes: Shapes) -> Arguments:
     if layers := [number for number in moe.take("layers") or () if 0 <= number < arguments["depth"]]:
         dense = {"mlp_dim": mlp_dim, "dropout_rate": dropout}
         arguments["moe"] = {"moe_layers": layers} | ensemble | _moe(moe, dense, is_evaluation(config), shapes)
-    model.ignore("head_kernel_zero_init")  # how a head begins that is drawn anew
+    model.ignore("head_kernel_zero_init")  # how a new head is drawn
     for fields in (encoder, model):
         fields.ignore("dtype", "deterministic")
         fields.done()
@@ -111,7 +111,7 @@ def read_config(config: Mapping[str, Any], shapes: Shapes) -> Arguments:
 
 
 def _is_ensemble(config: Mapping[str, Any], model: Fields) -> bool:
-    """Which of the two classes of models it is; released configurations say it in the model's name."""
+    """Whether the model is of the ensemble's class; released configurations have the class in the model's name."""
     classes = {name.rpartition(".")[2]: name for name in (MODEL_CLASS, ENSEMBLE_CLASS)}
     name = model.expect("name", None, *classes)
     model_class = config.get("model_class", classes.get(name, MODEL_CLASS))
@@ -123,30 +123,30 @@ def _is_ensemble(config: Mapping[str, Any], model: Fields) -> bool:
 
 
 def is_evaluation(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is one of evaluation, as it is where it does not say."""
+    """Whether a configuration is one of evaluation, which is the default."""
     return bool(config.get("deterministic", Fields(config, "config").need("model").get("deterministic", True)))
 
 
 def _ratio(mlp_dim: int, dim: int) -> float:
-    """What timm multiplies `dim` by and rounds down, to get exactly `mlp_dim`."""
+    """timm's mlp_ratio: times `dim`, rounded down, it is exactly `mlp_dim`."""
     ratio = mlp_dim / dim
     return ratio if int(dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
 
 def _positions(fields: Fields, arguments: Arguments, shapes: Shapes, image_size: Any) -> Arguments:
-    """Position embedding and image size. The reference's configuration does not say how large images are: a learned
-    embedding fits one size, a square where `image_size`, which we add, does not say otherwise; without one any fits."""
+    """Position embedding and image size. The reference's configuration has no image size. A learned embedding fits one
+    size, a square unless `image_size`, an entry of ours, says otherwise; any other embedding fits any size."""
     patch = arguments["patch_size"]
     name = fields.expect("name", "learned", "sincos2d", "none")
-    found: Arguments = {"pos_embed": {"learned": "learn"}.get(name, name)}
+    result: Arguments = {"pos_embed": {"learned": "learn"}.get(name, name)}
     if name == "sincos2d":
-        fields.ignore("h", "w")  # which the reference sets itself
+        fields.ignore("h", "w")  # the reference sets these itself
         if (temperature := fields.take("temperature")) is not None:
-            found["pos_embed_temperature"] = temperature
+            result["pos_embed_temperature"] = temperature
     fields.done()
     if name != "learned":
         size = image_size or tuple(max(224 // step, 1) * step for step in patch)
-        return found | {"img_size": tuple(size), "dynamic_img_size": True}
+        return result | {"img_size": tuple(size), "dynamic_img_size": True}
     if len(shapes.get(POSITIONS, ())) != 3:
         raise ValueError(
             f"parameter {POSITIONS} (1, tokens, {arguments['embed_dim']}) is needed: {shapes.get(POSITIONS)}"
@@ -158,12 +158,19 @@ def _positions(fields: Fields, arguments: Arguments, shapes: Shapes, image_size:
             f"the position embedding has {tokens} patches, which is no square: add image_size, "
             "height and width in pixels, to the configuration"
         )
-    return found | {"img_size": tuple(image_size or (side * step for step in patch))}
+    return result | {"img_size": tuple(image_size or (side * step for step in patch))}
 
 
 def _moe(moe: Fields, dense: Mapping[str, Any], deterministic: bool, shapes: Shapes) -> Arguments:
-    """Fields of `vismoe.vit.MoEConfig`. `dense`: those of the other blocks' MLPs, which experts have where `moe` says
-    nothing; `deterministic`: whether the configuration is one of evaluation."""
+    """Fields of `vismoe.vit.MoEConfig`.
+
+    **Arguments:**
+
+    - `moe`: the reference's fields.
+    - `dense`: those of the other blocks' MLPs, the default for experts.
+    - `deterministic`: whether the configuration is one of evaluation.
+    - `shapes`: of the parameters.
+    """
     experts, group = moe.need("num_experts"), moe.need("group_size")
     hidden_dim = moe.take("mlp_dim", dense["mlp_dim"])
     dropout = moe.take("dropout_rate", dense["dropout_rate"])
@@ -189,16 +196,16 @@ def _moe(moe: Fields, dense: Mapping[str, Any], deterministic: bool, shapes: Sha
 
 
 def _noise(router: Fields, deterministic: bool, default: float = 1.0) -> float:
-    """The noise's standard deviation, as far as the router does not say that it is to be without."""
-    own = router.take("deterministic")
-    if own is False and deterministic:
+    """The noise's standard deviation; 0 where the router says that it is without noise."""
+    is_deterministic = router.take("deterministic")
+    if is_deterministic is False and deterministic:
         raise ValueError(f"{router.place}.deterministic=False in a configuration of evaluation: noise is for training")
     noise = router.take("noise_std", default)
-    return 0.0 if own else noise
+    return 0.0 if is_deterministic else noise
 
 
 def _capacity(dispatcher: Fields, choices: int, experts: int) -> Arguments:
-    """How many tokens of a group with so many choices an expert accepts."""
+    """How many tokens an expert accepts of a group with so many choices."""
     capacity, factor = dispatcher.take("capacity"), dispatcher.take("capacity_factor")
     rounding = dispatcher.expect("capacity_ceil_or_round", "ceil", "round")
     multiple = max(dispatcher.take("capacity_multiple_of", 4) or 1, 1)
@@ -213,8 +220,8 @@ def _capacity(dispatcher: Fields, choices: int, experts: int) -> Arguments:
 
 
 def _dispatcher(router: Fields, *names: str) -> tuple[Fields, Arguments]:
-    """The dispatcher's fields, and what those that all routers' have stand for; several names are so many ways of
-    computing the same."""
+    """The dispatcher's fields, and arguments from those that all routers' dispatchers have. The accepted `names` are
+    different ways of computing the same."""
     dispatcher = router.inner("dispatcher")
     dispatcher.expect("name", *names)
     dispatcher.ignore("partition_spec", "einsum_precision")
@@ -251,7 +258,7 @@ def _top_items_per_expert(router: Fields, experts: int, group: int, deterministi
 
 
 def _soft(router: Fields, experts: int, group: int, deterministic: bool, shapes: Shapes) -> Arguments:
-    """As many slots as the parameters have, which the reference draws for the tokens that it is built with."""
+    """As many slots as the parameters have; the reference draws them for the tokens that it is built with."""
     slots, factor = router.take("num_slots"), router.take("capacity_factor", 1.0)
     mu = next((shape for name, shape in shapes.items() if name.endswith("/Router/mu")), ())
     if slots is None:
@@ -271,5 +278,6 @@ ROUTERS: dict[str, Callable[[Fields, int, int, bool, Shapes], Arguments]] = {
     "NoisyTopItemsPerExpertRouter": _top_items_per_expert,
     "SoftRouter": _soft,
 }
-"""By the reference's name, what reads a router's fields, given also the number of experts, the group's size, whether
-the configuration is one of evaluation, and the parameters' shapes: fields of `vismoe.vit.MoEConfig`."""
+"""Functions by the reference's name of a router. Each takes the router's fields, the number of experts, the group's
+size, whether the configuration is one of evaluation, and the parameters' shapes; it returns fields of
+`vismoe.vit.MoEConfig`."""

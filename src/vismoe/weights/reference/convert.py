@@ -1,4 +1,4 @@
-"""Files of google-research/vmoe, and of Google's dense ViTs, as model folders."""
+"""Converts files of google-research/vmoe, and of Google's dense ViTs, to model folders."""
 
 import math
 import re
@@ -30,38 +30,44 @@ Shapes = dict[str, tuple[int, ...]]
 def convert(
     source: str | Path, destination: str | Path, preset: str | None = None, image_size: int | None = None
 ) -> nn.Module:
-    """Writes a model folder of files that hold parameters of google-research/vmoe, or of a dense ViT of Google's.
+    """Writes a model folder from files with parameters of google-research/vmoe, or of a dense ViT of Google's.
 
-    **Arguments:** `source`: a checkpoint's prefix, as of `read_reference`, also of a whole training state, whose
-    parameters are taken; or an `.npz` file of vit_jax, AugReg or big_vision; `preset`: what the files do not say (how
-    many experts a token goes to, capacity, group size); it need not be given for the published checkpoints' names, nor
-    where no block is sparse. Sizes are read off the files, and must be the preset's but for image size, classes and
-    representation layer; `image_size`: pixels of images, where not those of the files: the position embedding is
-    resized, see `resize_positions`.
+    **Arguments:**
 
-    **Returns:** the model, at evaluation. Beside it, no more memory is taken than its largest tensor needs.
+    - `source`: a checkpoint's prefix, see `read_reference`, also of a whole training state, whose parameters are taken;
+      or an `.npz` file of vit_jax, AugReg or big_vision.
+    - `destination`: the model folder.
+    - `preset`: says what the files do not (experts per token, capacity, group size). The sizes in the files must be the
+      preset's, except image size, classes and representation layer. Default: that of a published checkpoint's name;
+      none is needed where no block is sparse.
+    - `image_size`: pixels of a side; the position embedding is resized, see `resize_positions`. Default: that of the
+      files.
 
-    **Raises:** FileNotFoundError for files that are missing; ValueError for damaged ones, and for parameters that are
-    missing, superfluous or of another shape, by name. No folder is written then.
+    **Returns:** the model, at evaluation. Beside it, no more memory is needed than for its largest tensor.
+
+    **Raises:** FileNotFoundError for missing files; ValueError for damaged ones, and for parameters that are missing,
+    superfluous or of another shape, by name. No folder is written then.
     """
     source = Path(source)
-    opened = DenseNpz(source) if source.suffix == ".npz" else Checkpoint(source)
+    file = DenseNpz(source) if source.suffix == ".npz" else Checkpoint(source)
     published = PUBLISHED.get(source.name.removesuffix(".index"))
-    names = _parameters(opened.shapes)
-    shapes = {name: opened.shapes[full] for name, full in names.items()}
-    for full in names.values():
-        if opened.dtypes[full].kind != "f":
-            raise ValueError(f"{source}: tensor {full!r} is of type {opened.dtypes[full]}, which no parameter is")
-    wanted = _reshaped(source, shapes, published, image_size)
-    build = _builder(source, wanted, published, preset)
+    names = _parameters(file.shapes)
+    shapes = {name: file.shapes[name_in_file] for name, name_in_file in names.items()}
+    for name_in_file in names.values():
+        if file.dtypes[name_in_file].kind != "f":
+            raise ValueError(
+                f"{source}: tensor {name_in_file!r} is of type {file.dtypes[name_in_file]}, which no parameter is"
+            )
+    target_shapes = _target_shapes(source, shapes, published, image_size)
+    build = _builder(source, target_shapes, published, preset)
     try:
         with torch.device("meta"):  # without memory: what does not fit is said before any is taken
             needed = _views(build())
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    _check(source, wanted, needed)
+    _check_shapes(source, target_shapes, needed)
     model = build().eval()
-    _fill(opened, names, _views(model))
+    _read_parameters(file, names, _views(model))
     if published is not None:
         model.pretrained_cfg |= published.preprocessing
     save(model, destination)
@@ -74,105 +80,105 @@ def _views(model: SparseVisionTransformer) -> dict[str, Tensor]:
 
 
 def _parameters(shapes: Mapping[str, Any]) -> dict[str, str]:
-    """Names of parameters, and what they are called in the file: a training state has more than those."""
+    """Names of parameters, with their names in the file: a training state has other arrays too."""
     inside = {name.removeprefix("params/"): name for name in shapes if name.startswith("params/")}
     return inside or {name: name for name in shapes}
 
 
-def _reshaped(source: Path, shapes: Shapes, published: Published | None, image_size: int | None) -> Shapes:
-    """The shapes that the parameters are to have."""
+def _target_shapes(source: Path, shapes: Shapes, published: Published | None, image_size: int | None) -> Shapes:
+    """The shapes of the parameters in the model."""
     if missing := [name for name in (PATCHES, POSITIONS) if name not in shapes]:
         raise ValueError(f"{source} lacks {' and '.join(missing)}: it is no vision transformer of the reference's")
     for name, axes in ((PATCHES, "height, width, channels, dim"), (POSITIONS, "1, tokens, dim")):
         if len(shapes[name]) != axes.count(",") + 1 or 0 in shapes[name]:
             raise ValueError(f"{source}: tensor {name!r} has shape {shapes[name]}, expected ({axes})")
-    wanted = dict(shapes)
+    target = dict(shapes)
     if image_size is not None:
         height, width = shapes[PATCHES][:2]
         if image_size < 1 or image_size % height or image_size % width:
             raise ValueError(f"image_size={image_size} is no multiple of {height} × {width}, the patch of {source}")
         tokens = (image_size // height) * (image_size // width) + (CLASS_TOKEN in shapes)
-        wanted[POSITIONS] = (shapes[POSITIONS][0], tokens, shapes[POSITIONS][2])
+        target[POSITIONS] = (shapes[POSITIONS][0], tokens, shapes[POSITIONS][2])
     if published is not None and published.members > 1:
         for name, shape in shapes.items():
             if name.endswith("/Moe/Router/dense/kernel") and len(shape) == 2:  # its members side by side
-                wanted[name] = (shape[0], published.members, shape[1] // published.members)
-    return wanted
+                target[name] = (shape[0], published.members, shape[1] // published.members)
+    return target
 
 
 def _builder(source: Path, shapes: Shapes, published: Published | None, preset: str | None) -> Any:
-    """A function that makes the network, of the preset where one is known."""
-    found, members = _sizes(shapes), _axis(shapes, r"/Moe/Router/dense/kernel$", 3, 1)
+    """A function that builds the network, of the preset where one is known."""
+    sizes, members = _sizes_of_file(shapes), _axis_length(shapes, r"/Moe/Router/dense/kernel$", 3, 1)
     preset = preset or (published.preset if published else None)
     if preset is None:
-        if found.get("sparse blocks"):
+        if sizes.get("sparse blocks"):
             raise ValueError(
                 f"{source} holds no configuration, and its name is none of a published checkpoint: missing are the "
                 "number of experts that a token goes to (k), capacity and group size; name a preset that has them "
                 "(`vismoe models` lists presets)"
             )
-        return partial(from_reference, _zeros(shapes), _configuration(source, found, shapes))
+        return partial(from_reference, _zeros(shapes), _configuration(source, sizes, shapes))
     if preset not in PRESETS:
         raise unknown_preset(preset)
-    known = PRESETS[preset]
-    if strange := {"stem", "class_token", "global_pool"} & set(known.arguments):
+    architecture = PRESETS[preset]
+    if unsupported := {"stem", "class_token", "global_pool"} & set(architecture.arguments):
         raise ValueError(
-            f"{source}: preset {preset} has another {', '.join(sorted(strange))} than the reference's networks"
+            f"{source}: preset {preset} has another {', '.join(sorted(unsupported))} than the reference's networks"
         )
-    expected = _sizes_of(known)
-    if differences := [what for what in expected if what in found and found[what] != expected[what]]:
-        told = "; ".join(f"{what} {found[what]}, the preset's {expected[what]}" for what in differences)
-        raise ValueError(f"{source} does not fit preset {preset}: {told}")
+    expected = _sizes_of_preset(architecture)
+    if differences := [kind for kind in expected if kind in sizes and sizes[kind] != expected[kind]]:
+        listed = "; ".join(f"{kind} {sizes[kind]}, the preset's {expected[kind]}" for kind in differences)
+        raise ValueError(f"{source} does not fit preset {preset}: {listed}")
     arguments: dict[str, Any] = {
         "img_size": _image_size(source, shapes),
         "in_chans": shapes[PATCHES][2],
-        "representation_size": _axis(shapes, r"^pre_logits/kernel$", 2, 1) or 0,
+        "representation_size": _axis_length(shapes, r"^pre_logits/kernel$", 2, 1) or 0,
         "act_layer": "gelu_tanh",  # presets of timm's shapes have timm's
     }
     if members:
         arguments["ensemble_size"] = members
     if published is not None:
         arguments |= published.moe
-    return partial(create_model, preset, _axis(shapes, r"^head/kernel$", 2, 1) or 0, **arguments)
+    return partial(create_model, preset, _axis_length(shapes, r"^head/kernel$", 2, 1) or 0, **arguments)
 
 
-def _sizes(shapes: Shapes) -> dict[str, Any]:
-    """What the shapes say of the network."""
+def _sizes_of_file(shapes: Shapes) -> dict[str, Any]:
+    """The sizes of the network, by the shapes in the file."""
     block = r"^Encoder/encoderblock_(\d{1,9})/"
-    depth = len({found[1] for name in shapes if (found := re.match(block, name))})
-    sparse = {int(found[1]) for name in shapes if (found := re.match(f"{block}Moe/", name))}
+    depth = len({match[1] for name in shapes if (match := re.match(block, name))})
+    sparse = {int(match[1]) for name in shapes if (match := re.match(f"{block}Moe/", name))}
     sizes = {
         "patch": shapes[PATCHES][:2],
         "width": shapes[PATCHES][3],
         "depth": depth,
-        "heads": _axis(shapes, rf"{block}SelfAttention/query/kernel$", 3, 1),
-        "MLP width": _axis(shapes, rf"{block}Mlp/Dense_0/kernel$", 2, 1)
-        or _axis(shapes, rf"{block}Moe/Mlp/Dense_0/kernel$", 3, 2),
-        "experts": _axis(shapes, rf"{block}Moe/Mlp/Dense_0/kernel$", 3, 0),
+        "heads": _axis_length(shapes, rf"{block}SelfAttention/query/kernel$", 3, 1),
+        "MLP width": _axis_length(shapes, rf"{block}Mlp/Dense_0/kernel$", 2, 1)
+        or _axis_length(shapes, rf"{block}Moe/Mlp/Dense_0/kernel$", 3, 2),
+        "experts": _axis_length(shapes, rf"{block}Moe/Mlp/Dense_0/kernel$", 3, 0),
         "sparse blocks": sorted(sparse),
     }
-    return {what: size for what, size in sizes.items() if size is not None}
+    return {kind: size for kind, size in sizes.items() if size is not None}
 
 
-def _sizes_of(preset: Preset) -> dict[str, Any]:
-    given = preset.arguments
+def _sizes_of_preset(preset: Preset) -> dict[str, Any]:
+    arguments = preset.arguments
     sizes = {
-        "patch": (given["patch_size"],) * 2,
-        "width": given["embed_dim"],
-        "depth": given["depth"],
-        "heads": given["num_heads"],
-        "MLP width": round(given["embed_dim"] * given["mlp_ratio"]),
+        "patch": (arguments["patch_size"],) * 2,
+        "width": arguments["embed_dim"],
+        "depth": arguments["depth"],
+        "heads": arguments["num_heads"],
+        "MLP width": round(arguments["embed_dim"] * arguments["mlp_ratio"]),
         "sparse blocks": [],
     }
-    if "moe" in given:
-        moe = MoEConfig(**given["moe"])
-        sizes |= {"experts": moe.num_experts, "sparse blocks": moe.blocks(given["depth"])}
+    if "moe" in arguments:
+        moe = MoEConfig(**arguments["moe"])
+        sizes |= {"experts": moe.num_experts, "sparse blocks": moe.blocks(arguments["depth"])}
     return sizes
 
 
 def _configuration(source: Path, sizes: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
     """The reference's configuration of a dense network of these sizes."""
-    if missing := [what for what in ("width", "depth", "heads", "MLP width") if not sizes.get(what)]:
+    if missing := [kind for kind in ("width", "depth", "heads", "MLP width") if not sizes.get(kind)]:
         raise ValueError(f"{source} has no parameters that say its {', '.join(missing)}")
     if sizes["width"] % sizes["heads"]:
         raise ValueError(f"{source}: {sizes['heads']} heads do not divide a width of {sizes['width']}")
@@ -181,11 +187,11 @@ def _configuration(source: Path, sizes: Mapping[str, Any], shapes: Shapes) -> di
         encoder["attention_qk_norm"] = True
     pooled = "map" if "MapHead/probe" in shapes else "gap"
     model = {
-        "num_classes": _axis(shapes, r"^head/kernel$", 2, 1),
+        "num_classes": _axis_length(shapes, r"^head/kernel$", 2, 1),
         "patch_size": sizes["patch"],
         "hidden_size": sizes["width"],
         "classifier": "token" if CLASS_TOKEN in shapes else pooled,
-        "representation_size": _axis(shapes, r"^pre_logits/kernel$", 2, 1),
+        "representation_size": _axis_length(shapes, r"^pre_logits/kernel$", 2, 1),
         "encoder": encoder,
     }
     return {"model_class": MODEL_CLASS, "model": model}
@@ -199,8 +205,8 @@ def _image_size(source: Path, shapes: Shapes) -> tuple[int, int]:
     return side * shapes[PATCHES][0], side * shapes[PATCHES][1]
 
 
-def _axis(shapes: Shapes, pattern: str, axes: int, axis: int) -> int | None:
-    """The length of an axis of the first parameter that the pattern finds and that has so many axes."""
+def _axis_length(shapes: Shapes, pattern: str, axes: int, axis: int) -> int | None:
+    """The length of an axis of the first parameter that has so many axes and a name that matches the pattern."""
     lengths = (shape[axis] for name, shape in shapes.items() if len(shape) == axes and re.search(pattern, name))
     return next(lengths, None)
 
@@ -210,32 +216,33 @@ def _zeros(shapes: Shapes) -> dict[str, np.ndarray]:
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
 
 
-def _check(source: Path, shapes: Shapes, places: Mapping[str, Tensor]) -> None:
+def _check_shapes(source: Path, shapes: Shapes, views: Mapping[str, Tensor]) -> None:
     """Raises ValueError that names every parameter that is missing, superfluous or of another shape."""
-    told = {
-        "missing": sorted(set(places) - set(shapes)),
-        "superfluous": sorted(set(shapes) - set(places)),
+    problems = {
+        "missing": sorted(set(views) - set(shapes)),
+        "superfluous": sorted(set(shapes) - set(views)),
         "of another shape": [
-            f"{name} {shapes[name]}, expected {tuple(place.shape)}"
-            for name, place in places.items()
-            if name in shapes and shapes[name] != tuple(place.shape)
+            f"{name} {shapes[name]}, expected {tuple(view.shape)}"
+            for name, view in views.items()
+            if name in shapes and shapes[name] != tuple(view.shape)
         ],
     }
-    if any(told.values()):
-        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in told.items() if names)
+    if any(problems.values()):
+        listed = "; ".join(f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names)
         raise ValueError(f"{source} does not hold the parameters of the network: {listed}")
 
 
 @torch.no_grad()
-def _fill(opened: Checkpoint | DenseNpz, names: Mapping[str, str], places: Mapping[str, Tensor]) -> None:
-    """Reads each parameter to its place; those that are of another shape in the file through an array of their own."""
-    arrays, apart = {}, {}
-    for name, place in places.items():
-        shape = opened.shapes[names[name]]
-        if shape != tuple(place.shape):
-            apart[name] = np.empty(shape, np.float32)
-        arrays[names[name]] = apart.get(name, place.detach().numpy())
-    opened.fill(arrays)
-    for name, array in apart.items():
-        read, place = torch.from_numpy(array), places[name]
-        place.copy_(resize_positions(read, place.shape[1]) if name == POSITIONS else read.reshape(place.shape))
+def _read_parameters(file: Checkpoint | DenseNpz, names: Mapping[str, str], views: Mapping[str, Tensor]) -> None:
+    """Reads each parameter into its view in the model; those of another shape in the file go through a separate
+    array."""
+    arrays, reshaped = {}, {}
+    for name, view in views.items():
+        shape = file.shapes[names[name]]
+        if shape != tuple(view.shape):
+            reshaped[name] = np.empty(shape, np.float32)
+        arrays[names[name]] = reshaped.get(name, view.detach().numpy())
+    file.fill(arrays)
+    for name, array in reshaped.items():
+        read, view = torch.from_numpy(array), views[name]
+        view.copy_(resize_positions(read, view.shape[1]) if name == POSITIONS else read.reshape(view.shape))

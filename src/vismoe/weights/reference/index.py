@@ -1,4 +1,4 @@
-"""The index of a reference checkpoint: which tensors there are, and which part of each is in which data file."""
+"""The index of a reference checkpoint: its tensors, and the data file of each part of each tensor."""
 
 import itertools
 import math
@@ -27,7 +27,8 @@ Cell = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor: `cells` says in which data files its parts are, and how often (once, but for empty ones)."""
+    """One tensor. `cells`: each of its parts with its data file, and how often it is there (once, except empty
+    parts)."""
 
     name: str
     shape: tuple[int, ...]
@@ -36,14 +37,14 @@ class Leaf:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type that it is read as."""
+        """The type of the array that it is read into."""
         return np.dtype(np.float32) if self.kind == "bfloat16" else STORED[self.kind].newbyteorder("=")
 
 
 def read_index(path: Path) -> tuple[int, list[Leaf]]:
-    """The number of data files, and the tensors in the order in which those count them.
+    """The number of data files, and the tensors in the order in which the data files number them.
 
-    **Raises:** FileNotFoundError; ValueError for what is no index, or contradicts itself.
+    **Raises:** FileNotFoundError; ValueError for a file that is no index, or contradicts itself.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a reference checkpoint is PREFIX.index and PREFIX.data-…")
@@ -56,8 +57,8 @@ def read_index(path: Path) -> tuple[int, list[Leaf]]:
         shards = index["shard_count"]
         if type(shards) is not int or shards < 1:
             raise ValueError(f"shard_count is {shards!r}, expected a number of files")
-        # Older files count in the order of the objects that were saved, which the order in the file still is.
-        leaves = [_leaf(name, tree, shards) for name, tree in _walk(index["index"], (), "version" in index)]
+        # Older files number tensors in the order of the saved objects, which is the order in the file.
+        leaves = [_read_leaf(name, tree, shards) for name, tree in _walk(index["index"], (), "version" in index)]
         if twice := [name for name, count in Counter(leaf.name for leaf in leaves).items() if count > 1]:
             raise ValueError(f"tensor {twice[0]!r} is there twice")
     except ValueError as error:
@@ -79,10 +80,10 @@ def _walk(tree: Any, path: tuple[str, ...], by_name: bool) -> Iterator[tuple[str
         raise ValueError(f"{name!r} is of type {type(tree).__name__}, expected a map, nil or ext {LEAF}")
 
 
-def _leaf(name: str, extension: Extension, shards: int) -> Leaf:
+def _read_leaf(name: str, extension: Extension, shards: int) -> Leaf:
     try:
-        about, slices, files = _list("an entry", extension.payload, 3)
-        shape, kind, _, _ = _list("shape and type", about, 4)
+        header, slices, files = _list("an entry", extension.payload, 3)
+        shape, kind, _, _ = _list("shape and type", header, 4)
         if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(_is_size(length) for length in shape):
             raise ValueError(f"its shape is {str(shape)[:80]}")
         kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else kind
@@ -108,8 +109,8 @@ def read_cell(payload: Any, shape: tuple[int, ...]) -> Cell:
     return tuple(_bounds(_list("a slice", axis, 3), length) for axis, length in zip(axes, shape, strict=True))
 
 
-def _bounds(given: list[Any], length: int) -> tuple[int, int]:
-    start, stop, step = given
+def _bounds(items: list[Any], length: int) -> tuple[int, int]:
+    start, stop, step = items
     start, stop = 0 if start is None else start, length if stop is None else stop
     if step is not None and not (type(step) is int and step == 1):
         raise ValueError(f"a slice has the step {step!r}; read are slices without steps")
@@ -118,13 +119,13 @@ def _bounds(given: list[Any], length: int) -> tuple[int, int]:
     return start, stop
 
 
-def _list(what: str, payload: Any, length: int) -> list[Any]:
-    """A document within a document, which is a list of so many items; text in it comes as bytes."""
+def _list(name: str, payload: Any, length: int) -> list[Any]:
+    """A document within a document, a list with so many items; its text is read as bytes."""
     if not isinstance(payload, bytes):
-        raise ValueError(f"{what} is of type {type(payload).__name__}, expected bytes")
+        raise ValueError(f"{name} is of type {type(payload).__name__}, expected bytes")
     items = unpack(payload, raw=True)
     if not isinstance(items, list) or len(items) != length:
-        raise ValueError(f"{what} is {str(items)[:80]}, expected a list of {length}")
+        raise ValueError(f"{name} is {str(items)[:80]}, expected a list of {length}")
     return items
 
 
@@ -138,20 +139,22 @@ def size_of(cell: Cell) -> int:
 
 def _check_cover(cells: list[Cell], shape: tuple[int, ...]) -> None:
     """Raises ValueError unless each element of the array is in one of the cells and in no other."""
-    held = sum(map(size_of, cells))
-    if held != math.prod(shape):
-        raise ValueError(f"its slices have {held:,} elements, its shape {shape} has {math.prod(shape):,}")
+    covered = sum(map(size_of, cells))
+    if covered != math.prod(shape):
+        raise ValueError(f"its slices have {covered:,} elements, its shape {shape} has {math.prod(shape):,}")
     if len(cells) == 1 or not math.prod(shape):
         return
-    # As many elements as there are: they cover the array where no two overlap. On the grid of all their bounds each
-    # marks what it holds.
+    # The cells have as many elements as the array: they cover it unless two overlap. Each cell marks its elements on
+    # the grid of all bounds.
     bounds = [sorted(set(itertools.chain(*(cell[axis] for cell in cells)))) for axis in range(len(shape))]
     steps = [{bound: number for number, bound in enumerate(along)} for along in bounds]
     if math.prod(len(along) for along in bounds) > MOST_CELLS:
         raise ValueError(f"its {len(cells):,} slices form no grid")
-    marked = np.zeros([len(along) for along in bounds], np.bool_)
+    is_covered = np.zeros([len(along) for along in bounds], np.bool_)
     for cell in cells:
-        part = marked[tuple(slice(step[start], step[stop]) for step, (start, stop) in zip(steps, cell, strict=True))]
+        part = is_covered[
+            tuple(slice(step[start], step[stop]) for step, (start, stop) in zip(steps, cell, strict=True))
+        ]
         if part.any():
             raise ValueError(f"the slice {cell} overlaps another one")
         part[...] = True

@@ -1,7 +1,7 @@
-"""MessagePack, read from a file head by head, so that what is large stays where it is until somebody wants it.
+"""Reads MessagePack from a file head by head, so that large values stay in the file until they are needed.
 
-The format is https://github.com/msgpack/msgpack/blob/master/spec.md. msgpack-python hands out whole objects, a copy of
-each array inside a copy of its file; here nothing is larger in memory than it is in the file.
+The format is https://github.com/msgpack/msgpack/blob/master/spec.md. msgpack-python returns whole objects, with a copy
+of each array inside a copy of its file; here nothing takes more memory than it takes in the file.
 """
 
 import io
@@ -36,9 +36,9 @@ class Extension:
 
 
 class Packed:
-    """One document in a file of `size` bytes, from where the file stands.
+    """One document in a file of `size` bytes, from the file's current position.
 
-    All methods raise ValueError for what is no MessagePack, or something else than was asked for.
+    All methods raise ValueError for invalid MessagePack, and for another kind of value than was asked for.
     """
 
     def __init__(self, file: BufferedIOBase, size: int):
@@ -50,7 +50,7 @@ class Packed:
         return self.file.read(count)
 
     def skip(self, count: int) -> int:
-        """Passes over `count` bytes; where they begin."""
+        """Skips `count` bytes; returns where they begin."""
         self._need(count)
         start = self.position
         self.position += count
@@ -62,7 +62,7 @@ class Packed:
             raise ValueError(f"it ends at byte {self.size}, {self.position + count - self.size:,} bytes too early")
 
     def head(self) -> tuple[str, Any]:
-        """What comes next: its kind, and its value, or its length where it is a container, text, bytes or extension."""
+        """The kind of the next value, and the value itself; of a container, text, bytes or extension its length."""
         first = self.take(1)[0]
         if first < 0x80 or first >= 0xE0:
             return "int", first if first < 0x80 else first - 0x100
@@ -79,20 +79,20 @@ class Packed:
         kind, form = _NUMBERS[first]
         return kind, struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
-    def expect(self, what: str, *kinds: str) -> Any:
-        """The value or length of what comes next, which is `what`, and of one of these kinds."""
+    def expect(self, name: str, *kinds: str) -> Any:
+        """The value or length of the next value, which must be of one of these kinds. `name`: its name in errors."""
         start = self.position
         kind, value = self.head()
         if kind not in kinds:
-            raise ValueError(f"at byte {start} is {kind} where {what} ({' or '.join(kinds)}) is expected")
+            raise ValueError(f"at byte {start} is {kind} where {name} ({' or '.join(kinds)}) is expected")
         return value
 
-    def extension(self, what: str, code: int) -> int:
-        """The length of the payload of what comes next, `what`, which has this code."""
+    def extension(self, name: str, code: int) -> int:
+        """The length of the payload of the next value, an extension of this code. `name`: its name in errors."""
         start = self.position
-        length: int = self.expect(what, "ext")
-        if (found := self.code()) != code:
-            raise ValueError(f"at byte {start} is ext {found} where {what} (ext {code}) is expected")
+        length: int = self.expect(name, "ext")
+        if (given := self.code()) != code:
+            raise ValueError(f"at byte {start} is ext {given} where {name} (ext {code}) is expected")
         return length
 
     def code(self) -> int:
@@ -105,20 +105,20 @@ class Packed:
         return self.take(length).decode()  # UnicodeDecodeError is a ValueError
 
     def value(self, raw: bool = False, depth: int = 0) -> Any:
-        """All that comes next: None, bool, int, float, str, bytes, list, dict (with keys of str) or `Extension`; where
-        `raw`, text is bytes too."""
+        """The next value with all it contains: None, bool, int, float, str, bytes, list, dict (with keys of str) or
+        `Extension`. With `raw`, text is bytes too."""
         if depth > DEEPEST:
             raise ValueError(f"it is nested more than {DEEPEST} levels deep")
         kind, value = self.head()
         if kind == "array":
             return [self.value(raw, depth + 1) for _ in range(value)]
         if kind == "map":
-            found: dict[str, Any] = {}
+            entries: dict[str, Any] = {}
             for _ in range(value):
-                if (key := self.key()) in found:
+                if (key := self.key()) in entries:
                     raise ValueError(f"the key {key!r} is there twice")
-                found[key] = self.value(raw, depth + 1)
-            return found
+                entries[key] = self.value(raw, depth + 1)
+            return entries
         if kind == "ext":
             return Extension(self.code(), self.take(value))
         if kind in ("str", "bin"):

@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 PREFIXES = ("opt/target/", "params/img/", "params/")
 POSITIONS, CLASS_TOKEN = "Encoder/posembed_input/pos_embedding", "cls"
 BFLOAT16 = np.dtype("V2")
-"""What numpy makes of bfloat16, which it does not know."""
+"""numpy's type for bfloat16, which it does not know."""
 RENAMED = (
     (r"^(Transformer/posembed_input/)?pos_embedding$", POSITIONS),
     (r"^Transformer/", "Encoder/"),
@@ -31,9 +31,9 @@ RENAMED = (
     (r"^MAPHead_0/", "MapHead/"),
 )
 DENSEST = 1032
-"""What a byte of a zip file, compressed as numpy does it, can stand for at most."""
+"""The most bytes that one byte of a zip file, compressed as numpy does, can hold."""
 SCANNED = "Encoder/encoderblock/"
-"""Where big_vision keeps all blocks as one, with an axis more in front."""
+"""The prefix of big_vision's arrays that hold all blocks, along a first axis."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class _Member:
 
 
 class DenseNpz:
-    """The arrays of a file, under the reference's names; they are read when they are asked for.
+    """The arrays of a file under the reference's names. They are read on demand.
 
-    **Raises:** FileNotFoundError; ValueError, with file and array, for what is no such file. Nothing is unpickled.
+    **Raises:** FileNotFoundError; ValueError, with file and array, for any other file. Nothing is unpickled.
     """
 
     def __init__(self, path: Path):
@@ -58,19 +58,19 @@ class DenseNpz:
         self.members = self._members()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype[Any]] = {}
-        # Which array a name is of, and which of its blocks.
+        # A name's array, and which of its blocks it is.
         self._places: dict[str, tuple[str, int | None]] = {}
         for name, member in self.members.items():
             renamed = _renamed(name)
             if renamed.startswith(SCANNED) and member.shape:
                 for block in range(min(member.shape[0], 10_000)):
-                    at = renamed.replace(SCANNED, f"Encoder/encoderblock_{block}/")
-                    self._add(at, name, block, member.shape[1:])
+                    block_name = renamed.replace(SCANNED, f"Encoder/encoderblock_{block}/")
+                    self._add(block_name, name, block, member.shape[1:])
             else:
                 self._add(renamed, name, None, member.shape)
-        # big_vision adds positions before it puts the class token in front, the reference behind that.
-        before = [name for name in self.members if name == "pos_embedding"]
-        self.token_without_position = bool(before) and CLASS_TOKEN in self.shapes
+        # big_vision adds positions before it prepends the class token, the reference after that.
+        unprefixed = [name for name in self.members if name == "pos_embedding"]
+        self.token_without_position = bool(unprefixed) and CLASS_TOKEN in self.shapes
         if self.token_without_position and len(shape := self.shapes[POSITIONS]) == 3:
             self.shapes[POSITIONS] = (shape[0], shape[1] + 1, shape[2])
 
@@ -82,11 +82,11 @@ class DenseNpz:
         self.dtypes[renamed] = np.dtype(np.float32) if dtype == BFLOAT16 else dtype
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Reads the arrays that are named into arrays of their shapes, one after the other. **Raises:** ValueError."""
-        wanted: dict[str, list[str]] = {}
+        """Reads the named arrays into arrays of their shapes, one after the other. **Raises:** ValueError."""
+        names_by_member: dict[str, list[str]] = {}
         for renamed in arrays:
-            wanted.setdefault(self._places[renamed][0], []).append(renamed)
-        for name, all_renamed in wanted.items():
+            names_by_member.setdefault(self._places[renamed][0], []).append(renamed)
+        for name, all_renamed in names_by_member.items():
             array = self._read(name)
             for renamed in all_renamed:
                 block, target = self._places[renamed][1], arrays[renamed]
@@ -101,20 +101,26 @@ class DenseNpz:
             with zipfile.ZipFile(self.path) as archive:
                 for entry in archive.infolist():
                     if entry.file_size > DENSEST * entry.compress_size:
-                        told = f"{entry.file_size:,} bytes, compressed to {entry.compress_size:,}"
-                        raise ValueError(f"array {entry.filename} is said to be {told}")
+                        sizes = f"{entry.file_size:,} bytes, compressed to {entry.compress_size:,}"
+                        raise ValueError(f"array {entry.filename} is said to be {sizes}")
                     with archive.open(entry) as file:
-                        read = {(1, 0): npy.read_array_header_1_0}.get(npy.read_magic(file), npy.read_array_header_2_0)
-                        shape, _, dtype = read(file)
-                        held = entry.file_size - file.tell()
-                    if dtype.hasobject or min(shape, default=0) < 0 or held != math.prod(shape) * dtype.itemsize:
-                        raise ValueError(f"array {entry.filename} has {held:,} bytes, not those of {dtype} {shape}")
+                        read_header = {(1, 0): npy.read_array_header_1_0}.get(
+                            npy.read_magic(file), npy.read_array_header_2_0
+                        )
+                        shape, _, dtype = read_header(file)
+                        num_bytes = entry.file_size - file.tell()
+                    if dtype.hasobject or min(shape, default=0) < 0 or num_bytes != math.prod(shape) * dtype.itemsize:
+                        raise ValueError(
+                            f"array {entry.filename} has {num_bytes:,} bytes, not those of {dtype} {shape}"
+                        )
                     members[entry.filename.removesuffix(".npy")] = _Member(entry.filename, shape, dtype)
         except (*_DAMAGED, ValueError) as error:
             raise ValueError(f"{self.path} is no .npz file that can be read: {error}") from error
         for prefix in PREFIXES:
             if any(name.startswith(prefix) for name in members):
-                return {name.removeprefix(prefix): each for name, each in members.items() if name.startswith(prefix)}
+                return {
+                    name.removeprefix(prefix): member for name, member in members.items() if name.startswith(prefix)
+                }
         return members
 
     def _read(self, name: str) -> np.ndarray:
@@ -139,7 +145,7 @@ _DAMAGED = (
     SyntaxError,  # numpy reads an array's header as Python
     tokenize.TokenError,
 )
-"""What reading a damaged or strange file raises: told as a ValueError that names the file."""
+"""Errors of reading a damaged or unknown file, raised again as a ValueError that names the file."""
 
 
 def _renamed(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Where each parameter of google-research/vmoe (JAX) lies in a model: one table for both directions."""
+"""Where each parameter of google-research/vmoe (JAX) is in a model: one table for both directions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from .config import PATCHES, POSITIONS
 
 
 class Place(NamedTuple):
-    """The `path` of a parameter of the model, and a view of it, or of a part, that has the reference's layout."""
+    """The `path` of a parameter of the model, and a `view` of it, or of a part of it, in the reference's layout."""
 
     path: str
     view: Callable[[Tensor], Tensor]
@@ -23,11 +23,11 @@ Places = Iterator[tuple[str, Place]]
 
 
 def places(model: SparseVisionTransformer) -> dict[str, Place]:
-    """The parameters that the reference would have were it built like `model`, by its names."""
+    """The parameters that the reference would have for the same architecture, by its names."""
     return dict(_places(model))
 
 
-def _same(parameter: Tensor) -> Tensor:
+def _unchanged(parameter: Tensor) -> Tensor:
     return parameter
 
 
@@ -37,12 +37,12 @@ def _transposed(parameter: Tensor) -> Tensor:
 
 def _linear(name: str, path: str) -> Places:
     yield f"{name}/kernel", Place(f"{path}.weight", _transposed)
-    yield f"{name}/bias", Place(f"{path}.bias", _same)
+    yield f"{name}/bias", Place(f"{path}.bias", _unchanged)
 
 
 def _norm(name: str, path: str) -> Places:
-    yield f"{name}/scale", Place(f"{path}.weight", _same)
-    yield f"{name}/bias", Place(f"{path}.bias", _same)
+    yield f"{name}/scale", Place(f"{path}.weight", _unchanged)
+    yield f"{name}/bias", Place(f"{path}.bias", _unchanged)
 
 
 def _projections(name: str, path: str, parts: Sequence[str], heads: tuple[int, int]) -> Places:
@@ -69,10 +69,10 @@ def _attention(name: str, path: str, attention: Any, projections: Mapping[str, S
     for layer, parts in projections.items():
         yield from _projections(name, f"{path}.{layer}", parts, heads)
     yield f"{name}/out/kernel", Place(f"{path}.proj.weight", lambda weight: weight.T.unflatten(0, heads))
-    yield f"{name}/out/bias", Place(f"{path}.proj.bias", _same)
+    yield f"{name}/out/bias", Place(f"{path}.proj.bias", _unchanged)
     if not isinstance(attention.q_norm, nn.Identity):
-        yield f"{name}/query_ln/scale", Place(f"{path}.q_norm.weight", _same)
-        yield f"{name}/key_ln/scale", Place(f"{path}.k_norm.weight", _same)
+        yield f"{name}/query_ln/scale", Place(f"{path}.q_norm.weight", _unchanged)
+        yield f"{name}/key_ln/scale", Place(f"{path}.k_norm.weight", _unchanged)
 
 
 def _mlp(name: str, path: str) -> Places:
@@ -94,7 +94,7 @@ def _member_router(name: str, path: str, router: MemberRouter) -> Places:
 def _soft_router(name: str, path: str, router: SoftRouter) -> Places:
     slots = (router.num_experts, router.slots_per_expert)
     yield f"{name}/mu", Place(f"{path}.weight", lambda weight: weight.T.unflatten(1, slots))
-    yield f"{name}/scale", Place(f"{path}.scale", _same)
+    yield f"{name}/scale", Place(f"{path}.scale", _unchanged)
 
 
 ROUTERS: dict[type[nn.Module], Callable[[str, str, Any], Places]] = {
@@ -103,7 +103,7 @@ ROUTERS: dict[type[nn.Module], Callable[[str, str, Any], Places]] = {
     ExpertChoiceRouter: _dense_router,
     SoftRouter: _soft_router,
 }
-"""By class of router, where its parameters lie, given its name in the reference, its path in the model and itself."""
+"""Functions by class of router. Each takes the router's name in the reference, its path in the model and the router."""
 
 
 def _moe(name: str, path: str, layer: MoE) -> Places:
@@ -117,11 +117,11 @@ def _moe(name: str, path: str, layer: MoE) -> Places:
 
 def _places(model: SparseVisionTransformer) -> Places:
     yield PATCHES, Place("patch_embed.proj.weight", lambda weight: weight.permute(2, 3, 1, 0))
-    yield "embedding/bias", Place("patch_embed.proj.bias", _same)
+    yield "embedding/bias", Place("patch_embed.proj.bias", _unchanged)
     if model.cls_token is not None:
-        yield "cls", Place("cls_token", _same)
+        yield "cls", Place("cls_token", _unchanged)
     if model.pos_embed is not None:
-        yield POSITIONS, Place("pos_embed", _same)
+        yield POSITIONS, Place("pos_embed", _unchanged)
     for number, block in enumerate(model.blocks):
         name, path = f"Encoder/encoderblock_{number}", f"blocks.{number}"
         yield from _norm(f"{name}/LayerNorm_0", f"{path}.norm1")
@@ -133,7 +133,7 @@ def _places(model: SparseVisionTransformer) -> Places:
             yield from _mlp(f"{name}/Mlp", f"{path}.mlp")
     yield from _norm("Encoder/encoder_norm", "norm")
     if model.attn_pool is not None:
-        yield "MapHead/probe", Place("attn_pool.latent", _same)
+        yield "MapHead/probe", Place("attn_pool.latent", _unchanged)
         yield from _attention("MapHead/MultiHeadDotProductAttention", "attn_pool", model.attn_pool, POOLING)
         yield from _norm("MapHead/LayerNorm", "attn_pool.norm")
         yield from _mlp("MapHead/Mlp", "attn_pool.mlp")
