@@ -103,7 +103,8 @@ def check_embeddings(path: Path, format: Format | None = None) -> Format:
         raise FileNotFoundError(f"{path.parent}: no such folder")
     if existing := [str(target) for target in _targets(path, chosen) if target.exists()]:
         raise FileExistsError(
-            f"{' and '.join(existing)} exist{'s' if len(existing) == 1 else ''}: choose another, or remove what is there"
+            f"{' and '.join(existing)} exist{'s' if len(existing) == 1 else ''}: "
+            "choose another, or remove what is there"
         )
     return chosen
 

@@ -151,8 +151,9 @@ class MoE(Conditioned):
         elif self.router.balance == "loss" and training and not self._warned:
             self._warned = True
             warnings.warn(
-                'this layer is balanced by losses (balance="loss"), but they are never added to the loss, so its experts '
-                "stay unbalanced: add `routing.auxiliary_loss` from `with vismoe.record(model) as routing:` to the loss, "
+                'this layer is balanced by losses (balance="loss"), but they are never added to the loss, so its '
+                "experts stay unbalanced: add `routing.auxiliary_loss` from `with vismoe.record(model) as routing:` to "
+                "the loss, "
                 'or build the model with balance="bias"',
                 stacklevel=3,
             )
