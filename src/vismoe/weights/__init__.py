@@ -4,10 +4,9 @@ from .fitting import take_over
 from .folders.format import MULTI_LABEL
 from .folders.push import push_to_hub
 from .folders.save import save
-from .huggingface.network import TransformersNetwork, as_network
+from .huggingface.network import TransformersNetwork, as_network, data_config
 from .huggingface.register import register_upcycled
 from .opening import check_trained, load, load_network, open_source, open_trained
-from .preprocessing import data_config
 from .pretrained import pretrained_folder
 from .published import PUBLISHED, Published
 from .reference.checkpoint import read_reference

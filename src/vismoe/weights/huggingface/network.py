@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from timm.data.config import resolve_data_config
+from timm.data.model_config import resolve_input_data_config
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -33,6 +34,12 @@ def as_network(model: nn.Module) -> nn.Module:
         return inner
     takes_images = getattr(model, "main_input_name", "") == "pixel_values" or hasattr(model, OF_TWO_TOWERS)
     return TransformersNetwork(model) if takes_images else model
+
+
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """timm's data configuration of a network: input_size, mean, std (one value a channel), interpolation, crop_pct."""
+    config: dict[str, Any] = resolve_input_data_config(as_network(model))
+    return config
 
 
 @dataclass(frozen=True)
