@@ -273,7 +273,7 @@ rules: rename, drop, `reshape`, `squeeze`, `stack`, `zoom` | | | change the dict
 `evaluate.model_overrides` of the capacity | TopKRouter(eval_capacity_factor) |
   moe/test_oracle_agreement.py::test_evaluation_has_no_noise_and_its_own_capacity
 `report_progress` | train(on_status) | training/test_fit.py::test_watching_changes_nothing
-CLU's `metric_writers` | training.Recipe(track) | training/test_track.py::test_tensorboard_has_the_metrics
+CLU's `metric_writers` | training.Recipe(track) | training/test_tracker.py::test_tensorboard_has_the_metrics
 `profile` | | | `torch.profiler`, in a loop of one's own
 `summarize_arrays`, `global_norm` | | | hooks, in a loop of one's own
 
@@ -300,17 +300,17 @@ CLU's `metric_writers` | training.Recipe(track) | training/test_track.py::test_t
 `pp_ops.copy`, `flatten`, `ignore_no_labels`, `keep`, `reshape` | | | plumbing of TFDS
 
 # Evaluation (`vmoe.evaluate`)
-`evaluator.EvaluateMultipleDatasets` | inference.evaluate | training/test_evaluation.py::test_by_hand | `vismoe eval
+`evaluator.EvaluateMultipleDatasets` | inference.evaluate | inference/test_evaluation.py::test_by_hand | `vismoe eval
   MODEL --data SET`, a set at a time
-`prec@1`, `loss` | tasks.Evaluation | training/test_evaluation.py::test_by_hand | of several labels mean average
+`prec@1`, `loss` | tasks.Evaluation | inference/test_evaluation.py::test_by_hand | of several labels mean average
   precision
 `fewshot.FewShotPeriodicAction` | features.few_shot(shots, seeds, protocol) |
-  adapt/test_fewshot.py::test_the_reference_s_protocol | `vismoe fewshot MODEL --protocol reference`, after training
-`fewshot.l2_regs` | features.fewshot.REFERENCE_GRID | adapt/test_fewshot.py::test_the_reference_s_protocol
-its l2, the best by rank | features.fewshot.best_rank | adapt/test_fewshot.py::test_ranks_not_means_choose | over seeds,
+  features/test_fewshot.py::test_the_reference_s_protocol | `vismoe fewshot MODEL --protocol reference`, after training
+`fewshot.l2_regs` | features.fewshot.REFERENCE_GRID | features/test_fewshot.py::test_the_reference_s_protocol
+its l2, the best by rank | features.fewshot.best_rank | features/test_fewshot.py::test_ranks_not_means_choose | over seeds,
   of one set
-its regression in closed form | features.ridge | adapt/test_ridge.py::test_reference;
-  adapt/test_ridge.py::test_it_is_ridge_regression
+its regression in closed form | features.ridge | features/test_ridge.py::test_reference;
+  features/test_ridge.py::test_it_is_ridge_regression
 `fewshot.main_task`, `fewshot.every_steps` | | | the nine sets of its configuration come from TFDS
 `ensemble_softmax_xent_eval`, `ensemble_sigmoid_xent_eval` | vit.ensemble_loss(kind) |
   vit/test_ensemble.py::test_losses_and_metrics; vit/test_ensemble.py::test_losses_of_several_classes
@@ -398,11 +398,11 @@ Few-shot regression
   | float32
   | float64, which minimises what both minimise a little further: weights differ by up to 2e-3, accuracies by one
     image of 200
-  | adapt/test_ridge.py::test_reference
+  | features/test_ridge.py::test_reference
 Few-shot regularisation
   | chosen on the test part, by rank over nine sets
   | by default on more images of the training part; `--protocol reference` on the held-out part, by rank over seeds
-  | adapt/test_fewshot.py::test_the_reference_s_protocol
+  | features/test_fewshot.py::test_the_reference_s_protocol
 """
 
 

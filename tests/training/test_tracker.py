@@ -1,4 +1,4 @@
-"""pytest tests/training/test_track.py: figures in TensorBoard's files, and in trackers that have wandb's calls."""
+"""pytest tests/training/test_tracker.py: figures in TensorBoard's files, and in trackers that have wandb's calls."""
 
 import sys
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""pytest tests/adapt/test_neighbours.py"""
+"""pytest tests/features/test_neighbours.py"""
 
 import math
 

@@ -1,4 +1,4 @@
-"""pytest tests/adapt/test_fewshot.py"""
+"""pytest tests/features/test_fewshot.py"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""pytest tests/adapt/test_features.py"""
+"""pytest tests/features/test_features.py"""
 
 from functools import partial
 

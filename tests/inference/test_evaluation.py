@@ -1,4 +1,4 @@
-"""pytest tests/training/test_evaluation.py: what an evaluation says, against figures worked out by hand."""
+"""pytest tests/inference/test_evaluation.py: what an evaluation says, against figures worked out by hand."""
 
 import math
 

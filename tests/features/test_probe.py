@@ -1,4 +1,4 @@
-"""pytest tests/adapt/test_probe.py"""
+"""pytest tests/features/test_probe.py"""
 
 import time
 

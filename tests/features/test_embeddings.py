@@ -1,4 +1,4 @@
-"""pytest tests/adapt/test_embeddings.py"""
+"""pytest tests/features/test_embeddings.py"""
 
 import csv
 from pathlib import Path

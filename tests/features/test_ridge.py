@@ -1,4 +1,4 @@
-"""[VISMOE_REFERENCE_FIGURES=<folder>] pytest tests/adapt/test_ridge.py"""
+"""[VISMOE_REFERENCE_FIGURES=<folder>] pytest tests/features/test_ridge.py"""
 
 import numpy as np
 import pytest
