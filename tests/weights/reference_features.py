@@ -307,8 +307,8 @@ CLU's `metric_writers` | training.Recipe(track) | training/test_tracker.py::test
 `fewshot.FewShotPeriodicAction` | features.few_shot(shots, seeds, protocol) |
   features/test_fewshot.py::test_the_reference_s_protocol | `vismoe fewshot MODEL --protocol reference`, after training
 `fewshot.l2_regs` | features.fewshot.REFERENCE_GRID | features/test_fewshot.py::test_the_reference_s_protocol
-its l2, the best by rank | features.fewshot.best_rank | features/test_fewshot.py::test_ranks_not_means_choose | over seeds,
-  of one set
+its l2, the best by rank | features.fewshot.best_rank | features/test_fewshot.py::test_ranks_not_means_choose | over
+  seeds, of one set
 its regression in closed form | features.ridge | features/test_ridge.py::test_reference;
   features/test_ridge.py::test_it_is_ridge_regression
 `fewshot.main_task`, `fewshot.every_steps` | | | the nine sets of its configuration come from TFDS
