@@ -44,7 +44,7 @@ class Options:
     image_size: int | None = None
     """Height and width of images in pixels; default: the network's own, at most 112 on a CPU and 224 elsewhere."""
     epochs: int | None = None
-    """Epochs, rounded up to whole steps; default: at most 12 (80 from scratch), and no more than a CPU trains in minutes."""
+    """Epochs, rounded up to whole steps; default: at most 12 (80 from scratch), on a CPU as many as minutes allow."""
     batch_size: int | None = None
     """Images of a step; default: 32 for a trained network, 64 from scratch."""
     learning_rate: float | None = None

@@ -28,8 +28,8 @@ class ImageSet:
     - `image`: decodes the i-th image, as a PIL image.
     - `files`: paths of the image files below the set's folder; empty for a set that is not made of files.
     - `columns`: by name, the other columns of the set's metadata, a value for each image.
-    - `further`: by name, a function that gives a further value of the i-th sample: boxes or masks as `tv_tensors`, so that they
-      move with the image, a second image, any tensor. One named "image" takes the image's place.
+    - `further`: by name, a function that gives a further value of the i-th sample: boxes or masks as `tv_tensors`, so
+      that they move with the image, a second image, any tensor. One named "image" replaces the image.
     """
 
     labels: Int[Tensor, " N"] | Bool[Tensor, "N K"]

@@ -109,7 +109,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """A sixteen-bit grey image as eight-bit grey; Pillow's own conversion cuts off at 255. Other images are unchanged."""
+    """A sixteen-bit grey image as eight-bit grey; Pillow's own conversion clips at 255. Others are unchanged."""
     if not image.mode.startswith("I;16"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
