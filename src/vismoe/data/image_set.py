@@ -99,8 +99,8 @@ class Data:
     def classes_without(self, images: ImageSet) -> list[str]:
         """The classes that none of these images shows."""
         labels = images.labels
-        seen = labels.any(0) if labels.ndim == 2 else labels.bincount(minlength=len(self.classes)) > 0
-        return [name for name, shown in zip(self.classes, seen.tolist(), strict=True) if not shown]
+        is_shown = labels.any(0) if labels.ndim == 2 else labels.bincount(minlength=len(self.classes)) > 0
+        return [name for name, shown in zip(self.classes, is_shown.tolist(), strict=True) if not shown]
 
     def class_weights(self, power: float) -> Tensor | None:
         """The weight of each class in the loss: (mean class size ÷ its size) to a power, or, where an image may show

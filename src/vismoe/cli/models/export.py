@@ -41,8 +41,8 @@ def _report(exported: OnnxExport) -> str:
     ties = exported.left_out
     left_out = f" ({ties} more left out: experts too close to choose between)" if ties else ""
     return (
-        f"{exported.path}: {exported.size / 1e6:,.1f} MB; in ONNX Runtime its logits differ from the model's by at most "
-        f"{exported.difference:.1e} on {exported.images} random images{left_out}"
+        f"{exported.path}: {exported.size / 1e6:,.1f} MB; in ONNX Runtime its logits differ from the model's by at "
+        f"most {exported.difference:.1e} on {exported.images} random images{left_out}"
     )
 
 

@@ -79,13 +79,13 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         table.add_row(str(row["name"]), str(row["image_size"]), *numbers)
     console = Console(width=None if Console().is_terminal else 120)
     console.print(table)
-    if weights := [each for row in rows for each in row["weights"]]:
+    if weights := [entry for row in rows for entry in row["weights"]]:
         table = Table("weights", title="published weights; accuracy as published, not verified here")
         for column in ("image", "classes", "data", "accuracy"):
             table.add_column(column, justify="right")
-        for each in weights:
-            accuracy = "–" if each["published_accuracy"] is None else f"{each['published_accuracy']:.2%}"
-            table.add_row(each["name"], str(each["image_size"]), f"{each['classes']:,}", each["data"], accuracy)
+        for entry in weights:
+            accuracy = "–" if entry["published_accuracy"] is None else f"{each['published_accuracy']:.2%}"
+            table.add_row(entry["name"], str(entry["image_size"]), f"{each['classes']:,}", entry["data"], accuracy)
         console.print(table)
 
 
