@@ -1,4 +1,4 @@
-"""A classifier of a person's own images: splits, rules, fine-tuning, its report."""
+"""Fine-tuning on a user's own images: splits, rules, training, report."""
 
 from .finetune import Finetuned, finetune
 from .freezing import freeze

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: a temperature, fitted on images that were not trained on."""
+"""Calibration: a temperature, fitted on images that were not trained on."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,17 +9,17 @@ from vismoe.features.features import classifiers
 
 LOWEST, HIGHEST, ROUNDS = 0.05, 20.0, 60
 ENOUGH = 50
-"""So many images, at least, a temperature is fitted on: of a dozen it follows chance."""
+"""Fewest images that a temperature is fitted on: with few images the fit is noisy."""
 
 
 def fit_temperature(scores: Float[Tensor, "N K"], labels: Int[Tensor, " N"] | Bool[Tensor, "N K"]) -> float:
-    """What logits are to be divided by for the least cross-entropy (Guo et al. 2017), between 0.05 and 20.
+    """The temperature, between 0.05 and 20, by which logits are divided for the least cross-entropy (Guo et al. 2017).
 
     The loss is convex in the inverse of the temperature: a golden-section search on its logarithm finds the least.
     """
 
-    def loss(log: float) -> float:
-        scaled = scores.double() / torch.tensor(log, dtype=torch.float64).exp()
+    def loss(log_temperature: float) -> float:
+        scaled = scores.double() / torch.tensor(log_temperature, dtype=torch.float64).exp()
         if labels.ndim == 2:
             return F.binary_cross_entropy_with_logits(scaled, labels.double()).item()
         return F.cross_entropy(scaled, labels).item()
@@ -37,8 +37,8 @@ def fit_temperature(scores: Float[Tensor, "N K"], labels: Int[Tensor, " N"] | Bo
 
 @torch.no_grad()
 def divide_logits(model: nn.Module, temperature: float) -> bool:
-    """Builds a temperature into a network's classifier, so that whoever runs it gets it; False, and nothing done, where
-    that is no one linear layer."""
+    """Divides the weights of a network's classifier by a temperature, in place. Returns False, and changes nothing,
+    where the classifier is not one linear layer."""
     heads = classifiers(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         return False

@@ -1,4 +1,4 @@
-"""The model card: what somebody who gets the model is to know."""
+"""The model card: what a user of the model needs to know."""
 
 from collections.abc import Mapping
 from pathlib import Path

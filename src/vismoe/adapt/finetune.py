@@ -1,4 +1,4 @@
-"""From a folder of images and a trained network to a classifier of one's own."""
+"""Fine-tunes a trained network on a folder of images."""
 
 import shutil
 import signal
@@ -29,19 +29,19 @@ from .freezing import Trained, freeze
 from .initial_model import initial_model
 from .options import Options
 from .outcome import write_outcome
-from .reserve_run import REPORT, check, free, withdraw
+from .reserve_run import REPORT, check_run_folder, free_run_folder, withdraw
 from .rules import choose, kept_side
 from .splits import open_splits
 
 SHARES = {"all": 1.0, "last-third": 1 / 3, "experts": 1 / 3, "head": 0.0}
-"""Of the blocks that backward passes through."""
+"""Share of the blocks that the backward pass goes through."""
 
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A finished adaptation: its run folder, and what `report.json` in it says."""
+    """A finished adaptation: its run folder and the content of `report.json`."""
 
     run: Run
     report: dict[str, Any]
@@ -57,7 +57,7 @@ def finetune(
     log: Log = lambda text: None,
     **options: Any,
 ) -> Finetuned:
-    """Trains a classifier of the classes of a set, and leaves a run folder with all there is to know of it.
+    """Trains a classifier of the classes of a set, and writes the model and its report into a run folder.
 
     The set is split so that no image has a copy, exact or near, in another split. A trained network's new head is first
     fitted by logistic regression on its features; then what `train` names is trained by the engine of `vismoe train`,
@@ -72,27 +72,28 @@ def finetune(
       run of the same options, which goes on.
     - `device`: auto, cpu, cuda or mps; `workers`: processes that prepare images, default none.
     - `max_unreadable`: largest share of files that may be damaged, default 0.1.
-    - `on_status`: is called with a `Status` every few steps; `log`: with what was found and chosen, line by line.
-    - `options`: further fields of `vismoe.adapt.Options`: `source`, what to start from (a run or model folder,
+    - `on_status`: is called with a `Status` every few steps; `log`: with each line about the set and the
+      choices.
+    - `options`: further fields of `vismoe.adapt.Options`: `source`, the initial network (a run or model folder,
       timm:NAME, hf:ORG/NAME, PRESET.TAG; by default a small network with random weights), epochs=, image_size=,
       sparse=, seed=, …
 
     **Returns:** the run and its report.
 
-    **Raises:** ValueError, FileNotFoundError for what cannot be followed; FileExistsError where `out` is something
-    else; TrainingStoppedError when asked to stop, once a model as it was then is in the run folder.
+    **Raises:** ValueError, FileNotFoundError for a set or options that cannot be used; FileExistsError where `out` is
+    taken; TrainingStoppedError after SIGTERM or SIGINT, once the model as it is then is in the run folder.
     """
     if isinstance(data, Options):
         if options:
             raise ValueError("options are given twice: in an Options object and as arguments")
-        asked = data
+        request = data
     else:
-        asked = _options(data, options)
-    path = Path(out) if out is not None else free(asked)
-    check(asked, path)
-    if asked.source is not None:
-        parse_source(asked.source)  # what is not there is said before the images are looked at
-    work = _Adaptation(asked, path, device, workers, max_unreadable, log)
+        request = _options(data, options)
+    path = Path(out) if out is not None else free_run_folder(request)
+    check_run_folder(request, path)
+    if request.source is not None:
+        parse_source(request.source)  # a missing source is reported before the images are decoded
+    work = _Adaptation(request, path, device, workers, max_unreadable, log)
     work.describe_set()
     work.build()
     work.plan()
@@ -109,7 +110,7 @@ def _options(data: str, options: dict[str, Any]) -> Options:
 
 
 class _Adaptation:
-    """One adaptation on its way from a set to a report; each phase uses what those before it found."""
+    """One adaptation from a set to a report; each phase uses the results of those before it."""
 
     def __init__(self, options: Options, path: Path, device: str, workers: int, max_unreadable: float, log: Log):
         self.options, self.path, self.log = options, path, log
@@ -119,14 +120,14 @@ class _Adaptation:
         self.splits = open_splits(options.data, options.seed, max_unreadable, workers)
 
     def describe_set(self) -> None:
-        """Tells what the set is and how it is split."""
+        """Logs a summary of the set and the sizes of its splits."""
         self.log(tell_summary(self.splits.summary))
         self.log(self.splits.sizes)
         if self.options.source is None:
             self.log("no --from: a small network is trained from scratch; starting from a trained one does much better")
 
     def build(self) -> None:
-        """Makes the network that training begins with, and judges its linear probe."""
+        """Makes the initial network, and evaluates its linear probe."""
         self.network, self.probe = initial_model(self.options, self.splits, self.path, self.device, self.workers)
         if not any(isinstance(module, MoE) for module in self.network.modules()):
             self.log("the network is dense; --sparse makes experts of some of its MLPs")
@@ -162,7 +163,7 @@ class _Adaptation:
             self.recipe = replace(self.recipe, keep="last", patience=0)
 
     def train(self, on_status: Callable[[Status], None] | None) -> Run:
-        """Trains, or goes on training; the run knows afterwards which files are in which split."""
+        """Trains, or resumes training, and writes into the run which files are in which split."""
         if self.trained_part == "head":
             run = _write_untrained(self.recipe, self.path, self.splits.fitting, self.network)
         else:
@@ -175,7 +176,7 @@ class _Adaptation:
         return run
 
     def report(self, run: Run) -> dict[str, Any]:
-        """Chooses between the trained network and its linear probe, tests it, and writes everything for people."""
+        """Chooses between the trained network and its linear probe, tests it, and writes the report."""
         network, kept = run.load_model(), self.trained_part
         score = run.summary[self.splits.score]
         if self.probe is not None and self.splits.validated and score < self.probe["validation"]:
@@ -185,7 +186,7 @@ class _Adaptation:
         report = write_outcome(run, network, self.splits, self.probe, origin, self.workers)
         report |= {"trained": kept, "minutes": round((time.monotonic() - self.started) / 60, 2)}
         run.write(REPORT, report)
-        for name in (CHECKPOINTS, INITIAL):  # several times the weights, and of use only to a run that is to go on
+        for name in (CHECKPOINTS, INITIAL):  # several times as large as the weights; a finished run does not need them
             shutil.rmtree(self.path / name, ignore_errors=True)
         return report
 
@@ -206,7 +207,7 @@ def _fit(recipe: Recipe, path: Path, data: Data, network: nn.Module, on_status: 
 
 
 def _cached(data: Data, model: nn.Module) -> Data:
-    """The set with its images kept in memory, as large as they are needed, where that is large enough."""
+    """The set with its images cached in memory at the size that is needed, where memory is large enough."""
     train, config = data.parts[0], data_config(model)
     side = kept_side(train, max(config["input_size"][1:]))
     if side is None:
@@ -215,7 +216,7 @@ def _cached(data: Data, model: nn.Module) -> Data:
 
 
 def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module) -> Run:
-    """A run of no step: the head was fitted already."""
+    """Writes a run without a step: the head was fitted already."""
     run = Run.reopen(path, recipe, data) if Run.of(path) == Run(path) else Run.create(path, recipe, data)
     run.forget_after(-1)
     task = classification_of(data)
@@ -229,20 +230,20 @@ def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module)
 def _origin(options: Options, part: Trained, network: Any) -> str:
     if not options.trained:
         return f"Trained from scratch with vismoe: {network.pretrained_cfg['architecture']}, seed {options.seed}."
-    how = "its classifier alone" if part == "head" else f"{part} trained"
+    method = "its classifier alone" if part == "head" else f"{part} trained"
     licence = network.pretrained_cfg.get("license")
-    return f"Fine-tuned with vismoe from {_public_name(options.source)} ({how}, seed {options.seed}). " + (
+    return f"Fine-tuned with vismoe from {_public_name(options.source)} ({method}, seed {options.seed}). " + (
         f"Its licence: {licence}." if licence else "Its licence is not in its files: look where it is from."
     )
 
 
 def _public_name(source: str | None) -> str:
-    """A source as strangers may read it: of a path its last part."""
+    """A source as a public text may name it: of a path only the last part."""
     return Path(source).name if source is not None and Path(source).exists() else str(source)
 
 
 def _ending(run: Run, score: str) -> str:
-    """How long the training went on, and which of its weights are kept."""
+    """A line that says how long the training took, and which of its weights are kept."""
     evaluated = [line for line in run.metrics if score in line]
     last, recipe = evaluated[-1]["step"], run.recipe
     kept = max(evaluated, key=lambda line: line[score]) if recipe.keep == "best" else evaluated[-1]

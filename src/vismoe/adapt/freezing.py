@@ -1,4 +1,4 @@
-"""Which parts of a network train."""
+"""Freezes parts of a network."""
 
 from typing import Literal, get_args
 
@@ -14,11 +14,11 @@ Trained = Literal["all", "last-third", "experts", "head"]
 def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:
     """Sets which parameters have a gradient.
 
-    **Arguments:** `train`: "all"; "last-third", the last third of the blocks (rounded up), what comes after them, and
-    the head; "experts", sparse layers and the head; "head", the classifier alone. `router`: False freezes routers, and
-    with them their balancing. The MLP inside low-rank experts is frozen in any case.
+    **Arguments:** `train`: "all"; "last-third", the last third of the blocks (rounded up), the modules after them,
+    and the head; "experts", sparse layers and the head; "head", the classifier alone. `router`: False freezes
+    routers, and with them their balancing. The MLP inside low-rank experts is frozen in any case.
 
-    **Raises:** ValueError where a network has no list of blocks, no sparse layer or no classifier to tell apart.
+    **Raises:** ValueError where `train` needs a list of blocks, a sparse layer or a classifier that the network lacks.
     """
     if train not in get_args(Trained):
         raise ValueError(f"train={train!r}: accepted are {', '.join(get_args(Trained))}")
@@ -48,13 +48,13 @@ def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:
 
 
 def _from_the_last_third_on(model: nn.Module) -> list[nn.Module]:
-    """The last third of the blocks and the modules registered behind them."""
+    """The last third of the blocks and the modules registered after them."""
     path = find_blocks(model)
     if path is None:
         raise ValueError(f'train="last-third": {type(model).__name__} has no list of blocks; use "all" or "head"')
-    blocks, behind, outer = list(model.get_submodule(path).children()), [], model
+    blocks, following, outer = list(model.get_submodule(path).children()), [], model
     for name in path.split("."):
         names = [child for child, _ in outer.named_children()]
-        behind += [outer.get_submodule(child) for child in names[names.index(name) + 1 :]]
+        following += [outer.get_submodule(child) for child in names[names.index(name) + 1 :]]
         outer = outer.get_submodule(name)
-    return [*blocks[len(blocks) * 2 // 3 :], *behind]
+    return [*blocks[len(blocks) * 2 // 3 :], *following]

@@ -1,4 +1,4 @@
-"""The network as its training begins: with a head that is fitted, and with experts."""
+"""The initial network of an adaptation: its head fitted by logistic regression, and upcycled where that is asked."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -23,38 +23,38 @@ from .rules import choose_image_size
 from .splits import Splits
 
 SCRATCH = {True: "vmoe_nano_patch4_32_every2_e8", False: "vmoe_nano_patch4_32_dense"}
-"""What trains from scratch, sparse and dense, where nothing trained is given: with a stem of convolutions and the mean
-of its tokens, which learn more from few images."""
+"""Presets to train from scratch, sparse and dense. They get a convolutional stem and mean pooling, which learn more
+from few images."""
 
 
 def initial_model(
     options: Options, splits: Splits, path: Path, device: torch.device, workers: int
 ) -> tuple[Any, dict[str, float] | None]:
-    """The network to train and how its head alone does on test part and, where there is one, validation part, where it
-    knows something; made once a run."""
-    data, kept = splits.fitting, path / INITIAL
-    if (kept / CONFIG).exists():
-        start: Any = load_network(kept)
+    """The network to train, and the scores of its linear probe: on the test split and, where there is one, on the
+    validation split; None for a network without trained weights. It is made once a run and then loaded."""
+    data, folder = splits.fitting, path / INITIAL
+    if (folder / CONFIG).exists():
+        network: Any = load_network(folder)
     else:
         torch.manual_seed(options.seed)
-        start = open_start(options.source, options.makes_sparse, len(data.classes), options.image_size, device)
-        sparse = any(isinstance(module, MoE) for module in start.modules())
+        network = open_start(options.source, options.makes_sparse, len(data.classes), options.image_size, device)
+        sparse = any(isinstance(module, MoE) for module in network.modules())
         if sparse and options.sparse is False:
             raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
         if sparse and (idle := [name for name in options.of_experts if name != "freeze_router"]):
-            told = ", ".join(f"{name}={getattr(options, name)!r}" for name in idle)
+            given = ", ".join(f"{name}={getattr(options, name)!r}" for name in idle)
             name = options.source or SCRATCH[True]
-            raise ValueError(f"{told}: {name} is sparse already, and its experts stay as they are")
+            raise ValueError(f"{given}: {name} is sparse already, and its experts stay as they are")
         if options.trained:
-            _fit_head(start.to(device), splits, workers)
+            _fit_head(network.to(device), splits, workers)
         if options.makes_sparse and not sparse:
-            start = _upcycled(start, options)
+            network = _upcycled(network, options)
         reserve(options, path)
-        classification_of(data).save(start.cpu(), kept)
+        classification_of(data).save(network.cpu(), folder)
     if not options.trained:
-        return start, None
-    held_out = {"test": splits.test.val} | ({"validation": data.val} if splits.validated else {})
-    return start, {name: evaluate(start.to(device), part, workers=workers).score for name, part in held_out.items()}
+        return network, None
+    scored = {"test": splits.test.val} | ({"validation": data.val} if splits.validated else {})
+    return network, {name: evaluate(network.to(device), part, workers=workers).score for name, part in scored.items()}
 
 
 def _upcycled(model: nn.Module, options: Options) -> nn.Module:
@@ -81,8 +81,8 @@ def _fit_head(model: nn.Module, splits: Splits, workers: int) -> None:
 def open_start(
     source: str | None, sparse: bool, num_classes: int, image_size: int | None, device: torch.device
 ) -> nn.Module:
-    """A network to train on: what `source` names (also a preset, with random weights), or without one a small preset,
-    with a new head of `num_classes` and for images of `image_size`, by default what `choose_image_size` says."""
+    """The network that `source` names (a preset has random weights), or without one a small preset. It gets a new head
+    of `num_classes`, and takes images of `image_size`, by default the size that `choose_image_size` gives."""
     if source is None or not parse_source(source).is_trained:
         size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
         if source is None:
@@ -97,20 +97,20 @@ def open_start(
 
 
 def set_image_size(model: Any, image_size: int, source: str) -> None:
-    """Has a trained network take images of another size; learned position embeddings are resized for it.
+    """Sets the image size of a trained network; learned position embeddings are resized.
 
-    **Raises:** ValueError where its patches do not tile that, or it has one size only.
+    **Raises:** ValueError where the patches do not tile images of this size, or the network has one size only.
     """
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
     if image_size < 1 or any(image_size % side for side in patch):
         raise ValueError(f"image_size={image_size}: for {source} it must be a multiple of the patch size {patch[0]}")
-    own = data_config(model)["input_size"]
+    input_size = data_config(model)["input_size"]
     if isinstance(model, TransformersNetwork) and model.resizable:
-        model.set_input_size(image_size)  # its own need not be that of its images
-    if (image_size, image_size) == tuple(own[1:]):
+        model.set_input_size(image_size)  # its own size may differ from that of its images
+    if (image_size, image_size) == tuple(input_size[1:]):
         return
     if not getattr(model, "resizable", True):
-        raise ValueError(f"image_size={image_size}: {source} takes {own[1]} × {own[2]} only")
+        raise ValueError(f"image_size={image_size}: {source} takes {input_size[1]} × {input_size[2]} only")
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=image_size)
-    model.pretrained_cfg |= {"input_size": (own[0], image_size, image_size), "crop_pct": 1.0}
+    model.pretrained_cfg |= {"input_size": (input_size[0], image_size, image_size), "crop_pct": 1.0}

@@ -1,4 +1,4 @@
-"""What an adaptation is asked to be."""
+"""The options of an adaptation."""
 
 import math
 from dataclasses import dataclass, fields
@@ -10,54 +10,61 @@ from .freezing import Trained
 
 Products = Literal["float32", "bfloat16"]
 LARGEST = 4096
-"""Pixels of a side, at most; epochs and images of a batch may be a million."""
+"""Largest side of an image in pixels."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What an adaptation is asked to be; on one kind of device it decides the result.
+    """The options of an adaptation; on one kind of device they decide the result.
 
-    **Raises:** ValueError for values outside their range, and for options that have nothing to do.
+    **Raises:** ValueError for values outside their range, and for options without effect.
     """
 
     data: str
     """Folder of class folders, or with a metadata.csv; a zip of one; "digits" or "fashion-mnist"."""
     source: str | None = None
-    """A run or model folder, timm:NAME, hf:ORG/NAME; a preset, with random weights; None: a small one of these."""
+    """The initial network: a run or model folder, timm:NAME, hf:ORG/NAME, or a preset, which has random weights; None:
+    a small preset."""
     sparse: bool | None = None
-    """Whether a dense network is upcycled, or without a source a sparse preset trained. None: a network stays as it is,
-    unless options of experts are given (docs/finetune.md: experts did no better), and what starts from nothing is
-    sparse (docs/evidence.md: at equal multiplications right more often on Fashion-MNIST, no less often on drawings)."""
+    """Whether a dense network is upcycled, or without a source a sparse preset is trained. None: a network stays as it
+    is unless options of experts are given (docs/finetune.md: experts did no better); without a source a sparse preset
+    is trained (docs/evidence.md: at equal multiplications it was more accurate on Fashion-MNIST, and no less so on
+    drawings)."""
     train: Trained | Literal["auto"] = "auto"
-    """What is trained; auto: from scratch all, of a trained network the last third on a CPU, all elsewhere."""
+    """Part of the network that is trained; auto: the last third for a trained network on a CPU, otherwise all."""
     freeze_router: bool = False
-    """Routers, and their balancing, stay as they are."""
+    """Routers and their balancing are frozen."""
     num_experts: int = 8
-    """Of each layer that is upcycled."""
+    """Experts of each layer that is upcycled."""
     layers: str = "last-2"
-    """Which blocks are upcycled: last-N (of the odd blocks), every-N, or numbers from 0 as in \"8,10\"."""
+    """Blocks that are upcycled: last-N (of the odd blocks), every-N, or numbers from 0 as in \"8,10\"."""
     experts: Literal["full", "low-rank"] = "low-rank"
-    """Copies of the network's MLP, or its MLP frozen and low-rank differences: no worse, and less to train
-    (docs/finetune.md)."""
+    """full: copies of the network's MLP; low-rank: its MLP frozen, and low-rank differences, which were no worse and
+    have less to train (docs/finetune.md)."""
     image_size: int | None = None
-    """Pixels; by default up to 112 on a CPU, 224 elsewhere, and the network's own."""
+    """Height and width of images in pixels; default: the network's own, at most 112 on a CPU and 224 elsewhere."""
     epochs: int | None = None
-    """Times that each image is trained on, at most; by default what minutes allow."""
+    """Epochs, rounded up to whole steps; default: at most 12 (80 from scratch), on a CPU as many as minutes allow."""
     batch_size: int | None = None
-    """Images of a step; 32 for a trained network, 64 from scratch."""
+    """Images of a step; default: 32 for a trained network, 64 from scratch."""
     learning_rate: float | None = None
-    """Peak rate; 2e-4 for a trained network, 2e-3 from scratch."""
+    """Peak learning rate; default: 2e-4 for a trained network, 2e-3 from scratch."""
     class_weights: float = 0.0
-    """How much more rare classes count in the loss: (mean class size ÷ their size) to this power."""
+    """Weight of a class in the loss: (mean class size ÷ its size) to this power; 0: all classes weigh the same."""
     dtype: Products | Literal["auto"] = "auto"
-    """Of products while training; auto: bfloat16 where the device multiplies it natively, which is twice as fast."""
+    """Autocast dtype while training; auto: bfloat16 where the device multiplies it natively, which is twice as fast."""
     seed: int = 0
-    """Of the split, of new weights, order and augmentation."""
+    """Seed of the split, of new weights, order and augmentation."""
 
     def __post_init__(self) -> None:
-        for name, most in (("image_size", LARGEST), ("epochs", 10**6), ("batch_size", 10**6), ("num_experts", 10**4)):
-            if (value := getattr(self, name)) is not None and not 1 <= value <= most:
-                raise ValueError(f"{name}={value}: accepted are 1 to {most}")
+        for name, largest in (
+            ("image_size", LARGEST),
+            ("epochs", 10**6),
+            ("batch_size", 10**6),
+            ("num_experts", 10**4),
+        ):
+            if (value := getattr(self, name)) is not None and not 1 <= value <= largest:
+                raise ValueError(f"{name}={value}: accepted are 1 to {largest}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate}: it must be positive and finite")
         if not 0 <= self.class_weights <= 10:
@@ -69,30 +76,30 @@ class Options:
             "experts": ("full", "low-rank"),
             "dtype": (*get_args(Products), "auto"),
         }
-        for name, words in accepted.items():
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(words)}")
+        for name, choices in accepted.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(choices)}")
         if self.sparse is False and (idle := [*self.of_experts, *(["train"] if self.train == "experts" else [])]):
-            told = ", ".join(f"{name}={getattr(self, name)!r}" for name in idle)
-            raise ValueError(f"{told}: a dense network has no experts")
+            given = ", ".join(f"{name}={getattr(self, name)!r}" for name in idle)
+            raise ValueError(f"{given}: a dense network has no experts")
         if self.train == "head" and not self.trained:
             raise ValueError('train="head": without a trained network (--from) there are no features to classify by')
 
     @property
     def makes_sparse(self) -> bool:
-        """Whether a dense network is upcycled, or without a source a sparse preset trained."""
+        """Whether a dense network is upcycled, or without a source a sparse preset is trained."""
         if self.sparse is not None:
             return self.sparse
         return self.source is None or bool(self.of_experts) or self.train == "experts"
 
     @property
     def of_experts(self) -> list[str]:
-        """Options of the experts that are not what they are by default."""
+        """Names of the options of experts that differ from their defaults."""
         defaults: dict[str, Any] = {field.name: field.default for field in fields(self)}
         names = ("freeze_router", "num_experts", "layers", "experts")
         return [name for name in names if getattr(self, name) != defaults[name]]
 
     @property
     def trained(self) -> bool:
-        """Whether it starts from weights that know something."""
+        """Whether the initial network has trained weights."""
         return self.source is not None and parse_source(self.source).is_trained

@@ -1,4 +1,4 @@
-"""What an adapted network does on images that nothing was chosen by, for people to read."""
+"""The report of an adapted network on the test split: figures, tables and images."""
 
 import csv
 import math
@@ -28,36 +28,36 @@ MISTAKES, BINS = 24, 10
 def write_outcome(
     run: Run, model: nn.Module, splits: Splits, probe: dict[str, float] | None, origin: str, workers: int
 ) -> dict[str, Any]:
-    """Calibrates the network on the validation part, evaluates it on the test part, and writes model, tables, images
+    """Calibrates the network on the validation split, evaluates it on the test split, and writes model, tables, images
     and card into the run folder.
 
-    **Returns:** the report: `test`, the metrics of `Evaluation`; `interval`, of the share of images that is right;
+    **Returns:** the report: `test`, the metrics of `Evaluation`; `interval`, of the share of right answers;
     `validation`, `probe` (None from scratch), `classes` (see `class_table`), `temperature`, `data`.
     """
     data, device = splits.test, resolve_device(run.recipe.device)
     task = classification_of(data)
     model.to(device)
-    before = _evaluated(model, data.val, task, workers)
+    uncalibrated = _evaluated(model, data.val, task, workers)
     validation, temperature = _evaluated(model, splits.fitting.val, task, workers), 1.0
     if splits.validated and len(validation.labels) >= ENOUGH:
         temperature = fit_temperature(validation.scores, validation.labels)
         if not divide_logits(model, temperature):
             temperature = 1.0
-    found = _evaluated(model, data.val, task, workers)
+    evaluation = _evaluated(model, data.val, task, workers)
     task.save(model.cpu(), run.path / MODEL)
-    rows = class_table(found, data.classes)
+    rows = class_table(evaluation, data.classes)
     write_table(rows, run.path / "classes.csv")
-    draw_calibration(before, found.scores, run.path / "calibration.png")
-    draw_mistakes(found, data, run.path / "mistakes.png")
-    task.report(found, data.val, run.path)
-    right = int(found.right.sum())
+    draw_calibration(uncalibrated, evaluation.scores, run.path / "calibration.png")
+    draw_mistakes(evaluation, data, run.path / "mistakes.png")
+    task.report(evaluation, data.val, run.path)
+    right = int(evaluation.right.sum())
     report = {
         "score": splits.score,
-        "test": found.metrics,
+        "test": evaluation.metrics,
         "right": right,
         "mean_recall": mean_recall(rows),
         "interval": wilson_interval(right, len(data.val)),
-        "calibration_error_as_trained": before.metrics["calibration_error"],
+        "calibration_error_as_trained": uncalibrated.metrics["calibration_error"],
         "validation": validation.metrics if splits.validated else None,
         "probe": probe,
         "temperature": temperature,
@@ -66,8 +66,8 @@ def write_outcome(
             "validation": len(splits.fitting.val) if splits.validated else 0,
             "test": len(data.val),
         },
-        "images_per_second": found.images_per_second,
-        "load": found.load,
+        "images_per_second": evaluation.images_per_second,
+        "load": evaluation.load,
         "classes": rows,
         "origin": origin,
         "data": splits.summary,
@@ -83,19 +83,19 @@ def _evaluated(model: nn.Module, images: ImageSet, task: Labels, workers: int) -
 
 
 def class_table(evaluation: ClassEvaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a class: its images, the share of them that is found (recall) with its 95 % interval (Wilson), the share
-    of the answers of this class that is right (precision), and, of several classes an image, average precision."""
+    """A row for each class: the number of its images, its recall with the 95 % interval (Wilson), its precision, and,
+    where images have several classes, its average precision."""
     labels, scores = evaluation.labels, evaluation.scores
     several = labels.ndim == 2
     rows = []
     for number, name in enumerate(classes):
         true = labels[:, number].bool() if several else labels == number
-        said = scores[:, number] > 0 if several else scores.argmax(1) == number
-        images, found = int(true.sum()), int((true & said).sum())
-        low, high = wilson_interval(found, images) if images else (math.nan, math.nan)
+        predicted = scores[:, number] > 0 if several else scores.argmax(1) == number
+        images, hits = int(true.sum()), int((true & predicted).sum())
+        low, high = wilson_interval(hits, images) if images else (math.nan, math.nan)
         row: dict[str, Any] = {"class": name, "pictures": images}
-        row |= {"recall": found / images if images else math.nan, "low": low, "high": high}
-        row["precision"] = found / int(said.sum()) if int(said.sum()) else math.nan
+        row |= {"recall": hits / images if images else math.nan, "low": low, "high": high}
+        row["precision"] = hits / int(predicted.sum()) if int(predicted.sum()) else math.nan
         if several:
             row["average_precision"] = evaluation.per_class[number]
         rows.append(row)
@@ -103,9 +103,9 @@ def class_table(evaluation: ClassEvaluation, classes: Sequence[str]) -> list[dic
 
 
 def mean_recall(rows: Sequence[dict[str, Any]]) -> float:
-    """The mean over the classes that have test images of the share of these that is found (balanced accuracy)."""
-    known = [row["recall"] for row in rows if row["pictures"]]
-    return float(np.mean(known))
+    """Balanced accuracy: the mean recall of the classes that have test images."""
+    recalls = [row["recall"] for row in rows if row["pictures"]]
+    return float(np.mean(recalls))
 
 
 def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -117,9 +117,9 @@ def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_mistakes(evaluation: ClassEvaluation, data: Data, path: Path) -> bool:
-    """The images that were answered wrongly with the most confidence, each with its class and the answer; False, and
-    no file, where there are none."""
-    wrong = _worst(evaluation)[:MISTAKES]
+    """Draws the wrong answers with the most confidence, each with its true class. Returns False, and writes no file,
+    where there are none."""
+    wrong = _wrong_answers(evaluation)[:MISTAKES]
     if not wrong:
         return False
     columns = min(6, len(wrong))
@@ -130,31 +130,34 @@ def draw_mistakes(evaluation: ClassEvaluation, data: Data, path: Path) -> bool:
     for axes in grid.flat:
         axes.set_axis_off()
         axes.set_anchor("N")  # captions at one height, whatever shape images have
-    for axes, (number, true, said, confidence) in zip(grid.flat, wrong, strict=False):
+    for axes, (number, true, predicted, confidence) in zip(grid.flat, wrong, strict=False):
         axes.imshow(_thumbnail(data.val, number))
-        told = f"{_short(data, true)}\n→ {_short(data, said)} {confidence:.0%}"
-        axes.set_title(told, fontsize=7)
+        caption = f"{_short_names(data, true)}\n→ {_short_names(data, predicted)} {confidence:.0%}"
+        axes.set_title(caption, fontsize=7)
     save_figure(figure, path, dpi=110)
     return True
 
 
-def _worst(evaluation: ClassEvaluation) -> list[tuple[int, list[int], list[int], float]]:
+def _wrong_answers(evaluation: ClassEvaluation) -> list[tuple[int, list[int], list[int], float]]:
+    """Image number, true classes, predicted classes and confidence of each wrong answer, most confident first."""
     labels, scores = evaluation.labels, evaluation.scores
     if labels.ndim == 2:
         probabilities = scores.sigmoid()
-        off = (probabilities - labels.float()).abs()
-        order = off.amax(1).argsort(descending=True).tolist()
+        errors = (probabilities - labels.float()).abs()
+        order = errors.amax(1).argsort(descending=True).tolist()
         return [
-            (n, labels[n].nonzero()[:, 0].tolist(), (scores[n] > 0).nonzero()[:, 0].tolist(), float(off[n].max()))
+            (n, labels[n].nonzero()[:, 0].tolist(), (scores[n] > 0).nonzero()[:, 0].tolist(), float(errors[n].max()))
             for n in order
             if not bool(evaluation.right[n])
         ]
-    confidence, said = scores.softmax(1).max(1)
+    confidence, predicted = scores.softmax(1).max(1)
     order = confidence.argsort(descending=True).tolist()
-    return [(n, [int(labels[n])], [int(said[n])], float(confidence[n])) for n in order if not bool(evaluation.right[n])]
+    return [
+        (n, [int(labels[n])], [int(predicted[n])], float(confidence[n])) for n in order if not bool(evaluation.right[n])
+    ]
 
 
-def _short(data: Data, numbers: Sequence[int]) -> str:
+def _short_names(data: Data, numbers: Sequence[int]) -> str:
     name = ", ".join(data.classes[number] for number in numbers) or "nothing"
     return plain_text(name if len(name) <= 22 else f"{name[:21]}…")
 
@@ -166,18 +169,18 @@ def _thumbnail(images: ImageSet, number: int) -> np.ndarray:
 
 
 def draw_calibration(before: ClassEvaluation, scores: Tensor, path: Path) -> None:
-    """How often answers of some confidence are right: with the network's own logits, and with `scores`, those divided
-    by the temperature."""
+    """Draws accuracy over confidence: with the network's own logits, and with `scores`, which are divided by the
+    temperature."""
     figure = Figure(figsize=(4, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     for title, values in (("as trained", before.scores), ("with temperature", scores)):
-        confidence, hit = _confidence(values, before)
+        confidence, hits = _confidence(values, before)
         edges = np.linspace(0, 1, BINS + 1)
-        place = np.clip(np.digitize(confidence, edges) - 1, 0, BINS - 1)
-        full = [number for number in range(BINS) if (place == number).any()]
-        x = [confidence[place == number].mean() for number in full]
-        axes.plot(x, [hit[place == number].mean() for number in full], "o-", label=title, markersize=3)
+        bins = np.clip(np.digitize(confidence, edges) - 1, 0, BINS - 1)
+        filled = [number for number in range(BINS) if (bins == number).any()]
+        x = [confidence[bins == number].mean() for number in filled]
+        axes.plot(x, [hits[bins == number].mean() for number in filled], "o-", label=title, markersize=3)
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title="test images")
     axes.legend(frameon=False)
     save_figure(figure, path, dpi=110)

@@ -13,46 +13,47 @@ from vismoe.training.run import ASKED, INITIAL
 from .options import Options
 
 REPORT = "report.json"
-"""Written last: a run that has it is finished."""
+"""The file that is written last: a run that has it is finished."""
 ASIDE = f".{ASKED}"
-"""What a run that was killed while it reserved its folder may have left."""
+"""Temporary name of the reservation; a run that was killed while it wrote it may have left it."""
 
 
-def free(options: Options) -> Path:
-    """The first of `runs/finetune`, `runs/finetune-2`, … that is not there, or an unfinished run of these options."""
+def free_run_folder(options: Options) -> Path:
+    """The first of `runs/finetune`, `runs/finetune-2`, … that does not exist, or is an unfinished run of these
+    options."""
     path, number = Path("runs/finetune"), 2
-    while path.exists() and not (_asked(path) == asdict(options) and not (path / REPORT).exists()):
+    while path.exists() and not (_saved_options(path) == asdict(options) and not (path / REPORT).exists()):
         path, number = Path(f"runs/finetune-{number}"), number + 1
     return path
 
 
-def _asked(path: Path) -> dict[str, Any] | None:
+def _saved_options(path: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads((path / ASKED).read_text(encoding="utf-8"))
+        options: dict[str, Any] = json.loads((path / ASKED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found
+    return options
 
 
-def check(options: Options, path: Path) -> None:
+def check_run_folder(options: Options, path: Path) -> None:
     """Raises FileExistsError for a folder that is neither free nor an unfinished run of the same options, ValueError
-    for one among the images."""
+    for a folder inside the set."""
     if path.resolve().is_relative_to(Path(options.data).resolve()) and Path(options.data).is_dir():
         raise ValueError(f"{path} is inside {options.data}, where it would count as images: choose another --out")
     if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {ASIDE}):
-        asked = _asked(path)
-        if asked is None:
+        saved = _saved_options(path)
+        if saved is None:
             raise FileExistsError(f"{path} exists and is no run of finetune: choose another --out, or remove it")
-        ours = asdict(options)
-        if other := [name for name in ours if asked.get(name) != ours[name]]:
-            told = ", ".join(f"{name}={asked.get(name)} there, {ours[name]} here" for name in other)
-            raise FileExistsError(f"{path} was begun with other options ({told}): choose another --out")
+        given = asdict(options)
+        if changed := [name for name in given if saved.get(name) != given[name]]:
+            differences = ", ".join(f"{name}={saved.get(name)} there, {given[name]} here" for name in changed)
+            raise FileExistsError(f"{path} was begun with other options ({differences}): choose another --out")
         if (path / REPORT).exists():
             raise FileExistsError(f"{path} is finished: choose another --out, or remove it")
 
 
 def withdraw(path: Path) -> None:
-    """Takes back a reservation that nothing came of."""
+    """Removes the reservation of a run that was never begun."""
     if Run.of(path) is None:
         shutil.rmtree(path / INITIAL, ignore_errors=True)
         (path / ASKED).unlink(missing_ok=True)
@@ -61,6 +62,6 @@ def withdraw(path: Path) -> None:
 
 
 def reserve(options: Options, path: Path) -> None:
-    """Writes what is asked for into a run folder: another `finetune` may go on with it if it asks for the same."""
+    """Writes the options into a run folder: a later `finetune` with the same options may resume it."""
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / ASKED, asdict(options), aside=path / ASIDE)

@@ -1,4 +1,4 @@
-"""How a person's set is trained on, where nothing else is said: rules, each with its reason."""
+"""Rules that choose a recipe for a set and a network, each with its reason."""
 
 import math
 import os
@@ -16,60 +16,62 @@ from .options import Options, Products
 from .splits import Splits
 
 BUDGET = {"float32": 3e13, "bfloat16": 5e13}
-"""Multiplications of a training on a CPU: some eight minutes of two cores (25 and 50 images/s of a ViT-S/14 at 112
+"""Most multiplications of a training on a CPU: some eight minutes of two cores (25 and 50 images/s of a ViT-S/14 at 112
 pixels, the last third of which is trained)."""
 EPOCHS = {True: 12, False: 80}
-"""Of a trained network, and from scratch, at most."""
+"""Most epochs, for a trained network and from scratch."""
 CPU_IMAGE, IMAGE = 112, 224
 BATCH = {True: 32, False: 64}
 RATE = {True: 2e-4, False: 2e-3}
 BYTES_OF_A_TOKEN = 34 * 4
-"""What a block keeps of a token for backward, for each unit of width, in float32 (Korthikanti et al. 2022, eq. 1)."""
+"""Bytes that a block keeps of a token for backward, for each unit of width, in float32 (Korthikanti et al. 2022,
+eq. 1)."""
 
 
 @dataclass
 class Choice:
-    """A recipe, and why it is so, for people to read."""
+    """A recipe and the reasons for it, in words."""
 
     recipe: Recipe
     reasons: list[str] = field(default_factory=list)
 
 
 def choose_image_size(model: nn.Module, device: torch.device) -> int:
-    """The largest multiple of the patch up to the network's own size and what a device can train at in minutes."""
+    """The largest multiple of the patch size that is at most the network's own size, and at most the size at which a
+    device trains in minutes."""
     if not getattr(model, "resizable", True):
         return int(data_config(model)["input_size"][1])
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (16, 16))[0]
-    most = min(data_config(model)["input_size"][1], CPU_IMAGE if device.type == "cpu" else IMAGE)
-    return int(max(patch, most // patch * patch))
+    largest = min(data_config(model)["input_size"][1], CPU_IMAGE if device.type == "cpu" else IMAGE)
+    return int(max(patch, largest // patch * patch))
 
 
 def choose(options: Options, model: nn.Module, splits: Splits, device: torch.device, share: float) -> Choice:
-    """The recipe for a network and a split set, where the options do not say it.
+    """The recipe for a network and a set; options that are given are kept.
 
-    **Arguments:** `share`: of the blocks that are trained, in 0…1.
+    **Arguments:** `share`: share of the blocks that are trained, in 0…1.
     """
     data, trained, class_weights = splits.fitting, options.trained, options.class_weights
-    products: Products = "bfloat16" if multiplies_bfloat16(device) else "float32"
+    dtype: Products = "bfloat16" if multiplies_bfloat16(device) else "float32"
     if options.dtype != "auto":
-        products = options.dtype
+        dtype = options.dtype
     images = len(data.parts[0])
     size = data_config(model)["input_size"]
     batch = options.batch_size or min(BATCH[trained], max(2, images // 4 * 2))
-    one = cost(model, size).multiplications * (1 + 2 * share)
-    most = math.inf if device.type != "cpu" else BUDGET[products] / one
-    rounds = options.epochs or EPOCHS[trained]
-    steps = max(1, math.ceil(rounds * images / batch))
-    limited = options.epochs is None and most < steps * batch
+    per_image = cost(model, size).multiplications * (1 + 2 * share)
+    affordable = math.inf if device.type != "cpu" else BUDGET[dtype] / per_image  # images of the whole training
+    epochs = options.epochs or EPOCHS[trained]
+    steps = max(1, math.ceil(epochs * images / batch))
+    limited = options.epochs is None and affordable < steps * batch
     if limited:
-        steps = max(1, int(most / batch))
-    every = max(1, math.ceil(images / batch))
+        steps = max(1, int(affordable / batch))
+    steps_per_epoch = max(1, math.ceil(images / batch))
     reasons = [
         f"{size[1]} × {size[2]} pixels"
         + (", the network's only size" if not getattr(model, "resizable", True) else ""),
-        f"products in {products}",
+        f"products in {dtype}",
         f"{steps} steps of {batch} images ({steps * batch / images:.1f} times the set"
-        + (f", for {BUDGET[products]:.0e} multiplications on a CPU)" if limited else ")"),
+        + (f", for {BUDGET[dtype]:.0e} multiplications on a CPU)" if limited else ")"),
     ]
     if splits.uneven:
         reasons.append(
@@ -86,7 +88,7 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
         steps=steps,
         batch_size=batch,
         accumulate=accumulate,
-        dtype=products,
+        dtype=dtype,
         learning_rate=options.learning_rate or RATE[trained],
         warmup_steps=max(1, steps // 10),
         layer_decay=0.75 if trained else 1.0,
@@ -99,8 +101,8 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
         shear=0.0,
         flip=0.5,
         crop=0.5,
-        evaluate_every=min(every, steps) if trained else min(4 * every, steps),
-        checkpoint_every=every,
+        evaluate_every=min(steps_per_epoch, steps) if trained else min(4 * steps_per_epoch, steps),
+        checkpoint_every=steps_per_epoch,
         keep_checkpoints=1,
         patience=4 if trained else 6,
         keep="best",
@@ -109,28 +111,28 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster than in float32 there: a GPU's tensor cores; a CPU with instructions for
-    them (elsewhere they are emulated)."""
+    """Whether a device multiplies bfloat16 faster than float32: a GPU with tensor cores for it, or a CPU with
+    instructions for it; other devices emulate it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def kept_side(images: ImageSet, image_size: int) -> int | None:
-    """The short side at which training images are kept in memory: twice what the network sees, so that a crop of half
-    the area loses nothing; None where that would take more than a quarter of the free memory."""
+    """The short side at which training images are cached in memory: twice the network's image size, so that a crop of
+    half the area loses nothing; None where that would take more than a quarter of the free memory."""
     side = 2 * image_size
     return side if memory_of(images, side) < free_memory(torch.device("cpu")) / 4 else None
 
 
 def _micro_batches(model: nn.Module, batch: int, size: tuple[int, int, int], device: torch.device) -> int:
-    """Into how many parts a batch is cut so that what backward needs takes a third of the free memory at most."""
+    """Gradient accumulation steps with which the activations take at most a third of the free memory."""
     width, depth = getattr(model, "embed_dim", 384), len(getattr(model, "blocks", range(12)))
     grid = getattr(getattr(model, "patch_embed", None), "num_patches", (size[1] // 16) * (size[2] // 16))
-    one = (grid + 1) * width * depth * BYTES_OF_A_TOKEN
+    bytes_per_image = (grid + 1) * width * depth * BYTES_OF_A_TOKEN
     parts = 1
-    while batch / parts * one > free_memory(device) / 3 and parts < batch and batch % (2 * parts) == 0:
+    while batch / parts * bytes_per_image > free_memory(device) / 3 and parts < batch and batch % (2 * parts) == 0:
         parts *= 2
     return parts
 

@@ -1,4 +1,4 @@
-"""A run's own set, in the parts that the run had of it."""
+"""A run's own set, split as it was in the run."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -10,15 +10,15 @@ from vismoe.training.run import ASKED, SPLIT
 
 
 def run_splits(run: Run) -> Data:
-    """The set of a run: `train` is what it was trained on and what choices were made by, `val` what it was tested on.
-    Of a run of `finetune` these are the files that it wrote down, whatever else is in the folder by now; of another one
-    the part that it held out, which its best weights may have been chosen by. `left_out` is empty: the run has it.
+    """The set of a run. For a run of `finetune` the splits are the files that it wrote down, whatever else is in the
+    folder by now: `train` has the training and validation images, `val` the test images. For another run `val` is the
+    validation split, by which its best weights may have been selected. `left_out` is empty: the run has it.
 
-    **Raises:** ValueError where which images these are cannot be told any more, or not yet.
+    **Raises:** ValueError where the splits are not known any more, or not yet.
     """
     name, task = run.recipe.data, run.recipe.task
     if run.test_files is not None:
-        return _written_down(run, open_for(task, name))
+        return _written_splits(run, open_for(task, name))
     if (run.path / ASKED).is_file():
         raise ValueError(
             f"{run.path} is not finished, and which images are its test part is written at the end: "
@@ -35,8 +35,8 @@ def run_splits(run: Run) -> Data:
 
 
 def split_of_files(run: Run) -> dict[str, str]:
-    """Each file of a run's own set with the part that it was in: of a run of `finetune` train, validation or test, of
-    another one train or held-out."""
+    """The split of each file of a run's own set: train, validation or test for a run of `finetune`, train or held-out
+    for another."""
     if run.test_files is not None:
         files: dict[str, str] = run.read(SPLIT)["files"]
         return files
@@ -44,16 +44,16 @@ def split_of_files(run: Run) -> dict[str, str]:
     return dict.fromkeys(data.parts[0].files, "train") | dict.fromkeys(data.val.files, "held-out")
 
 
-def _written_down(run: Run, data: Data) -> Data:
+def _written_splits(run: Run, data: Data) -> Data:
     files = split_of_files(run)
-    if not files:  # of a named set, whose parts are its own
+    if not files:  # a named set has its own splits
         return data
     test = {file for file, part in files.items() if part == "test"}
-    train, val = _those(data.parts[0], files.keys() - test), _those(data.val, test)
+    train, val = _with_files(data.parts[0], files.keys() - test), _with_files(data.val, test)
     if not len(val):
         raise ValueError(f"{data.name} has none of the images any more that {run.path} was tested on")
     return replace(data, train=train if len(train) else None, val=val, left_out=())
 
 
-def _those(images: ImageSet, files: Collection[str]) -> ImageSet:
+def _with_files(images: ImageSet, files: Collection[str]) -> ImageSet:
     return images.subset([place for place, file in enumerate(images.files) if file in files])

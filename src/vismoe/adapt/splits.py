@@ -1,4 +1,4 @@
-"""A person's set in three parts: to train on, to choose by, and to report on."""
+"""A set in three splits: train, validation and test."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,14 +7,18 @@ from vismoe.data import Data, Duplicates, find_duplicates, fingerprint_all, hold
 
 TEST, VALIDATION = 0.2, 0.2
 UNEVEN = 3.0
-"""Largest class ÷ smallest, above which rare classes count for more."""
+"""Largest class ÷ smallest above which classes count as uneven."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """`fitting`: what is trained on, and as its held-out part what choices are made by (early stop, temperature), which
-    is the training part itself where there are too few images for one of their own (`validated` is False then);
-    `test`: the whole with the test part held out, which nothing is chosen by. `summary`: see `vismoe.data.summarise`.
+    """The splits of a set.
+
+    - `fitting`: its `train` is the training split, its `val` the validation split, for early stopping and temperature.
+      With too few images for a validation split `val` is the training split, and `validated` is False.
+    - `test`: its `val` is the test split, which is never used for selection; its `train` is all the rest.
+    - `summary`: see `vismoe.data.summarise`.
+    - `dropped`: number of images that are left out because a copy is in the test split.
     """
 
     fitting: Data
@@ -25,7 +29,7 @@ class Splits:
 
     @property
     def score(self) -> str:
-        """The name of the figure to go by."""
+        """The name of the primary metric."""
         return "mean_average_precision" if self.fitting.multi_label else "top1"
 
     @property
@@ -35,7 +39,7 @@ class Splits:
 
     @property
     def sizes(self) -> str:
-        """The sizes of the parts, in words."""
+        """The sizes of the splits, in words."""
         train, validation, test = len(self.fitting.parts[0]), len(self.fitting.val), len(self.test.val)
         chosen = (
             f"{validation:,} to choose by"
@@ -47,15 +51,15 @@ class Splits:
 
     @property
     def rows(self) -> list[tuple[str, str]]:
-        """Each image's file and part."""
+        """The file and the split of each image."""
         rows = [(file, "train") for file in self.fitting.parts[0].files]
         rows += [(file, "validation") for file in self.fitting.val.files] if self.validated else []
         return rows + [(file, "test") for file in self.test.val.files]
 
 
 def open_splits(name: str, seed: int, max_unreadable: float, workers: int = 0) -> Splits:
-    """Opens a folder (or zip, or named set) and splits it, so that no image and no copy of it, exact or near, is in
-    two parts. A test part of its own (val/ or test/) is kept; what has a copy there is not trained on.
+    """Opens a folder (or zip, or named set) and splits it, so that no image has a copy, exact or near, in
+    another split. A test split of its own (val/ or test/) is kept; images with a copy there are not trained on.
 
     **Raises:** ValueError, FileNotFoundError for a set that cannot be trained on.
     """
@@ -73,7 +77,7 @@ def open_splits(name: str, seed: int, max_unreadable: float, workers: int = 0) -
     kept = [index for index in range(len(data.train)) if duplicates.groups[index] not in groups]
     dropped = len(data.train) - len(kept)
     data, duplicates = replace(data, train=data.train.subset(kept)), duplicates.subset(kept)
-    _check_classes(data)
+    _check_training_classes(data)
     fitting, validated = _with_validation(data, duplicates, seed)
     return Splits(fitting, data, validated, summary, dropped)
 
@@ -90,9 +94,9 @@ def _with_validation(data: Data, duplicates: Duplicates, seed: int) -> tuple[Dat
     return fitting, True
 
 
-def _check_classes(data: Data) -> None:
+def _check_training_classes(data: Data) -> None:
     assert data.train is not None
-    if lost := data.classes_without(data.train):
+    if missing := data.classes_without(data.train):
         raise ValueError(
-            f"{data.name}: but for copies of test images there is nothing to train on of {', '.join(lost)}"
+            f"{data.name}: but for copies of test images there is nothing to train on of {', '.join(missing)}"
         )

@@ -28,7 +28,7 @@ ROOMS = (
     | dict.fromkeys(("models", "upcycle", "densify", "convert", "push", "export"), "models")
     | dict.fromkeys(("eval", "predict", "fewshot", "embed"), "inference")
 )
-"""The folder that each verb's file lies in."""
+"""The folder of each verb's file."""
 
 USAGE = "\n".join(
     ["usage: vismoe VERB [options]      (vismoe VERB --help tells more, with an example)", ""]
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             import_module(f".{ROOMS[verb]}.{verb}", __name__).main(rest)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has enough, as `head` does: what is still buffered must not raise again at exit.
+        # The reader has enough, as `head` has: the rest of the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ModuleNotFoundError as error:
         return _fail(f"this needs {error.name}: pip install 'vismoe[all]'", BAD_INPUT)
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except RuntimeError as error:
-        # By name: the class lies behind the optional dependencies of training.
+        # By name: importing the class needs the optional dependencies of training.
         if type(error).__name__ == "TrainingStoppedError":
             return _fail(str(error), 128 + cast(Any, error).signal)
         if type(error).__name__ != "TrainingDivergedError":
@@ -79,9 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    message = " ".join(message.rpartition("\nValueError: ")[2].split())  # of a data worker's error, the error alone
-    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        # What a stranger's file says may hold codes that a terminal obeys.
+    message = " ".join(
+        message.rpartition("\nValueError: ")[2].split()
+    )  # an error of a data worker without its traceback
+    if os.environ.get("RANK", "0") == "0":  # one of several processes prints
+        # Text from a foreign file may hold control codes of a terminal.
         shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in message)
         print(f"vismoe: error: {shown}", file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""Samples in: named sets and folders, splits without leaks, transforms, batches in a reproducible order."""
+"""Data: named sets and folders, splits without leaks, transforms, batches in a reproducible order."""
 
 from .batches import Collate, check_shares, evaluation_batches, mix_seeds, training_batches
 from .cached import cached_at_scale, cached_images, memory_of

@@ -1,4 +1,4 @@
-"""Batches in a reproducible order: what comes when depends on nothing but (seed, epoch, index)."""
+"""Batches in a reproducible order, which depends only on (seed, epoch, index)."""
 
 import itertools
 import os
@@ -28,8 +28,8 @@ def mix_seeds(*numbers: int) -> int:
 
 
 class Samples(Dataset[Sample]):
-    """Transformed samples by (epoch, index). Each draws its randomness from (seed, epoch, index) alone, so any number
-    of workers gives the same stream."""
+    """Transformed samples by (epoch, index). The random numbers of each depend on (seed, epoch, index) alone, so any
+    number of workers gives the same stream."""
 
     def __init__(self, images: ImageSet, transform: Transform, seed: int = 0):
         self.images, self.transform, self.seed = images, transform, seed
@@ -48,7 +48,8 @@ class Samples(Dataset[Sample]):
 
 
 class ShuffledForever(Sampler[tuple[int, int]]):
-    """(epoch, index) of a fresh permutation each epoch, without end; `start` skips what a resumed run has seen."""
+    """(epoch, index) of a new permutation each epoch, without end; `start` skips the samples that a resumed run has
+    seen."""
 
     def __init__(self, length: int, seed: int, start: int = 0):
         self.length, self.seed, self.start = length, seed, start
@@ -63,26 +64,27 @@ class ShuffledForever(Sampler[tuple[int, int]]):
 
 
 class SharedBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of an endless stream, of each the share of one of `ranks` processes.
+    """One process's share of each batch of an endless stream that `ranks` processes read.
 
-    A process gets what stands at both ends of its batch in turn, so that it holds with each image the one that mixup
-    pairs it with, and with each part of its share (gradient accumulation) a part of the same part of the whole.
+    Processes take turns from both ends of a batch towards its middle. So a process has each image together with the
+    one that mixup pairs it with, and each micro-batch (gradient accumulation) of its share lies in the same micro-batch
+    of the whole.
     """
 
     def __init__(self, stream: ShuffledForever, batch_size: int, rank: int = 0, ranks: int = 1):
         check_shares(batch_size, ranks)
         self.stream, self.batch_size = stream, batch_size
         last = batch_size - 1
-        self.mine = [place for place in range(batch_size) if min(place, last - place) % ranks == rank]
+        self.places = [place for place in range(batch_size) if min(place, last - place) % ranks == rank]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         stream = iter(self.stream)
         while batch := list(itertools.islice(stream, self.batch_size)):
-            yield [batch[place] for place in self.mine]
+            yield [batch[place] for place in self.places]
 
 
 def check_shares(batch_size: int, ranks: int) -> None:
-    """Raises ValueError where so many processes cannot share a batch evenly, in pairs."""
+    """Raises ValueError where `ranks` processes cannot share a batch evenly, in pairs."""
     if ranks > 1 and batch_size % (2 * ranks):
         raise ValueError(f"batch_size={batch_size} for {ranks} processes: it must be a multiple of {2 * ranks}")
 
@@ -100,14 +102,19 @@ def training_batches(
 ) -> DataLoader[Any]:
     """Endless shuffled batches.
 
-    **Arguments:** `images`: the set; `transform`: of each sample; `batch_size`: samples of a batch, of all processes
-    together; `seed`: decides the order and each sample's random numbers; `workers`: processes that prepare samples, 0:
-    this one does; `start`: how many samples of the stream were seen before; `rank`, `ranks`: the number of this
-    process, and of how many, each of which gets its share of every batch; `collate`: makes a batch of a list of samples
-    that do not stack (boxes, …).
+    **Arguments:**
 
-    **Returns:** a loader of batches: dictionaries of the samples' names, by default with all values of a name stacked
-    in a tensor, or in a list where they are text.
+    - `images`: the set.
+    - `transform`: is applied to each sample.
+    - `batch_size`: samples of a batch, over all processes.
+    - `seed`: decides the order and each sample's random numbers.
+    - `workers`: processes that prepare samples, default 0: this process.
+    - `start`: number of samples of the stream that were seen before, default 0.
+    - `rank`, `ranks`: number of this process and count of processes; each gets its share of every batch.
+    - `collate`: makes a batch of a list of samples; default: values are stacked, which does not fit boxes and the like.
+
+    **Returns:** a loader of batches: dictionaries with the names of the samples. By default the values of a name are
+    stacked in a tensor, or in a list where they are text.
     """
     batches = SharedBatches(ShuffledForever(len(images), seed, start), batch_size, rank, ranks)
     samples = Samples(images, transform, seed)
@@ -117,8 +124,8 @@ def training_batches(
 
 
 def leave_stopping(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, and a system that shuts down asks every one to end: when to stop is
-    for the training to say, not for its workers. What their parent sends them they obey."""
+    """Makes a data worker ignore Ctrl-C, and SIGTERM of other processes than its parent. Both reach every process of a
+    terminal or of a system that shuts down, and the training decides when its workers stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -134,7 +141,7 @@ def _end_when_the_parent_says() -> None:
 def evaluation_batches(
     images: ImageSet, transform: Transform, batch_size: int, workers: int = 0, collate: Collate | None = None
 ) -> DataLoader[Any]:
-    """Every sample once, in order, in batches as `training_batches` gives them; the last may be smaller."""
+    """A loader of every sample once, in order, in batches like those of `training_batches`; the last may be smaller."""
     keys = [(0, index) for index in range(len(images))]
     return DataLoader(
         Samples(images, transform),

@@ -1,4 +1,4 @@
-"""Images kept in memory, no larger than they are needed: decoding a photograph can cost more than training on it."""
+"""Images cached in memory, no larger than needed: decoding a photograph can cost more than training on it."""
 
 import math
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from .transforms import evaluation_scale
 
 
 def cached_images(images: ImageSet, side: int) -> ImageSet:
-    """The same set, each image decoded once, when it is first asked for, and kept: on white ground, with a short side
-    of at most `side` pixels, by a box filter.
+    """The same set with images that are decoded once, on first use, and cached: on white ground, with a short side of
+    at most `side` pixels, scaled by a box filter.
 
-    **Raises:** ValueError for a set with further values, whose places in an image would not be scaled with it.
+    **Raises:** ValueError for a set with further values: boxes and masks would not be scaled with the image.
     """
     return _cached(images, partial(_boxed, side))
 
 
 def cached_at_scale(images: ImageSet, config: dict[str, Any]) -> ImageSet:
-    """The same set, each image decoded once and kept in the scale in which a network with this data configuration is
-    evaluated: the results are the same, bit for bit.
+    """The same set with images that are decoded once and cached, at the scale at which a network with this data
+    configuration is evaluated: the results are the same, bit for bit.
 
     **Raises:** as `cached_images`.
     """
@@ -36,23 +36,23 @@ def _cached(images: ImageSet, change: Callable[[Image.Image], Image.Image]) -> I
         raise ValueError(
             f"images with {', '.join(images.further)} cannot be kept in another size: use the set as it is"
         )
-    return replace(images, image=_Kept(images, change))
+    return replace(images, image=_Cache(images, change))
 
 
 def memory_of(images: ImageSet, side: int) -> int:
-    """The bytes that images in the shape 4:3 and in colour take, kept so."""
+    """Bytes that the images take when cached with a short side of `side` pixels, if they are 4:3 and in colour."""
     return len(images) * side * side * 4
 
 
-class _Kept:
+class _Cache:
     def __init__(self, images: ImageSet, change: Callable[[Image.Image], Image.Image]):
         self.images, self.change = images, change
-        self.known: dict[int, Image.Image] = {}
+        self.decoded: dict[int, Image.Image] = {}
 
     def __call__(self, index: int) -> Image.Image:
-        if index not in self.known:
-            self.known[index] = self.change(self.images.image(index))
-        return self.known[index]
+        if index not in self.decoded:
+            self.decoded[index] = self.change(self.images.image(index))
+        return self.decoded[index]
 
 
 def _boxed(side: int, image: Image.Image) -> Image.Image:

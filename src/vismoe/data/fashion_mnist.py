@@ -1,4 +1,4 @@
-"""Fashion-MNIST: where it lies, or from where it comes."""
+"""Fashion-MNIST: found on this machine, or downloaded."""
 
 import gzip
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ from vismoe.files import cache_folder
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts it."""
+"""Folder of Debian's package dataset-fashion-mnist."""
 OLD_CACHE = Path.home() / ".cache" / "vismoe"
-"""Where it was downloaded to before `cache_folder` was asked."""
+"""Folder of downloads before `cache_folder` was used."""
 PARTS = ("train", "t10k")
 
 
 def read_fashion_mnist() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pixels (N, 28, 28), 0 is ground, and class numbers (N,), of the training and the test part.
+    """Pixels (N, 28, 28), 0 is background, and class numbers (N,), of the training and the test split.
 
-    Looked for where Debian's package puts it, in torchvision's layout below ./data and the cache, then
+    It is looked for in the folder of Debian's package, then in torchvision's layout below ./data and the cache, then
     downloaded to the cache.
 
-    **Raises:** FileNotFoundError where it is nowhere and cannot be downloaded; ValueError for a damaged file.
+    **Raises:** FileNotFoundError where it is not found and cannot be downloaded; ValueError for a damaged file.
     """
     cache = cache_folder()
     places = (DEBIAN, _raw(Path("data")), _raw(cache), _raw(OLD_CACHE))
@@ -32,7 +32,7 @@ def read_fashion_mnist() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         folder = _raw(cache)
         try:
             FashionMNIST(str(cache), download=True)
-        except Exception as error:  # whatever a network without access raises
+        except Exception as error:  # a network without access raises errors of many types
             raise FileNotFoundError(
                 f"fashion-mnist is not in {DEBIAN}, data/FashionMNIST/raw or {folder}, and cannot be downloaded "
                 f"({error}): apt-get install dataset-fashion-mnist, or copy its four files there"

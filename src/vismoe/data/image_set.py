@@ -1,4 +1,4 @@
-"""Sets of images, whatever they come from."""
+"""Sets of images from any source."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,23 +13,23 @@ from torch import Tensor
 from .images import Unreadable
 
 Sample = dict[str, Any]
-"""Named values of one image, or of what else is trained on: "image" (a PIL image or `tv_tensors.Image`), "label" (a
-tensor), and further ones: boxes, masks, a second image, a target."""
+"""The named values of one sample: "image" (a PIL image or `tv_tensors.Image`), "label" (a tensor), and further ones:
+boxes, masks, a second image, a target."""
 Batch = dict[str, Any]
-"""The same names, with what samples have of them stacked, or in a list."""
+"""The same names, with the values of all samples stacked, or in a list."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N images and what is known of them. It can be pickled if its functions can: where processes are not forked, those
-    that prepare images are sent it.
+    """N images with their labels and further values. It can be pickled if its functions can, as data workers that are
+    not forked need it.
 
-    - `labels`: the number of each one's class (N,), or which of K classes are on each (N, K), with K = 0 no labels.
-    - `image`: gives the i-th as a PIL image; nothing is decoded before.
-    - `files`: of files, their paths below the set's folder.
-    - `columns`: by name, what the set's metadata says of each beside the labels.
-    - `further`: by name, what gives a further value of the i-th sample: boxes or masks as `tv_tensors`, so that they
-      move with the image, a second image, any tensor. One named "image" takes the image's place.
+    - `labels`: class numbers (N,), or which of K classes each image shows (N, K); with K = 0 there are no labels.
+    - `image`: decodes the i-th image, as a PIL image.
+    - `files`: paths of the image files below the set's folder; empty for a set that is not made of files.
+    - `columns`: by name, the other columns of the set's metadata, a value for each image.
+    - `further`: by name, a function that gives a further value of the i-th sample: boxes or masks as `tv_tensors`, so
+      that they move with the image, a second image, any tensor. One named "image" replaces the image.
     """
 
     labels: Int[Tensor, " N"] | Bool[Tensor, "N K"]
@@ -42,7 +42,7 @@ class ImageSet:
         return len(self.labels)
 
     def sample(self, index: int) -> Sample:
-        """The i-th image with all that belongs to it: "image", "label" (where there are labels), and further values."""
+        """The i-th sample: "image", "label" (where there are labels), and further values."""
         sample: Sample = {} if "image" in self.further else {"image": self.image(index)}
         if self.labels.ndim == 1 or self.labels.shape[1]:
             sample["label"] = self.labels[index]
@@ -67,16 +67,15 @@ def _chosen(value: Callable[[int], Any], indices: Sequence[int], index: int) -> 
 class Data:
     """A set.
 
-    - `name`: what it was opened by.
+    - `name`: the name or path that it was opened by.
     - `classes`: their names, in order.
-    - `train`: the part to train on; None where all is for evaluation.
-    - `val`: the part to evaluate on.
-    - `channels`: of its images: 1 where all are grey.
-    - `left_out`: files that are no part of it, and why.
-    - `unreadable`: files of the parts that cannot be decoded; None where nobody has tried.
-    - `moved`: of a folder that was split at random, the files that changed sides after each class was drawn from, so
-      that copies of an image are on one side: with them the split can be had again without a look at the images; None
-      for other sets.
+    - `train`: the training split; None where all images are for evaluation.
+    - `val`: the split to evaluate on.
+    - `channels`: channels of its images: 1 where all are grey.
+    - `left_out`: files that are left out, and why.
+    - `unreadable`: files of the splits that cannot be decoded; None where they have not been tried.
+    - `moved`: for a folder that was split at random, the files that changed sides after the draw, so that copies of an
+      image are on one side; with them the split is reproducible without decoding. None for other sets.
     """
 
     name: str
@@ -100,12 +99,12 @@ class Data:
     def classes_without(self, images: ImageSet) -> list[str]:
         """The classes that none of these images shows."""
         labels = images.labels
-        seen = labels.any(0) if labels.ndim == 2 else labels.bincount(minlength=len(self.classes)) > 0
-        return [name for name, shown in zip(self.classes, seen.tolist(), strict=True) if not shown]
+        is_shown = labels.any(0) if labels.ndim == 2 else labels.bincount(minlength=len(self.classes)) > 0
+        return [name for name, shown in zip(self.classes, is_shown.tolist(), strict=True) if not shown]
 
     def class_weights(self, power: float) -> Tensor | None:
-        """What each class counts for in training: (mean size ÷ its size) to a power, or, where an image may show
-        several, (images without ÷ images with it) to it; None for a power of 0."""
+        """The weight of each class in the loss: (mean class size ÷ its size) to a power, or, where an image may show
+        several, (images without the class ÷ images with it) to the power; None for a power of 0."""
         if not power:
             return None
         labels = self.parts[0].labels
@@ -114,7 +113,7 @@ class Data:
         return (others / sizes.clamp_min(1)).pow(power).float()
 
     def numbered_as(self, classes: Sequence[str]) -> "Data":
-        """The same set with the classes of a network, in its order; the set may lack some.
+        """The same set with the classes of a network, in the network's order; the set may lack some.
 
         **Raises:** ValueError for a class that the network does not know.
         """
@@ -123,13 +122,13 @@ class Data:
             raise ValueError(
                 f"{self.name} has classes that the model does not know: {', '.join(unknown)} ({known} it does)"
             )
-        number = torch.tensor([list(classes).index(name) for name in self.classes])
+        new_numbers = torch.tensor([list(classes).index(name) for name in self.classes])
 
         def renumbered(part: ImageSet) -> ImageSet:
             if not self.multi_label:
-                return replace(part, labels=number[part.labels])
+                return replace(part, labels=new_numbers[part.labels])
             labels = torch.zeros(len(part), len(classes), dtype=torch.bool)
-            labels[:, number] = part.labels
+            labels[:, new_numbers] = part.labels
             return replace(part, labels=labels)
 
         train = None if self.train is None else renumbered(self.train)

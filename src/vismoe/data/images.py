@@ -1,4 +1,4 @@
-"""Image files: which are some, and what is on them."""
+"""Image files: listed and decoded."""
 
 import os
 import struct
@@ -12,9 +12,9 @@ from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 OTHER_SUFFIXES = (".avif", ".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga")
-"""Of images that are not read: passing over them in silence would lose somebody's photographs."""
+"""Suffixes of images that are not read; they are reported, so that no photographs are lost in silence."""
 MAX_PIXELS = 100_000_000
-"""An image whose header claims more is not decoded: a small file can claim to be enormous."""
+"""An image whose header claims more pixels is not decoded: a small file can claim to be enormous."""
 ORIENTATION = 0x0112
 FAILED = " cannot be read as an image: "
 TURNS = {
@@ -26,10 +26,10 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its orientation tag (EXIF). Pillow's own function for it also writes the tags anew,
-and fails where one of them is of an odd type."""
+"""The operation that makes an image upright, by its orientation tag (EXIF). Pillow's own function also rewrites the
+tags, and fails where one of them has an odd type."""
 UNREADABLE = (OSError, SyntaxError, ValueError, ArithmeticError, AttributeError, EOFError, LookupError, TypeError)
-"""What Pillow's decoders raise for damaged files, beside errors of their own."""
+"""Errors of Pillow's decoders for damaged files, beside their own types."""
 
 
 @dataclass(frozen=True)
@@ -41,46 +41,46 @@ class Unreadable:
 
     @staticmethod
     def of(file: str | Path, error: ValueError) -> "Unreadable":
-        """What `read_image` raised for a file."""
+        """From the error that `read_image` raised for a file."""
         return Unreadable(Path(file).as_posix(), str(error).partition(FAILED)[2] or str(error))
 
 
 def list_images(root: Path) -> tuple[list[Path], list[Unreadable]]:
-    """Every image file below a folder by its suffix, sorted by path, and what is left out: images of other kinds,
-    links that lead out of the folder, to another folder, or nowhere, pipes and devices. Hidden files and folders are
-    passed over."""
-    inside, found, left_out = Path(os.path.realpath(root)), [], []
+    """Every image file below a folder, known by its suffix, sorted by path; and the files that are left out: images of
+    other kinds, links that lead out of the folder, to another folder, or nowhere, pipes and devices. Hidden files and
+    folders are skipped."""
+    real_root, images, left_out = Path(os.path.realpath(root)), [], []
     for path in _walk(root):
-        if reason := _not_a_file(path, inside):
+        if reason := _reason_not_to_open(path, real_root):
             left_out.append(Unreadable(path.relative_to(root).as_posix(), reason))
         elif path.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(path)
+            images.append(path)
         elif path.suffix.lower() in OTHER_SUFFIXES:
             kind = path.suffix[1:].upper()
             left_out.append(Unreadable(path.relative_to(root).as_posix(), f"{kind} is not read: convert it to JPEG"))
-    return sorted(found), sorted(left_out, key=lambda entry: entry.file)
+    return sorted(images), sorted(left_out, key=lambda entry: entry.file)
 
 
-def _not_a_file(path: Path, inside: Path) -> str:
-    """Why what lies at a path is not opened; "" where it is a file, or a link to one inside."""
+def _reason_not_to_open(path: Path, real_root: Path) -> str:
+    """Why a path is not opened; "" where it is a file, or a link to a file below the root."""
     target = Path(os.path.realpath(path))
     if path.is_symlink():
         if not target.exists():
             return "a link that leads nowhere"
         if target.is_dir():
             return "a link to a folder: not followed"
-        if not target.is_relative_to(inside):
+        if not target.is_relative_to(real_root):
             return "a link that leads out of the folder: not followed"
     return "" if target.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES else "no regular file"
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Files, and links of any kind, that are not hidden."""
+    """Files and links of any kind, except hidden ones."""
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        here = Path(folder)
-        yield from (here / name for name in folders if (here / name).is_symlink())
-        yield from (here / name for name in files if not name.startswith("."))
+        parent = Path(folder)
+        yield from (parent / name for name in folders if (parent / name).is_symlink())
+        yield from (parent / name for name in files if not name.startswith("."))
 
 
 def read_image(path: Path) -> Image.Image:
@@ -89,7 +89,7 @@ def read_image(path: Path) -> Image.Image:
     **Raises:** ValueError where it is no image, is damaged, or its header claims more than MAX_PIXELS.
     """
     try:
-        # Pillow warns of what MAX_PIXELS decides.
+        # Pillow has a limit of its own; here MAX_PIXELS decides.
         with (
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
             Image.open(path) as image,
@@ -109,14 +109,14 @@ def read_image(path: Path) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Sixteen-bit grey as eight-bit grey, which Pillow's own conversion cuts off at 255; others as they are."""
+    """A sixteen-bit grey image as eight-bit grey; Pillow's own conversion clips at 255. Others are unchanged."""
     if not image.mode.startswith("I;16"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:
-    """An image with transparency on white ground; others as they are."""
+    """An image with transparency on white ground. Other images are unchanged."""
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image
     colours = image.convert("RGBA")

@@ -19,22 +19,26 @@ from .splits.folder_split import split_folder
 
 NAMED = ("digits", "fashion-mnist")
 HELD_OUT = 0.25
-"""The share that is held out of a set that comes in one piece."""
+"""Share of the validation split of a set that comes in one piece."""
 
 
 def open_data(name: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None) -> Data:
     """Opens a set by name, or a folder of images.
 
-    **Arguments:** `name`: "digits" (1,797 real handwritten digits, 8 × 8, that scikit-learn ships; a stratified random
-    quarter is held out), "fashion-mnist" (60,000 and 10,000 images of clothes, 28 × 28; see `fashion_mnist`), or a
-    path: class folders or images with a `metadata.csv`, in one piece or as `train/` and `val/`, or a zip of such a
-    folder, which is unpacked into a cache (see `archive_folder`); `split_seed`: of the random quarter. Without one a
-    folder in one piece is not split: all of it is for evaluation. With one its images are decoded, each once, so that
-    copies of an image, exact or near, are on one side of the split; `workers`: processes that decode them, 0: this one
-    does; `moved`: what an earlier opening of the folder had as `Data.moved`, for the same split with nothing decoded;
-    `()` for a quarter of each class, wherever copies are.
+    **Arguments:**
 
-    **Raises:** FileNotFoundError, ValueError for what cannot be opened.
+    - `name`: "digits" (1,797 real handwritten digits, 8 × 8, of scikit-learn; a stratified random quarter is the
+      validation split), "fashion-mnist" (60,000 and 10,000 images of clothes, 28 × 28; see `fashion_mnist`), or a path:
+      class folders or images with a `metadata.csv`, in one piece or as `train/` and `val/`, or a zip of such a folder,
+      which is unpacked into a cache (see `archive_folder`).
+    - `split_seed`: seed of the random quarter. Without one a folder in one piece is not split: all of it is for
+      evaluation. With one its images are decoded, each once, so that copies of an image, exact or near, are on one side
+      of the split.
+    - `workers`: processes that decode them, default 0: this process.
+    - `moved`: `Data.moved` of an earlier opening of the folder, for the same split with nothing decoded; `()` for a
+      quarter of each class, wherever copies are.
+
+    **Raises:** FileNotFoundError, ValueError for a name or folder that cannot be opened.
     """
     if name == "digits":
         return _digits(split_seed or 0)
@@ -46,9 +50,9 @@ def open_data(name: str, split_seed: int | None = None, workers: int = 0, moved:
     elif path.is_file() and path.suffix.lower() == ".zip":
         folder, data = _unpacked(path)
     else:
-        named = " and ".join(f'"{known}"' for known in NAMED)
+        accepted = " and ".join(f'"{known}"' for known in NAMED)
         raise FileNotFoundError(
-            f"data {name!r}: no such folder; accepted are {named}, and folders of images or zips of them"
+            f"data {name!r}: no such folder; accepted are {accepted}, and folders of images or zips of them"
         )
     if split_seed is None or not may_be_split(folder):
         return data
@@ -67,17 +71,17 @@ def _digits(split_seed: int) -> Data:
     digits = load_digits()
     # Sixteen grey levels, dark ink on white as written: 0…16 -> 255…0.
     pixels = (255 - digits.images * (255 / 16)).round().astype(np.uint8)
-    every = np.arange(len(pixels))
-    train, val = train_test_split(every, test_size=HELD_OUT, random_state=split_seed, stratify=digits.target)
+    indices = np.arange(len(pixels))
+    train, val = train_test_split(indices, test_size=HELD_OUT, random_state=split_seed, stratify=digits.target)
     whole = ImageSet(torch.from_numpy(digits.target), partial(_image, pixels))
     names = [str(name) for name in digits.target_names]
     return Data("digits", names, whole.subset(train.tolist()), whole.subset(val.tolist()), channels=1)
 
 
 def fashion_mnist() -> Data:
-    """Zalando's 70,000 images of clothes (Xiao et al. 2017), dark on white; its own test part is held out.
+    """Zalando's 70,000 images of clothes (Xiao et al. 2017), dark on white, with its own test split as `val`.
 
-    **Raises:** FileNotFoundError where it neither lies here nor can be downloaded.
+    **Raises:** FileNotFoundError where it is not on this machine and cannot be downloaded.
     """
     train, val = (_white_ground(pixels, labels) for pixels, labels in read_fashion_mnist())
     return Data("fashion-mnist", list(CLASSES), train, val, channels=1)

@@ -1,4 +1,4 @@
-"""Samples as a network wants them: images, and what moves with them, scaled, cropped, moved and normalised."""
+"""Transforms of samples: images are scaled, cropped, augmented and normalised; boxes and masks move with them."""
 
 import math
 from collections.abc import Callable
@@ -19,24 +19,24 @@ from .images import eight_bits, flatten_alpha
 
 Transform = Callable[[Sample], Sample]
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's, by the channels of a network."""
+"""Pillow's modes, by the channels of a network."""
 LONGEST = 20
 
 
 def evaluation_transform(config: dict[str, Any]) -> Transform:
-    """Has a network's evaluation see a sample as its data configuration says: scaled so that the crop fits, the centre
-    cut out, normalised. A PIL image goes through timm's own transform, so that weights are evaluated as they were
-    published; tensors go through the same steps of torchvision.
+    """The transform of samples at evaluation, by a network's data configuration: images are scaled so that the crop
+    fits, centre-cropped and normalised. A PIL image goes through timm's own transform, so that weights are evaluated as
+    they were published; tensors go through the same steps of torchvision.
 
     **Arguments:** `config`: timm's data configuration: input_size (C, H, W), mean, std, interpolation, crop_pct.
 
-    **Returns:** a function of a sample. Of its values, PIL images (made grey or colour, as the network has channels)
-    and `tv_tensors.Image` (C, any height, any width; integers, or floats in 0…1) become float tensors (C, H, W); other
-    `tv_tensors` (boxes, masks) move with them and stay what they are; everything else is passed on untouched. Boxes
+    **Returns:** a function of a sample. PIL images (made grey or colour, as the network has channels) and
+    `tv_tensors.Image` (C, any height, any width; integers, or floats in 0…1) become float tensors (C, H, W). Other
+    `tv_tensors` (boxes, masks) move with them and keep their types; all other values are passed on unchanged. Boxes
     outside of the crop stay, without area.
 
-    **Raises:** ValueError for a configuration that cannot be followed; when called, for an image of other channels than
-    the network's.
+    **Raises:** ValueError for a configuration that timm cannot use; when called, for an image whose channels differ
+    from the network's.
     """
     try:
         alone = v2.Compose([partial(_as_mode, config["input_size"][0]), create_transform(**config)])
@@ -46,8 +46,8 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
 
 
 def evaluation_scale(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
-    """An image in the channels and the scale of evaluation, its centre not yet cut out: what `evaluation_transform`
-    makes of it is, bit for bit, what it makes of the image."""
+    """A function that brings an image to the channels and the scale of evaluation, before the centre crop. Its result
+    and the image itself give the same in `evaluation_transform`, bit for bit."""
     whole, *_ = create_transform(**config).transforms
     return v2.Compose([partial(_as_mode, config["input_size"][0]), whole])
 
@@ -64,27 +64,27 @@ def training_transform(
     noise: float = 0.0,
     erase: float = 0.0,
 ) -> Transform:
-    """The same, drawn at random. All images, boxes and masks of a sample move together: random numbers are drawn once
-    for all of them, but for the noise, which is each image's own.
+    """The transform of samples in training: that of evaluation with augmentation. All images, boxes and masks of a
+    sample move together: random numbers are drawn once for all of them, except the noise, which each image draws.
 
     **Arguments:**
 
     - `config`: as for `evaluation_transform`.
-    - `degrees`, `shear`: rotation and shear up to so many degrees.
+    - `degrees`, `shear`: rotation and shear up to this many degrees.
     - `translate`: shift up to this share of the size.
-    - `scale`: size times a factor within 1 ± this. What rotation, shear, shift and scale bring in from outside is white
-      (of tensors 1 in every channel), in masks 0.
+    - `scale`: size times a factor within 1 ± this. Pixels that rotation, shear, shift and scale bring in from outside
+      are white (in tensors 1 in every channel), in masks 0.
     - `flip`: share of samples that are mirrored.
     - `crop`: where it is not 1, a crop of at least this share of the image's area, of a shape up to 4:3 either way, in
       place of the centre; the images of a sample must then have one size.
-    - `color_jitter`: brightness, contrast and saturation, each times a factor within 1 ± this; of 1 or 3 channels.
-    - `noise`: standard deviation of what is added to each pixel, in 0…1.
+    - `color_jitter`: brightness, contrast and saturation, each times a factor within 1 ± this; for 1 or 3 channels.
+    - `noise`: standard deviation of the Gaussian noise on each pixel, in 0…1.
     - `erase`: share of samples in whose images a rectangle, 2 % to 33 % of the area, gets the mean colour (Zhong et al.
       2017).
 
     **Returns:** a function of a sample, as `evaluation_transform` gives it.
 
-    **Raises:** ValueError for jitter of the colours of other channels; when called, for an image of other channels than
+    **Raises:** ValueError for color jitter with other channels; when called, for an image whose channels differ from
     the network's.
     """
     channels, *size = config["input_size"]
@@ -92,12 +92,12 @@ def training_transform(
         raise ValueError(f"color_jitter={color_jitter:g}: the network takes {channels} channels, accepted are 1 and 3")
     interpolation = InterpolationMode(config["interpolation"])
     scaled = [int(length / config["crop_pct"]) for length in size]
-    square = scaled[0] == scaled[1]  # for which timm rounds the long side otherwise
-    whole = (
+    square = scaled[0] == scaled[1]  # timm rounds the long side differently for these
+    resize = (
         v2.Resize(scaled[0], interpolation) if square else ResizeKeepRatio(scaled, interpolation=interpolation.value)
     )
-    centre = v2.Compose([whole, v2.CenterCrop(size)])
-    cut = None if crop == 1 else v2.RandomResizedCrop(size, (crop, 1.0), (3 / 4, 4 / 3), interpolation)
+    centre = v2.Compose([resize, v2.CenterCrop(size)])
+    random_crop = None if crop == 1 else v2.RandomResizedCrop(size, (crop, 1.0), (3 / 4, 4 / 3), interpolation)
     affine = v2.RandomAffine(
         degrees,
         translate=(translate, translate),
@@ -107,8 +107,8 @@ def training_transform(
         fill={"others": 255, tv_tensors.Image: 1.0, tv_tensors.Mask: 0},
     )
     normalize, erasing = _normalize(config, noise), v2.RandomErasing(erase)
-    # While an image is Pillow's, which moves small ones several times as fast as tensors are moved.
-    moved = [
+    # Applied to PIL images before they become tensors: Pillow moves small images several times as fast.
+    augmentations = [
         *([v2.RandomHorizontalFlip(flip)] if flip else []),
         *([affine] if degrees or translate or scale or shear else []),
         *([v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []),
@@ -116,8 +116,8 @@ def training_transform(
     alone = v2.Compose(
         [
             partial(_as_mode, channels),
-            cut or (partial(_of_size, tuple(size), centre) if scaled == size else centre),
-            *moved,
+            random_crop or (partial(_of_size, tuple(size), centre) if scaled == size else centre),
+            *augmentations,
             normalize,
             *([erasing] if erase else []),
         ]
@@ -125,9 +125,9 @@ def training_transform(
     together = v2.Compose(
         [
             partial(_each, partial(_prepared, channels)),
-            *([_of_one_size, cut] if cut else [partial(_each, partial(_centred, config))]),
+            *([_require_one_size, random_crop] if random_crop else [partial(_each, partial(_centred, config))]),
             partial(_each, _as_floats),
-            *(partial(_moved_boxes, step) if step is affine else step for step in moved),
+            *(partial(_moved_boxes, step) if step is affine else step for step in augmentations),
             partial(_each, normalize),
             *([partial(_erased, erasing)] if erase else []),
         ]
@@ -136,8 +136,8 @@ def training_transform(
 
 
 def _transformed(alone: Callable[[Image.Image], Any], together: Callable[[Sample], Sample], sample: Sample) -> Sample:
-    """A sample with its images, boxes and masks transformed: one PIL image by itself, which is faster, else all of them
-    together."""
+    """A sample with its images, boxes and masks transformed: a single PIL image alone, which is faster, otherwise all
+    of them together."""
     moving = {name: value for name, value in sample.items() if isinstance(value, Image.Image | tv_tensors.TVTensor)}
     if not moving:
         return sample
@@ -160,14 +160,14 @@ def _evaluated(config: dict[str, Any], alone: Callable[[Image.Image], Any], movi
         if isinstance(value, Image.Image):
             return alone(value)
         value = _scaled(config, config.get("crop_mode"), _prepared(channels, value))
-        # Normalised before it is cropped: where a crop is larger than the image it is filled up with 0, the mean.
+        # Normalised before the crop: a crop that is larger than the image is padded with 0, which is then the mean.
         return functional.center_crop(normalize(_as_floats(value)), size)
 
     return _each(change, moving)
 
 
 def _prepared(channels: int, value: Any) -> Any:
-    """An image in as many channels as the network has; of anything too long its middle."""
+    """An image in the channels of the network; any value of an extreme aspect ratio is cropped to its middle."""
     if isinstance(value, Image.Image):
         return _as_mode(channels, value)
     if isinstance(value, tv_tensors.Image):
@@ -190,24 +190,24 @@ def _centred(config: dict[str, Any], value: Any) -> Any:
 
 
 def _scaled(config: dict[str, Any], crop_mode: str | None, value: Any) -> Any:
-    """Anything in the scale of evaluation, its centre not yet cut out, in the sizes that timm's transform has."""
-    wanted = [math.floor(length / config["crop_pct"]) for length in config["input_size"][1:]]
+    """A value at the scale of evaluation, before the centre crop, in the sizes of timm's transform."""
+    target = [math.floor(length / config["crop_pct"]) for length in config["input_size"][1:]]
     if crop_mode == "squash":
-        size = wanted
-    elif crop_mode != "border" and wanted[0] == wanted[1]:
-        size = wanted[:1]
+        size = target
+    elif crop_mode != "border" and target[0] == target[1]:
+        size = target[:1]
     else:
         lengths = functional.get_size(value)
-        ratios = [length / target for length, target in zip(lengths, wanted, strict=True)]
+        ratios = [length / side for length, side in zip(lengths, target, strict=True)]
         ratio = max(ratios) if crop_mode == "border" else min(ratios)
         size = [round(length / ratio) for length in lengths]
     return functional.resize(value, size, InterpolationMode(config["interpolation"]))
 
 
-def _of_one_size(moving: Sample) -> Sample:
-    """The same.
+def _require_one_size(moving: Sample) -> Sample:
+    """The images, boxes and masks of a sample, unchanged.
 
-    **Raises:** ValueError where one place does not mean the same in all of them.
+    **Raises:** ValueError where their sizes differ, so that one random crop does not fit all.
     """
     sizes = {name: tuple(functional.get_size(value)) for name, value in moving.items()}
     if len(set(sizes.values())) > 1:
@@ -220,35 +220,37 @@ def _of_one_size(moving: Sample) -> Sample:
 
 
 def _moved_boxes(affine: v2.RandomAffine, moving: Sample) -> Sample:
-    """A sample moved, where boxes that are outside of the image already keep no area: turned, the line at the border
-    that is left of one would have some."""
+    """A sample after an affine transform. Boxes that were outside of the image before stay without area: the line at
+    the border that is left of one would get some when it is turned."""
     moved = affine(moving)
-    for name, before in moving.items():
-        if isinstance(before, tv_tensors.BoundingBoxes) and not tv_tensors.is_rotated_bounding_format(before.format):
-            empty = functional.convert_bounding_box_format(before, new_format="CXCYWH")[..., 2:].amin(-1) <= 0
+    for name, original in moving.items():
+        if isinstance(original, tv_tensors.BoundingBoxes) and not tv_tensors.is_rotated_bounding_format(
+            original.format
+        ):
+            empty = functional.convert_bounding_box_format(original, new_format="CXCYWH")[..., 2:].amin(-1) <= 0
             corners = functional.convert_bounding_box_format(moved[name], new_format="XYXY")
             corners[empty, 2:] = corners[empty, :2]
-            moved[name] = functional.convert_bounding_box_format(corners, new_format=before.format)
+            moved[name] = functional.convert_bounding_box_format(corners, new_format=original.format)
     return moved
 
 
 def _as_floats(value: Any) -> Any:
-    """An image tensor in 0…1; others as they are."""
+    """An image tensor as floats in 0…1. Other values are unchanged."""
     return functional.to_dtype(value, torch.float32, scale=True) if isinstance(value, tv_tensors.Image) else value
 
 
 def _erased(erasing: v2.RandomErasing, moving: Sample) -> Sample:
-    """The images of a sample with one rectangle erased in all of them, in a share of samples."""
+    """A sample, with a given probability with one rectangle erased in all of its images."""
     images = {name: value for name, value in moving.items() if not isinstance(value, tv_tensors.TVTensor)}
     if not images or torch.rand(1) >= erasing.p:
         return moving
     first, *_ = images.values()
-    drawn = erasing.make_params([first])
-    return moving | {name: erasing.transform(value, drawn) for name, value in images.items()}
+    rectangle = erasing.make_params([first])
+    return moving | {name: erasing.transform(value, rectangle) for name, value in images.items()}
 
 
 def _of_size(size: tuple[int, int], change: Callable[[Any], Any], image: Image.Image) -> Image.Image:
-    """An image, changed to be of a size (height, width) where it is not."""
+    """An image, changed where it does not have the size (height, width)."""
     return image if image.size == size[::-1] else change(image)
 
 
@@ -267,11 +269,11 @@ def _shortened(image: Image.Image) -> Image.Image:
 
 
 def _middle(width: int, height: int) -> tuple[int, int, int, int]:
-    """An image's middle (left, top, right, bottom), of at most LONGEST times the length of its short side: scaled up by
-    it, a hairline of a few kilobytes would fill all memory, and no network is shown its ends."""
-    most = LONGEST * min(width, height)
-    left, top = ((length - min(length, most)) // 2 for length in (width, height))
-    return left, top, left + min(width, most), top + min(height, most)
+    """The middle of an image (left, top, right, bottom), at most LONGEST times as long as its short side. Extreme
+    aspect ratios are cropped: scaled by its short side, a line of a few kilobytes would fill all memory."""
+    longest = LONGEST * min(width, height)
+    left, top = ((length - min(length, longest)) // 2 for length in (width, height))
+    return left, top, left + min(width, longest), top + min(height, longest)
 
 
 def _normalize(config: dict[str, Any], noise: float) -> Callable[[Any], Any]:
@@ -281,8 +283,8 @@ def _normalize(config: dict[str, Any], noise: float) -> Callable[[Any], Any]:
 
 
 def _normalized(mean: list[float], std: list[float], noise: float, value: Any) -> Any:
-    """What v2's ToImage, ToDtype, GaussianNoise and Normalize do to an image, without asking for each whether it comes
-    with boxes; boxes and masks as they are."""
+    """Does to an image what v2's ToImage, ToDtype, GaussianNoise and Normalize do, without their search for boxes at
+    every step. Boxes and masks are unchanged."""
     if isinstance(value, Image.Image):
         pixels = functional.to_dtype_image(functional.pil_to_tensor(value), torch.float32, scale=True)
     elif isinstance(value, tv_tensors.Image):

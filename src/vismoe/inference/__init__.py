@@ -1,4 +1,4 @@
-"""A trained network put to work: predictions and evaluation."""
+"""Prediction and evaluation with a trained network."""
 
 from .evaluation import evaluate
 from .inputs import open_inputs

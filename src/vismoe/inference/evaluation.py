@@ -1,4 +1,4 @@
-"""How good a network is on images that it was not trained on."""
+"""Evaluation of a network on a set."""
 
 import time
 
@@ -20,16 +20,17 @@ def evaluate(
     mesh: Mesh | None = None,
     task: Task | None = None,
 ) -> Evaluation:
-    """Runs a network over a set, once, at evaluation: of an ensemble, the mean of its members' probabilities. Leaves
-    each of its modules in the mode it was in.
+    """Evaluates a network on a set, in evaluation mode. An ensemble answers with the mean of its members'
+    probabilities. Every module is left in the mode that it was in.
 
     **Arguments:**
 
     - `model`, `images`: the network and the set.
-    - `batch_size`: images of one forward pass, default 256; `workers`: processes that prepare images, default none.
-    - `mesh`: the processes that all call it share the work.
-    - `task`: what the network is judged by; by default classification, with as many labels an image as the set has, or
-      what the network says.
+    - `batch_size`: images of one forward pass, default 256; `workers`: processes that prepare images, default 0: this
+      process.
+    - `mesh`: processes that share the work; all of them call it. Default: this process alone.
+    - `task`: the task to evaluate; default: the network's, or classification with as many labels an image as the set
+      has.
 
     **Raises:** ValueError where the set is empty.
     """

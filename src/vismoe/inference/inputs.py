@@ -1,4 +1,4 @@
-"""What a user points at, as samples: files, folders of files, images in memory."""
+"""Opens a user's inputs as samples: files, folders of files, images in memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,23 +18,24 @@ def open_inputs(
 ) -> Iterator[tuple[str, Sample]]:
     """Samples with their titles, each decoded when it is asked for.
 
-    **Arguments:** `read`: the sample of a file; `left_out`: is told of each file of a folder that cannot be read.
+    **Arguments:** `given`: files, folders or images; `read`: gives the sample of a file; `left_out`: is called with
+    each file of a folder that cannot be read.
 
-    **Raises:** FileNotFoundError for what is not there, ValueError for a folder without images, both at once;
-    ValueError for a damaged file, when it is asked for.
+    **Raises:** FileNotFoundError for a path that does not exist, ValueError for a folder without images, both before
+    the first sample; ValueError for a damaged file, when it is decoded.
     """
     items: list[Given] = [given] if isinstance(given, str | Path | Image.Image) else list(given)
-    listed: list[tuple[Path | Image.Image, Path | None]] = []  # with the folder that it is of
+    listed: list[tuple[Path | Image.Image, Path | None]] = []  # each with the folder that it comes from
     for item in items:
         if isinstance(item, Image.Image):
             listed.append((item, None))
         elif Path(item).is_dir():
-            files, others = list_images(Path(item))
+            files, unreadable = list_images(Path(item))
             if not files:
                 raise ValueError(f"{item} holds no images")
             listed += [(path, Path(item)) for path in files]
             if left_out is not None:
-                for entry in others:
+                for entry in unreadable:
                     left_out(entry)
         elif Path(item).is_file():
             listed.append((Path(item), None))

@@ -1,4 +1,4 @@
-"""A trained network put to work: made ready once, asked as often as one likes."""
+"""A predictor: a trained network that is prepared once and called often."""
 
 import threading
 import time
@@ -25,8 +25,8 @@ Forward = Callable[[nn.Module, Batch], Any]
 
 @dataclass(frozen=True)
 class Output:
-    """What a network gives for one batch of a set: `places` (B,) of its samples, the `batch`, the `outputs`, the
-    `routing` that was recorded, and when the forward pass `started` (time.perf_counter)."""
+    """A network's outputs for one batch of a set. `places` (B,): the samples' places in the set; `routing`: what was
+    recorded; `started`: time.perf_counter before the forward pass."""
 
     places: Tensor
     batch: Batch
@@ -36,22 +36,22 @@ class Output:
 
 
 class Predictor:
-    """A model that answers: it prepares images, runs them in batches, and says what they are.
+    """Prepares images, runs a model on them in batches, and gives its predictions.
 
-    Several threads may use one at a time: batches run one after the other. A model that is handed in is borrowed: after
-    every call each of its modules is in the mode that it was in.
+    Several threads may share a predictor: batches run one after the other. After every call each module of the model is
+    in the mode that it was in before.
 
     **Arguments:**
 
-    - `model`: a network, or what names one: a run folder, a model folder, an exported .onnx file, timm:NAME,
+    - `model`: a network, or its source: a run folder, a model folder, an exported .onnx file, timm:NAME,
       hf:ORG/NAME, PRESET.TAG.
-    - `task`: what it was trained for; by default what the model says.
-    - `device`: where to run; by default where the model is.
+    - `task`: the task that it was trained for; default: the one that the model records.
+    - `device`: device to run on; default: the model's.
     - `batch_size`: images of one forward pass, default 64.
-    - `preprocessing`: fields of timm's data configuration (input_size, mean, std, interpolation, crop_pct) that are to
-      differ from the model's.
+    - `preprocessing`: fields of timm's data configuration (input_size, mean, std, interpolation, crop_pct) that replace
+      the model's.
 
-    **Raises:** ValueError, FileNotFoundError for what is no model.
+    **Raises:** ValueError, FileNotFoundError for a source that is no model.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     def prepare(self, sample: Sample) -> Sample:
-        """A sample as the network takes it, without a batch dimension."""
+        """The transformed sample, without a batch dimension."""
         return self._transform(sample)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -88,7 +88,7 @@ class Predictor:
         return batch
 
     def run(self, batch: Batch, forward: Forward | None = None) -> Any:
-        """The network's outputs for a batch, without gradient; `forward`: in place of the task's."""
+        """The network's outputs for a batch, without gradient. `forward`: replaces the task's."""
         moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         with self._lock, torch.inference_mode(), evaluating(self.model):
             return (forward or self.task.forward)(self.model, moved)
@@ -102,18 +102,18 @@ class Predictor:
     ) -> Iterator[Output]:
         """Runs the network over a set, in order.
 
-        **Arguments:** `workers`: processes that prepare images; `share`: (rank, size), every size-th sample from
-        rank on; `forward`: in place of the task's.
+        **Arguments:** `workers`: processes that prepare images, default 0: this process; `share`: (rank, size), every
+        size-th sample from rank on; `forward`: replaces the task's.
         """
         rank, size = share
         places = torch.arange(rank, len(images), size)
-        part = images if size == 1 else images.subset(places.tolist())
-        batches = evaluation_batches(part, self.prepare, self.batch_size, workers, self.task.collate)
-        for own, batch in zip(places.split(self.batch_size), batches, strict=True):
+        shared = images if size == 1 else images.subset(places.tolist())
+        batches = evaluation_batches(shared, self.prepare, self.batch_size, workers, self.task.collate)
+        for batch_places, batch in zip(places.split(self.batch_size), batches, strict=True):
             started = time.perf_counter()
             with record(self.model) as routing:
                 outputs = self.run(batch, forward)
-            yield Output(own, batch, outputs, routing, started)
+            yield Output(batch_places, batch, outputs, routing, started)
 
     def predict(
         self,
@@ -121,13 +121,13 @@ class Predictor:
         topk: int = 5,
         left_out: Callable[[Unreadable], None] | None = None,
     ) -> list[Prediction]:
-        """The answers for images, one each, in order.
+        """The predictions for images, one each, in order.
 
-        **Arguments:** `images`: files, folders of them, or PIL images; `topk`: how many classes to name, default 5;
-        `left_out`: is told of each file of a folder that cannot be read, which then has no answer.
+        **Arguments:** `images`: files, folders of them, or PIL images; `topk`: number of classes to name, default 5;
+        `left_out`: is called with each file of a folder that cannot be read, which then has no prediction.
 
-        **Raises:** ValueError for what is no image (in a folder, unless `left_out` is given), FileNotFoundError for
-        what is not there; both before the first image is run, but for damaged files.
+        **Raises:** ValueError for a file that is no image (in a folder, unless `left_out` is given), FileNotFoundError
+        for a path that does not exist; both before the first image is run, except for damaged files.
         """
         if topk < 1:
             raise ValueError(f"topk={topk}: it must be at least 1")
@@ -155,11 +155,12 @@ def predict(
     batch_size: int = 64,
     left_out: Callable[[Unreadable], None] | None = None,
 ) -> list[Prediction]:
-    """What a network says of images: one prediction an image, of an ensemble by the mean of its members' probabilities.
+    """Predicts the classes of images: one prediction an image. An ensemble answers with the mean of its members'
+    probabilities.
 
-    **Arguments:** `model`: a network; `images`: files, folders of them, or PIL images; `topk`: how many classes to
-    name, default 5; `batch_size`: images of one forward pass, default 64; `left_out`: is told of each file of a folder
-    that cannot be read, which then has no prediction.
+    **Arguments:** `model`: a network; `images`: files, folders of them, or PIL images; `topk`: number of classes
+    to name, default 5; `batch_size`: images of one forward pass, default 64; `left_out`: is called with each file of a
+    folder that cannot be read, which then has no prediction.
 
     **Raises:** as `Predictor.predict`.
     """

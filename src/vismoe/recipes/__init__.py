@@ -1,4 +1,4 @@
-"""Recipes by name, and what follows one."""
+"""Recipes by name, and training by one."""
 
 import warnings
 from collections.abc import Callable
@@ -56,8 +56,8 @@ def find_recipe(name: str) -> Recipe:
     **Raises:** ValueError for an unknown name.
     """
     if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(RECIPES)}"
+        similar = get_close_matches(name, RECIPES, n=2, cutoff=0.4)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else f"there are {', '.join(RECIPES)}"
         raise ValueError(f"unknown recipe {name!r}; {hint}")
     return RECIPES[name]()
 
@@ -76,13 +76,13 @@ def train(
     - `recipe`: a name or a `Recipe`.
     - `out`: the run folder; by default the first free one of `runs/NAME`, `runs/NAME-2`, …
     - `on_status`: is called with a `Status` every few steps.
-    - `resume`: go on in `out` (by default `runs/NAME`) from its newest checkpoint, from the beginning where there is
+    - `resume`: resume the run in `out` (by default `runs/NAME`) from its newest checkpoint, or start it where there is
       none.
     - `overrides`: fields of the recipe.
 
     **Returns:** the finished `Run`.
 
-    **Raises:** FileExistsError where `out` exists; ValueError, FileNotFoundError for a recipe that cannot be followed.
+    **Raises:** FileExistsError where `out` exists; ValueError, FileNotFoundError for a recipe that cannot be used.
     """
     if "watch" in overrides:
         warnings.warn("vismoe.train(watch=…) is called on_status now", DeprecationWarning, stacklevel=2)
@@ -92,6 +92,6 @@ def train(
         resolved = replace(resolved, **overrides)
     except TypeError as error:
         raise ValueError(f"a recipe has no field {str(error).rpartition(' ')[2]}") from error
-    default = Path("runs") / resolved.name
-    path = Path(out) if out is not None else default if resume else free_path(default)
+    default_path = Path("runs") / resolved.name
+    path = Path(out) if out is not None else default_path if resume else free_path(default_path)
     return fit(resolved, path, on_status, resume)

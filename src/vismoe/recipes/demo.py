@@ -1,4 +1,4 @@
-"""The demonstration: a V-MoE and its dense twin on the same digits, beside the simplest classifier there is."""
+"""The demonstration: a V-MoE and its dense twin on the same digits, beside 3-nearest-neighbours."""
 
 import shutil
 import statistics
@@ -25,7 +25,7 @@ NAME, SAMPLES = "demo", 5
 
 @dataclass(frozen=True)
 class Contestant:
-    """One of the twins: its run, what it costs, its accuracy and speed on the held-out images."""
+    """One of the twins: its run, its cost, and its accuracy and speed on the validation images."""
 
     run: Run
     cost: Cost
@@ -35,8 +35,8 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demonstration found. `nearest_neighbours`: accuracy of 3-nearest-neighbours on the same split's pixels;
-    `predictions`: the sparse twin's, of a few held-out images that lie in `samples/`."""
+    """The results of the demonstration. `nearest_neighbours`: accuracy of 3-nearest-neighbours on the same split's
+    pixels; `predictions`: the sparse twin's, for a few validation images in the folder `samples/`."""
 
     sparse: Contestant
     dense: Contestant
@@ -54,9 +54,9 @@ def twins(steps: int | None = None, seed: int = 0) -> tuple[Recipe, Recipe]:
 
 
 def clear(out: Path) -> bool:
-    """Removes an earlier demonstration. False where there was none.
+    """Removes an earlier demonstration; False where there was none.
 
-    **Raises:** FileExistsError where `out` holds anything else: another run, somebody's files.
+    **Raises:** FileExistsError where `out` has anything else: another run, other files.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -69,7 +69,7 @@ def clear(out: Path) -> bool:
 def run_demo(
     recipes: tuple[Recipe, Recipe], out: Path, on_status: Callable[[Recipe], Callable[[Status], None]]
 ) -> Demo:
-    """Trains both `twins`, and compares them. `on_status(recipe)` is called with each status."""
+    """Trains both `twins` and compares them. `on_status(recipe)` gives the function that is called with each status."""
     paths = (out, out / "dense")
     runs = [fit(recipe, path, on_status(recipe)) for recipe, path in zip(recipes, paths, strict=True)]
     data = open_data(runs[0].recipe.data, runs[0].recipe.split_seed)
@@ -80,13 +80,13 @@ def run_demo(
 
 
 def _compare(runs: list[Run], models: list[nn.Module], data: Data) -> list[Contestant]:
-    # In turn, so that a busy moment of the machine hits both.
+    # The models take turns, so that a busy moment of the machine affects both.
     rounds = [[evaluate(model, data.val) for model in models] for _ in range(5)]
     contestants = []
     for number, (run, model) in enumerate(zip(runs, models, strict=True)):
         speed = statistics.median(results[number].images_per_second for results in rounds)
-        counted = cost(model, data_config(model)["input_size"])
-        contestants.append(Contestant(run, counted, rounds[0][number].score, speed))
+        model_cost = cost(model, data_config(model)["input_size"])
+        contestants.append(Contestant(run, model_cost, rounds[0][number].score, speed))
     return contestants
 
 

@@ -1,4 +1,4 @@
-"""Handwritten digits: the smallest real set, on which the machinery shows in a minute."""
+"""Handwritten digits: the smallest real set, trained on in a minute."""
 
 from vismoe.training import Recipe
 

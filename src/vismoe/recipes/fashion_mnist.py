@@ -19,8 +19,8 @@ def fashion_mnist() -> Recipe:
         batch_size=128,
         learning_rate=2e-3,
         warmup_steps=300,
-        # In some thirteen epochs a network this small does not learn all there is: shifted and turned clothes only
-        # slow it down.
+        # In some thirteen epochs a network this small does not learn all that the images hold: shifted and turned
+        # clothes only slow it down.
         degrees=0.0,
         translate=0.0,
         scale=0.0,

@@ -1,12 +1,12 @@
-"""What V-MoE was trained with (Riquelme et al. 2021, appendix B; google-research/vmoe, configs/vmoe_paper/common.py).
+"""The recipes of V-MoE (Riquelme et al. 2021, appendix B; google-research/vmoe, configs/vmoe_paper/common.py).
 
-None of these was run here: neither their data nor their hardware is. That they build and train, scaled down, is tested.
+None of these was run here: their data and their hardware are not available. Tests build and train them, scaled down.
 
-Rates, warm-up, end of the rate, decay, clipping, group size and what the presets have (k = 2, capacity 1.05 in
+Learning rates, warm-up, decay, clipping, group size and the options of the presets (k = 2, capacity 1.05 in
 training, noise 1/E on the routers' logits, importance and load loss weighed 0.005 each, a tanh layer before the
-classifier) are those of common.py. Epochs and batch size are not in it: these are the dense twins', with equal rates,
-in google/uncertainty-baselines, baselines/jft/experiments (jft300m_vit_small8_32: 5; jft300m_vit_base16 and
-jft300m_vit_l32: 7; vit_be/jft300m_be_vit_huge_14: 14; batches of 4,096); for L/16's 14 there is none to compare with.
+classifier) are those of common.py. Epochs and batch size are not in it: they are those of the dense twins, with equal
+rates, in google/uncertainty-baselines, baselines/jft/experiments (jft300m_vit_small8_32: 5; jft300m_vit_base16 and
+jft300m_vit_l32: 7; vit_be/jft300m_be_vit_huge_14: 14; batches of 4,096); for the 14 of L/16 there is no twin.
 Groups of 8 images are routed together: each process's share of a batch must be a multiple of 8.
 
 Not followed: dispatcher.bfloat16, which rounds what goes to experts to save bandwidth (model option bfloat16_exchange),

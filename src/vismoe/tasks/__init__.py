@@ -1,4 +1,4 @@
-"""What a network is trained for: classification with one label or several; others register themselves."""
+"""Tasks that a network is trained for: classification with one label or several; others register themselves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,15 +22,15 @@ from .labels import (
 from .multi_label import MultiLabel
 
 TASKS: dict[str, type[Task]] = {}
-"""By the name that recipes and model folders give them."""
+"""Tasks by their names in recipes and model folders."""
 AUTO = "auto"
-"""The task that a set of labelled images is for: classification with as many labels an image as it has."""
+"""Name of the default task: classification with one or several labels an image, as the set has them."""
 
 
 def register_task(task: type[Task]) -> type[Task]:
-    """Makes a task known by its name; also as a decorator.
+    """Registers a task under its name; also a decorator.
 
-    **Raises:** ValueError for a name that is another task's.
+    **Raises:** ValueError for a name that another task has.
     """
     if TASKS.get(task.name, task) is not task or task.name == AUTO:
         raise ValueError(f"task {task.name!r} exists already")
@@ -55,30 +55,31 @@ def find_task(name: str) -> type[Task]:
 def open_for(
     name: str, data: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None
 ) -> Data:
-    """Opens a set as a task does: the task's name, or "auto"; further arguments as `vismoe.data.open_data` has them."""
+    """Opens a set for a task. `name`: the task's name, or "auto"; the other arguments are those of
+    `vismoe.data.open_data`."""
     return (open_data if name == AUTO else find_task(name).open)(data, split_seed, workers, moved)
 
 
 def task_for(name: str, data: Data, settings: Mapping[str, Any]) -> Task:
-    """The task of training on a set: its name, or "auto"; `settings`: the recipe's fields."""
+    """The task for training on a set. `name`: the task's name, or "auto"; `settings`: the recipe's fields."""
     kind = find_task(name) if name != AUTO else MultiLabel if data.multi_label else Classification
     return kind.of_training(data, settings)
 
 
 def classification_of(data: Data) -> Labels:
-    """Classification with as many labels an image as a set has, without anything of a training."""
+    """Classification with one or several labels an image, as a set has them, without settings of a training."""
     return (MultiLabel if data.multi_label else Classification)(data.classes)
 
 
 def task_of(model: nn.Module) -> Task:
-    """The task that a network was trained for, as its `problem_type` says; classification where it says nothing."""
+    """The task that a network was trained for, by its `problem_type`; classification where it has none."""
     name = getattr(model, "pretrained_cfg", {}).get("problem_type")
     return TASKS.get(str(name), Classification).of_model(model)
 
 
 def task_for_set(model: nn.Module, images: ImageSet) -> Task:
-    """The task that a network is judged by on a set: classification with as many labels an image as the set has, or
-    another one that the network was trained for."""
+    """The task for evaluating a network on a set: classification with one or several labels an image, as the set has
+    them, or the other task that the network was trained for."""
     task = task_of(model)
     if not isinstance(task, Labels):
         return task

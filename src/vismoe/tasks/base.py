@@ -1,8 +1,8 @@
-"""What a network is trained for: a task says what a batch's loss is, how good a network is, what it answers, and what
-is saved beside its weights. `training/` and `inference/` know tasks by this interface alone.
+"""The interface of tasks: a task defines the loss of a batch, the evaluation of a network, its predictions, and what is
+saved beside its weights. `training/` and `inference/` use tasks through this interface alone.
 
-A task is one file and its registration: `register_task(MyTask)`. A recipe names it (`task="my-task"`), a model folder's
-`problem_type` finds it again.
+A task is one file and its registration: `register_task(MyTask)`. A recipe names it (`task="my-task"`), and so does
+the `problem_type` of a model folder.
 """
 
 from abc import ABC, abstractmethod
@@ -34,9 +34,9 @@ Sum = Callable[[Tensor], Tensor]
 class Evaluation:
     """How good a network is on a set.
 
-    - `metrics`: by name; the first is the primary metric, by which weights are selected: the larger, the better.
-    - `images_per_second`: of the forward passes alone.
-    - `load`: by layer, how many choices each expert got.
+    - `metrics`: by name; the first is the primary metric, by which weights are selected; larger is better.
+    - `images_per_second`: speed of the forward passes alone.
+    - `load`: by layer, the number of choices that each expert got.
     """
 
     metrics: dict[str, float]
@@ -50,20 +50,20 @@ class Evaluation:
 
     @property
     def logged(self) -> dict[str, float]:
-        """The metrics under the names that a run's files give them."""
+        """The metrics under their names in a run's files."""
         return {"val_loss" if name == "loss" else name: value for name, value in self.metrics.items()}
 
     def details(self) -> dict[str, Any]:
-        """What else `vismoe eval --json` prints, by name."""
+        """Further entries of `vismoe eval --json`, by name."""
         return {}
 
     def lines(self) -> list[str]:
-        """What `vismoe eval` prints below the metrics."""
+        """Lines that `vismoe eval` prints below the metrics."""
         return []
 
 
 class Scorer(ABC):
-    """Takes a network's outputs on a set, batch by batch, and becomes an evaluation."""
+    """Collects a network's outputs on a set, batch by batch, for an evaluation."""
 
     @abstractmethod
     def update(self, places: Tensor, outputs: Any, batch: Batch) -> None:
@@ -75,7 +75,7 @@ class Scorer(ABC):
 
 
 class Prediction(ABC):
-    """A network's answer for one image; `image`: its path, or a title."""
+    """A network's answer for one image. `image`: its path, or a title."""
 
     image: str
 
@@ -93,11 +93,11 @@ class Prediction(ABC):
 
 
 class Task(ABC):
-    """What a network is trained for. The defaults are those of a network that is called with `image` alone.
+    """A task that a network is trained for. The defaults suit a network that is called with `image` alone.
 
-    A subclass says `name`, by which recipes and model folders know it; `metric`, its primary metric, and
-    `metric_title`, what a plot calls it; and, where single training batches have a score, `training_metric`, under
-    which that is logged. Both are drawn in one plot where the titles are the same.
+    A subclass sets `name`, its name in recipes and model folders; `metric`, its primary metric, and `metric_title`, the
+    name of that in plots; and, where training batches have a score, `training_metric`, the name under which it is
+    logged. Both are drawn in one plot where the titles are the same.
     """
 
     name: ClassVar[str]
@@ -110,7 +110,7 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def of_training(cls, data: Data, settings: Mapping[str, Any]) -> "Task":
-        """The task of training on a set; `settings`: the recipe's fields by name."""
+        """The task for training on a set; `settings`: the recipe's fields by name."""
 
     @classmethod
     @abstractmethod
@@ -123,8 +123,8 @@ class Task(ABC):
     def open(
         cls, name: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None
     ) -> Data:
-        """Opens a set by name or path; see `vismoe.data.open_data`. A task with sets of its own may leave `workers` and
-        `moved` aside."""
+        """Opens a set by name or path; see `vismoe.data.open_data`. A task with sets of its own may ignore `workers`
+        and `moved`."""
         return open_data(name, split_seed, workers, moved)
 
     def check(self, data: Data) -> None:
@@ -136,9 +136,9 @@ class Task(ABC):
         return None
 
     def known_to_model(self, data: Data) -> Data:
-        """The set as the network of this task understands it.
+        """The set in the form that the network of this task takes.
 
-        **Raises:** ValueError where it does not.
+        **Raises:** ValueError where the set does not fit the network.
         """
         return data
 
@@ -147,18 +147,18 @@ class Task(ABC):
         return None
 
     def read(self, path: Path) -> Sample:
-        """The sample that a user's file is, without a target.
+        """The sample of a user's file, without a target.
 
         **Raises:** ValueError for a file that cannot be read.
         """
         return {"image": read_image(path)}
 
     def training_transform(self, config: dict[str, Any], augmentation: Mapping[str, float]) -> Transform:
-        """What is done to a training sample; `config`: timm's data configuration of the network."""
+        """The transform of training samples; `config`: timm's data configuration of the network."""
         return training_transform(config, **augmentation)
 
     def evaluation_transform(self, config: dict[str, Any]) -> Transform:
-        """What is done to a sample at evaluation and prediction."""
+        """The transform of samples at evaluation and prediction."""
         return evaluation_transform(config)
 
     collate: Callable[[list[Sample]], Batch] | None = None
@@ -167,12 +167,12 @@ class Task(ABC):
     # The network and its loss.
 
     def network_options(self, data: Data) -> dict[str, Any]:
-        """Arguments that build the network for a set, beside the recipe's."""
+        """Arguments of the network that depend on the set, beside the recipe's."""
         return {"in_chans": data.channels}
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
-        """A training batch, whole, before it is cut into accumulation steps (mixup and its like); `seed` decides all
-        that is random."""
+        """Changes a whole training batch, before it is cut into accumulation steps (mixup and the like); `seed` decides
+        all random numbers."""
         return batch
 
     def forward(self, network: nn.Module, batch: Batch) -> Any:
@@ -191,14 +191,14 @@ class Task(ABC):
 
     @abstractmethod
     def scorer(self, images: ImageSet) -> Scorer:
-        """What turns outputs for a whole set into an evaluation."""
+        """The scorer for a set."""
 
     @abstractmethod
     def predictions(self, outputs: Any, titles: Sequence[str], topk: int) -> list[Prediction]:
-        """The answers for a batch; `titles`: of its images; `topk`: how many alternatives, where there are some."""
+        """The answers for a batch; `titles`: of its images; `topk`: number of alternatives, where there are some."""
 
     def save(self, model: nn.Module, path: Path) -> None:
-        """Writes a model folder that knows its task and how its images are prepared."""
+        """Writes a model folder that records its task and its preprocessing."""
         save(model, path, preprocessing=data_config(model), problem_type=self.name)
 
     def report(self, evaluation: Evaluation, images: ImageSet, folder: Path) -> None:

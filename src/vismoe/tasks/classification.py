@@ -15,10 +15,11 @@ from .labels import ClassEvaluation, Labels, by_row
 
 
 class Classification(Labels):
-    """One class an image: cross-entropy of a softmax, judged by top-1 accuracy.
+    """One class an image: cross-entropy of a softmax; the primary metric is top-1 accuracy.
 
-    Metrics: `top1`, `top5` (top-k where there are only k < 5 classes); `calibration_error`: mean distance of confidence
-    and accuracy over 15 bins of confidence (Guo et al. 2017); `loss`: mean cross-entropy. All but the last are in 0…1.
+    Metrics: `top1`, `top5` (top-k where there are only k < 5 classes); `calibration_error`: mean distance between
+    confidence and accuracy over 15 bins of confidence (Guo et al. 2017); `loss`: mean cross-entropy. All but the last
+    are in 0…1.
     """
 
     name = "classification"
@@ -64,7 +65,7 @@ class Classification(Labels):
 
 
 def sigmoid_loss(logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:
-    """The mean over classes of each class's cross-entropy; `targets`: numbers (B,), or shares (B, K)."""
+    """Cross-entropy of a sigmoid a class, mean over classes; `targets`: class numbers (B,), or shares (B, K)."""
     classes = logits.shape[1]
     shares = targets if targets.ndim == 2 else F.one_hot(targets, classes)
     smooth = shares * (1 - smoothing) + smoothing / classes

@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""The confusion matrix as a figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from vismoe.files.figures import plain_text, save_figure
 
 
 def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], path: Path) -> None:
-    """How often each class was taken for each other one."""
+    """Draws how often each class was predicted for each class."""
     matrix = multiclass_confusion_matrix(predictions, labels, num_classes=len(classes)).numpy()
     size = min(3.5 + 0.3 * len(classes), 16)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
-    # Errors are few: hits would leave them no colour of their own.
+    # Errors are few: beside the hits they would all have the same colour.
     errors = matrix.copy()
     for number in range(len(classes)):
         errors[number, number] = 0

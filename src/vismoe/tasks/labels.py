@@ -1,4 +1,4 @@
-"""The classes that a network knows, and how good its scores are: what both tasks of classification share."""
+"""The base of both tasks of classification: classes, predictions and evaluation."""
 
 import math
 from abc import abstractmethod
@@ -23,9 +23,9 @@ from .mixing import mix
 class ClassEvaluation(Evaluation):
     """How good a classifier is on N images.
 
-    - `per_class`: accuracy on each class's images, or its average precision; NaN where there are none.
-    - `labels`: (N,) class numbers or (N, K), as the set has them; `scores` (N, K): logits.
-    - `classes`: their names.
+    - `per_class`: accuracy on the images of each class, or its average precision; NaN for a class without images.
+    - `labels`: class numbers (N,), or (N, K), as the set has them; `scores` (N, K): logits.
+    - `classes`: names of the classes.
     """
 
     classes: Sequence[str]
@@ -35,7 +35,7 @@ class ClassEvaluation(Evaluation):
 
     @property
     def right(self) -> Tensor:
-        """(N,): whether the answer for each image is right, with every class of it."""
+        """(N,): whether the answer for each image is right, in every class."""
         if self.labels.ndim == 2:
             return ((self.scores > 0) == self.labels).all(1)
         return self.scores.argmax(1) == self.labels
@@ -52,7 +52,7 @@ class ClassEvaluation(Evaluation):
 
 @dataclass(frozen=True)
 class Group:
-    """How many images of a group were answered right; `low` and `high`: the 95 % interval of that share."""
+    """The accuracy on a group of images; `low` and `high`: its 95 % interval."""
 
     name: str
     images: int
@@ -62,7 +62,7 @@ class Group:
 
 
 def by_group(evaluation: ClassEvaluation, groups: Sequence[str]) -> list[Group]:
-    """The accuracy on each group of images, worst first. `groups`: each image's, by name."""
+    """The accuracy on each group of images, worst first. `groups`: the name of each image's group."""
     right, rows = evaluation.right.tolist(), []
     for name in sorted(set(groups)):
         hits = [hit for hit, group in zip(right, groups, strict=True) if group == name]
@@ -71,7 +71,7 @@ def by_group(evaluation: ClassEvaluation, groups: Sequence[str]) -> list[Group]:
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson)."""
+    """The 95 % interval of the share right ÷ total (Wilson)."""
     interval = binomtest(right, total).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -81,8 +81,8 @@ class ClassPrediction(Prediction):
     """The likeliest classes of one image, best first.
 
     - `image`: its path, or a title.
-    - `classes`: pairs of a name and a probability; the probabilities of all classes sum to one, but where an image may
-      show several.
+    - `classes`: pairs of a name and a probability; the probabilities of all classes sum to one, except where an
+      image may show several classes.
     """
 
     image: str
@@ -90,12 +90,12 @@ class ClassPrediction(Prediction):
 
     @property
     def names(self) -> list[str]:
-        """The names alone."""
+        """The names of the classes."""
         return [name for name, _ in self.classes]
 
     @property
     def probabilities(self) -> list[float]:
-        """The probabilities alone."""
+        """The probabilities of the classes."""
         return [probability for _, probability in self.classes]
 
     def to_json(self) -> dict[str, Any]:
@@ -119,9 +119,9 @@ class Labels(Task):
     - `classes`: names, in the order of the network's outputs.
     - `loss_kind`: "auto", the task's own; "sigmoid", each class's cross-entropy, summed over classes.
     - `label_smoothing`: share of the target that is spread evenly over all classes.
-    - `class_weights`: (K,), what each class counts for in the loss; None: all alike.
-    - `mixup`, `cutmix`: α of the Beta distribution that shares are drawn from; 0: not mixed.
-    - `named`: whether the names are known, or stand for numbers.
+    - `class_weights`: (K,), the weight of each class in the loss; None: all weigh the same.
+    - `mixup`, `cutmix`: α of the Beta distribution of the shares; 0 disables it.
+    - `named`: whether the names of the classes are known; otherwise they are numbers.
     """
 
     training_metric = "accuracy"
@@ -186,11 +186,11 @@ class Labels(Task):
 
     @abstractmethod
     def metrics_of(self, scores: Tensor, labels: Tensor) -> tuple[dict[str, float], list[float]]:
-        """The metrics of N rows of logits (N, K), and each class's share or precision."""
+        """The metrics of logits (N, K), and for each class its accuracy or average precision."""
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What logits are worth, (B, K)."""
+        """The probabilities (B, K) of logits (B, K)."""
 
     def scorer(self, images: ImageSet) -> "ScoreTable":
         return ScoreTable(self, images)
@@ -209,27 +209,27 @@ class Labels(Task):
 
     @property
     def problem_type(self) -> str | None:
-        """What a model folder calls the task: transformers' word, none for one class an image."""
+        """The task's name in a model folder, as in transformers; None for one class an image."""
         return None
 
     def known_to_model(self, data: Data) -> Data:
-        """The set with the network's classes, in its order, matched by name; the set may lack some. A network that
-        knows no names takes a set of as many classes as it has.
+        """The set with the network's classes in the network's order, matched by name; the set may lack some. A network
+        without names of classes takes a set with as many classes as it has.
 
         **Raises:** ValueError where the set has classes that the network lacks, or several an image where it has one.
         """
         if not self.named and len(data.classes) == len(self.classes):
             return data
-        several = self.probability == "sigmoid"
-        if self.named and several != data.multi_label:
-            trained, given = ("several classes" if each else "one class" for each in (several, data.multi_label))
+        multi_label = self.probability == "sigmoid"
+        if self.named and multi_label != data.multi_label:
+            trained, given = ("several classes" if each else "one class" for each in (multi_label, data.multi_label))
             raise ValueError(f"the model was trained on images with {trained} each, {data.name} has {given} an image")
         return data.numbered_as(self.classes)
 
 
 class ScoreTable(Scorer):
-    """The logits of a whole set, (N, K), filled row by row: they are held once, and once more while they are summed
-    over processes or judged."""
+    """The logits of a whole set, (N, K), filled row by row. They take twice their memory while they are summed over
+    processes or evaluated."""
 
     def __init__(self, task: Labels, images: ImageSet):
         self.task, self.images, self.scores = task, images, torch.empty(0)
@@ -248,18 +248,17 @@ class ScoreTable(Scorer):
 
 
 def by_row(labels: Tensor, logits: Tensor) -> Tensor:
-    """Each image's labels as often as it has rows of logits: once for each member of an ensemble."""
+    """Labels repeated to one for each row of logits: an ensemble has a row for each member."""
     return labels if len(labels) == len(logits) else labels.repeat_interleave(len(logits) // len(labels), 0)
 
 
 def label_names(model: nn.Module) -> Sequence[str]:
-    """The names of a network's classes; their numbers where it does not know any; none where it does not say how many
-    there are."""
+    """The names of a network's classes; their numbers where it has no names; empty where their number is not known."""
     return known_names(model) or [str(number) for number in range(getattr(model, "num_classes", 0))]
 
 
 def known_names(model: nn.Module) -> Sequence[str] | None:
-    """The names of a network's classes, where it knows them."""
+    """The names of a network's classes; None where it has none."""
     names: Sequence[str] | None = getattr(model, "pretrained_cfg", {}).get("label_names")
     return names
 

@@ -15,10 +15,10 @@ from .labels import Labels, by_row
 
 
 class MultiLabel(Labels):
-    """Several classes an image: cross-entropy of a sigmoid a class, judged by mean average precision.
+    """Several classes an image: cross-entropy of a sigmoid a class; the primary metric is mean average precision.
 
-    Metrics: `mean_average_precision` over the classes that occur; `exact_match`, the share of images with every class
-    right at a probability of one half; `calibration_error` over all pairs of image and class, 15 bins; `loss`: mean
+    Metrics: `mean_average_precision` over the classes that occur; `exact_match`: share of images with every class right
+    at a probability of one half; `calibration_error` over all pairs of image and class, 15 bins; `loss`: mean
     cross-entropy. All but the last are in 0…1.
     """
 
@@ -42,7 +42,7 @@ class MultiLabel(Labels):
 
     def metrics_of(self, scores: Tensor, labels: Tensor) -> tuple[dict[str, float], list[float]]:
         probabilities, numbers = scores.sigmoid(), labels.long()
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of classes that do not occur
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # for classes that do not occur
             precision = multilabel_average_precision(probabilities, numbers, num_labels=scores.shape[1], average="none")
         precision = torch.where(labels.any(0), precision, torch.nan)
         metrics = {

@@ -1,7 +1,7 @@
-"""Checkpoints: folders that appear whole or not at all, and are never believed without their sums.
+"""Checkpoints: folders that appear whole or not at all, and are read only if their checksums match.
 
 RUN/checkpoints/step-000030/tensors.safetensors   every tensor of the state, by name
-                            state.json            everything else of it, by name
+                            state.json            all other values of the state, by name
                             manifest.json         SHA-256 of both, and of itself
 """
 
@@ -22,27 +22,27 @@ from vismoe.parallel import Mesh
 
 TENSORS, VALUES, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 FORMAT_VERSION = 3
-"""Format 1 says best_top1 for best_score. Formats 1 and 2 have parameters' numbers where 3 has their names in the
-optimiser's state, and of that state its tensors alone."""
+"""Format 1 has best_top1 in place of best_score. Formats 1 and 2 number the parameters in the optimiser's state, where
+format 3 names them, and keep only the tensors of that state."""
 
 
 class DamagedCheckpointError(ValueError):
-    """A file of a checkpoint is not what was written."""
+    """A file of a checkpoint differs from what was written."""
 
 
 class Checkpointer:
     """The checkpoints of one run, and the only place that knows their files.
 
-    A state is a dictionary by name of tensors and of values that JSON has. All processes of a run call every method
-    alike: this local form lets the main one write, and each read everything.
+    A state is a dictionary by name of tensors and of values that JSON has. All processes of a run call every method:
+    in this local form the main one writes, and each reads everything.
 
     **Arguments:**
 
-    - `folder`: where the checkpoints lie, RUN/checkpoints; made at the first `save`.
+    - `folder`: the folder of the checkpoints, RUN/checkpoints; made at the first `save`.
     - `keep`: how many of the newest are kept, default 3.
     - `mesh`: the processes of the run, default this one alone.
-    - `warn`: is given a line of text for each damaged checkpoint that is passed over, in the main process; default:
-      nobody is.
+    - `warn`: is called with a line of text for each damaged checkpoint that is skipped, in the main process; default:
+      no warning.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Checkpointer:
         self.is_main = mesh is None or mesh.is_main
 
     def save(self, step: int, state: Mapping[str, Any], best_step: int | None = None) -> None:
-        """Writes a checkpoint: aside, synced, then renamed: a crash at any moment leaves it whole or absent. Then
-        removes all but the newest and that of `best_step`; what is of later steps, which the run has gone back behind,
-        too.
+        """Writes a checkpoint under another name, syncs it, then renames it: a crash at any moment leaves it whole or
+        absent. Then removes all checkpoints but the newest and that of `best_step`, also those of later steps, which
+        the run has gone back behind.
 
-        **Raises:** OSError where it cannot be written (no space left, …), ValueError for a value that JSON does not
-        have, by its name; what was there before is untouched.
+        **Raises:** OSError where it cannot be written (no space left, …), ValueError with the name of a value that JSON
+        does not have; earlier checkpoints are then untouched.
         """
         if not self.is_main:
             return
@@ -82,26 +82,26 @@ class Checkpointer:
         return None
 
     def load(self, step: int) -> dict[str, Any]:
-        """The state in the checkpoint of a step, once its files have been found to be what was written. In the state of
-        an optimiser that an older version wrote, `#NUMBER` stands for the parameter of that number.
+        """The state in the checkpoint of a step; its checksums are compared first. In the state of an optimiser that an
+        older version wrote, `#NUMBER` stands for the parameter of that number.
 
-        **Raises:** DamagedCheckpointError naming the file that is not what was written; ValueError for a checkpoint
-        that a later version of vismoe wrote.
+        **Raises:** DamagedCheckpointError naming the file that differs from what was written; ValueError for a
+        checkpoint that a later version of vismoe wrote.
         """
         path = self._path(step)
         version, sums = _read_manifest(path / MANIFEST)
         for name, expected in sums.items():
             try:
-                actual = _sum(path / name)
+                actual = _sha256(path / name)
             except OSError as error:
                 raise _damaged(path / name) from error
             if actual != expected:
                 raise _damaged(path / name)
         state = load_file(path / TENSORS) | json.loads((path / VALUES).read_text())
-        return {_name_now(name, version): value for name, value in state.items()}
+        return {_current_name(name, version): value for name, value in state.items()}
 
     def steps(self) -> list[int]:
-        """Steps of which there are checkpoints, whole or not, in order. What is called otherwise is somebody's own."""
+        """Steps that have a checkpoint, whole or damaged, in order. Files with other names are ignored."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{6,}", name))
 
@@ -115,7 +115,7 @@ class Checkpointer:
         try:
             save_file(tensors, aside / TENSORS)
             (aside / VALUES).write_text(json.dumps(values, indent=1))
-            sums = {name: _sum(aside / name) for name in (TENSORS, VALUES)}
+            sums = {name: _sha256(aside / name) for name in (TENSORS, VALUES)}
             (aside / MANIFEST).write_bytes(_manifest(sums))
             for file in (aside / TENSORS, aside / VALUES, aside / MANIFEST, aside):
                 _sync(file)
@@ -132,14 +132,14 @@ class Checkpointer:
     def _remove_old(self, step: int, best_step: int | None) -> None:
         steps = self.steps()
         kept = {best_step, *[earlier for earlier in steps if earlier <= step][-self.keep :]}
-        for other in steps:
-            if other not in kept:
-                _remove(self._path(other))
+        for candidate in steps:
+            if candidate not in kept:
+                _remove(self._path(candidate))
 
 
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as a safetensors file takes them, on the CPU, contiguous, each in a storage of its own; copies of those
-    alone that are not."""
+    """Tensors as a safetensors file takes them: on the CPU, contiguous, each in its own storage. Only those that are
+    not so are copied."""
     storable, storages = {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -151,7 +151,7 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_value(name: str, value: Any) -> None:
-    """Raises ValueError, with its name, for a value that would not come back from JSON as it was."""
+    """Raises ValueError, with the name of the value, for one that JSON does not give back unchanged."""
     if isinstance(value, list):
         for number, part in enumerate(value):
             _check_value(f"{name}[{number}]", part)
@@ -166,8 +166,8 @@ def _check_value(name: str, value: Any) -> None:
         )
 
 
-def _name_now(name: str, version: int) -> str:
-    """What is called so in a checkpoint of a format, as it is called now."""
+def _current_name(name: str, version: int) -> str:
+    """The present name of an entry, from its name in a checkpoint of an older format."""
     if version == 1 and name == "best_top1":
         return "best_score"
     return re.sub(r"^optimizer\.", "optimizer.#", name) if version < 3 else name
@@ -176,7 +176,8 @@ def _name_now(name: str, version: int) -> str:
 def _read_manifest(path: Path) -> tuple[int, dict[str, str]]:
     """A manifest's format and sums.
 
-    **Raises:** DamagedCheckpointError where it is not what was written, ValueError where a later version wrote it.
+    **Raises:** DamagedCheckpointError where it differs from what was written, ValueError where a later version of
+    vismoe wrote it.
     """
     try:
         text = path.read_bytes()
@@ -195,24 +196,24 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, str]]:
 
 
 def _manifest(sums: dict[str, str], version: int = FORMAT_VERSION) -> bytes:
-    """One text for one set of sums: another text, however alike, is a damaged one."""
+    """The only text for these checksums: any other text is a damaged manifest."""
     covered = sums if version < 3 else {"files": sums, "format": version}
-    own = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
-    content = {"format": version, "files": sums, "sha256": own}
+    checksum = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+    content = {"format": version, "files": sums, "sha256": checksum}
     return json.dumps(content, sort_keys=True, indent=1).encode()
 
 
-def _sum(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -31,7 +31,7 @@ LOG_EVERY = 20
 
 
 class TrainingStoppedError(RuntimeError):
-    """A training was asked to stop, by signal number `signal`, and has left a checkpoint."""
+    """A training was stopped by signal number `signal`, after it wrote a checkpoint."""
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
@@ -39,25 +39,26 @@ class TrainingStoppedError(RuntimeError):
 
 
 class Stop:
-    """Inside the block SIGTERM and SIGINT (Ctrl-C) only set `asked`, once: a second one acts at once, as outside."""
+    """Inside the block the first SIGTERM or SIGINT (Ctrl-C) only sets `asked`, to its number; a second one acts as it
+    does outside."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
-        self._before: dict[int, signal.Handlers | int | None] = {}
+        self._handlers: dict[int, signal.Handlers | int | None] = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers = {}
 
     def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():  # only there handlers can be set
+        if threading.current_thread() is threading.main_thread():  # handlers can be set only there
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)  # type: ignore[assignment]
+                self._handlers[number] = signal.signal(number, self._ask)  # type: ignore[assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,42 +74,42 @@ def fit(
     network: Callable[[], nn.Module] | None = None,
     extra_eval: Mapping[str, ImageSet] | None = None,
 ) -> Run:
-    """Trains as a recipe says and leaves a run folder. Of several processes that `torchrun` started each computes its
-    share of every batch, and the main one writes the run.
+    """Trains by a recipe and writes a run folder. Where `torchrun` started several processes, each computes its share
+    of every batch, and the main one writes the run.
 
     **Arguments:**
 
     - `recipe`: what defines the run; `out`: its folder.
     - `on_status`: is called with a `Status` every few steps.
     - `resume`: go on from the newest whole checkpoint in `out`, from the beginning where there is none. The result is
-      bit-equal to that of a run that was never interrupted. Steps and cooldown may be others than before where no step
-      that is done would have had another rate.
-    - `data`: in place of what the recipe names, without what cannot be read (see `vismoe.data.fingerprint_all`).
-    - `network`: makes the network as it is to be trained, in place of the recipe's; what of it has no gradient stays as
-      it is.
+      bit-equal to that of a run that was never interrupted. Steps and cooldown may differ from before as long as
+      every step that is done would have had the same learning rate.
+    - `data`: the set, in place of the one that the recipe names; all its images must be readable (see
+      `vismoe.data.fingerprint_all`).
+    - `network`: makes the network to train, in place of the recipe's; parameters without a gradient stay as they are.
     - `extra_eval`: further sets by name, evaluated whenever the validation split is and logged as NAME/METRIC; they are
       never used for selection.
 
     **Returns:** the finished `Run`.
 
     **Raises:** FileExistsError where `out` exists and `resume` is False; ValueError, FileNotFoundError where the recipe
-    cannot be followed, too many files cannot be read, or the run to resume has another recipe or set: all before
-    anything is written. TrainingDivergedError; TrainingStoppedError after SIGTERM or SIGINT, once a checkpoint is
-    written.
+    cannot be followed, too many files cannot be read, or the run to resume has another recipe or set; all of these
+    before anything is written. TrainingDivergedError; TrainingStoppedError after SIGTERM or SIGINT, once a checkpoint
+    is written.
     """
     check_tracker(recipe.track)
     with join_mesh() as mesh:
         device = mesh.device(resolve_device(recipe.device))
-        # Not decoded before the network is built: what is wrong with the recipe is said first.
+        # No image is decoded before the network is built: errors of the recipe come first.
         opened = open_for(recipe.task, recipe.data, recipe.split_seed, moved=()) if data is None else data
         if opened.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
         task = task_for(recipe.task, opened, recipe.to_json())
         task.check(opened)
-        extra_eval = _checked(extra_eval or {}, task)
+        extra_eval = _check_extra_eval(extra_eval or {}, task)
         check_shares(recipe.batch_size, mesh.size)
         state = begin((build(recipe, opened, task) if network is None else network()).to(device), recipe)
-        run, moved, left_out = mesh.run_on_main(lambda: _open(recipe, out, opened, resume, data is None))
+        run, moved, left_out = mesh.run_on_main(lambda: _open_run(recipe, out, opened, resume, data is None))
         if data is None and moved:
             opened = open_for(recipe.task, recipe.data, recipe.split_seed, moved=moved)
         run, data = replace(run, writes=mesh.is_main), without(opened, left_out)
@@ -133,10 +134,10 @@ def fit(
     return run
 
 
-def _checked(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping[str, ImageSet]:
-    """Further sets, each of which the task can evaluate.
+def _check_extra_eval(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping[str, ImageSet]:
+    """The further sets, once it is known that the task can evaluate each.
 
-    **Raises:** ValueError for another one.
+    **Raises:** ValueError for one that it cannot evaluate.
     """
     for name, images in extra_eval.items():
         if not len(images):
@@ -145,19 +146,19 @@ def _checked(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping[str, Ima
     return extra_eval
 
 
-def _open(recipe: Recipe, out: Path, data: Data, resume: bool, unseen: bool) -> tuple[Run, Any, Any]:
-    """The run to begin or go on with, the files of its set that changed sides (see `Data.moved`), and those that it
-    does without; of an unseen set both are to be found, by decoding each image once."""
-    split = unseen and data.moved is not None
+def _open_run(recipe: Recipe, out: Path, data: Data, resume: bool, undecoded: bool) -> tuple[Run, Any, Any]:
+    """The run to begin or resume, the files of its set that changed sides (see `Data.moved`), and the files that are
+    left out. For an undecoded set both are found by decoding each image once."""
+    is_split = undecoded and data.moved is not None
     if resume and Run.of(out) == Run(out):
-        if split:
+        if is_split:
             data = open_for(recipe.task, recipe.data, recipe.split_seed, moved=Run(out).moved)
         run = Run.reopen(out, recipe, data, max(Checkpointer(out / CHECKPOINTS).steps(), default=0))
     else:
         Run.refuse(out)
-        if split:
+        if is_split:
             data = open_for(recipe.task, recipe.data, recipe.split_seed, recipe.workers)
-        data = check_images(data, recipe.max_unreadable, recipe.workers) if unseen else data
+        data = check_images(data, recipe.max_unreadable, recipe.workers) if undecoded else data
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))
@@ -179,11 +180,11 @@ def _optimise(
 ) -> Evaluation:
     recipe, state, mesh, log = trainer.recipe, trainer.state, trainer.mesh, trainer.log
     meter, evaluation = Meter(recipe, state.step), None
-    every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
+    log_every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
     for batch in _batches(trainer, data):
         state.step += 1
         last = state.step == recipe.steps
-        outcome = trainer.step(batch, log_now=state.step % every == 0 or last)
+        outcome = trainer.step(batch, log_now=state.step % log_every == 0 or last)
         meter.outcomes.append(outcome)
         is_best = False
         if state.step % recipe.evaluate_every == 0 or last:
@@ -194,16 +195,16 @@ def _optimise(
                 state.best_score, state.best_step = evaluation.score, state.step
         if outcome.load is not None:
             status = meter.status(state.step, outcome.load, None if evaluation is None else evaluation.score)
-            log(_logged(status, trainer.task))
+            log(_log_line(status, trainer.task))
             if on_status is not None:
                 on_status(status)
-        asked = mesh.all_reduce_max(stop.asked or 0)
-        if _is_due(recipe, state, is_best) or (asked and not last):
+        stop_signal = mesh.all_reduce_max(stop.asked or 0)
+        if _is_due(recipe, state, is_best) or (stop_signal and not last):
             with meter.paused():
                 checkpointer.save(state.step, state.state_dict(), state.best_step)
-        if asked and not last:
-            name = signal.Signals(asked).name
-            raise TrainingStoppedError(asked, f"{name}: stopped after step {state.step}; --resume auto goes on")
+        if stop_signal and not last:
+            name = signal.Signals(stop_signal).name
+            raise TrainingStoppedError(stop_signal, f"{name}: stopped after step {state.step}; --resume auto goes on")
         if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
             break
     return evaluation or _evaluate(trainer, data.val)
@@ -216,14 +217,14 @@ def _is_due(recipe: Recipe, state: State, is_best: bool) -> bool:
     return recipe.checkpoint_every > 0 and state.step % recipe.checkpoint_every == 0
 
 
-def _logged(status: Status, task: Task) -> dict[str, Any]:
-    """What of a status goes into the run's metrics."""
+def _log_line(status: Status, task: Task) -> dict[str, Any]:
+    """The line of a status in the run's metrics."""
     score = {} if status.accuracy is None else {str(task.training_metric): status.accuracy}
     return {"step": status.step, "loss": status.loss} | score | {"load": status.load}
 
 
 def _batches(trainer: Trainer, data: Data) -> Iterator[Batch]:
-    """What is left of the run's stream of batches, this process's share of each, on the model's device."""
+    """The batches that the run has yet to take: this process's share of each, on the model's device."""
     recipe, state, task, mesh = trainer.recipe, trainer.state, trainer.task, trainer.mesh
     batches = training_batches(
         data.parts[0],
@@ -237,18 +238,18 @@ def _batches(trainer: Trainer, data: Data) -> Iterator[Batch]:
         collate=task.collate,
     )
     for batch in itertools.islice(batches, recipe.steps - state.step):
-        yield {name: _moved(value, trainer) for name, value in batch.items()}
+        yield {name: _on_device(value, trainer) for name, value in batch.items()}
 
 
-def _moved(value: Any, trainer: Trainer) -> Any:
+def _on_device(value: Any, trainer: Trainer) -> Any:
     return value.to(trainer.device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
 def _evaluate_all(
     trainer: Trainer, data: Data, extra_eval: Mapping[str, ImageSet]
 ) -> tuple[Evaluation, dict[str, float]]:
-    """The evaluation on the validation split, and what is logged of it and of the further sets, whose metrics are named
-    SET/METRIC."""
+    """The evaluation on the validation split, and the logged metrics of it and of the further sets; the names of the
+    latter are SET/METRIC."""
     evaluation = _evaluate(trainer, data.val)
     logged = dict(evaluation.logged)
     for name, images in extra_eval.items():
@@ -258,5 +259,5 @@ def _evaluate_all(
 
 def _evaluate(trainer: Trainer, images: ImageSet) -> Evaluation:
     network, mesh = trainer.state.evaluated, trainer.mesh
-    mesh.broadcast(network.buffers())  # statistics of batch norm are each process's own
+    mesh.broadcast(network.buffers())  # each process has its own statistics of batch norm
     return evaluate(network, images, workers=trainer.recipe.workers, mesh=mesh, task=trainer.task)

@@ -15,9 +15,9 @@ from .step import Outcome
 
 @dataclass(frozen=True)
 class Status:
-    """Where a training stands. `accuracy`: the task's training metric on recent batches, None where it has none;
-    `score`: the primary metric on the validation split, at the last evaluation; `load`: each expert's share of its
-    layer's choices, by layer."""
+    """The progress of a training. `accuracy`: the task's training metric on recent batches, None where it has none;
+    `score`: the primary metric on the validation split, at the last evaluation; `load`: by layer, each expert's share
+    of the choices."""
 
     step: int
     steps: int
@@ -32,22 +32,22 @@ class Status:
 class Meter:
     """Loss, accuracy and speed since the last status."""
 
-    def __init__(self, recipe: Recipe, first: int = 0):
-        self.recipe, self.first = recipe, first
+    def __init__(self, recipe: Recipe, first_step: int = 0):
+        self.recipe, self.first_step = recipe, first_step
         self.outcomes: list[Outcome] = []
-        self.begun = self.last = time.perf_counter()
-        self.pause = 0.0
+        self.started = self.last_status = time.perf_counter()
+        self.paused_seconds = 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside does not count as training time."""
+        """The time inside does not count as training time."""
         start = time.perf_counter()
         yield
-        self.pause += time.perf_counter() - start
+        self.paused_seconds += time.perf_counter() - start
 
     def status(self, step: int, load: dict[str, Tensor], score: float | None) -> Status:
         now = time.perf_counter()
-        elapsed = now - self.begun
+        elapsed = now - self.started
         score_of_batches = torch.stack([outcome.score for outcome in self.outcomes]).mean().item()
         status = Status(
             step=step,
@@ -55,9 +55,11 @@ class Meter:
             loss=torch.stack([outcome.loss for outcome in self.outcomes]).mean().item(),
             accuracy=score_of_batches if math.isfinite(score_of_batches) else None,
             score=score,
-            images_per_second=len(self.outcomes) * self.recipe.batch_size / (now - self.last - self.pause),
-            seconds_left=elapsed / (step - self.first) * (self.recipe.steps - step),
+            images_per_second=len(self.outcomes)
+            * self.recipe.batch_size
+            / (now - self.last_status - self.paused_seconds),
+            seconds_left=elapsed / (step - self.first_step) * (self.recipe.steps - step),
             load={name: (counts / counts.sum()).tolist() for name, counts in load.items()},
         )
-        self.last, self.pause, self.outcomes = now, 0.0, []
+        self.last_status, self.paused_secondsd_seconds, self.outcomes = now, 0.0, []
         return status

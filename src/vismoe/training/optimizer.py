@@ -1,4 +1,4 @@
-"""What moves which parameters."""
+"""The optimiser: its parameter groups, and its state by the names of parameters."""
 
 import re
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ TIMM: dict[str, dict[str, Any]] = {
     "sgd": {"opt": "sgd"},
     "momentum": {"opt": "sgdw", "nesterov": False},
 }
-"""What timm calls our optimisers."""
+"""Arguments of timm's factory, by our names of optimisers."""
 
 
 def freeze(model: nn.Module, pattern: str) -> None:
-    """Takes the gradient from the parameters in whose names a regular expression is found.
+    """Freezes the parameters whose names a regular expression matches.
 
-    Nothing is computed for them, so that they count in no norm that is clipped by; the reference computes their
-    gradients, clips by the norm of all, and drops them last (google-research/vmoe, train/optimizer.py).
+    They get no gradient, so they do not count in the norm for clipping; the reference computes their gradients, clips
+    by the norm of all, and drops them last (google-research/vmoe, train/optimizer.py).
 
-    **Raises:** ValueError where it is found in no name, or in all.
+    **Raises:** ValueError where it matches no name, or all.
     """
-    found = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
-    _check_found(bool(found), "frozen", pattern, model)
-    for parameter in found:
+    matching = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
+    _check_matches(bool(matching), "frozen", pattern, model)
+    for parameter in matching:
         parameter.requires_grad_(False)
     for layer in model.modules():
         if isinstance(layer, MoE):
@@ -43,7 +43,7 @@ def freeze(model: nn.Module, pattern: str) -> None:
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """timm's optimiser of the parameters that have a gradient.
 
-    **Raises:** ValueError where a pattern of the weight decay or of the rates is found in no parameter's name.
+    **Raises:** ValueError where a pattern of the weight decay or of the rates matches no parameter's name.
     """
     options = TIMM[recipe.optimizer] | {"lr": recipe.learning_rate, "momentum": recipe.momentum}
     return timm.optim.create_optimizer_v2(model, **options, param_group_fn=lambda _: _groups(model, recipe))
@@ -53,7 +53,7 @@ def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """An optimiser's state by the names of the model's parameters: PARAMETER.ENTRY for each entry of a parameter's
     state, tensor or not, and `groups`, the options of each group beside the names of its parameters.
 
-    **Raises:** ValueError for an entry that is of no parameter.
+    **Raises:** ValueError for an entry that belongs to no parameter.
     """
     names, packed = _parameter_names(model, optimizer), optimizer.state_dict()
     state: dict[str, Any] = {}
@@ -72,10 +72,10 @@ def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Sets an optimiser's state to what `named_state` said, whatever the order of the parameters was then. For a name
-    may stand `#NUMBER`, the place of the parameter in its groups, one after the other.
+    """Loads what `named_state` returned, whatever the order of the parameters was then. `#NUMBER` may stand in place of
+    a name: the parameter's number, counted through all groups.
 
-    **Raises:** ValueError where an entry is of no parameter that the optimiser has.
+    **Raises:** ValueError where an entry belongs to no parameter of the optimiser.
     """
     names, packed = _parameter_names(model, optimizer), optimizer.state_dict()
     numbers = {name: number for number, name in enumerate(names)}
@@ -83,7 +83,7 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
     entries: dict[int, dict[str, Any]] = {}
     for name, value in state.items():
         if name != "groups":
-            parameter, entry = _split(name, numbers)
+            parameter, entry = _split_entry(name, numbers)
             entries.setdefault(numbers[parameter], {})[entry] = value
     saved_groups = {name: group for group in state.get("groups", []) for name in group["params"]}
     groups = []
@@ -99,7 +99,7 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
         loaded = optimizer.state[parameters[number]]
         for entry, value in parameter_entries.items():
             if isinstance(value, Tensor):
-                # PyTorch gives even counts the parameter's type. A copy, for what was read may lie in its mapped file.
+                # PyTorch gives even counts the parameter's type. A copy, because the tensor may lie in a mapped file.
                 loaded[entry] = value.to(loaded[entry].device, copy=True)
 
 
@@ -109,8 +109,8 @@ def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _split(name: str, parameters: Mapping[str, int]) -> tuple[str, str]:
-    """A parameter's name, and that of an entry of its state: either may have dots.
+def _split_entry(name: str, parameters: Mapping[str, int]) -> tuple[str, str]:
+    """Splits a name into a parameter's name and the name of an entry of its state; both may have dots.
 
     **Raises:** ValueError where it begins with no parameter's name.
     """
@@ -122,41 +122,41 @@ def _split(name: str, parameters: Mapping[str, int]) -> tuple[str, str]:
 
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters of one decay and one rate together; `lr_scale`: their rate by the recipe's."""
+    """Groups of parameters with one decay and one rate; `lr_scale`: their rate ÷ the recipe's."""
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     decays = recipe.weight_decay if isinstance(recipe.weight_decay, tuple) else ()
     for field, pairs in (("weight_decay", decays), ("learning_rates", recipe.learning_rates)):
         for pattern, _ in pairs:
-            _check_found(any(re.search(pattern, name) for name in names.values()), field, pattern, model)
+            _check_matches(any(re.search(pattern, name) for name in names.values()), field, pattern, model)
     groups = []
-    for group in _as_timm_has_them(model, recipe):
-        parts: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for group in _timm_groups(model, recipe):
+        subgroups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in group["params"]:
             name = names[id(parameter)]
-            decay = _named(decays, name, 0.0) if decays else group["weight_decay"]
-            rate = _named(recipe.learning_rates, name, recipe.learning_rate)
-            parts.setdefault((decay, rate), []).append(parameter)
-        for (decay, rate), params in parts.items():
+            decay = _first_match(decays, name, 0.0) if decays else group["weight_decay"]
+            rate = _first_match(recipe.learning_rates, name, recipe.learning_rate)
+            subgroups.setdefault((decay, rate), []).append(parameter)
+        for (decay, rate), params in subgroups.items():
             scale = group.get("lr_scale", 1.0) * (rate / recipe.learning_rate)
             groups.append(group | {"params": params, "weight_decay": decay, "lr_scale": scale})
     return groups
 
 
-def _as_timm_has_them(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups by what a parameter is and by its block, before names are looked at."""
+def _timm_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """timm's groups: by the kind of a parameter and, with layer decay, by its block; patterns of names come later."""
     decay = 0.0 if isinstance(recipe.weight_decay, tuple) else recipe.weight_decay
-    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    undecayed: set[str] = getattr(model, "no_weight_decay", set)()
     if recipe.layer_decay == 1:
-        return param_groups_weight_decay(model, decay, no_weight_decay_list=spared)
-    return param_groups_layer_decay(model, decay, no_weight_decay_list=spared, layer_decay=recipe.layer_decay)
+        return param_groups_weight_decay(model, decay, no_weight_decay_list=undecayed)
+    return param_groups_layer_decay(model, decay, no_weight_decay_list=undecayed, layer_decay=recipe.layer_decay)
 
 
-def _named(pairs: tuple[tuple[str, float], ...], name: str, otherwise: float) -> float:
-    """What stands beside the first pattern that is found in a name."""
-    return next((value for pattern, value in pairs if re.search(pattern, name)), otherwise)
+def _first_match(pairs: tuple[tuple[str, float], ...], name: str, default: float) -> float:
+    """The value of the first pattern that matches a name."""
+    return next((value for pattern, value in pairs if re.search(pattern, name)), default)
 
 
-def _check_found(found: bool, field: str, pattern: str, model: nn.Module) -> None:
-    if not found:
+def _check_matches(matches: bool, field: str, pattern: str, model: nn.Module) -> None:
+    if not matches:
         names = ", ".join([name for name, parameter in model.named_parameters() if parameter.requires_grad][:3])
         raise ValueError(f"{field}={pattern!r} is found in no parameter's name; there are {names}, …")

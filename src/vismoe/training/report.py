@@ -1,4 +1,4 @@
-"""What a finished training was like: summary and figures."""
+"""The report of a finished training: summary and figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,21 +34,23 @@ def write_report(run: Run, state: State, task: Task, data: Data, evaluation: Eva
 
 
 def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> None:
-    """Loss and primary metric over steps, and how uneven the experts were loaded."""
+    """Draws loss and primary metric over steps, and how uneven the load of the experts was."""
     train = [line for line in metrics if line.get("loss") is not None]
-    held_out = [line for line in metrics if line.get("val_loss") is not None]
+    validation = [line for line in metrics if line.get("val_loss") is not None]
     layers = list(train[-1]["load"]) if train else []
     figure = Figure(figsize=(12 if layers else 8, 3.4), layout="constrained")
     loss, accuracy, *rest = figure.subplots(1, 3 if layers else 2)
-    few = "." if len(train) < 20 else ""  # of one point no line shows
-    loss.plot([line["step"] for line in train], [line["loss"] for line in train], marker=few, label="training")
-    loss.plot([line["step"] for line in held_out], [line["val_loss"] for line in held_out], "o-", label="held out")
-    highest = max([line["loss"] for line in train] + [line["val_loss"] for line in held_out], default=1)
+    marker = "." if len(train) < 20 else ""  # a line of one point does not show
+    loss.plot([line["step"] for line in train], [line["loss"] for line in train], marker=marker, label="training")
+    loss.plot([line["step"] for line in validation], [line["val_loss"] for line in validation], "o-", label="held out")
+    highest = max([line["loss"] for line in train] + [line["val_loss"] for line in validation], default=1)
     loss.set(xlabel="step", ylabel="loss", ylim=(0, 1.05 * highest))
-    if task.metric_title == task.training_metric:  # otherwise the two are no curves of one quantity
+    if task.metric_title == task.training_metric:  # otherwise the two curves show different quantities
         steps, shares = [line["step"] for line in train], [line[task.training_metric] for line in train]
-        accuracy.plot(steps, shares, marker=few, label="training")
-    accuracy.plot([line["step"] for line in held_out], [line[task.metric] for line in held_out], "o-", label="held out")
+        accuracy.plot(steps, shares, marker=marker, label="training")
+    accuracy.plot(
+        [line["step"] for line in validation], [line[task.metric] for line in validation], "o-", label="held out"
+    )
     accuracy.set(xlabel="step", ylabel=task.metric_title, ylim=(None, 1.005))
     for axes in rest:
         for layer in layers:
@@ -56,7 +58,7 @@ def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> No
             axes.plot(
                 [line["step"] for line in train],
                 uneven,
-                marker=few,
+                marker=marker,
                 label=layer.removesuffix(".mlp").replace("blocks.", "block "),
             )
         axes.axhline(1, color="grey", linewidth=0.8)

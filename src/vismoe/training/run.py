@@ -26,11 +26,11 @@ from .schedule import learning_rate
 
 LOCK = ".lock"
 ASKED, INITIAL, SPLIT = "finetune.json", "initial", "split.json"
-"""Of a run of `finetune`: what was asked for, the network it began with, which files are in which part."""
+"""Files of a run of `finetune`: its options, its initial network, and the split of each image file."""
 FREE = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
-"""What a resumed run may have otherwise: it decides nothing of the result (of one kind of device)."""
+"""Fields that may differ in a resumed run: they do not change the result (on one kind of device)."""
 LENGTH = ("steps", "cooldown_steps")
-"""What it may have otherwise as long as nothing of it shows in the steps done."""
+"""Fields that may differ as long as they do not change the steps that are done."""
 
 RECIPE, ENVIRONMENT, DATA, METRICS, SUMMARY, MODEL, CHECKPOINTS = (
     "recipe.json",
@@ -42,69 +42,70 @@ RECIPE, ENVIRONMENT, DATA, METRICS, SUMMARY, MODEL, CHECKPOINTS = (
     "checkpoints",
 )
 ASIDE = re.compile(rf"\.({INITIAL}|{MODEL})\.[0-9a-f]{{32}}\.(new|old)")
-"""Where a model folder is written before it gets its name."""
+"""Temporary names of a model folder while it is written."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: `recipe.json`, `environment.json`, `data.json` (what the set was, and which files of it were left
-    out), `metrics.jsonl`, `summary.json`, images, and `model/`. `writes`: of several processes one does."""
+    """A run folder: `recipe.json`, `environment.json`, `data.json` (the set, and which of its files were left out),
+    `metrics.jsonl`, `summary.json`, images, and `model/`. `writes`: whether this process writes the folder; of several
+    processes one does."""
 
     path: Path
     writes: bool = True
 
     @staticmethod
     def refuse(path: Path) -> None:
-        """Raises FileExistsError where something is there already, but for what a run that was killed while it began
+        """Raises FileExistsError where the path exists, except for the files that a run which was killed at its start
         may have left."""
-        begun = {ENVIRONMENT, DATA, LOCK, ASKED, INITIAL} | {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE, ASKED)}
+        hidden = {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE, ASKED)}
+        leftovers = {ENVIRONMENT, DATA, LOCK, ASKED, INITIAL} | hidden
         names = {file.name for file in path.iterdir() if not ASIDE.fullmatch(file.name)} if path.is_dir() else set()
-        if path.exists() and (not path.is_dir() or names - begun):
-            go_on = "; it is a run: --resume auto goes on with it" if (path / RECIPE).is_file() else ""
-            raise FileExistsError(f"{path} exists: choose another --out, or remove it{go_on}")
+        if path.exists() and (not path.is_dir() or names - leftovers):
+            hint = "; it is a run: --resume auto goes on with it" if (path / RECIPE).is_file() else ""
+            raise FileExistsError(f"{path} exists: choose another --out, or remove it{hint}")
 
     @staticmethod
     def create(path: Path, recipe: Recipe, data: Data) -> "Run":
         """Begins a run folder.
 
-        **Raises:** FileExistsError where something is there already.
+        **Raises:** FileExistsError where the path exists already.
         """
         Run.refuse(path)
         path.mkdir(parents=True, exist_ok=True)
         run = Run(path)
         run.write(ENVIRONMENT, environment())
         run.write(DATA, describe(data))
-        run.write(RECIPE, recipe.to_json())  # the last: a folder with it is a run
+        run.write(RECIPE, recipe.to_json())  # written last: a folder that has it is a run
         return run
 
     @staticmethod
     def reopen(path: Path, recipe: Recipe, data: Data, done: int = 0) -> "Run":
-        """A run that was begun before, to be gone on with from the step `done`: for longer, or for less long, than it
-        was to be, if all that was done is as it would have been.
+        """A run to resume after `done` steps. Its length may change if those steps would have been the same.
 
-        **Raises:** ValueError where its recipe is another in what decides its result, or its set is not as it was.
+        **Raises:** ValueError where a field of the recipe that decides the result differs, or the set has changed.
         """
         run = Run(path)
-        ours, theirs = recipe.to_json(), run.recipe.to_json()
-        other = [name for name in ours if ours[name] != theirs[name] and name not in FREE]
-        if done and other and set(other) <= set(LENGTH):
+        new, old = recipe.to_json(), run.recipe.to_json()
+        changed = [name for name in new if new[name] != old[name] and name not in FREE]
+        if done and changed and set(changed) <= set(LENGTH):
             _check_length(path, run.recipe, recipe, done)
-        elif other:
-            told = ", ".join(f"{name}={theirs[name]} there, {ours[name]} here" for name in other)
+        elif changed:
+            differences = ", ".join(f"{name}={old[name]} there, {new[name]} here" for name in changed)
             raise ValueError(
-                f"{path} was begun with another recipe ({told}): resume it as it was, or choose another --out"
+                f"{path} was begun with another recipe ({differences}): resume it as it was, or choose another --out"
             )
-        now, then = describe(without(data, run.left_out)), run.data
-        if now["digest"] != then["digest"]:
+        present, recorded = describe(without(data, run.left_out)), run.data
+        if present["digest"] != recorded["digest"]:
             count = ("{training_images} training and {held_out_images} held-out images").format
             raise ValueError(
-                f"{data.name} is not what {path} was begun with: {count(**then)} then, {count(**now)} now, or other "
-                "names or labels of them; make it as it was, or choose another --out"
+                f"{data.name} is not what {path} was begun with: {count(**recorded)} then, {count(**present)} now, or "
+                "other names or labels of them; make it as it was, or choose another --out"
             )
         return run
 
     def follow(self, recipe: Recipe) -> None:
-        """Writes down by which recipe it goes on, where that is of another length."""
+        """Writes the recipe that the run goes on by, where its length has changed."""
         if self.writes:
             old, new = self.recipe.to_json(), recipe.to_json()
             if any(old[name] != new[name] for name in LENGTH):
@@ -112,41 +113,41 @@ class Run:
 
     @property
     def left_out(self) -> list[Unreadable]:
-        """Files of the set that the run does without."""
+        """Files of the set that are left out of the run."""
         return [Unreadable(**entry) for entry in self.data["unreadable"]]
 
     @property
     def moved(self) -> tuple[str, ...]:
-        """Files of the set that changed sides when it was split, so that copies were on one side: `Data.moved`. None
-        did in runs from before there was such a thing."""
+        """Files of the set that changed sides in the split, so that copies are on one side: `Data.moved`. Empty for
+        runs of versions that did not look for copies."""
         return tuple(self.data.get("moved", ()))
 
     @property
     def data(self) -> dict[str, Any]:
-        """What the set was, as `describe` tells it.
+        """The set, as `describe` gives it.
 
         **Raises:** ValueError where it cannot be read.
         """
         try:
-            found = self.read(DATA)
-            if {"digest", "unreadable"} <= found.keys():
-                return found
+            description = self.read(DATA)
+            if {"digest", "unreadable"} <= description.keys():
+                return description
         except (OSError, ValueError, AttributeError):
             pass
         raise ValueError(f"{self.path / DATA} does not say what the set was: it is damaged")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside, no other process of this machine may write the run.
+        """Inside the block no other process of this machine may write the run.
 
-        **Raises:** FileExistsError where one does.
+        **Raises:** FileExistsError where another process writes it.
         """
         with (self.path / LOCK).open("a") as file:
             if self.writes and sys.platform != "win32":
                 import fcntl
 
                 try:
-                    # Not flock, which data workers would inherit and hold a while after their parent was killed.
+                    # Not flock: data workers would inherit it, and hold it for a while after their parent is killed.
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except (BlockingIOError, PermissionError) as error:
                     raise FileExistsError(
@@ -159,7 +160,7 @@ class Run:
                     (self.path / LOCK).unlink(missing_ok=True)
 
     def forget_after(self, step: int) -> None:
-        """Takes from the metrics what came after a step, and a line that was cut off."""
+        """Removes from the metrics the lines after a step, and a line that was cut off."""
         path = self.path / METRICS
         if self.writes and path.exists():
             kept = []
@@ -174,7 +175,7 @@ class Run:
 
     @staticmethod
     def of(path: str | Path) -> "Run | None":
-        """The run that a path is the folder of, or whose `model/` it is; None where there is none."""
+        """The run whose folder, or whose `model/`, a path is; None where there is none."""
         for folder in (Path(path), Path(path).parent):
             if (folder / RECIPE).is_file():
                 return Run(folder)
@@ -197,16 +198,16 @@ class Run:
 
     @property
     def test_files(self) -> list[str] | None:
-        """Files of its set that it was tested on and that nothing was chosen by, where it has written them down."""
+        """Files of the test split, which is never used for selection; None where the run has not written them down."""
         return list(self.read(SPLIT)["test"]) if (self.path / SPLIT).is_file() else None
 
     @property
     def has_model(self) -> bool:
-        """Whether its network is there, which is written at the end."""
+        """Whether the run has its network, which is written at the end."""
         return (self.path / MODEL).exists()
 
     def load_model(self) -> nn.Module:
-        """The trained network, at evaluation."""
+        """The trained network, in evaluation mode."""
         return load_network(self.path)
 
     def read(self, name: str) -> dict[str, Any]:
@@ -215,7 +216,7 @@ class Run:
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         text = json.dumps(without_nan(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # A file's name need not be text: what is none becomes an escape, which JSON reads back as it was.
+        # A file name need not be text: other bytes become escapes, which JSON reads back unchanged.
         write_text(self.path / name, text, errors="backslashreplace", aside=self.path / f".{name}")
 
     def log(self, values: dict[str, Any]) -> None:
@@ -225,20 +226,20 @@ class Run:
 
 
 def _check_length(path: Path, old: Recipe, new: Recipe, done: int) -> None:
-    """Raises ValueError where a run that has done some steps cannot go on by a recipe of another length."""
+    """Raises ValueError where the steps that are done would have been others in a run of the new length."""
     if new.steps < done:
         raise ValueError(f"{path} has done {done} steps already: steps={new.steps} is less; choose another --out")
     for step in range(done):
-        if (then := learning_rate(old, step)) != (now := learning_rate(new, step)):
+        if (old_rate := learning_rate(old, step)) != (new_rate := learning_rate(new, step)):
             raise ValueError(
                 f"{path} cannot go on with steps={new.steps}, cooldown_steps={new.cooldown_steps}: of the {done} steps "
-                f"that it has done, step {step + 1} had a rate of {then:.3g} and would have had {now:.3g}; constant "
-                "and rsqrt go on for any length, before their cooldown"
+                f"that it has done, step {step + 1} had a rate of {old_rate:.3g} and would have had {new_rate:.3g}; "
+                "constant and rsqrt go on for any length, before their cooldown"
             )
 
 
 def without_nan(value: Any) -> Any:
-    """The same with None in place of numbers that are not finite, which JSON does not have."""
+    """A value with None in place of numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
         return {key: without_nan(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -247,7 +248,8 @@ def without_nan(value: Any) -> Any:
 
 
 def describe(data: Data) -> dict[str, Any]:
-    """A set in figures. `digest`: of its classes and of its files' names and labels, in order."""
+    """The sizes of a set, its classes and files left out. `digest`: SHA-256 of its classes and of its files' names and
+    labels, in order."""
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     for part in data.parts:
         digest.update(json.dumps([part.labels.int().tolist(), list(part.files)]).encode())
@@ -264,7 +266,7 @@ def describe(data: Data) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and the state of the git checkout one stands in, if any."""
+    """Versions, machine, and the state of the git checkout of the current folder, if it is in one."""
     packages = ("vismoe", "torch", "torchvision", "timm", "safetensors", "numpy", "scikit-learn")
     return {
         "python": platform.python_version(),
@@ -279,14 +281,14 @@ def environment() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, timeout=10)
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def free_path(wanted: Path) -> Path:
-    """`wanted`, or with -2, -3, … behind it the first that is not there yet."""
+    """The first path that does not exist, of `wanted`, `wanted`-2, `wanted`-3, …"""
     path, number = wanted, 2
     while path.exists():
         path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1

@@ -1,4 +1,4 @@
-"""How the learning rate goes over a run."""
+"""The learning rate over a run."""
 
 import math
 
@@ -6,16 +6,16 @@ from .recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, done: int) -> float:
-    """The rate of the step that follows `done` steps.
+    """The learning rate of the step after `done` steps.
 
-    Linear warm-up from 0. Then, with t steps done of T, w of them of warm-up and c of cooldown, what is left of the way
-    from the peak to the end:
+    Linear warm-up from 0. Then end + (peak − end) × share. The share, after t of T steps, with w steps of warm-up and c
+    of cooldown:
 
     - cosine, linear: ½ (1 + cos(πt / T)), 1 − t / T: over the whole run, as timm has it;
     - warmup-cosine, warmup-polynomial: the same from the peak on, ½ (1 + cos(πu)) and (1 − u)^power with
       u = (t − w) / (T − w), as optax has it;
-    - rsqrt: 1 / √(1 + (t − w) / timescale) (Zhai et al. 2022, section 3.5); constant: 1; both on a line to 0 over the
-      last c steps.
+    - rsqrt: 1 / √(1 + (t − w) / timescale) (Zhai et al. 2022, section 3.5); constant: 1; both decay linearly
+      to 0 over the last c steps.
     """
     peak, end, steps, warmup = recipe.learning_rate, recipe.end_learning_rate, recipe.steps, recipe.warmup_steps
     if done < warmup:
@@ -24,19 +24,19 @@ def learning_rate(recipe: Recipe, done: int) -> float:
 
 
 def _share(recipe: Recipe, done: int, steps: int, warmup: int) -> float:
-    after = (done - warmup) / max(steps - warmup, 1)
+    progress = (done - warmup) / max(steps - warmup, 1)
     match recipe.schedule:
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * done / steps))
         case "linear":
             return 1 - done / steps
         case "warmup-cosine":
-            return 0.5 * (1 + math.cos(math.pi * after))
+            return 0.5 * (1 + math.cos(math.pi * progress))
         case "warmup-polynomial":
-            return float((1 - after) ** recipe.power)
+            return float((1 - progress) ** recipe.power)
     cooling = max(0, done - (steps - recipe.cooldown_steps))
-    left = 1 - cooling / recipe.cooldown_steps if cooling else 1.0
-    return left * (_rsqrt(recipe, done - cooling, warmup) if recipe.schedule == "rsqrt" else 1.0)
+    remaining = 1 - cooling / recipe.cooldown_steps if cooling else 1.0
+    return remaining * (_rsqrt(recipe, done - cooling, warmup) if recipe.schedule == "rsqrt" else 1.0)
 
 
 def _rsqrt(recipe: Recipe, done: int, warmup: int) -> float:

@@ -1,4 +1,4 @@
-"""Everything a run is between two steps, and what it begins with."""
+"""The state of a run between two steps, and at its beginning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ FIGURES = ("step", "skipped", "in_a_row", "best_score", "best_step")
 
 @dataclass
 class State:
-    """What a checkpoint holds and a resumed run begins with; all else follows from the recipe.
+    """What a checkpoint holds and a resumed run starts from; everything else follows from the recipe.
 
-    Randomness is no part of it: every step's is a function of the recipe's seed and the step's number, and every
-    image's of (seed, epoch, index). `skipped`: steps whose loss or gradient was not finite, `in_a_row` of them the
-    last. `best_score`, `best_step`: of the best evaluation so far.
+    It has no random state: the random numbers of a step depend on the recipe's seed and the step's number, those of an
+    image on (seed, epoch, index). `skipped`: number of steps whose loss or gradient was not finite; `in_a_row`: how
+    many of them came last, without a break. `best_score`, `best_step`: the best evaluation so far.
     """
 
     model: nn.Module
@@ -39,7 +39,7 @@ class State:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is evaluated and kept: the average of weights where there is one."""
+        """The network that is evaluated and saved: the EMA of the weights where there is one."""
         return self.model if self.average is None else self.average.module
 
     def state_dict(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class State:
         return named | {name: getattr(self, name) for name in FIGURES}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Sets everything to what `state_dict` said.
+        """Loads what `state_dict` returned.
 
         **Raises:** ValueError for the state of another network.
         """
@@ -73,7 +73,7 @@ class State:
 
 
 def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
-    """The recipe's network with initial weights: a function of its seed, and of the weights that it names, alone."""
+    """The recipe's network with initial weights. They depend on its seed and on the weights that it names alone."""
     torch.manual_seed(recipe.seed)
     task = task or task_for(recipe.task, data, recipe.to_json())
     model = create_model(recipe.model, **task.network_options(data), **recipe.overrides)

@@ -20,13 +20,13 @@ from .state import State
 
 
 class TrainingDivergedError(RuntimeError):
-    """Too many steps in a row had a loss or a gradient that was no finite number."""
+    """Too many steps in a row had a loss or a gradient that was not finite."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step was like, over all processes: the mean `loss`; the task's training `score`, NaN where it has none;
-    and, where the step is logged, how many choices each expert of a layer got in its last micro-batch."""
+    """The result of a step, over all processes. `loss`: the mean; `score`: the task's training score, NaN where it has
+    none; `load`: where the step is logged, by layer, how many choices each expert got in the last micro-batch."""
 
     loss: Tensor
     score: Tensor
@@ -34,8 +34,8 @@ class Outcome:
 
 
 class Trainer:
-    """Takes the steps of a run. Nothing that is not finite reaches the weights: such a step is skipped, counted, and
-    told to `log`."""
+    """Takes the steps of a run. A step whose loss or gradient is not finite is skipped, counted and logged; the weights
+    never see it."""
 
     def __init__(self, recipe: Recipe, state: State, task: Task, mesh: Mesh, log: Callable[[dict[str, Any]], None]):
         self.recipe, self.state, self.task, self.mesh, self.log = recipe, state, task, mesh, log
@@ -46,10 +46,10 @@ class Trainer:
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
 
     def step(self, batch: Batch, log_now: bool) -> Outcome:
-        """The step whose number the state has: forward, backward, update. `log_now`: the load is recorded."""
+        """Takes the step with the state's number: forward, backward, update. `log_now`: record the load."""
         recipe, state = self.recipe, self.state
         seed = mix_seeds(recipe.seed, state.step)
-        # On a CPU this is all that torch.manual_seed does, in a hundredth of its time.
+        # On a CPU this does the same as torch.manual_seed, in a hundredth of its time.
         generators: Any = torch.default_generator if self.device.type == "cpu" else torch
         generators.manual_seed(seed + self.mesh.rank)
         rate = learning_rate(recipe, state.step - 1)
@@ -70,7 +70,7 @@ class Trainer:
         return Outcome(loss, score, load)
 
     def _micro_step(self, batch: Batch, share: float, log_now: bool) -> tuple[Tensor, Tensor, Recording | None]:
-        """Forward and backward of a part of the batch: its loss and score, and what was recorded."""
+        """Forward and backward of a part of the batch. Returns its loss and score, and the recorded routing."""
         task = self.task
         recording = record(self.state.model) if self.by_losses or log_now else nullcontext()
         with recording as routing:
@@ -92,29 +92,29 @@ class Trainer:
             if state.average is not None:
                 state.average.update(state.model, state.step if recipe.average_warmup else None)
         else:
-            for buffer, before in zip(self.statistics, statistics, strict=True):
-                buffer.copy_(before)  # a batch norm has taken the step's statistics already
+            for buffer, saved in zip(self.statistics, statistics, strict=True):
+                buffer.copy_(saved)  # the forward pass has moved the statistics of batch norms already
             state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
-            what = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the gradient's norm is {norm:g}"
-            self.log({"step": state.step, "skipped": what})
+            fault = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the gradient's norm is {norm:g}"
+            self.log({"step": state.step, "skipped": fault})
             if state.in_a_row >= recipe.max_skipped:
                 raise TrainingDivergedError(
-                    f"{what} at step {state.step}, {state.in_a_row} steps in a row were skipped: "
+                    f"{fault} at step {state.step}, {state.in_a_row} steps in a row were skipped: "
                     "try a smaller learning rate"
                 )
         state.optimizer.zero_grad()
 
 
 def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, float, bool]]:
-    """A batch cut into parts, with the share of each and whether it is the last."""
-    cut = {name: _chunks(value, parts) for name, value in batch.items()}
-    sizes = [len(part) for part in next(iter(cut.values()))]
+    """The micro-batches of a batch, each with its share of the batch and whether it is the last."""
+    pieces_of = {name: _chunks(value, parts) for name, value in batch.items()}
+    sizes = [len(part) for part in next(iter(pieces_of.values()))]
     for number, size in enumerate(sizes):
-        yield {name: pieces[number] for name, pieces in cut.items()}, size / sum(sizes), number == len(sizes) - 1
+        yield {name: pieces[number] for name, pieces in pieces_of.items()}, size / sum(sizes), number == len(sizes) - 1
 
 
 def _chunks(values: Any, parts: int) -> Sequence[Any]:
-    """An entry of a batch, a tensor or a list, in so many parts."""
+    """An entry of a batch, a tensor or a list, cut into `parts` parts."""
     if isinstance(values, Tensor):
         return values.chunk(parts)
     size = -(-len(values) // parts)

@@ -1,4 +1,4 @@
-"""Where the figures of a training go: `metrics.jsonl` always, and a tracker that the recipe names."""
+"""Logging: to `metrics.jsonl` always, and to the tracker that the recipe names."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ Log = Callable[[dict[str, Any]], None]
 
 @contextmanager
 def tracking(run: Run, recipe: Recipe, step: int) -> Iterator[Log]:
-    """Inside, a function that logs figures of a step: a dict with `step`; numbers, and lists of them by layer.
+    """Gives a function that logs the figures of a step: a dictionary with `step`, numbers, and lists of them by layer.
 
-    **Arguments:** `step`: the last one that was logged before, where the run goes on.
+    **Arguments:** `step`: the last step that was logged before, where the run is resumed.
     """
     if recipe.track == "none" or not run.writes:
         yield run.log
         return
-    send, close = (_tensorboard if recipe.track == "tensorboard" else _runs)(run, recipe, step)
+    send, close = (_tensorboard if recipe.track == "tensorboard" else _trackio_or_wandb)(run, recipe, step)
 
     def log(values: dict[str, Any]) -> None:
         run.log(values)
@@ -35,12 +35,13 @@ def tracking(run: Run, recipe: Recipe, step: int) -> Iterator[Log]:
 
 def check_tracker(name: Tracker) -> None:
     """Raises ValueError where a tracker is not installed."""
-    if name != "none" and ((found := find_spec(name)) is None or found.origin is None):  # a folder called so is none
+    spec = None if name == "none" else find_spec(name)
+    if name != "none" and (spec is None or spec.origin is None):  # no origin: a folder of that name, no package
         raise ValueError(f"track={name}: {name} is not installed here: pip install {name}")
 
 
 def flat(values: dict[str, Any]) -> dict[str, float]:
-    """Figures by one name each: of an expert's share of the load, `load/LAYER/NUMBER`. What is no number is left."""
+    """The numbers by one name each; an expert's share of the load is `load/LAYER/NUMBER`. Other values are left out."""
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}
     for layer, shares in values.get("load", {}).items():
         numbers |= {f"load/{layer}/{expert}": share for expert, share in enumerate(shares)}
@@ -57,8 +58,8 @@ def _tensorboard(run: Run, recipe: Recipe, step: int) -> tuple[Callable[[dict[st
     return send, writer.close
 
 
-def _runs(run: Run, recipe: Recipe, step: int) -> tuple[Callable[[dict[str, float], int], None], Any]:
-    """trackio and wandb, whose calls are the same."""
+def _trackio_or_wandb(run: Run, recipe: Recipe, step: int) -> tuple[Callable[[dict[str, float], int], None], Any]:
+    """Sends to trackio or wandb, whose functions are the same."""
     tracker = import_module(recipe.track)
     name = "-".join(run.path.resolve().parts[-2:])
     tracker.init(project="vismoe", name=name, config=recipe.to_json())

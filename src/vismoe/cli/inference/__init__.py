@@ -1,1 +1,1 @@
-"""Verbs that put a model to work."""
+"""Verbs that run a model."""

@@ -68,8 +68,8 @@ def embed(
 
 
 def _whole(model: str, data: str) -> Data:
-    own, opened = own_run(model, data), open_data(data)
-    return whole(opened, None if own is None else split_of_files(own))
+    run, opened = own_run(model, data), open_data(data)
+    return whole(opened, None if run is None else split_of_files(run))
 
 
 def main(arguments: list[str]) -> None:

@@ -52,13 +52,13 @@ def evaluate_model(
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
-    own = own_run(model, data)
-    data = data or (own.recipe.data if own is not None else "")
+    run = own_run(model, data)
+    data = data or (run.recipe.data if run is not None else "")
     network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
     task = task_of(network)
     opened = task.known_to_model(open_set(model, data, task=task))
-    part = "test" if own is not None and own.test_files is not None else "held-out" if opened.train else "all"
-    if own is not None:
+    part = "test" if run is not None and run.test_files is not None else "held-out" if opened.train else "all"
+    if run is not None:
         opened = replace(opened, train=None)
     groups = _column(opened, group)
     opened = check_images(opened, max_unreadable, workers)
@@ -90,20 +90,20 @@ def evaluate_model(
 
 def _column(data: Data, name: str | None) -> str | None:
     if name is not None and name not in data.val.columns:
-        there = ", ".join(data.val.columns) or "none beside file_name and the labels"
-        raise ValueError(f"group={name!r}: {data.name} has no such column in a metadata.csv; there are {there}")
+        columns = ", ".join(data.val.columns) or "none beside file_name and the labels"
+        raise ValueError(f"group={name!r}: {data.name} has no such column in a metadata.csv; there are {columns}")
     return name
 
 
 def _report(figures: dict[str, Any], result: Evaluation, group: str | None) -> str:
     titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
-    # The loss stands before what is derived from probabilities.
+    # The loss comes before what is derived from probabilities.
     names = sorted(result.metrics, key=lambda name: name == "calibration_error")
     metrics = [f"{titles.get(name, name.replace('_', ' '))} {result.metrics[name]:.4f}" for name in names]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
-    of = {"test": " of the run's test part", "held-out": " of the held-out part", "all": ""}[figures["part"]]
+    split_title = {"test": " of the run's test part", "held-out": " of the held-out part", "all": ""}[figures["part"]]
     speed = f"{figures['images_per_second']:.0f} images/s"
-    lines = [f"{', '.join(metrics)} on {figures['images']} images{of}{left_out}, {speed}", *result.lines()]
+    lines = [f"{', '.join(metrics)} on {figures['images']} images{split_title}{left_out}, {speed}", *result.lines()]
     if groups := figures.get("groups"):
         shares = [
             f"{each['name']} {each['accuracy']:.4f} ({each['images']} images, 95 % interval "

@@ -59,37 +59,44 @@ def fewshot(
     """
     if batch_size < 1 or workers < 0 or seeds < 1:
         raise ValueError(f"batch_size={batch_size}, workers={workers}, seeds={seeds}: accepted are at least 1, 0 and 1")
-    wanted = _numbers(shots)
-    own, run = own_run(model, data), Run.of(model)
-    data = data or (own.recipe.data if own is not None else "")
+    requested_shots = _numbers(shots)
+    run, run_of_set = Run.of(model), own_run(model, data)
+    data = data or (run_of_set.recipe.data if run_of_set is not None else "")
     network = open_resized(model, image_size).to(resolve_device(device))
     opened = open_set(model, data, 0 if run is None else run.recipe.split_seed, workers=workers)
     opened = check_images(opened, max_unreadable, workers)
     for entry in opened.left_out:
         note_left_out(entry)
-    possible = check_shots(opened, wanted, protocol)
-    for number in sorted(set(wanted) - set(possible)):
+    possible = check_shots(opened, requested_shots, protocol)
+    for number in sorted(set(requested_shots) - set(possible)):
         note(f"{number} shots are left out: some class of {data} has too few images to train on")
     with ImageProgress("features") as progress:
-        found = few_shot(network, opened, possible, seeds, batch_size, workers, progress, protocol)
+        results = few_shot(network, opened, possible, seeds, batch_size, workers, progress, protocol)
     rows = [
         {
-            "shots": each.shots,
-            "l2": each.l2,
-            "closed_form": _figures(each.closed_form),
-            "neighbours": _figures(each.neighbours),
+            "shots": result.shots,
+            "l2": result.l2,
+            "closed_form": _figures(result.closed_form),
+            "neighbours": _figures(result.neighbours),
         }
-        for each in found
+        for result in results
     ]
     if json:
-        told = {"model": model, "data": data, "images": len(opened.val), "seeds": seeds, "protocol": protocol}
-        print(json_format.dumps(told | {"rows": rows}))
+        header = {"model": model, "data": data, "images": len(opened.val), "seeds": seeds, "protocol": protocol}
+        print(json_format.dumps(header | {"rows": rows}))
         return
-    held_out = "held-out images" if own is None or own.test_files is None else "images of the run's test part"
-    title = f"accuracy on {len(opened.val):,} {held_out}, mean ± standard deviation over {seeds} seeds"
+    set_title = (
+        "held-out images" if run_of_set is None or run_of_set.test_files is None else "images of the run's test part"
+    )
+    title = f"accuracy on {len(opened.val):,} {set_title}, mean ± standard deviation over {seeds} seeds"
     table = Table("shots", "closed form", "its l2", "20 nearest neighbours", title=title)
     for row in rows:
-        table.add_row(str(row["shots"]), _told(row["closed_form"]), f"{row['l2']:.4g}", _told(row["neighbours"]))
+        table.add_row(
+            str(row["shots"]),
+            _mean_and_deviation(row["closed_form"]),
+            f"{row['l2']:.4g}",
+            _mean_and_deviation(row["neighbours"]),
+        )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
@@ -105,7 +112,7 @@ def _figures(accuracies: list[float]) -> dict[str, Any]:
     return {"mean": mean(accuracies), "standard_deviation": deviation, "each": accuracies}
 
 
-def _told(figures: Any) -> str:
+def _mean_and_deviation(figures: Any) -> str:
     deviation = figures["standard_deviation"]
     return f"{figures['mean']:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
 

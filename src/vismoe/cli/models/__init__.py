@@ -1,1 +1,1 @@
-"""Verbs that make models of models."""
+"""Verbs that list, convert and change models."""

@@ -61,11 +61,11 @@ def densify_model(
     batches = _pixels(network, opened, images, batch_size)
     small = reduce_experts(network, num_experts, batches, how) if num_experts else densify(network, batches, how)
     lines = []
-    for title, each in (("before", network), ("after", small)):
-        found, size = evaluate(each, opened.val, batch_size), data_config(each)["input_size"]
-        name, score = next(iter(found.metrics.items()))
-        figures = f"{name.replace('_', ' ')} {score:.4f}, loss {found.metrics['loss']:.4f}"
-        lines.append(f"{title}: {figures} on {len(opened.val)} images, {cost(each, size).parameters:,} parameters")
+    for title, candidate in (("before", network), ("after", small)):
+        evaluation, size = evaluate(candidate, opened.val, batch_size), data_config(candidate)["input_size"]
+        name, score = next(iter(evaluation.metrics.items()))
+        figures = f"{name.replace('_', ' ')} {score:.4f}, loss {evaluation.metrics['loss']:.4f}"
+        lines.append(f"{title}: {figures} on {len(opened.val)} images, {cost(candidate, size).parameters:,} parameters")
     save(small, destination)
     print(*lines, f"written: {destination}", sep="\n")
 

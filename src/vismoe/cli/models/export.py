@@ -33,15 +33,16 @@ def export(
         batch_size: Images that the file always takes at a time, without a dynamic batch.
         json: Print one JSON object.
     """
-    done = export_onnx(open_model(model, exported=True), dst, dynamic_batch, batch_size)
-    print(json_format.dumps(asdict(done) | {"path": str(done.path)}) if json else _report(done))
+    exported = export_onnx(open_model(model, exported=True), dst, dynamic_batch, batch_size)
+    print(json_format.dumps(asdict(exported) | {"path": str(exported.path)}) if json else _report(exported))
 
 
-def _report(done: OnnxExport) -> str:
-    left_out = f" ({done.left_out} more left out: experts too close to choose between)" if done.left_out else ""
+def _report(exported: OnnxExport) -> str:
+    ties = exported.left_out
+    left_out = f" ({ties} more left out: experts too close to choose between)" if ties else ""
     return (
-        f"{done.path}: {done.size / 1e6:,.1f} MB; in ONNX Runtime its logits differ from the model's by at most "
-        f"{done.difference:.1e} on {done.images} random images{left_out}"
+        f"{exported.path}: {exported.size / 1e6:,.1f} MB; in ONNX Runtime its logits differ from the model's by at "
+        f"most {exported.difference:.1e} on {exported.images} random images{left_out}"
     )
 
 

@@ -30,9 +30,10 @@ def models(
     names = list_models(pattern)
     if not names:
         raise ValueError(f"no preset matches {pattern!r}; `vismoe models` lists all, and published weights")
-    shown = Console(stderr=True)
+    console = Console(stderr=True)
     rows = [
-        _row(name) for name in track(names, "counting", console=shown, transient=True, disable=not shown.is_terminal)
+        _row(name)
+        for name in track(names, "counting", console=console, transient=True, disable=not console.is_terminal)
     ]
     (_print_json if json else _print_table)(rows)
 
@@ -41,15 +42,15 @@ def _row(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = create_model(name)
     size = data_config(model)["input_size"]
-    counted = cost(model, size)
+    model_cost = cost(model, size)
     published = [published_by(name)] if "." in name else tags_of(name).values()
     return {
         "name": name,
         "image_size": size[1],
-        "parameters": counted.parameters,
-        "active_parameters": counted.active_parameters,
-        "multiplications": counted.multiplications,
-        "weights": [_weights(each) for each in published if each is not None],
+        "parameters": model_cost.parameters,
+        "active_parameters": model_cost.active_parameters,
+        "multiplications": model_cost.multiplications,
+        "weights": [_weights(entry) for entry in published if entry is not None],
     }
 
 
@@ -76,16 +77,16 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         numbers = [f"{int(row[key]) / 1e6:,.2f}" for key in ("parameters", "active_parameters", "multiplications")]
         table.add_row(str(row["name"]), str(row["image_size"]), *numbers)
-    shown = Console(width=None if Console().is_terminal else 120)
-    shown.print(table)
-    if weights := [each for row in rows for each in row["weights"]]:
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(table)
+    if weights := [entry for row in rows for entry in row["weights"]]:
         table = Table("weights", title="published weights; accuracy as published, not verified here")
         for column in ("image", "classes", "data", "accuracy"):
             table.add_column(column, justify="right")
-        for each in weights:
-            accuracy = "–" if each["published_accuracy"] is None else f"{each['published_accuracy']:.2%}"
-            table.add_row(each["name"], str(each["image_size"]), f"{each['classes']:,}", each["data"], accuracy)
-        shown.print(table)
+        for entry in weights:
+            accuracy = "–" if entry["published_accuracy"] is None else f"{each['published_accuracy']:.2%}"
+            table.add_row(entry["name"], str(entry["image_size"]), f"{each['classes']:,}", entry["data"], accuracy)
+        console.print(table)
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What MODEL means on the command line."""
+"""The model that MODEL names on the command line."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from .notes import note
 
 
 def open_model(name: str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
-    """As `vismoe.weights.open_source`; a preset, which has random weights, says so."""
+    """Opens a model as `vismoe.weights.open_source` does, with a note for a preset, whose weights are random."""
     source = parse_source(name)
     if not source.is_trained:
         note(f"{name} is a preset: its weights are random")
@@ -19,7 +19,7 @@ def open_model(name: str, num_classes: int | None = None, exported: bool = False
 
 
 def open_resized(name: str, image_size: int | None) -> nn.Module:
-    """As `open_model`; taking images of another size than its own where that is said."""
+    """Opens a model as `open_model` does, and sets its image size if one is given."""
     model = open_model(name)
     if image_size is not None:
         set_image_size(model, image_size, name)

@@ -1,4 +1,4 @@
-"""What the verbs say beside their result, on stderr."""
+"""Notes of the verbs beside their results, on stderr."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ def note(text: str) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raises FileExistsError where something is there already."""
+    """Raises FileExistsError where the path exists."""
     if path.exists():
         raise FileExistsError(f"{path} exists: choose another one, or remove it")
 

@@ -1,4 +1,4 @@
-"""How what takes long shows itself: live in a terminal, a line now and then elsewhere."""
+"""Progress of long work: live in a terminal, a line now and then elsewhere."""
 
 import math
 import time
@@ -13,11 +13,11 @@ from vismoe.training import Status
 
 LEVELS = " ▁▂▃▄▅▆▇█"
 QUIET = 10.0
-"""Seconds without a line, where images are counted."""
+"""Seconds between two lines of `ImageProgress`."""
 
 
 class TrainingProgress:
-    """A context that `fit` may tell its status: step, loss, accuracy, images/s, time left, load of each expert."""
+    """A context that shows each status of `fit`: step, loss, accuracy, images/s, time left, load of each expert."""
 
     def __init__(self, title: str, console: Console | None = None):
         self.console = console or Console()
@@ -55,12 +55,12 @@ class TrainingProgress:
     def _print(self, line: str) -> None:
         try:
             print(line, file=self.console.file, flush=True)
-        except BrokenPipeError:  # who reads has enough, as `head` does: no reason to end a training
+        except BrokenPipeError:  # the reader has enough, as `head` has: no reason to end a training
             self.printed = math.inf
 
 
 class ImageProgress:
-    """A context that is told how many images are done, and of how many; shown on stderr."""
+    """A context that shows on stderr how many of the images are done."""
 
     def __init__(self, title: str):
         self.title, self.console = title, Console(stderr=True)
@@ -77,31 +77,35 @@ class ImageProgress:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
-    def __call__(self, done: int, of: int) -> None:
+    def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        self.bar.update(self.task, completed=done, total=of)
+        self.bar.update(self.task, completed=done, total=total)
         if not self.console.is_terminal and now >= self.printed + QUIET:
             self.printed = now
-            left = (of - done) * (now - self.began) / done
-            print(f"{self.title}: {done:,} of {of:,} images, {_clock(left)} left", file=self.console.file, flush=True)
+            seconds_left = (total - done) * (now - self.began) / done
+            print(
+                f"{self.title}: {done:,} of {total:,} images, {_clock(seconds_left)} left",
+                file=self.console.file,
+                flush=True,
+            )
 
 
 def _line(status: Status) -> str:
-    held_out = "" if status.score is None else f", held out {status.score:.4f}"
+    validation = "" if status.score is None else f", held out {status.score:.4f}"
     uneven = [f"{max(load) * len(load):.2f}" for load in status.load.values()]
     load = f", max ÷ mean load {' '.join(uneven)}" if uneven else ""
     accuracy = "" if status.accuracy is None else f", training accuracy {status.accuracy:.3f}"
     return (
-        f"step {status.step}/{status.steps}, loss {status.loss:.3f}{accuracy}{held_out}, "
+        f"step {status.step}/{status.steps}, loss {status.loss:.3f}{accuracy}{validation}, "
         f"{status.images_per_second:.0f} images/s{load}, {_clock(status.seconds_left)} left"
     )
 
 
 def _figures(status: Status) -> Table:
     table = Table.grid(padding=(0, 2))
-    held_out = "–" if status.score is None else f"{status.score:.4f}"
+    validation = "–" if status.score is None else f"{status.score:.4f}"
     accuracy = [] if status.accuracy is None else ["training accuracy", f"{status.accuracy:.3f}"]
-    table.add_row("loss", f"{status.loss:.3f}", *accuracy, "held out", held_out)
+    table.add_row("loss", f"{status.loss:.3f}", *accuracy, "held out", validation)
     table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
     for name, load in status.load.items():
         # Full height is twice the mean: an even load is a row of half-high bars.

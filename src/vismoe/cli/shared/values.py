@@ -1,4 +1,4 @@
-"""How values that may be left unsaid are shown: `X | None` as X."""
+"""Optional values in help texts: `X | None` is shown as X."""
 
 from dataclasses import replace
 from types import NoneType
@@ -6,13 +6,13 @@ from typing import get_args
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-UNSAID = "unset"
+UNSET = "unset"
 REGISTRY = ConstructorRegistry()
 
 
 @REGISTRY.primitive_rule
 def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """What tyro makes of X, with None where nothing is said."""
+    """tyro's rule for X, with None as the default."""
     kinds = get_args(info.type)
     if len(kinds) != 2 or NoneType not in kinds:
         return None
@@ -24,5 +24,5 @@ def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     return replace(
         inner,
         is_instance=lambda value: value is None or inner.is_instance(value),
-        str_from_instance=lambda value: [UNSAID] if value is None else inner.str_from_instance(value),
+        str_from_instance=lambda value: [UNSET] if value is None else inner.str_from_instance(value),
     )

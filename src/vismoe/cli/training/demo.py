@@ -31,8 +31,8 @@ def demo(out: Path = Path("runs/demo"), steps: int | None = None, seed: int = 0)
         soft_wrap=True,
     )
     with _Progress(console) as progress:
-        found = run_demo(recipes, out, progress.next)
-    _report(console, found, out)
+        results = run_demo(recipes, out, progress.next)
+    _report(console, results, out)
 
 
 class _Progress:
@@ -53,26 +53,26 @@ class _Progress:
         return self.current
 
 
-def _report(console: Console, found: Demo, out: Path) -> None:
+def _report(console: Console, results: Demo, out: Path) -> None:
     table = Table("", "sparse", "dense", "sparse ÷ dense", title="One seed each on 450 held-out digits")
-    pair = (found.sparse, found.dense)
-    table.add_row("accuracy", *(f"{each.top1:.4f}" for each in pair), "")
+    twin_results = (results.sparse, results.dense)
+    table.add_row("accuracy", *(f"{each.top1:.4f}" for each in twin_results), "")
     for title, figure in (
         ("parameters in all", lambda each: each.cost.parameters),
         ("parameters active per token", lambda each: each.cost.active_parameters),
         ("multiplications per image", lambda each: each.cost.multiplications),
         ("images/s, forward", lambda each: each.images_per_second),
     ):
-        values = [figure(each) for each in pair]
+        values = [figure(each) for each in twin_results]
         table.add_row(title, *(f"{value:,.0f}" for value in values), f"{values[0] / values[1]:.2f}")
     console.print(table)
     console.print(
-        f"3-nearest-neighbours on the same split: {found.nearest_neighbours:.4f}. Digits this small "
+        f"3-nearest-neighbours on the same split: {results.nearest_neighbours:.4f}. Digits this small "
         "need no experts:\nthe demo shows the machinery, not a gain.\n"
         "In the repository, benchmarks/digits_twins.py compares the twins over seeds.\n",
         soft_wrap=True,
     )
-    for prediction in found.predictions:
+    for prediction in results.predictions:
         _, *best = prediction.cells().values()
         console.print(f"{prediction.image}: {', '.join(best)}", soft_wrap=True, highlight=False)
     console.print(

@@ -84,7 +84,7 @@ def finetune_folder(
         seed=seed,
     )
     with TrainingProgress("finetune") as progress:
-        done = finetune(
+        finetuned = finetune(
             options,
             out=out,
             device=device,
@@ -93,16 +93,17 @@ def finetune_folder(
             on_status=progress,
             log=print,
         )
-    report = done.report
+    report = finetuned.report
     name, test, (low, high) = report["score"], report["test"], report["interval"]
     print(
         f"test part: {name.replace('_', ' ')} {test[name]:.4f}, right on {report['right']} of "
         f"{report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}), "
         f"calibration error {test['calibration_error']:.4f}"
     )
-    there = [name for name in ("model/", "report.json", "classes.csv", *IMAGES) if (done.run.path / name).exists()]
-    print(f"everything is in {done.run.path}: {', '.join(there)}, …")
-    print(f"next: vismoe predict {done.run.path} FIGURES; vismoe export {done.run.path} model.onnx")
+    path = finetuned.run.path
+    written = [name for name in ("model/", "report.json", "classes.csv", *IMAGES) if (path / name).exists()]
+    print(f"everything is in {path}: {', '.join(written)}, …")
+    print(f"next: vismoe predict {path} FIGURES; vismoe export {path} model.onnx")
 
 
 def main(arguments: list[str]) -> None:

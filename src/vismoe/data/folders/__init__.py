@@ -1,1 +1,1 @@
-"""A person's folder of images, its table, or a zip of it."""
+"""Folders of images, their tables, and zips of them."""

@@ -1,4 +1,4 @@
-"""A folder of images that comes as a zip."""
+"""A folder of images in a zip."""
 
 import lzma
 import stat
@@ -13,19 +13,19 @@ from .image_folder import HELD_OUT, TRAIN
 from .metadata import METADATA
 
 MAX_MEMBERS, MAX_BYTES, MAX_RATIO = 1_000_000, 64 * 2**30, 200
-"""Files of an archive; what they are together when unpacked; how many times its size that may be. Images hardly
-compress: an archive of more is made to fill a disk."""
+"""Most files of an archive, most bytes when unpacked, and most bytes for each of its own. Images hardly compress: an
+archive of more is made to fill a disk."""
 FREE_BYTES = 64 * 2**20
-"""Up to here MAX_RATIO does not matter: drawings of one colour compress well."""
+"""Unpacked size up to which MAX_RATIO is not checked: drawings of one colour compress well."""
 CHUNK = 2**20
 LONGEST_NAME = 255
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError, ValueError)
-"""What zipfile raises for members that it cannot read; NotImplementedError: of a compression that it does not know."""
+"""Errors of zipfile for members that it cannot read; NotImplementedError: for an unknown compression."""
 
 
 def archive_folder(path: Path) -> Path:
-    """The folder that a zip holds, unpacked below $XDG_CACHE_HOME (or ~/.cache), under the file's SHA-256, unless it
-    is there already.
+    """The folder of a zip, unpacked below $XDG_CACHE_HOME (or ~/.cache) under the file's SHA-256, if it is not there
+    already.
 
     **Raises:** ValueError for an archive that is damaged, encrypted, or not safe to unpack.
     """
@@ -36,11 +36,11 @@ def archive_folder(path: Path) -> Path:
 
 
 def unpack(path: Path, into: Path) -> Path:
-    """Unpacks a zip as the new folder `into`, whole or not at all. A folder that all of it lies in is left away, as are
-    hidden files and macOS's own (`__MACOSX/`).
+    """Unpacks a zip as the new folder `into`, whole or not at all. A single folder around everything is dropped, and so
+    are hidden files and those of macOS (`__MACOSX/`).
 
-    **Raises:** ValueError for an archive that is damaged or encrypted, that is larger than its limits when unpacked, or
-    with a member that is no plain file below the archive's root.
+    **Raises:** ValueError for an archive that is damaged or encrypted, that is above the limits when unpacked, or that
+    has a member which is no plain file below the archive's root.
     """
     try:
         with whole_folder(into, synced=False) as folder, _opened(path) as archive:
@@ -78,7 +78,7 @@ def _extract(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
 
 
 def _chunks(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterable[bytes]:
-    """A member's content; its checksum is compared at the end."""
+    """The content of a member; its checksum is compared at the end."""
     try:
         with archive.open(member) as source:
             while chunk := source.read(CHUNK):
@@ -102,50 +102,50 @@ def _members(path: Path, entries: list[zipfile.ZipInfo], limit: int) -> dict[str
     """The files to be unpacked, by their paths below the set's folder."""
     if len(entries) > MAX_MEMBERS:
         raise ValueError(f"{path} has {len(entries):,} members; accepted are {MAX_MEMBERS:,}")
-    found: dict[str, zipfile.ZipInfo] = {}
+    files: dict[str, zipfile.ZipInfo] = {}
     for entry in entries:
-        parts = _checked(path, entry).parts
+        parts = _member_path(path, entry).parts
         if entry.is_dir() or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
             continue
         if entry.flag_bits & 0x1:
             raise ValueError(f"{path} is encrypted: unpack it yourself, and give the folder")
         name = "/".join(parts)
-        if name in found:
+        if name in files:
             raise ValueError(f"{path} has two members {entry.filename!r}: which one is it?")
-        found[name] = entry
-    if not found:
+        files[name] = entry
+    if not files:
         raise ValueError(f"{path} holds no files")
-    if (size := sum(entry.file_size for entry in found.values())) > limit:
+    if (size := sum(entry.file_size for entry in files.values())) > limit:
         raise ValueError(_too_large(path, f"{size:,}", limit))
-    return _below(found)
+    return _without_common_folder(files)
 
 
-def _checked(path: Path, entry: zipfile.ZipInfo) -> PurePosixPath:
-    """The place of a member, as a path of one or more names.
+def _member_path(path: Path, entry: zipfile.ZipInfo) -> PurePosixPath:
+    """The path of a member below the archive's root.
 
-    **Raises:** ValueError for a path that leads elsewhere, and for what is neither file nor folder.
+    **Raises:** ValueError for a path that leads out of the archive, and for a member that is no file and no folder.
     """
     # `orig_filename` is as written; `filename` ends at a NUL.
     written = entry.orig_filename
     parts = written.replace("\\", "/").split("/")
     place = PurePosixPath(written if entry.create_system else written.replace("\\", "/"))  # 0: Windows wrote it
-    nowhere = not (place.parts or entry.is_dir())
-    if nowhere or not parts[0] or ".." in parts or "\0" in written or parts[0][1:2] == ":":
+    is_empty = not (place.parts or entry.is_dir())
+    if is_empty or not parts[0] or ".." in parts or "\0" in written or parts[0][1:2] == ":":
         raise ValueError(f"{path}: the member {written!r} leads out of the archive: it is not unpacked")
     if any(len(part.encode()) > LONGEST_NAME for part in place.parts):
         raise ValueError(f"{path}: the name of the member {written[:40]!r}… is longer than {LONGEST_NAME} bytes")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        what = "a link" if kind == stat.S_IFLNK else "no plain file"
-        raise ValueError(f"{path}: the member {written!r} is {what}: put in the file itself")
+        fault = "a link" if kind == stat.S_IFLNK else "no plain file"
+        raise ValueError(f"{path}: the member {written!r} is {fault}: put in the file itself")
     return place
 
 
-def _below(found: dict[str, zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """The same without a folder that all lie in, unless it is a part of a set or a class's own."""
-    first = next(iter(found)).partition("/")[0]
-    inside = [name.removeprefix(f"{first}/") for name in found]
-    whole = any("/" in name for name in inside) or METADATA in inside
-    if not whole or first in (TRAIN, *HELD_OUT) or not all(name.startswith(f"{first}/") for name in found):
-        return found
-    return dict(zip(inside, found.values(), strict=True))
+def _without_common_folder(files: dict[str, zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """The files by their paths below a folder that all lie in, unless it is a split of a set or a class folder."""
+    first = next(iter(files)).partition("/")[0]
+    inside = [name.removeprefix(f"{first}/") for name in files]
+    is_set = any("/" in name for name in inside) or METADATA in inside
+    if not is_set or first in (TRAIN, *HELD_OUT) or not all(name.startswith(f"{first}/") for name in files):
+        return files
+    return dict(zip(inside, files.values(), strict=True))

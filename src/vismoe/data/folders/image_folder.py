@@ -1,4 +1,4 @@
-"""A person's folder of images: class folders, or a `metadata.csv` that names the labels; split or in one piece."""
+"""A folder of images: class folders, or a `metadata.csv` with the labels; already split or in one piece."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from ..images import IMAGE_SUFFIXES, Unreadable, list_images, read_image
 from .metadata import METADATA, Row, read_tables
 
 TRAIN, HELD_OUT = "train", ("val", "validation", "valid", "test")
-"""Folders that are parts of a set; of several held-out ones the first in this order is used."""
+"""Folders of the splits of a set; of several to evaluate on the first in this order is used."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An image file below the set's folder, the names of what it shows, the other columns of its row of metadata."""
+    """An image file below the set's folder, its labels, and the other columns of its row of metadata."""
 
     file: str
     labels: tuple[str, ...]
@@ -27,57 +27,61 @@ class Entry:
 
 def open_folder(root: Path) -> Data:
     """A folder as a set. Its own split is kept where it has one: `train/` beside `val/` (or validation, valid, test).
-    Otherwise all is for evaluation.
+    Otherwise `val` has all images, and `train` is None.
 
     **Raises:** ValueError for a folder without labelled images, a class without any, a class to evaluate on that is not
-    in the training part, or a `metadata.csv` that cannot be followed.
+    in the training split, or a `metadata.csv` that is no such table.
     """
-    parts = _parts(root)
+    parts = _split_folders(root)
     images, left_out = list_images(root)
     files = [path.relative_to(root).as_posix() for path in images]
     tables, faults = read_tables(root, ["", *parts], files, [entry.file for entry in left_out])
     unused = tuple(f"{name}/" for name in HELD_OUT if name not in parts) if "" not in parts else ()
     left_out = [entry for entry in (*left_out, *faults) if not entry.file.startswith(unused)]
     multi_label = any(row.several for rows in tables.values() for row in rows.values())
-    found = []
+    entries_of_parts = []
     for part in parts:
-        own = [file for file in files if not part or file.startswith(f"{part}/")]
+        part_files = [file for file in files if not part or file.startswith(f"{part}/")]
         rows = tables.get("", {}) | tables[part] if part in tables else tables.get("")
-        entries, rest = _by_class_folder(root, part, own) if rows is None else _by_metadata(part, own, rows)
+        entries, unlabelled = (
+            _by_class_folder(root, part, part_files) if rows is None else _by_metadata(part, part_files, rows)
+        )
         if not multi_label:
-            rest += [Unreadable(entry.file, f"has no label in {METADATA}") for entry in entries if not entry.labels]
+            unlabelled += [
+                Unreadable(entry.file, f"has no label in {METADATA}") for entry in entries if not entry.labels
+            ]
             entries = [entry for entry in entries if entry.labels]
-        left_out += rest
+        left_out += unlabelled
         if not any(entry.labels for entry in entries):
-            raise ValueError(f"{root / part} has no labelled images{_some(left_out)}")
-        found.append(entries)
-    classes = _classes(root, parts, found)
-    number = {name: index for index, name in enumerate(classes)}
-    *train, val = (_image_set(root, entries, number, multi_label) for entries in found)
+            raise ValueError(f"{root / part} has no labelled images{_hint_of(left_out)}")
+        entries_of_parts.append(entries)
+    classes = _classes(root, parts, entries_of_parts)
+    class_numbers = {name: index for index, name in enumerate(classes)}
+    *train, val = (_image_set(root, entries, class_numbers, multi_label) for entries in entries_of_parts)
     return Data(str(root), classes, train[0] if train else None, val, left_out=tuple(left_out))
 
 
 def may_be_split(root: Path) -> bool:
-    """Whether a folder is in one piece, and not one that is never trained on, such as `val/` alone."""
-    (first, *others) = _parts(root)
+    """Whether a folder is in one piece and may be trained on, unlike `val/` alone."""
+    (first, *others) = _split_folders(root)
     return not others and first not in HELD_OUT
 
 
-def _parts(root: Path) -> list[str]:
-    """The folders of a set's parts, the training part first; [""] where it comes in one piece."""
+def _split_folders(root: Path) -> list[str]:
+    """The folders of a set's splits, `train` first; [""] where it comes in one piece."""
     names = [path.name for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
-    held_out = [name for name in HELD_OUT if name in names][:1]
+    evaluated = [name for name in HELD_OUT if name in names][:1]
     if TRAIN in names:
-        return [TRAIN, *held_out]
-    others = [name for name in names if name not in HELD_OUT and not name.startswith(".")]
-    return held_out if held_out and not others else [""]
+        return [TRAIN, *evaluated]
+    class_folders = [name for name in names if name not in HELD_OUT and not name.startswith(".")]
+    return evaluated if evaluated and not class_folders else [""]
 
 
-def _classes(root: Path, parts: Sequence[str], found: Sequence[Sequence[Entry]]) -> list[str]:
-    seen = [{label for entry in entries for label in entry.labels} for entries in found]
-    if unknown := sorted(seen[-1] - seen[0]):
+def _classes(root: Path, parts: Sequence[str], entries_of_parts: Sequence[Sequence[Entry]]) -> list[str]:
+    labels = [{label for entry in entries for label in entry.labels} for entries in entries_of_parts]
+    if unknown := sorted(labels[-1] - labels[0]):
         raise ValueError(f"{root / parts[1]} has classes that {root / parts[0]} lacks: {', '.join(unknown)}")
-    return sorted(seen[0])
+    return sorted(labels[0])
 
 
 def _by_metadata(part: str, files: Iterable[str], rows: Mapping[str, Row]) -> tuple[list[Entry], list[Unreadable]]:
@@ -113,9 +117,9 @@ def _by_class_folder(root: Path, part: str, files: Iterable[str]) -> tuple[list[
 
 
 def _class_folder(part: str, file: str) -> str | None:
-    """The class that the place of an image says; None where it lies in no folder of its part.
+    """The class folder that an image lies in; None where it lies in none.
 
-    **Raises:** ValueError for a name that is no text.
+    **Raises:** ValueError for a name that is not UTF-8.
     """
     name, _, rest = file.removeprefix(f"{part}/" if part else "").partition("/")
     if not rest:
@@ -125,13 +129,13 @@ def _class_folder(part: str, file: str) -> str | None:
     return name
 
 
-def _image_set(root: Path, entries: Sequence[Entry], number: Mapping[str, int], multi_label: bool) -> ImageSet:
+def _image_set(root: Path, entries: Sequence[Entry], class_numbers: Mapping[str, int], multi_label: bool) -> ImageSet:
     if multi_label:
-        labels = torch.zeros(len(entries), len(number), dtype=torch.bool)
+        labels = torch.zeros(len(entries), len(class_numbers), dtype=torch.bool)
         for row, entry in enumerate(entries):
-            labels[row, [number[label] for label in entry.labels]] = True
+            labels[row, [class_numbers[label] for label in entry.labels]] = True
     else:
-        labels = torch.tensor([number[entry.labels[0]] for entry in entries], dtype=torch.int64)
+        labels = torch.tensor([class_numbers[entry.labels[0]] for entry in entries], dtype=torch.int64)
     names = {name for entry in entries for name in entry.columns}
     files = [entry.file for entry in entries]
     columns = {name: [entry.columns.get(name, "") for entry in entries] for name in sorted(names)}
@@ -142,8 +146,8 @@ def _read(root: Path, files: Sequence[str], index: int) -> Image.Image:
     return read_image(root / files[index])
 
 
-def _some(left_out: Sequence[Unreadable]) -> str:
-    """A hint at what was left out, for an error of too little that is left."""
+def _hint_of(left_out: Sequence[Unreadable]) -> str:
+    """A hint at the files that were left out, for an error that says too few are left."""
     if not left_out:
         return ""
     more = ", …" if len(left_out) > 1 else ""

@@ -1,1 +1,1 @@
-"""Copies found, splits without leaks, summaries."""
+"""Duplicates, splits without leaks, summaries."""

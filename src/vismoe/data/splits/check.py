@@ -1,4 +1,4 @@
-"""Every file of a set decoded once, before hours are spent on it; a set without what cannot be."""
+"""Decodes every file of a set once, before hours of training, and leaves out the unreadable ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,8 +10,8 @@ from ..image_set import Data, ImageSet
 from ..images import Unreadable
 
 
-class _Checked(Dataset[Unreadable | None]):
-    """What cannot be read of each image; None where it can."""
+class _DecodingErrors(Dataset[Unreadable | None]):
+    """Why each image cannot be read; None where it can."""
 
     def __init__(self, images: ImageSet):
         self.images = images
@@ -28,64 +28,64 @@ class _Checked(Dataset[Unreadable | None]):
 
 
 def check_images(data: Data, max_unreadable: float, workers: int = 0) -> Data:
-    """A set without the files that cannot be decoded: `left_out` of the result names them. All are decoded, unless
-    opening the set did so already.
+    """A set without the files that cannot be decoded; `left_out` of the result names them. All are decoded, unless
+    they were decoded when the set was opened.
 
-    **Arguments:** `max_unreadable`: the largest share of files that may be left out; `workers`: processes that decode,
-    0: this one does.
+    **Arguments:** `max_unreadable`: largest share of files that may be left out; `workers`: processes that decode,
+    default 0: this process.
 
-    **Raises:** ValueError where the share is larger, and where too little is left (see `without`).
+    **Raises:** ValueError where the share is larger, or too few images remain (see `without`).
     """
     if data.unreadable is not None:
         files = {file for part in data.parts for file in part.files}
         return accept(data, [entry for entry in data.unreadable if entry.file in files], max_unreadable)
-    found: list[Unreadable] = []
+    unreadable: list[Unreadable] = []
     for part in data.parts:
         if part.files:
-            checked = DataLoader(
-                _Checked(part), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping
+            loader = DataLoader(
+                _DecodingErrors(part), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping
             )
-            found += [entry for batch in checked for entry in batch if entry is not None]
-    return accept(data, found, max_unreadable)
+            unreadable += [entry for batch in loader for entry in batch if entry is not None]
+    return accept(data, unreadable, max_unreadable)
 
 
 def accept(data: Data, unreadable: Sequence[Unreadable], max_unreadable: float) -> Data:
     """A set without files that could not be decoded.
 
-    **Raises:** ValueError where the share of what is left out, they and what was before, is above `max_unreadable`, and
-    where that is no share.
+    **Raises:** ValueError where the share of these and the files that were left out before is above `max_unreadable`,
+    or `max_unreadable` is not in 0…1.
     """
     if not 0 <= max_unreadable <= 1:
         raise ValueError(f"max_unreadable={max_unreadable}: accepted are shares, 0 to 1")
-    found = sorted([*data.left_out, *unreadable], key=lambda entry: entry.file)
+    left_out = sorted([*data.left_out, *unreadable], key=lambda entry: entry.file)
     total = sum(map(len, data.parts)) + len(data.left_out)
-    if len(found) > max_unreadable * total:
-        some = "; ".join(f"{entry.file!r}: {entry.reason}" for entry in found[:3])
+    if len(left_out) > max_unreadable * total:
+        examples = "; ".join(f"{entry.file!r}: {entry.reason}" for entry in left_out[:3])
         raise ValueError(
-            f"{data.name}: {len(found)} of {total} files cannot be used, more than a share of max_unreadable="
-            f"{max_unreadable:g} ({some}{'; …' if len(found) > 3 else ''}): mend or remove them, or accept more"
+            f"{data.name}: {len(left_out)} of {total} files cannot be used, more than a share of max_unreadable="
+            f"{max_unreadable:g} ({examples}{'; …' if len(left_out) > 3 else ''}): mend or remove them, or accept more"
         )
-    return replace(without(data, found), unreadable=())
+    return replace(without(data, left_out), unreadable=())
 
 
 def without(data: Data, left_out: Sequence[Unreadable]) -> Data:
     """A set without some files.
 
-    **Raises:** ValueError where a class has no image to train on left, or a part none at all.
+    **Raises:** ValueError where a class has no image to train on any more, or a split has no image.
     """
-    gone = {entry.file for entry in left_out}
+    removed = {entry.file for entry in left_out}
 
-    def rest(part: ImageSet) -> ImageSet:
-        if gone.isdisjoint(part.files):
+    def remaining(part: ImageSet) -> ImageSet:
+        if removed.isdisjoint(part.files):
             return part
-        return part.subset([index for index, file in enumerate(part.files) if file not in gone])
+        return part.subset([index for index, file in enumerate(part.files) if file not in removed])
 
-    train, val = None if data.train is None else rest(data.train), rest(data.val)
+    train, val = None if data.train is None else remaining(data.train), remaining(data.val)
     for part in (train, val):
         if part is not None and not len(part):
             raise ValueError(
                 f"{data.name}: no image that can be read is left to {'train' if part is train else 'evaluate'} on"
             )
-    if train is not None and (lost := data.classes_without(train)):
-        raise ValueError(f"{data.name}: no image to train on that can be read is left of {', '.join(lost)}")
+    if train is not None and (missing := data.classes_without(train)):
+        raise ValueError(f"{data.name}: no image to train on that can be read is left of {', '.join(missing)}")
     return replace(data, train=train, val=val, left_out=tuple(left_out))

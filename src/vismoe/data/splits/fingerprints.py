@@ -1,4 +1,4 @@
-"""What one look at an image keeps of it: size, kind, and what it is told from others by."""
+"""Fingerprints of images: size, kind, and what tells one image from another."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .check import accept
 
 SIDE, LOW = 32, 8
 NOISE = 4.0
-"""Of a frequency's amplitude (of an orthonormal transform of 1,024 levels of 255): what compression leaves where a
+"""Amplitude of a frequency (of an orthonormal transform of 1,024 levels of 255) that compression may leave where a
 symmetric image has none."""
 COLOURLESS = 4
 """Levels, of 255, by which a pixel's channels may differ where an image counts as grey."""
@@ -23,10 +23,16 @@ COLOURLESS = 4
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`grey`: it shows no colour at 32 × 32 pixels; `transparent`: some pixel is; `digest`: SHA-256 of size and decoded
-    pixels, the same for files of the same bytes and for other lossless files of them; `phash`: 64 bits of its shape;
-    `contrast`: standard deviation of its grey levels, of 255; `thumbnail` (768,): 16 × 16 colours less their mean, as a
-    vector of length 1 (0 for an image of one grey), so that the product of two is their correlation.
+    """The fingerprint of an image.
+
+    - `width`, `height`: in pixels.
+    - `grey`: whether it shows no colour at 32 × 32 pixels.
+    - `transparent`: whether some pixel is transparent.
+    - `digest`: SHA-256 of size and decoded pixels, the same for all lossless files of them.
+    - `phash`: a perceptual hash of 64 bits.
+    - `contrast`: standard deviation of the grey levels, of 255.
+    - `thumbnail` (768,): 16 × 16 colours less their mean, as a vector of length 1 (0 for an image of one grey), so that
+      the product of two is their correlation.
     """
 
     width: int
@@ -43,8 +49,8 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     """An image's fingerprint, on white ground where it is transparent.
 
     The hash is pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", 3.2.1): the
-    image as 32 × 32 grey levels, of its two-dimensional cosine transform the 8 × 8 lowest frequencies, and of each
-    whether it is above their median, by more than NOISE.
+    two-dimensional cosine transform of 32 × 32 grey levels, and for each of its 8 × 8 lowest frequencies whether it is
+    above their median by more than NOISE.
     """
     digest, shown, transparent = _opaque(eight_bits(image))
     colours = np.asarray(shown.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
@@ -64,13 +70,13 @@ def fingerprint(image: Image.Image) -> Fingerprint:
 
 
 def _opaque(image: Image.Image) -> tuple[bytes, Image.Image, bool]:
-    """The digest of all that an image says, what is seen of it on white ground, and whether there is ground to see."""
-    may_be = "A" in image.getbands() or "transparency" in image.info
-    exact = image.convert("RGBA" if may_be else "RGB")
-    transparent = may_be and exact.getchannel("A").getextrema() != (255, 255)
+    """The digest of an image, the image on white ground, and whether some of it is transparent."""
+    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    exact = image.convert("RGBA" if has_alpha else "RGB")
+    transparent = has_alpha and exact.getchannel("A").getextrema() != (255, 255)
     shown = flatten_alpha(exact).convert("RGB") if transparent else exact.convert("RGB")
-    said = exact if transparent else shown
-    return hashlib.sha256(f"{said.mode} {said.size}".encode() + said.tobytes()).digest(), shown, transparent
+    hashed = exact if transparent else shown
+    return hashlib.sha256(f"{hashed.mode} {hashed.size}".encode() + hashed.tobytes()).digest(), shown, transparent
 
 
 class _Fingerprints(Dataset[Fingerprint | Unreadable]):
@@ -99,11 +105,11 @@ def try_fingerprints(images: ImageSet, workers: int = 0) -> list[Fingerprint | U
 
 
 def fingerprint_all(data: Data, max_unreadable: float, workers: int = 0) -> tuple[Data, list[Fingerprint]]:
-    """Decodes every image of a set once: the set without the files that cannot be (as `check_images` gives it), and the
-    fingerprints of what is left, the training part's before those of the part to evaluate on.
+    """Decodes every image of a set once. Returns the set without unreadable files (as `check_images` gives it), and the
+    fingerprints of its images, those of `train` before those of `val`.
 
     **Raises:** ValueError where the share of unreadable files is above `max_unreadable`.
     """
-    seen = [entry for part in data.parts for entry in try_fingerprints(part, workers)]
-    rest = accept(data, [entry for entry in seen if isinstance(entry, Unreadable)], max_unreadable)
-    return rest, [entry for entry in seen if isinstance(entry, Fingerprint)]
+    results = [entry for part in data.parts for entry in try_fingerprints(part, workers)]
+    readable = accept(data, [entry for entry in results if isinstance(entry, Unreadable)], max_unreadable)
+    return readable, [entry for entry in results if isinstance(entry, Fingerprint)]

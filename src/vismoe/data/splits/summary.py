@@ -1,4 +1,4 @@
-"""What there is to know of a set before anything is trained on it."""
+"""A summary of a set, before anything is trained on it."""
 
 import statistics
 from collections import Counter
@@ -15,12 +15,12 @@ SHOWN, CLASSES = 3, 10
 
 
 def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
-    """Figures of a set, as JSON has them; `duplicates` of its images, the training part's before the held-out part's.
+    """Figures of a set, as JSON has them. `duplicates`: of its images, those of `train` before those of `val`.
 
-    Images are named by their files (by part and number where a set has none). `imbalance`: the largest class ÷ the
-    smallest that has any; `grey`, `transparent`: shares of the images; `duplicate_groups`: chains of duplicates.
+    Images are named by their files (by split and number where a set has none). `imbalance`: the largest class ÷ the
+    smallest that has images; `grey`, `transparent`: shares of the images; `duplicate_groups`: chains of duplicates.
 
-    **Raises:** ValueError where the duplicates are of another number of images.
+    **Raises:** ValueError where the duplicates are of a different number of images.
     """
     prints = duplicates.fingerprints
     if len(prints) != sum(map(len, data.parts)):
@@ -35,7 +35,7 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
         [0] * len(data.classes) if part is None else _counts(data, part) for part in (data.train, data.val)
     )
     sizes = [train + val for train, val in zip(trained, evaluated, strict=True) if train + val]
-    labels = [_names_of(data, row) for part in data.parts for row in part.labels]
+    labels = [_label_names(data, row) for part in data.parts for row in part.labels]
     return {
         "name": data.name,
         "pictures": {"train": border, "held_out": len(data.val)},
@@ -69,7 +69,7 @@ def _counts(data: Data, part: ImageSet) -> list[int]:
     return (labels.sum(0) if data.multi_label else labels.bincount(minlength=len(data.classes))).tolist()
 
 
-def _names_of(data: Data, label: Tensor) -> list[str]:
+def _label_names(data: Data, label: Tensor) -> list[str]:
     numbers = label.nonzero().ravel().tolist() if data.multi_label else [int(label)]
     return [data.classes[number] for number in numbers]
 
@@ -80,40 +80,42 @@ def _spread(lengths: Sequence[int]) -> dict[str, int]:
 
 def tell(summary: dict[str, Any]) -> str:
     """A summary in a few lines, for a terminal."""
-    train, held_out = summary["pictures"]["train"], summary["pictures"]["held_out"]
+    train, evaluated = summary["pictures"]["train"], summary["pictures"]["held_out"]
     classes = summary["classes"]
     width, height = ("{min:g} to {max:g} (median {median:g})".format(**summary[side]) for side in ("width", "height"))
     lines = [
-        f"{summary['name']}: {train + held_out:,} images, {train:,} to train on, {held_out:,} held out",
+        f"{summary['name']}: {train + evaluated:,} images, {train:,} to train on, {evaluated:,} held out",
         f"{len(classes)} classes{', several an image' if summary['multi_label'] else ''}: "
-        + _some([f"{entry['name']} {entry['train']} + {entry['held_out']}" for entry in classes], CLASSES)
+        + _first_of([f"{entry['name']} {entry['train']} + {entry['held_out']}" for entry in classes], CLASSES)
         + f"; {tell_imbalance(summary)}",
         f"{width} wide, {height} high; {summary['grey']:.0%} grey, {summary['transparent']:.0%} transparent",
     ]
     if left_out := summary["left_out"]:
-        lines.append(f"left out: {_counted(len(left_out), 'file')}: {_some([_why(entry) for entry in left_out])}")
+        lines.append(
+            f"left out: {_counted(len(left_out), 'file')}: {_first_of([_with_reason(entry) for entry in left_out])}"
+        )
     if summary["duplicate_groups"]:
         exact, near = summary["exact_duplicates"], summary["near_duplicates"]
         lines.append(
             f"duplicates: {len(exact)} exact, {len(near)} near, in {_counted(summary['duplicate_groups'], 'group')}: "
-            + _some([f"{a} = {b}" for a, b in exact] + [f"{a} ≈ {b}" for a, b in near])
+            + _first_of([f"{a} = {b}" for a, b in exact] + [f"{a} ≈ {b}" for a, b in near])
         )
-    if train and (alone := [entry["name"] for entry in classes if not entry["held_out"]]):
-        lines.append(f"nothing held out of: {_some(alone, CLASSES)} (too few images that are no copies)")
+    if train and (untested := [entry["name"] for entry in classes if not entry["held_out"]]):
+        lines.append(f"nothing held out of: {_first_of(untested, CLASSES)} (too few images that are no copies)")
     if leaks := summary["leaks"]:
         lines.append(
             f"held-out images that have copies to train on: {len(leaks)}, with which figures would be too good: "
-            + _some([f"{leak['held_out']} ≈ {leak['train']}" for leak in leaks])
+            + _first_of([f"{leak['held_out']} ≈ {leak['train']}" for leak in leaks])
         )
-    if found := summary["conflicts"]:
-        told = [
+    if conflicting := summary["conflicts"]:
+        descriptions = [
             " = ".join(
                 f"{file} ({', '.join(labels) or 'no label'})"
                 for file, labels in zip(entry["files"], entry["labels"], strict=True)
             )
-            for entry in found
+            for entry in conflicting
         ]
-        lines.append(f"the same image under other labels: {len(found)}: {_some(told)}")
+        lines.append(f"the same image under other labels: {len(conflicting)}: {_first_of(descriptions)}")
     return "\n".join(lines)
 
 
@@ -123,13 +125,13 @@ def tell_imbalance(summary: Mapping[str, Any]) -> str:
     return "classes are even" if times == "1" else f"the largest class is {times} times the smallest"
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _why(entry: dict[str, str]) -> str:
+def _with_reason(entry: dict[str, str]) -> str:
     return f"{entry['file']} ({entry['reason']})"
 
 
-def _some(entries: Sequence[str], most: int = SHOWN) -> str:
+def _first_of(entries: Sequence[str], most: int = SHOWN) -> str:
     return ", ".join(entries[:most]) + (f" and {len(entries) - most} more" if len(entries) > most else "")
