@@ -56,7 +56,7 @@ DRIVER = """
     from vismoe.training import checkpointer
     from vismoe.training.step import Trainer
     torch.set_num_threads(1)
-    plain, sync, synced = Trainer.step, checkpointer._sync, []
+    plain, sync, synced = Trainer.step, checkpointer.sync, []
 
     def run(recipe, out, kill_in):
         def step(trainer, *rest, **options):
@@ -69,7 +69,7 @@ DRIVER = """
             if kill_in == -len(synced):
                 os.kill(os.getpid(), signal.SIGKILL)
             sync(path)
-        Trainer.step, checkpointer._sync = step, sync_or_die
+        Trainer.step, checkpointer.sync = step, sync_or_die
         fit(Recipe.from_json(recipe), Path(out), resume=True)
 
     for recipe, out, kill_in in json.loads(sys.argv[1]):

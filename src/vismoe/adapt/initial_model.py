@@ -14,7 +14,7 @@ from vismoe.tasks import classification_of
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
-from vismoe.weights import TransformersNetwork, create_model, data_config, load_network, open_trained, parse_source
+from vismoe.weights import create_model, load_network, open_trained, parse_source, set_image_size
 from vismoe.weights.folders.format import CONFIG
 
 from .options import Options
@@ -94,23 +94,3 @@ def open_start(
     model.reset_classifier(num_classes)
     set_image_size(model, image_size or choose_image_size(model, device), source)
     return cast(nn.Module, model)
-
-
-def set_image_size(model: Any, image_size: int, source: str) -> None:
-    """Sets the image size of a trained network; learned position embeddings are resized.
-
-    **Raises:** ValueError where the patches do not tile images of this size, or the network has one size only.
-    """
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
-    if image_size < 1 or any(image_size % side for side in patch):
-        raise ValueError(f"image_size={image_size}: for {source} it must be a multiple of the patch size {patch[0]}")
-    input_size = data_config(model)["input_size"]
-    if isinstance(model, TransformersNetwork) and model.resizable:
-        model.set_input_size(image_size)  # its own size may differ from that of its images
-    if (image_size, image_size) == tuple(input_size[1:]):
-        return
-    if not getattr(model, "resizable", True):
-        raise ValueError(f"image_size={image_size}: {source} takes {input_size[1]} × {input_size[2]} only")
-    if hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=image_size)
-    model.pretrained_cfg |= {"input_size": (input_size[0], image_size, image_size), "crop_pct": 1.0}

@@ -7,7 +7,6 @@ RUN/checkpoints/step-000030/tensors.safetensors   every tensor of the state, by 
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vismoe.files.atomic import sync
+from vismoe.files.checksums import sha256_of
 from vismoe.parallel import Mesh
 
 TENSORS, VALUES, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
@@ -92,7 +93,7 @@ class Checkpointer:
         version, sums = _read_manifest(path / MANIFEST)
         for name, expected in sums.items():
             try:
-                actual = _sha256(path / name)
+                actual = sha256_of(path / name)
             except OSError as error:
                 raise _damaged(path / name) from error
             if actual != expected:
@@ -115,13 +116,13 @@ class Checkpointer:
         try:
             save_file(tensors, aside / TENSORS)
             (aside / VALUES).write_text(json.dumps(values, indent=1))
-            sums = {name: _sha256(aside / name) for name in (TENSORS, VALUES)}
+            sums = {name: sha256_of(aside / name) for name in (TENSORS, VALUES)}
             (aside / MANIFEST).write_bytes(_manifest(sums))
             for file in (aside / TENSORS, aside / VALUES, aside / MANIFEST, aside):
-                _sync(file)
+                sync(file)
             _remove(path)
             aside.rename(path)
-            _sync(self.folder)
+            sync(self.folder)
         except SafetensorError as error:  # which is how its writer reports a full disk
             raise OSError(f"{path} could not be written: {error}") from error
         except OSError as error:
@@ -201,19 +202,6 @@ def _manifest(sums: dict[str, str], version: int = FORMAT_VERSION) -> bytes:
     checksum = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
     content = {"format": version, "files": sums, "sha256": checksum}
     return json.dumps(content, sort_keys=True, indent=1).encode()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

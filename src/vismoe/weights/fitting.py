@@ -13,6 +13,7 @@ from vismoe.vit import Preset, SparseVisionTransformer
 from vismoe.vit.positions import zoom
 
 from .folders.format import CONFIG, WEIGHTS
+from .huggingface.network import TransformersNetwork, data_config
 from .published import Published
 
 
@@ -99,3 +100,23 @@ def take_over(model: nn.Module, trained: nn.Module, source: str) -> None:
     if differing:
         raise ValueError(f"{source} is of another network than the recipe's: they differ in {', '.join(differing[:3])}")
     model.load_state_dict(state, strict=False)
+
+
+def set_image_size(model: Any, image_size: int, source: str) -> None:
+    """Sets the image size of a trained network; learned position embeddings are resized.
+
+    **Raises:** ValueError where the patches do not tile images of this size, or the network has one size only.
+    """
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    if image_size < 1 or any(image_size % side for side in patch):
+        raise ValueError(f"image_size={image_size}: for {source} it must be a multiple of the patch size {patch[0]}")
+    input_size = data_config(model)["input_size"]
+    if isinstance(model, TransformersNetwork) and model.resizable:
+        model.set_input_size(image_size)  # its own size may differ from that of its images
+    if (image_size, image_size) == tuple(input_size[1:]):
+        return
+    if not getattr(model, "resizable", True):
+        raise ValueError(f"image_size={image_size}: {source} takes {input_size[1]} × {input_size[2]} only")
+    if hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=image_size)
+    model.pretrained_cfg |= {"input_size": (input_size[0], image_size, image_size), "crop_pct": 1.0}

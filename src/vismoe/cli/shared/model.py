@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from vismoe.adapt.initial_model import set_image_size
-from vismoe.weights import open_source, parse_source
+from vismoe.weights import open_source, parse_source, set_image_size
 
 from .notes import note
 
