@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vismoe.data import evaluation_transform, read_image
+from vismoe.data import evaluation_transform, list_images, read_image
 
 COLOUR = {"input_size": (3, 4, 4), "mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "nearest", "crop_pct": 1.0}
 GREY = COLOUR | {"input_size": (1, 4, 4), "mean": (0,), "std": (1,)}
@@ -112,7 +112,7 @@ def test_a_text_file_is_no_image(tmp_path):
         read_image(tmp_path / "x.png")
 
 
-@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "png", "ppm", "webp"])
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jfif", "jpg", "png", "ppm", "webp"])
 def test_a_cut_off_file_is_no_image(tmp_path, suffix):
     """Half a download is an error that names the file, never an image that is half grey."""
     path = tmp_path / f"x.{suffix}"
@@ -140,3 +140,11 @@ def test_a_large_image_within_the_bound_is_no_warning(tmp_path):
     (tmp_path / "x.png").write_bytes(png_header(9_000, 11_111))
     with pytest.raises(ValueError, match="truncated"):
         read_image(tmp_path / "x.png")
+
+
+def test_jpeg_files_may_be_called_jfif(tmp_path):
+    """As browsers on Windows save them: they are listed and read as other JPEG files."""
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "photo.JFIF", "JPEG")
+    images, left_out = list_images(tmp_path)
+    assert (images, left_out) == ([tmp_path / "photo.JFIF"], [])
+    assert read_image(images[0]).size == (4, 4)
