@@ -84,8 +84,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         for column in ("image", "classes", "data", "accuracy"):
             table.add_column(column, justify="right")
         for entry in weights:
-            accuracy = "–" if entry["published_accuracy"] is None else f"{each['published_accuracy']:.2%}"
-            table.add_row(entry["name"], str(entry["image_size"]), f"{each['classes']:,}", entry["data"], accuracy)
+            accuracy = "–" if entry["published_accuracy"] is None else f"{entry['published_accuracy']:.2%}"
+            table.add_row(entry["name"], str(entry["image_size"]), f"{entry['classes']:,}", entry["data"], accuracy)
         console.print(table)
 
 
