@@ -16,7 +16,7 @@ from vismoe.data import Batch, ImageSet, Sample, Unreadable, evaluation_batches,
 from vismoe.moe import Recording, record
 from vismoe.tasks import Prediction, Task, task_of
 from vismoe.vit import evaluating
-from vismoe.weights import as_network, data_config, open_source
+from vismoe.weights import as_network, data_config, open_source, open_trained, parse_source
 
 Given = str | Path | Image.Image
 """An image file, a folder of them, or an image."""
@@ -52,7 +52,7 @@ class Predictor:
     - `preprocessing`: fields of timm's data configuration (input_size, mean, std, interpolation, crop_pct) that replace
       the model's.
 
-    **Raises:** ValueError, FileNotFoundError for a source that is no model.
+    **Raises:** ValueError, FileNotFoundError for a source that is no trained model.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Predictor:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: it must be at least 1")
-        self.model = as_network(model) if isinstance(model, nn.Module) else open_source(str(model), exported=True)
+        self.model = as_network(model) if isinstance(model, nn.Module) else _open(str(model))
         if device is not None:
             self.model.to(device)
         self.task = task_of(self.model) if task is None else task
@@ -147,6 +147,11 @@ class Predictor:
     def _answer(self, titles: list[str], samples: list[Sample], topk: int) -> list[Prediction]:
         with torch.inference_mode():
             return self.task.predictions(self.run(self.collate(samples)), titles, topk)
+
+
+def _open(text: str) -> nn.Module:
+    source = parse_source(text)
+    return open_source(source, exported=True) if source.kind == "exported" else open_trained(source)
 
 
 def predict(
