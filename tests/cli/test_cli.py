@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -47,12 +46,12 @@ def test_help(verb, capsys):
     assert "None" not in text
 
 
-def test_usage_version_and_module(capsys):
-    """`vismoe`, `vismoe --version` and `python -m vismoe`."""
+def test_usage_version_and_module(capsys, forked):
+    """`vismoe`, `vismoe --version` and `python -m vismoe`, which tests/test_package.py starts from a real Python."""
     assert main([]) == main(["--version"]) == 0
     out = capsys.readouterr().out
     assert all(verb in out for verb in VERBS)
-    done = subprocess.run([sys.executable, "-m", "vismoe", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run([forked, "-m", "vismoe", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"vismoe {vismoe.__version__}\n"
 
 
