@@ -148,12 +148,12 @@ def test_parts_of_timms_training_script():
     optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=2e-3, weight_decay=0.05, layer_decay=0.9)
     scaler = timm.utils.NativeScaler(device="cpu")
     average = timm.utils.ModelEmaV3(model, decay=0.9)
-    epochs = 4
+    epochs, steps = 4, 60
     scheduler, _ = timm.scheduler.create_scheduler_v2(optimizer, sched="cosine", num_epochs=epochs, warmup_epochs=1)
     loss_function, updates = torch.nn.CrossEntropyLoss(), 0
     for epoch in range(epochs):
         model.train()
-        for images, labels in batches(STEPS // epochs):
+        for images, labels in batches(steps // epochs):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = loss_function(model(images), labels)
             scaler(loss, optimizer, clip_grad=1.0, parameters=model.parameters(), need_update=True)
