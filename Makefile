@@ -1,21 +1,31 @@
-# make demo | test | test-all | lint | setup. PYTHON: which Python (3.11 or newer) makes .venv. TORCH_INDEX: where to take torch from,
+# make demo | test | test-marked | test-shapes | test-all | lint | setup. PYTHON: which Python (3.11 or newer) makes .venv. TORCH_INDEX: where to take torch from,
 # for a laptop without a GPU (docs/install.md). make evidence | evidence-pair: the study of docs/evidence.md, or its decisive
 # pair of runs.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all lint setup clean evidence evidence-pair
+.PHONY: demo test test-marked test-shapes test-all lint setup clean evidence evidence-pair
 
 demo: setup
 	$(BIN)/vismoe demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST)
 
-# Whatever its mark (pyproject.toml), and with every annotation of shapes checked.
+# What `make test` leaves out by its mark (pyproject.toml).
+test-marked: setup
+	$(PYTEST) -m 'slow or benchmarks'
+
+# With every annotation of shapes checked, the rooms that hand tensors to each other; `make test` checks moe's.
+test-shapes: setup
+	VISMOE_CHECK_SHAPES=1 $(PYTEST) $(addprefix tests/,vit data tasks explain parallel recipes training/test_evaluation.py \
+		training/test_fit.py weights/test_convert.py)
+
+# Whatever its mark, and with every annotation of shapes checked.
 test-all: setup
-	VISMOE_CHECK_SHAPES=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ''
+	VISMOE_CHECK_SHAPES=1 $(PYTEST) -m ''
 
 lint: setup
 	$(BIN)/ruff check

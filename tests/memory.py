@@ -1,7 +1,8 @@
 """What memory a piece of code takes, in a process of its own."""
 
 import subprocess
-import sys
+
+from . import forks
 
 PEAK = """
 import re, resource, sys
@@ -15,6 +16,7 @@ def peak():
 
 
 def printed(script: str, *arguments: str) -> list[int]:
-    """The numbers that a script prints. In it `peak()` is the most memory that its process has had, in bytes."""
-    command = [sys.executable, "-c", PEAK + script, *arguments]
+    """The numbers that a script prints. In it `peak()` is the most memory that its process has had, in bytes: what it
+    was forked with counts too, so a script prints how much more it became."""
+    command = [forks.command(), "-c", PEAK + script, *arguments]
     return [int(word) for word in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]

@@ -18,7 +18,7 @@ from .ranks import in_two_processes
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform == "win32", reason="needs gloo and a file store between processes"
 )
-STEPS, SIZE = 60, 32
+STEPS, SIZE = 40, 32
 
 
 def batches(rank: int, ranks: int):
@@ -56,7 +56,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_weights_and_biases_stay_equal(tmp_path: Path):
-    """After sixty steps both processes have the same bits, biases that moved among them: with plain buffers, which
+    """After forty steps both processes have the same bits, biases that moved among them: with plain buffers, which
     follow the first process's counts, and with counts summed over both, which give what one process gives on the whole
     batches."""
     in_two_processes(work, str(tmp_path))

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 import vismoe
 
 STEPS = 100
+EXPERTS = [8, pytest.param(32, marks=pytest.mark.slow)]
+"""32 as well as 8 in the plain loop always, in its variants in .ci/run."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -91,7 +93,7 @@ def test_the_skew_is_real():
     assert min(unevenness(skewed_model(32))) > 20
 
 
-@pytest.mark.parametrize("num_experts", [8, 32])
+@pytest.mark.parametrize("num_experts", EXPERTS)
 def test_without_balancing_experts_stay_uneven(num_experts):
     """The control: with balancing switched off the same loop ends with max ÷ mean ≥ 2."""
     assert max(unevenness(train(skewed_model(num_experts, balance="none")))) >= 2
@@ -103,13 +105,13 @@ def test_plain_loop(num_experts):
     assert max(unevenness(trained_plainly(num_experts))) < 2
 
 
-@pytest.mark.parametrize("num_experts", [8, 32])
+@pytest.mark.parametrize("num_experts", EXPERTS)
 def test_gradient_accumulation(num_experts):
     """Every micro-batch moves the bias: accumulating gradients does not slow balancing."""
     assert max(unevenness(train(skewed_model(num_experts), accumulate=4))) < 2
 
 
-@pytest.mark.parametrize("num_experts", [8, 32])
+@pytest.mark.parametrize("num_experts", EXPERTS)
 def test_activation_recompute(num_experts):
     """timm's set_grad_checkpointing: evenly loaded, and bit for bit what the loop without recompute gives."""
     plain, recomputed = trained_plainly(num_experts), skewed_model(num_experts)
@@ -120,7 +122,7 @@ def test_activation_recompute(num_experts):
     assert max(unevenness(recomputed)) < 2
 
 
-@pytest.mark.parametrize(("num_experts", "recompute"), [(8, True), (32, False)])
+@pytest.mark.parametrize(("num_experts", "recompute"), [(8, True), pytest.param(32, False, marks=pytest.mark.slow)])
 def test_compiled(num_experts, recompute, forked):
     """torch.compile of the whole model, with and without recompute: evenly loaded, and no graph break."""
     script = f"""
@@ -146,12 +148,12 @@ def test_parts_of_timms_training_script():
     optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=2e-3, weight_decay=0.05, layer_decay=0.9)
     scaler = timm.utils.NativeScaler(device="cpu")
     average = timm.utils.ModelEmaV3(model, decay=0.9)
-    epochs = 4
+    epochs, steps = 4, 60
     scheduler, _ = timm.scheduler.create_scheduler_v2(optimizer, sched="cosine", num_epochs=epochs, warmup_epochs=1)
     loss_function, updates = torch.nn.CrossEntropyLoss(), 0
     for epoch in range(epochs):
         model.train()
-        for images, labels in batches(STEPS // epochs):
+        for images, labels in batches(steps // epochs):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = loss_function(model(images), labels)
             scaler(loss, optimizer, clip_grad=1.0, parameters=model.parameters(), need_update=True)

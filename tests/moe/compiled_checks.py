@@ -1,9 +1,10 @@
-"""What test_compile.py checks, in a process of its own: `python tests/moe/compiled_checks.py` prints JSON, the error of
-each check by name. Without the run-time type checks of conftest.py, which break `fullgraph=True`.
+"""What test_compile.py checks, in a process of its own: `python tests/moe/compiled_checks.py NAME …` prints JSON, the
+error of each check by name. Without the run-time type checks of conftest.py, which break `fullgraph=True`.
 """
 
 import json
 import shutil
+import sys
 import traceback
 import warnings
 from functools import partial
@@ -44,9 +45,9 @@ def buffers(layer):
     return [buffer.clone() for buffer in layer.buffers()]
 
 
-def full_graph():
+def full_graph(variants=(DROPLESS, DROPPING | {"batch_priority": True})):
     """One graph without a break, with or without a capacity; outputs, gradients and moved biases are eager's."""
-    for options in (DROPLESS, DROPPING, DROPPING | {"batch_priority": True}, {"k": 2, "balance": "none"}):
+    for options in variants:
         torch._dynamo.reset()
         eager, layer = make(**options), make(**options)
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -59,24 +60,33 @@ def full_graph():
             same([compiled(x)], [eager(x)], rtol=1e-5, atol=1e-6)
 
 
-def recompute():
+def full_graph_variants():
+    """The same in the order of tokens, and without balancing."""
+    full_graph((DROPPING, {"k": 2, "balance": "none"}))
+
+
+def recompute(variants=((DROPLESS, True), (DROPPING, False))):
     """Checkpointing compiled in, or around a compiled layer: gradients and moved biases are those of eager code
     without recompute, so the recompute chose again what the forward chose and moved nothing."""
-    for options in (DROPLESS, DROPPING):
-        for inside in (True, False):
-            torch._dynamo.reset()
-            eager, layer = make(**options), make(**options)
-            compile = partial(torch.compile, fullgraph=True, backend="aot_eager")
-            inner = layer if inside else compile(layer)
+    for options, inside in variants:
+        torch._dynamo.reset()
+        eager, layer = make(**options), make(**options)
+        compile = partial(torch.compile, fullgraph=True, backend="aot_eager")
+        inner = layer if inside else compile(layer)
 
-            def recomputed(x, inner=inner):
-                return checkpoint(inner, x, use_reentrant=False)
+        def recomputed(x, inner=inner):
+            return checkpoint(inner, x, use_reentrant=False)
 
-            outer = compile(recomputed) if inside else recomputed
-            for x in batches(4):
-                same(step(outer, layer, x), step(eager, eager, x), rtol=1e-5, atol=1e-6)
-                same(buffers(layer), buffers(eager), rtol=0, atol=1e-6)
-            assert eager.router.balance_bias.abs().max() > 0.01
+        outer = compile(recomputed) if inside else recomputed
+        for x in batches(4):
+            same(step(outer, layer, x), step(eager, eager, x), rtol=1e-5, atol=1e-6)
+            same(buffers(layer), buffers(eager), rtol=0, atol=1e-6)
+        assert eager.router.balance_bias.abs().max() > 0.01
+
+
+def recompute_variants():
+    """The same with and without a capacity the other way round."""
+    recompute(((DROPPING, True), (DROPLESS, False)))
 
 
 def recompute_optimised():
@@ -169,6 +179,8 @@ def export():
 
 
 CHECKS = (full_graph, recompute, recompute_optimised, recompute_recorded, record, training_compiles_once, export)
+VARIANTS = (full_graph_variants, recompute_variants)
+"""Of two of them, in .ci/run."""
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
@@ -176,7 +188,9 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
     torch.set_num_threads(1)
     errors = {}
-    for check in CHECKS:
+    for check in CHECKS + VARIANTS:
+        if check.__name__ not in sys.argv[1:]:
+            continue
         torch._dynamo.reset()
         try:
             check()

@@ -406,7 +406,7 @@ def test_mutated_npz(tmp_path):
 
 
 MEASURE = """
-import vismoe.cli.models.models.convert
+import vismoe.cli.models.convert
 from vismoe.weights import convert
 convert(sys.argv[1], sys.argv[2] + "-small", "vmoe_pico_patch2_8_every2_e8")
 before = peak()
