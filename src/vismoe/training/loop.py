@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -101,7 +102,8 @@ def fit(
     with join_mesh() as mesh:
         device = mesh.device(resolve_device(recipe.device))
         # No image is decoded before the network is built: errors of the recipe come first.
-        opened = open_for(recipe.task, recipe.data, recipe.split_seed, moved=()) if data is None else data
+        open_set = partial(open_for, recipe.task, recipe.data, recipe.split_seed)
+        opened = open_set(moved=()) if data is None else data
         if opened.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
         task = task_for(recipe.task, opened, recipe.to_json())
@@ -109,9 +111,11 @@ def fit(
         extra_eval = _check_extra_eval(extra_eval or {}, task)
         check_shares(recipe.batch_size, mesh.size)
         state = begin((build(recipe, opened, task) if network is None else network()).to(device), recipe)
-        run, moved, left_out = mesh.run_on_main(lambda: _open_run(recipe, out, opened, resume, data is None))
+        run, moved, left_out = mesh.run_on_main(
+            lambda: _open_run(recipe, out, opened, resume, None if data is not None else open_set)
+        )
         if data is None and moved:
-            opened = open_for(recipe.task, recipe.data, recipe.split_seed, moved=moved)
+            opened = open_set(moved=moved)
         run, data = replace(run, writes=mesh.is_main), without(opened, left_out)
         task = task_for(recipe.task, data, recipe.to_json())
         with run.alone(), Stop() as stop:
@@ -146,19 +150,21 @@ def _check_extra_eval(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping
     return extra_eval
 
 
-def _open_run(recipe: Recipe, out: Path, data: Data, resume: bool, undecoded: bool) -> tuple[Run, Any, Any]:
+def _open_run(
+    recipe: Recipe, out: Path, data: Data, resume: bool, open_set: Callable[..., Data] | None
+) -> tuple[Run, Any, Any]:
     """The run to begin or resume, the files of its set that changed sides (see `Data.moved`), and the files that are
-    left out. For an undecoded set both are found by decoding each image once."""
-    is_split = undecoded and data.moved is not None
+    left out. Where `open_set` opens the set again, its images are not decoded yet: both are found by decoding each
+    once."""
     if resume and Run.of(out) == Run(out):
-        if is_split:
-            data = open_for(recipe.task, recipe.data, recipe.split_seed, moved=Run(out).moved)
+        if open_set is not None and data.moved is not None:
+            data = open_set(moved=Run(out).moved)
         run = Run.reopen(out, recipe, data, max(Checkpointer(out / CHECKPOINTS).steps(), default=0))
     else:
         Run.refuse(out)
-        if is_split:
-            data = open_for(recipe.task, recipe.data, recipe.split_seed, recipe.workers)
-        data = check_images(data, recipe.max_unreadable, recipe.workers) if undecoded else data
+        if open_set is not None:
+            data = open_set(workers=recipe.workers) if data.moved is not None else data
+            data = check_images(data, recipe.max_unreadable, recipe.workers)
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))
