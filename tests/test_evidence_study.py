@@ -73,7 +73,7 @@ def test_views_are_of_their_picture_and_the_same_everywhere(root, tmp_path, monk
 def _middle(images, which, middle):
     """The mean colour of pictures' middles (N, 3)."""
     places = which.nonzero()[:, 0].tolist()
-    pixels = np.stack([np.asarray(images.picture(place), np.float32) for place in places])
+    pixels = np.stack([np.asarray(images.image(place), np.float32) for place in places])
     return pixels[:, middle, middle].mean((1, 2))
 
 
