@@ -1,6 +1,6 @@
-# make demo | test | test-marked | test-shapes | test-all | lint | setup. PYTHON: which Python (3.11 or newer) makes .venv. TORCH_INDEX: where to take torch from,
-# for a laptop without a GPU (docs/install.md). make evidence | evidence-pair: the study of docs/evidence.md, or its decisive
-# pair of runs.
+# make demo | test | lint | setup; what .ci/run adds: test-marked | test-shapes; everything at once: test-all.
+# PYTHON: which Python (3.11 or newer) makes .venv. TORCH_INDEX: where to take torch from, for a laptop without a GPU
+# (docs/install.md). make evidence | evidence-pair: the study of docs/evidence.md, or its decisive pair of runs.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -20,7 +20,7 @@ test-marked: setup
 
 # With every annotation of shapes checked, the rooms that hand tensors to each other; `make test` checks moe's.
 test-shapes: setup
-	VISMOE_CHECK_SHAPES=1 $(PYTEST) $(addprefix tests/,vit data tasks explain parallel recipes training/test_evaluation.py \
+	VISMOE_CHECK_SHAPES=1 $(PYTEST) $(addprefix tests/,vit data tasks inference explain parallel recipes \
 		training/test_fit.py weights/test_convert.py)
 
 # Whatever its mark, and with every annotation of shapes checked.
