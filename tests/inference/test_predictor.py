@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 
 import vismoe
-from vismoe.data import ImageSet
+from vismoe.data import ImageSet, open_data
 from vismoe.inference import evaluate
+from vismoe.tasks import task_of
 
 IMAGES = [Image.effect_noise((8 + number, 8), 80) for number in range(12)]
 
@@ -73,6 +74,16 @@ def test_threads_share_it(model):
     model.eval()
 
 
+def test_threads_that_share_a_model_alone_leave_it_as_it_was(model):
+    """Eight predictors on one network that trains: blocks that overlap, the last of which restores."""
+    model.train()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: vismoe.predict(model, IMAGES[:4]), range(40)))
+    assert all(answer == answers[0] for answer in answers)
+    assert all(module.training for module in model.modules())
+    model.eval()
+
+
 class Failing(nn.Module):
     def forward(self, x):
         raise RuntimeError("no answer")
@@ -95,6 +106,17 @@ def test_a_borrowed_model_comes_back_as_it_was(model, monkeypatch, fails):
             borrow()
         assert [module.training for module in model.modules()] == before
     model.eval()
+
+
+def test_evaluate_opens_what_strings_name(model, folder, tmp_path):
+    """A model folder and a folder of images, with classes matched by name."""
+    for name in ("cat", "owl"):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(IMAGES[:3]):
+            image.save(tmp_path / name / f"{number}.png")
+    evaluation = vismoe.evaluate(str(folder), tmp_path)
+    assert evaluation.labels.tolist() == [0, 0, 0, 2, 2, 2]
+    assert evaluation.score == evaluate(model, task_of(model).known_to_model(open_data(str(tmp_path))).val).score
 
 
 def test_random_weights_give_no_answers():

@@ -89,3 +89,12 @@ def test_default_folders_are_numbered(tmp_path, monkeypatch):
     assert vismoe.train("digits_dense", **small).path.as_posix() == "runs/digits_dense"
     assert vismoe.train("digits_dense", **small).path.as_posix() == "runs/digits_dense-2"
     assert free_path(tmp_path / "runs" / "digits_dense").name == "digits_dense-3"
+
+
+def test_a_task_for_other_labels_is_refused_before_anything_is_written(tmp_path):
+    """Digits show one class each: several labels would be compared with numbers of classes."""
+    with pytest.raises(ValueError, match="digits has one label an image; accepted are auto, classification"):
+        fit(tiny(task="multi_label_classification"), tmp_path / "run")
+    with pytest.raises(ValueError, match="unknown task 'nothing'; accepted are auto, classification, multi_label"):
+        fit(tiny(task="nothing"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -65,7 +65,7 @@ class Predictor:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: it must be at least 1")
-        self.model = as_network(model) if isinstance(model, nn.Module) else _open(str(model))
+        self.model = as_network(model) if isinstance(model, nn.Module) else open_network(str(model))
         if device is not None:
             self.model.to(device)
         self.task = task_of(self.model) if task is None else task
@@ -149,7 +149,8 @@ class Predictor:
             return self.task.predictions(self.run(self.collate(samples)), titles, topk)
 
 
-def _open(text: str) -> nn.Module:
+def open_network(text: str) -> nn.Module:
+    """The trained network, or the exported file, that a string names; see `vismoe.weights.parse_source`."""
     source = parse_source(text)
     return open_source(source, exported=True) if source.kind == "exported" else open_trained(source)
 

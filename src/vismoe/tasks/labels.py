@@ -158,6 +158,10 @@ class Labels(Task):
     def check(self, data: Data) -> None:
         if len(data.classes) < 2:
             raise ValueError(f"{data.name} has one class, {data.classes[0]}: a classifier needs at least two")
+        if data.multi_label != (self.probability == "sigmoid"):
+            labels = "several labels" if data.multi_label else "one label"
+            fitting = MULTI_LABEL if data.multi_label else "classification"
+            raise ValueError(f"task={self.name}: {data.name} has {labels} an image; accepted are auto, {fitting}")
 
     def check_model(self, model: nn.Module) -> None:
         if getattr(model, "num_classes", 1) < 1:

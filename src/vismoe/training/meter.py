@@ -61,5 +61,5 @@ class Meter:
             seconds_left=elapsed / (step - self.first_step) * (self.recipe.steps - step),
             load={name: (counts / counts.sum()).tolist() for name, counts in load.items()},
         )
-        self.last_status, self.paused_secondsd_seconds, self.outcomes = now, 0.0, []
+        self.last_status, self.paused_seconds, self.outcomes = now, 0.0, []
         return status

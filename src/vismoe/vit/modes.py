@@ -1,24 +1,48 @@
 """Changes a model inside a block, and restores its state afterwards."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from vismoe.moe import Exchange, MoE, Product
 
 
+@dataclass
+class _Borrowed:
+    """A model inside `evaluating`: how many blocks it is in, and its modules' modes before the first."""
+
+    blocks: int = 0
+    modes: list[tuple[nn.Module, bool]] = field(default_factory=list)
+
+
+_BORROWED: WeakKeyDictionary[nn.Module, _Borrowed] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside the block the whole `model` is in evaluation mode. Afterwards, also after an error, each of its modules is
-    in the mode it was in: what was frozen in evaluation mode inside a training network stays so."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
+    in the mode it was in: what was frozen in evaluation mode inside a training network stays so. Blocks of several
+    threads may overlap: the last to end restores."""
+    with _LOCK:
+        borrowed = _BORROWED.setdefault(model, _Borrowed())
+        if not borrowed.blocks:
+            borrowed.modes = [(module, module.training) for module in model.modules()]
+        borrowed.blocks += 1
         model.eval()
+    try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training  # not `train()`, which would also change the module's children
+        with _LOCK:
+            borrowed.blocks -= 1
+            if not borrowed.blocks:
+                del _BORROWED[model]
+                for module, training in borrowed.modes:
+                    module.training = training  # not `train()`, which would also change the module's children
 
 
 @contextmanager

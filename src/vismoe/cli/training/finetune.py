@@ -9,7 +9,7 @@ from vismoe.adapt import Options, finetune
 
 from ..shared.progress import TrainingProgress
 
-IMAGES = ("mistakes.png", "confusion.png", "calibration.png", "curves.png", "routing.png")
+FIGURES = ("mistakes.png", "confusion.png", "calibration.png", "curves.png", "routing.png")
 
 
 def finetune_folder(
@@ -101,9 +101,9 @@ def finetune_folder(
         f"calibration error {test['calibration_error']:.4f}"
     )
     path = finetuned.run.path
-    written = [name for name in ("model/", "report.json", "classes.csv", *IMAGES) if (path / name).exists()]
+    written = [name for name in ("model/", "report.json", "classes.csv", *FIGURES) if (path / name).exists()]
     print(f"everything is in {path}: {', '.join(written)}, …")
-    print(f"next: vismoe predict {path} FIGURES; vismoe export {path} model.onnx")
+    print(f"next: vismoe predict {path} IMAGES; vismoe export {path} model.onnx")
 
 
 def main(arguments: list[str]) -> None:
