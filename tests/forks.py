@@ -85,13 +85,22 @@ def _end(server: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def requests(listener: int) -> list[str]:
-    """Serves for ever at a socket that listens; comes back in each child, with its arguments."""
+    """Serves at a socket that listens, as long as the process that started this one is there; comes back in each
+    child, with its arguments."""
     with socket.socket(fileno=listener) as server:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
         tasks = Path("/proc/self/task")  # threads of libraries too, which Python does not know
         assert not tasks.exists() or len(list(tasks.iterdir())) == 1
+        server.settimeout(5)
+        parent = os.getppid()
         while True:
-            caller, _ = server.accept()
+            try:
+                caller, _ = server.accept()
+            except TimeoutError:
+                if os.getppid() != parent:  # it was killed
+                    shutil.rmtree(Path(server.getsockname()).parent)
+                    os._exit(0)
+                continue
             if not os.fork():
                 break
             caller.close()
