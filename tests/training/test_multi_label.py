@@ -16,7 +16,7 @@ from vismoe.inference import evaluate, predict
 from vismoe.tasks import MultiLabel
 from vismoe.training import fit
 
-from .test_evaluation import Table
+from ..inference.test_evaluation import Table
 from .tiny import tiny
 
 COLOURS = ("blue", "green", "red")
