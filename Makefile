@@ -6,6 +6,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# Without it each process would compile all it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-marked test-shapes test-all lint setup clean evidence evidence-pair
 
 demo: setup

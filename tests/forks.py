@@ -29,6 +29,10 @@ PRELOADED = (
     "vismoe.explain.routing_figure",
     "vismoe.recipes",
     "torch.onnx",
+    "torchmetrics",
+    "scipy.stats",
+    "sklearn.linear_model",
+    "sklearn.model_selection",
     "onnxscript",
 )
 """What starts no thread: a child has none of its parent's, and would wait for them (onnxruntime starts one)."""

@@ -18,6 +18,8 @@ BLOCK = re.compile(
     r"(?:<!-- no-run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 RUN = ("python", "bash")
+LONG = {"export.md", "features.md", "training.md", "upcycling.md"}
+"""Pages whose code takes longer than five seconds."""
 
 
 def blocks(page: Path) -> list[re.Match[str]]:
@@ -33,7 +35,11 @@ def test_blocks_are_run_or_say_why_not(page):
         assert block["language"] in (*RUN, "text"), f"{page.name}: mark the language of:\n{block['code']}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.name in LONG else page for page in PAGES],
+    ids=lambda page: page.name,
+)
 def test_blocks_run(page, tmp_path, forked):
     """What a reader copies works."""
     code = [block for block in blocks(page) if block["language"] in RUN and not block["reason"]]

@@ -99,7 +99,7 @@ def test_without_balancing_experts_stay_uneven(num_experts):
     assert max(unevenness(train(skewed_model(num_experts, balance="none")))) >= 2
 
 
-@pytest.mark.parametrize("num_experts", [8, 32])
+@pytest.mark.parametrize("num_experts", EXPERTS)
 def test_plain_loop(num_experts):
     """AdamW and cross-entropy, nothing else: every layer ends with max ÷ mean < 2."""
     assert max(unevenness(trained_plainly(num_experts))) < 2
@@ -122,7 +122,8 @@ def test_activation_recompute(num_experts):
     assert max(unevenness(recomputed)) < 2
 
 
-@pytest.mark.parametrize(("num_experts", "recompute"), [(8, True), pytest.param(32, False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_experts", "recompute"), [(8, True), (32, False)])
 def test_compiled(num_experts, recompute, forked):
     """torch.compile of the whole model, with and without recompute: evenly loaded, and no graph break."""
     script = f"""

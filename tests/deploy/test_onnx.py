@@ -43,7 +43,11 @@ SIGMOID = {"experts_per_token": 2, "combine": "renormalized", "router": "sigmoid
 IMAGE = {"router": "image"}
 
 
-@pytest.mark.parametrize("ways", [(K1, SIGMOID), (K2, IMAGE)], ids=["k1 and sigmoid", "k2 and image"])
+@pytest.mark.parametrize(
+    "ways",
+    [(K1, IMAGE), pytest.param((K2, SIGMOID), marks=pytest.mark.slow)],
+    ids=["k1 and image", "k2 and sigmoid"],
+)
 def test_equals_the_network(ways, tmp_path):
     """At batches that it was not exported with, k = 1 and 2; also where one expert gets everything and others nothing.
     The network is the same before and after, in mode and backend too."""
@@ -89,6 +93,7 @@ def wide(tmp_path_factory):
     return export_onnx(Wide(), tmp_path_factory.mktemp("wide") / "wide.onnx", batch_size=2)
 
 
+@pytest.mark.slow
 def test_other_experts_and_shared(wide):
     """Gated experts with norms and without biases, a shared module, a fixed batch: the layer, by the oracle, is what
     ONNX Runtime computes."""
@@ -324,6 +329,7 @@ def test_bad_files(folder, wide, tmp_path, capsys):
     assert "foreign.onnx exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ensembles(tmp_path):
     """An ensemble that gives a row an image is exported, at any batch; one that gives a row a member is refused."""
     model = tiny(ensemble_size=2, num_experts=4).eval()

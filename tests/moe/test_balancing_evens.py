@@ -53,7 +53,7 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("num_experts", [8, 32])
+@pytest.mark.parametrize("num_experts", [8, pytest.param(32, marks=pytest.mark.slow)])
 def test_bias_evens_a_skewed_router(num_experts):
     """With the default balancing, max ÷ mean load falls below 2 though one expert began with nearly all tokens."""
     before, after = train(num_experts, "bias")
@@ -61,7 +61,7 @@ def test_bias_evens_a_skewed_router(num_experts):
     assert after < 2
 
 
-@pytest.mark.parametrize("num_experts", [8, 32])
+@pytest.mark.parametrize("num_experts", [8, pytest.param(32, marks=pytest.mark.slow)])
 def test_without_balancing_it_stays_skewed(num_experts):
     """The same training with balance="none" stays uneven: it is the bias that the test above sees."""
     _, after = train(num_experts, "none")

@@ -77,6 +77,7 @@ def test_one_writes(alone, together):
     assert output.count("step 8/8") == 1
 
 
+@pytest.mark.slow
 def test_resumed_it_ends_bit_equal(together, tmp_path, forked):
     """Both processes asked to stop leave one checkpoint, of one step; resumed they end as those that never stopped."""
     whole, _ = together

@@ -126,6 +126,7 @@ for first, second in (("vismoe", "transformers"), ("transformers", "vismoe")):
 """
 
 
+@pytest.mark.slow
 def test_it_does_not_matter_what_is_imported_first(tmp_path):
     """And `import vismoe` alone does not import transformers, which takes a second."""
     folder = vismoe.save(vismoe.upcycle(NETWORKS["vit"]()), tmp_path / "model")

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from .fashion_mnist import CLASSES, read_fashion_mnist
 from .folders.archive import archive_folder
@@ -68,6 +66,9 @@ def _unpacked(path: Path) -> tuple[Path, Data]:
 
 
 def _digits(split_seed: int) -> Data:
+    from sklearn.datasets import load_digits  # its import takes a second
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     # Sixteen grey levels, dark ink on white as written: 0…16 -> 255…0.
     pixels = (255 - digits.images * (255 / 16)).round().astype(np.uint8)

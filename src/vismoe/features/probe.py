@@ -6,8 +6,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -60,6 +58,8 @@ def _best_strength(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], cla
     folds = min(FOLDS, len(y) if y.ndim == 2 else int(np.bincount(y).min()))
     if len(strengths) == 1 or folds < 2:
         return 0
+    from sklearn.model_selection import KFold, StratifiedKFold  # its import takes a second
+
     kind = KFold if y.ndim == 2 else StratifiedKFold
     parts: Iterable[Any] = kind(folds, shuffle=True, random_state=seed).split(x, y)
     losses = np.zeros(len(strengths))
@@ -91,6 +91,8 @@ def _regressions(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], class
     if y.dtype == bool and (y.all() or not y.any()):
         share = (y.sum() + 0.5) / (len(y) + 1)
         return [np.append(np.zeros(x.shape[1]), np.log(share / (1 - share)))[None]] * len(strengths)
+    from sklearn.linear_model import LogisticRegression  # its import takes a second
+
     coefficients = []
     model = LogisticRegression(class_weight=class_weight, warm_start=True, max_iter=2000)
     for strength in strengths:  # each starts from the previous solution

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from vismoe.data import Data, ImageSet, open_data
@@ -92,6 +91,8 @@ def _compare(runs: list[Run], models: list[nn.Module], data: Data) -> list[Conte
 
 def nearest_neighbours(data: Data, k: int = 3) -> float:
     """Accuracy of k-nearest-neighbours on raw pixels."""
+    from sklearn.neighbors import KNeighborsClassifier  # its import takes a second
+
     assert data.train is not None
     classifier = KNeighborsClassifier(k).fit(_pixels(data.train), data.train.labels.numpy())
     return float(classifier.score(_pixels(data.val), data.val.labels.numpy()))

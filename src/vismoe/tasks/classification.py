@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_calibration_error
 
 from vismoe.data import Batch, ImageSet
 
@@ -40,6 +39,8 @@ class Classification(Labels):
         return logits.softmax(-1)
 
     def metrics_of(self, scores: Tensor, labels: Tensor) -> tuple[dict[str, float], list[float]]:
+        from torchmetrics.functional.classification import binary_calibration_error  # its import takes a second
+
         classes, hits = scores.shape[1], scores.argmax(1) == labels
         best = scores.topk(min(5, classes)).indices
         metrics = {

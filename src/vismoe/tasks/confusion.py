@@ -6,13 +6,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from vismoe.files.figures import plain_text, save_figure
 
 
 def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], path: Path) -> None:
     """Draws how often each class was predicted for each class."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix  # its import takes a second
+
     matrix = multiclass_confusion_matrix(predictions, labels, num_classes=len(classes)).numpy()
     size = min(3.5 + 0.3 * len(classes), 16)
     figure = Figure(figsize=(size, size), layout="constrained")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from vismoe.data import Batch, Data, ImageSet
@@ -72,6 +71,8 @@ def by_group(evaluation: ClassEvaluation, groups: Sequence[str]) -> list[Group]:
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
     """The 95 % interval of the share right ÷ total (Wilson)."""
+    from scipy.stats import binomtest  # its import takes a second
+
     interval = binomtest(right, total).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 

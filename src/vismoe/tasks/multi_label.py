@@ -5,7 +5,6 @@ import warnings
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_calibration_error, multilabel_average_precision
 
 from vismoe.data import Batch, ImageSet
 from vismoe.weights import MULTI_LABEL
@@ -41,6 +40,9 @@ class MultiLabel(Labels):
         return logits.sigmoid()
 
     def metrics_of(self, scores: Tensor, labels: Tensor) -> tuple[dict[str, float], list[float]]:
+        # Its import takes a second.
+        from torchmetrics.functional.classification import binary_calibration_error, multilabel_average_precision
+
         probabilities, numbers = scores.sigmoid(), labels.long()
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # for classes that do not occur
             precision = multilabel_average_precision(probabilities, numbers, num_labels=scores.shape[1], average="none")

@@ -1,30 +1,50 @@
 """Decodes every file of a set once, before hours of training, and leaves out the unreadable ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..batches import leave_stopping
 from ..image_set import Data, ImageSet
 from ..images import Unreadable
 
+T = TypeVar("T")
 
-class _DecodingErrors(Dataset[Unreadable | None]):
-    """Why each image cannot be read; None where it can."""
 
-    def __init__(self, images: ImageSet):
-        self.images = images
+class _Decoded(Dataset[T | Unreadable]):
+    """A function's result of each image, or why it cannot be read."""
+
+    def __init__(self, images: ImageSet, function: Callable[[Image.Image], T]):
+        self.images, self.function = images, function
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Unreadable | None:
+    def __getitem__(self, index: int) -> T | Unreadable:
         try:
-            self.images.image(index)
+            image = self.images.image(index)
         except ValueError as error:
+            if not self.images.files:
+                raise
             return Unreadable.of(self.images.files[index], error)
-        return None
+        return self.function(image)
+
+
+def for_each_image(images: ImageSet, function: Callable[[Image.Image], T], workers: int = 0) -> list[T | Unreadable]:
+    """A function's result of each image of a set, in order, or why its file cannot be read. Each is decoded once.
+
+    **Arguments:** `workers`: processes that decode and call the function, default 0: this process.
+    """
+    decoded = _Decoded(images, function)
+    loader = DataLoader(decoded, 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping)
+    return [entry for batch in loader for entry in batch]
+
+
+def _nothing(image: Image.Image) -> None:
+    """That it was decoded is enough."""
 
 
 def check_images(data: Data, max_unreadable: float, workers: int = 0) -> Data:
@@ -39,13 +59,9 @@ def check_images(data: Data, max_unreadable: float, workers: int = 0) -> Data:
     if data.unreadable is not None:
         files = {file for part in data.parts for file in part.files}
         return accept(data, [entry for entry in data.unreadable if entry.file in files], max_unreadable)
-    unreadable: list[Unreadable] = []
-    for part in data.parts:
-        if part.files:
-            loader = DataLoader(
-                _DecodingErrors(part), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping
-            )
-            unreadable += [entry for batch in loader for entry in batch if entry is not None]
+    parts = [part for part in data.parts if part.files]
+    decoded = [entry for part in parts for entry in for_each_image(part, _nothing, workers)]
+    unreadable = [entry for entry in decoded if entry is not None]
     return accept(data, unreadable, max_unreadable)
 
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 from scipy.fft import dctn
-from torch.utils.data import DataLoader, Dataset
 
-from ..batches import leave_stopping
 from ..image_set import Data, ImageSet
 from ..images import Unreadable, eight_bits, flatten_alpha
-from .check import accept
+from .check import accept, for_each_image
 
 SIDE, LOW = 32, 8
 NOISE = 4.0
@@ -79,29 +77,9 @@ def _opaque(image: Image.Image) -> tuple[bytes, Image.Image, bool]:
     return hashlib.sha256(f"{hashed.mode} {hashed.size}".encode() + hashed.tobytes()).digest(), shown, transparent
 
 
-class _Fingerprints(Dataset[Fingerprint | Unreadable]):
-    """The fingerprint of each image, or why it has none."""
-
-    def __init__(self, images: ImageSet):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Fingerprint | Unreadable:
-        try:
-            image = self.images.image(index)
-        except ValueError as error:
-            if not self.images.files:
-                raise
-            return Unreadable.of(self.images.files[index], error)
-        return fingerprint(image)
-
-
 def try_fingerprints(images: ImageSet, workers: int = 0) -> list[Fingerprint | Unreadable]:
     """The fingerprint of each image of a set, or why a file has none. Each is decoded once."""
-    loader = DataLoader(_Fingerprints(images), 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping)
-    return [entry for batch in loader for entry in batch]
+    return for_each_image(images, fingerprint, workers)
 
 
 def fingerprint_all(data: Data, max_unreadable: float, workers: int = 0) -> tuple[Data, list[Fingerprint]]:
