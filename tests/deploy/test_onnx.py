@@ -93,7 +93,6 @@ def wide(tmp_path_factory):
     return export_onnx(Wide(), tmp_path_factory.mktemp("wide") / "wide.onnx", batch_size=2)
 
 
-@pytest.mark.slow
 def test_other_experts_and_shared(wide):
     """Gated experts with norms and without biases, a shared module, a fixed batch: the layer, by the oracle, is what
     ONNX Runtime computes."""
