@@ -55,6 +55,7 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_weights_and_biases_stay_equal(tmp_path: Path):
     """After forty steps both processes have the same bits, biases that moved among them: with plain buffers, which
     follow the first process's counts, and with counts summed over both, which give what one process gives on the whole

@@ -93,6 +93,7 @@ def test_the_skew_is_real():
     assert min(unevenness(skewed_model(32))) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_experts", EXPERTS)
 def test_without_balancing_experts_stay_uneven(num_experts):
     """The control: with balancing switched off the same loop ends with max ÷ mean ≥ 2."""
@@ -111,6 +112,7 @@ def test_gradient_accumulation(num_experts):
     assert max(unevenness(train(skewed_model(num_experts), accumulate=4))) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_experts", EXPERTS)
 def test_activation_recompute(num_experts):
     """timm's set_grad_checkpointing: evenly loaded, and bit for bit what the loop without recompute gives."""

@@ -155,6 +155,7 @@ def test_what_is_printed_comes_before_what_is_written(run, tmp_path, capsys, mon
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, capsys):
     """The demo trains both twins, shows table, image's path and what to type next; a second one begins afresh."""
     out = tmp_path / "demo"

@@ -90,8 +90,14 @@ BORROWERS = {
 }
 
 
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("borrower", BORROWERS)
+@pytest.mark.parametrize(
+    ("borrower", "fails"),
+    [
+        pytest.param(borrower, fails, marks=[pytest.mark.slow] * (borrower == "export_onnx" and not fails))
+        for borrower in BORROWERS
+        for fails in (False, True)
+    ],
+)
 def test_borrowers_give_back_what_they_got(borrower, fails, tmp_path):
     """Whatever only runs a model leaves it as it was, where it succeeds and where the model fails in the middle."""
     model = partly_frozen()
