@@ -6,13 +6,15 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
+import textwrap
 
 import pytest
 from PIL import Image
 
 import vismoe
 from vismoe.adapt import run_splits
-from vismoe.cli import VERBS, main
+from vismoe.cli import FOLDERS, main
 from vismoe.data import open_data
 from vismoe.training import Run
 
@@ -33,7 +35,7 @@ def images(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", FOLDERS)
 def test_help(verb, capsys):
     """Every verb explains itself, with an example, and exits with 0."""
     arguments = [verb, "digits", "--help"] if verb == "train" else [verb, "--help"]
@@ -50,9 +52,22 @@ def test_usage_version_and_module(capsys, forked):
     """`vismoe`, `vismoe --version` and `python -m vismoe`, which tests/test_package.py starts from a real Python."""
     assert main([]) == main(["--version"]) == 0
     out = capsys.readouterr().out
-    assert all(verb in out for verb in VERBS)
+    assert all(command in out for command in FOLDERS)
     done = subprocess.run([forked, "-m", "vismoe", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"vismoe {vismoe.__version__}\n"
+
+
+def test_usage_imports_no_torch():
+    """`vismoe --help` and `--version` come at once: a real Python shows both without importing torch or vismoe."""
+    code = """
+        import sys, vismoe_command
+        for argument in ("--help", "--version"):
+            sys.argv[1:] = [argument]
+            assert vismoe_command.main() == 0
+        print([name for name in ("torch", "vismoe", "numpy") if name in sys.modules])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == [f"vismoe {vismoe.__version__}", "[]"]
 
 
 def test_models(capsys):
@@ -219,7 +234,7 @@ def bad_inputs(run, folder):
     Image.new("L", (8, 8)).save(folder / "other" / "cat" / "1.png")
     out = ["--out", str(folder / "out")]
     return [
-        (["fly"], "unknown verb 'fly'"),
+        (["fly"], "unknown command 'fly'"),
         (["train", "digitz"], "did you mean digits"),
         (
             ["train", "digits", "--model", "vmoe_pico_patch2_every2_e8", *out],

@@ -1,63 +1,34 @@
-"""The `vismoe` command: one small file a verb, no logic of its own."""
+"""The `vismoe` command: one small file a command, no logic of its own."""
 
 import os
 import sys
 from importlib import import_module
 from typing import Any, cast
 
-from vismoe import __version__
+from vismoe_command import COMMANDS, answer
 
-VERBS = {
-    "demo": "train a small V-MoE and its dense twin on real digits, show the result (minutes)",
-    "models": "list presets with their parameters and multiplications",
-    "train": "train by a recipe",
-    "eval": "evaluate a model on a set",
-    "predict": "say what is on images",
-    "finetune": "make a classifier of your own images",
-    "upcycle": "make a sparse model of a trained dense one",
-    "densify": "make a dense model, or one with fewer experts, of a sparse one",
-    "fewshot": "say how much a few images of each class teach, given a model's features",
-    "embed": "write the features of images",
-    "convert": "make a model folder of google-research/vmoe's or Google's ViT files",
-    "push": "upload a model to the Hugging Face hub",
-    "export": "write a model as a file for other programs (ONNX)",
-}
-
-ROOMS = (
-    dict.fromkeys(("demo", "train", "finetune"), "training")
-    | dict.fromkeys(("models", "upcycle", "densify", "convert", "push", "export"), "models")
-    | dict.fromkeys(("eval", "predict", "fewshot", "embed"), "inference")
-)
-"""The folder of each verb's file."""
-
-USAGE = "\n".join(
-    ["usage: vismoe VERB [options]      (vismoe VERB --help tells more, with an example)", ""]
-    + [f"  {verb:10}{text}" for verb, text in VERBS.items()]
-    + ["", "  --version show the version", ""]
-)
+FOLDERS = {name: folder for folder, commands in COMMANDS.items() for name in commands}
+"""The folder of each command's file."""
 
 BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one verb.
+    """Runs one command.
 
     Exit codes: 0; 2 for bad input, with one line on stderr; 3 where a training diverged; 130 after Ctrl-C and 143 after
     SIGTERM, a checkpoint written.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    verb, *rest = arguments or ["--help"]
-    if verb in ("-h", "--help"):
-        print(USAGE)
+    if (text := answer(arguments)) is not None:
+        print(text)
         return 0
-    if verb == "--version":
-        print(f"vismoe {__version__}")
-        return 0
+    command, *rest = arguments
     try:
-        if verb not in VERBS:
-            raise ValueError(f"unknown verb {verb!r}; there are {', '.join(VERBS)}")
+        if command not in FOLDERS:
+            raise ValueError(f"unknown command {command!r}; there are {', '.join(FOLDERS)}")
         with import_module(".shared.values", __name__).REGISTRY:
-            import_module(f".{ROOMS[verb]}.{verb}", __name__).main(rest)
+            import_module(f".{FOLDERS[command]}.{command}", __name__).main(rest)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has enough, as `head` has: the rest of the buffer must not raise again at exit.

@@ -1,0 +1,60 @@
+"""The `vismoe` command: it shows what there is without importing torch, which takes seconds; `vismoe.cli` does the rest."""
+
+import sys
+from importlib.metadata import version
+
+COMMANDS = {
+    "training": {
+        "demo": "train a small sparse network and its dense twin on handwritten digits (minutes)",
+        "finetune": "train a classifier on your own folder of images, from a trained network or from scratch",
+        "train": "train a network by a recipe",
+    },
+    "inference": {
+        "predict": "classify images",
+        "eval": "evaluate a model on a data set",
+        "embed": "write the features of images to a file",
+        "fewshot": "evaluate a model's features with a few labelled images per class",
+    },
+    "models": {
+        "models": "list presets with their parameters and MACs",
+        "upcycle": "turn a trained dense model into a sparse one",
+        "densify": "turn a sparse model into a dense one, or into one with fewer experts",
+        "export": "write a model to an ONNX file",
+        "convert": "convert checkpoints of google-research/vmoe, and Google's ViT files, to a model folder",
+        "push": "upload a model to the Hugging Face Hub",
+    },
+}
+"""Each command by its folder in `vismoe.cli`."""
+TITLES = {"training": "Train", "inference": "Use", "models": "Models"}
+
+
+def usage() -> str:
+    """What `vismoe --help` prints."""
+    lines = [
+        "usage: vismoe COMMAND [options]",
+        "",
+        "Sparse vision transformers: train, fine-tune, inspect, deploy.",
+        "",
+    ]
+    for folder, commands in COMMANDS.items():
+        lines += [f"{TITLES[folder]}:", *(f"  {name:10}{text}" for name, text in commands.items()), ""]
+    return "\n".join([*lines, "vismoe COMMAND --help shows its options and an example; vismoe --version, the version."])
+
+
+def answer(arguments: list[str]) -> str | None:
+    """What is printed for arguments that ask for usage or version; None for all others."""
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help"):
+        return usage()
+    return f"vismoe {version('vismoe')}" if first == "--version" else None
+
+
+def main() -> int:
+    """Runs the command line. Returns its exit code, see `vismoe.cli.main`."""
+    text = answer(sys.argv[1:])
+    if text is None:
+        from vismoe.cli import main as run
+
+        return run()
+    print(text)
+    return 0
