@@ -1,4 +1,4 @@
-"""The `vismoe` command: it shows what there is without importing torch, which takes seconds; `vismoe.cli` does the rest."""
+"""The `vismoe` command. Usage and version come without importing torch, which takes seconds."""
 
 import sys
 from importlib.metadata import version
@@ -33,7 +33,7 @@ def usage() -> str:
     lines = [
         "usage: vismoe COMMAND [options]",
         "",
-        "Sparse vision transformers: train, fine-tune, inspect, deploy.",
+        "Train, fine-tune, inspect and deploy sparse vision models.",
         "",
     ]
     for folder, commands in COMMANDS.items():
