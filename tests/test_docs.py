@@ -4,6 +4,7 @@
     python -m pytest tests/test_docs.py
 """
 
+import json
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ BLOCK = re.compile(
     r"(?:<!-- no-run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 RUN = ("python", "bash")
-LONG = {"export.md", "features.md", "training.md", "upcycling.md"}
+LONG = {"export.md", "features.md", "how-to.md", "training.md", "upcycling.md"}
 """Pages whose code takes longer than five seconds."""
 
 
@@ -61,3 +62,17 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs").glob("*.ipynb")), ids=lambda notebook: notebook.name)
+def test_notebooks_run(notebook, tmp_path, forked):
+    """The code cells of a notebook run in order, without a warning, and are kept without outputs."""
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [forked, "-W", "error", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
