@@ -244,7 +244,7 @@ def bad_inputs(run, folder):
         (["train", "digits", "--steps", "0", *out], "steps=0"),
         (["train", "digits", "--device", "tpu", *out], "device 'tpu'"),
         (["train", "digits", "--image-size", "1000000", *out], "image_size=1000000"),
-        (["train", "digits", *TINY, "--out", str(run)], "--resume auto goes on with it"),
+        (["train", "digits", *TINY, "--out", str(run)], "--resume auto continues it"),
         (["eval", "vmoe_pico_patch2_8_dense"], "on which set?"),
         (["eval", str(folder / "begun")], "has no model yet"),
         (["eval", str(folder / "nothing"), "--data", "digits"], "no such run or model folder"),
@@ -296,7 +296,7 @@ def test_resume(tmp_path, capsys):
     assert main(arguments) == main(arguments) == 0
     capsys.readouterr()
     assert main([*arguments, "--learning-rate", "0.5"]) == 2
-    assert "was begun with another recipe (learning_rate=0.002 there, 0.5 here)" in capsys.readouterr().err
+    assert "was started with another recipe (learning_rate=0.002 before, 0.5 now)" in capsys.readouterr().err
 
 
 def test_divergence_has_its_own_code(tmp_path, capsys):

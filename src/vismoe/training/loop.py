@@ -1,4 +1,4 @@
-"""Recipe in, run out."""
+"""The training loop: trains by a recipe and writes a run folder."""
 
 import itertools
 import signal
@@ -75,8 +75,8 @@ def fit(
     network: Callable[[], nn.Module] | None = None,
     extra_eval: Mapping[str, ImageSet] | None = None,
 ) -> Run:
-    """Trains by a recipe and writes a run folder. Where `torchrun` started several processes, each computes its share
-    of every batch, and the main one writes the run.
+    """Trains by a recipe and writes a run folder. With several processes (`torchrun`) each computes its share of every
+    batch, and the main process writes the run.
 
     **Arguments:**
 
