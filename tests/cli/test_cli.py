@@ -126,7 +126,10 @@ def test_predict_leaves_out_what_cannot_be_read(run, images, capsys):
         path.unlink()
     (images / "b.png").unlink()
     assert main(["predict", str(run), str(images)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "vismoe: error: none of the images can be read"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "vismoe: error: none of the images can be read: name at least one readable image"
+    )
 
 
 def test_upcycle_and_densify(tmp_path, capsys):
@@ -256,10 +259,10 @@ def bad_inputs(run, folder):
         (["predict", str(run), str(folder / "text.png")], "cannot be read as an image"),
         (["predict", str(run), str(folder / "gone.png")], "no such image"),
         (["predict", str(run), str(folder / "text.png"), "--batch-size", "-1"], "batch_size=-1"),
-        (["predict", str(run), ""], "which images?"),
+        (["predict", str(run), ""], "no images given"),
         (["eval", str(run), "--data", "digits", "--device", "cpu:7"], "device 'cpu:7' is not here"),
         (["eval", str(run), "--data", "digits", "--batch-size", "0"], "batch_size=0"),
-        (["models", "nothing*"], "no preset matches"),
+        (["models", "nothing*"], "no preset or published weights match"),
         (["upcycle", str(run), *out[1:], "--perturb", "nan"], "perturb=nan"),
         (["upcycle", str(run), *out[1:], "--block-list", "trunk"], "block_list='trunk': there is no such list"),
         (["upcycle", "vmoe_pico_patch2_8_dense", *out[1:]], "is a preset, whose weights are random"),
@@ -391,7 +394,7 @@ def tuned(shades):
 
 
 def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, tuned, capsys):
-    """Every figure is of the test part and is the report's, whatever else was put into the folder since."""
+    """Every metric is of the test split and equals the report's, whatever else was put into the folder since."""
     report = json.loads((tuned / "report.json").read_text())
     test = json.loads((tuned / "split.json").read_text())["test"]
     Image.new("L", (9, 9), 90).save(shades / "tuned-data" / "dark" / "later.png")
@@ -409,7 +412,7 @@ def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, tuned, capsys
 
 
 def test_fewshot_and_densify_keep_to_the_run_s_parts(tuned, tmp_path, capsys):
-    """Images are drawn from what the run was trained on, and judged on its test part."""
+    """Images are drawn from what the run was trained on, and evaluated on its test split."""
     files = json.loads((tuned / "split.json").read_text())["files"]
     test = [file for file, part in files.items() if part == "test"]
     data = run_splits(Run(tuned))

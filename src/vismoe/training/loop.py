@@ -105,7 +105,7 @@ def fit(
         open_set = partial(open_for, recipe.task, recipe.data, recipe.split_seed)
         opened = open_set(moved=()) if data is None else data
         if opened.train is None:
-            raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
+            raise ValueError(f"{recipe.data} has no training split: expected {recipe.data}/train to train on")
         task = task_for(recipe.task, opened, recipe.to_json())
         task.check(opened)
         extra_eval = _check_extra_eval(extra_eval or {}, task)
