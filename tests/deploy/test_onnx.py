@@ -287,7 +287,7 @@ def test_what_is_refused(tmp_path):
 def test_a_file_gives_answers_only(exported, tmp_path, capsys):
     """What needs features or weights says so, in one line, and writes nothing."""
     file, out = str(exported), str(tmp_path / "out")
-    only = f"vismoe: error: {file}: an ONNX file gives answers only (vismoe predict, eval): use the model folder"
+    only = f"vismoe: error: {file}: an ONNX file can only predict (vismoe predict, eval): use the model folder"
     for arguments, message in (
         (["export", file, f"{out}.onnx"], f"vismoe: error: {file} is an ONNX file already"),
         (["embed", file, "--data", "digits", "--out", f"{out}.npy"], only),
@@ -299,7 +299,7 @@ def test_a_file_gives_answers_only(exported, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(message)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="an ONNX file gives answers only"):
+    with pytest.raises(ValueError, match="an ONNX file can only predict"):
         features(OnnxModel(exported), open_data("digits").val)
 
 
@@ -316,7 +316,7 @@ def test_bad_files(folder, wide, tmp_path, capsys):
         ("gone", "no such file"),
         ("damaged", "cannot be opened as an ONNX file"),
         ("newer", "this vismoe reads up to 1"),
-        ("broken", "does not say how images are to be prepared"),
+        ("broken", "has no valid description of its preprocessing"),
         ("empty", "it is incomplete"),
         ("foreign", "was not written by `vismoe export`"),
     ):

@@ -202,28 +202,34 @@ def refused(source, tmp_path, message, *options):
 
 
 def test_what_does_not_fit_is_named(written, tmp_path):
-    """Missing, superfluous and misshapen tensors, all at once; sizes that are not the preset's; what no file says."""
+    """Missing, unexpected and misshapen tensors, all at once; sizes that are not the preset's; options files lack."""
     _, arrays, prefix = written
-    refused(prefix, tmp_path, "experts that a token goes to (k), capacity and group size")
+    refused(prefix, tmp_path, "experts per token, capacity and group size are unknown")
     refused(prefix, tmp_path, "width 64, the preset's 512; depth 4, the preset's 8", "--preset", "vmoe_s32_last2_e8")
     refused(prefix, tmp_path, "sparse blocks [1, 3], the preset's []", "--preset", DENSE)
     refused(
-        prefix, tmp_path, "image_size=9 is no multiple of 2 × 2, the patch of", "--preset", SPARSE, "--image-size", "9"
+        prefix,
+        tmp_path,
+        "image_size=9 is not a multiple of 2 × 2, the patch size of",
+        "--preset",
+        SPARSE,
+        "--image-size",
+        "9",
     )
-    refused(prefix, tmp_path, "another class_token, global_pool, stem", "--preset", "vmoe_pico_patch4_28_every2_e8")
+    refused(prefix, tmp_path, "a different class_token, global_pool, stem", "--preset", "vmoe_pico_patch4_28_every2_e8")
     wrong = {name: array for name, array in arrays.items() if name != "cls"}
     wrong |= {"extra/w": arrays["cls"], ATTENTION: arrays[ATTENTION].transpose(2, 1, 0)}
     wrong["head/bias"] = arrays["head/bias"][None]
     write(tmp_path / "wrong", nested(wrong))
-    refused(tmp_path / "wrong", tmp_path, "missing: cls; superfluous: extra/w; of another", "--preset", SPARSE)
+    refused(tmp_path / "wrong", tmp_path, "missing: cls; unexpected: extra/w; of another", "--preset", SPARSE)
     wrong["cls"] = arrays["cls"]
     del wrong["Encoder/encoder_norm/bias"]
     write(tmp_path / "wrong", nested(wrong))
-    listed = "missing: Encoder/encoder_norm/bias; superfluous: extra/w; of another shape: "
+    listed = "missing: Encoder/encoder_norm/bias; unexpected: extra/w; of another shape: "
     listed += f"{ATTENTION} (16, 4, 64), expected (64, 4, 16); head/bias (1, 5), expected (5,)"
     refused(tmp_path / "wrong", tmp_path, listed.replace("; head", ", head"), "--preset", SPARSE)
     write(tmp_path / "wrong", nested(arrays | {"cls": arrays["cls"].astype(np.int32)}))
-    refused(tmp_path / "wrong", tmp_path, "tensor 'cls' is of type int32", "--preset", SPARSE)
+    refused(tmp_path / "wrong", tmp_path, "tensor 'cls' has type int32", "--preset", SPARSE)
     for wrong in ({"embedding/kernel": arrays["cls"]}, {"embedding/kernel": np.zeros((0, 0, 3, 64), np.float32)}):
         write(tmp_path / "wrong", nested(arrays | wrong))
         refused(tmp_path / "wrong", tmp_path, "tensor 'embedding/kernel' has shape", "--preset", SPARSE)
@@ -328,13 +334,13 @@ def test_bad_npz(tmp_path):
     named = google(arrays)
     refused(path, tmp_path, "no such file")
     path.write_bytes(b"PK\3\4 nothing")
-    refused(path, tmp_path, "is no .npz file that can be read")
+    refused(path, tmp_path, "is not a readable .npz file")
     np.savez(path, **named)
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    refused(path, tmp_path, "is no .npz file that can be read")
+    refused(path, tmp_path, "is not a readable .npz file")
     path.write_bytes(content.replace(b"'<f4'", b"'<f8'"))
-    refused(path, tmp_path, "is no .npz file that can be read")
+    refused(path, tmp_path, "is not a readable .npz file")
     np.savez(path, **named, more=np.array([{}], dtype=object))
     refused(path, tmp_path, "more")
     np.savez(path, a=np.zeros(3, np.float32))
@@ -344,7 +350,7 @@ def test_bad_npz(tmp_path):
     np.savez(path, **(named | {positions: named[positions].repeat(2, 0)}))
     refused(path, tmp_path, f"parameter {POSITIONS} has shape (2, 37, 64)", "--image-size", "12")
     np.savez(path, **named, **{"\x1b[2J": np.zeros(1, np.float32)})
-    refused(path, tmp_path, "no place for the parameters \N{REPLACEMENT CHARACTER}[2J")
+    refused(path, tmp_path, "does not have the parameters \N{REPLACEMENT CHARACTER}[2J")
     np.savez(path, **{name: array for name, array in named.items() if "LayerNorm_2/scale" not in name})
     refused(path, tmp_path, "Encoder/encoderblock_0/LayerNorm_1/scale")
     np.savez(path, **(named | google(arrays, modules=NEW)))
@@ -362,7 +368,7 @@ def test_npz_of_a_bad_header(header, tmp_path):
     """numpy reads headers as Python, and not all that it raises then is a ValueError."""
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("a.npy", npy(header, bytes(12)))
-    refused(tmp_path / "a.npz", tmp_path, "is no .npz file that can be read")
+    refused(tmp_path / "a.npz", tmp_path, "is not a readable .npz file")
 
 
 def test_npz_of_impossible_sizes(tmp_path):
@@ -380,7 +386,7 @@ def test_npz_of_impossible_sizes(tmp_path):
             header = npy(head % str(shape).encode())
             archive.writestr(f"{name}.npy", header)
             archive.getinfo(f"{name}.npy").file_size = len(header) + 4 * np.prod(shape, dtype=int)
-    refused(path, tmp_path, "array head/kernel.npy is said to be 256,000,000,000,0")
+    refused(path, tmp_path, "array head/kernel.npy claims 256,000,000,000,0")
     np.savez_compressed(path, a=np.zeros(10**7, np.float32))
     assert DenseNpz(path).shapes == {"a": (10**7,)}
 

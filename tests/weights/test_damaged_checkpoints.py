@@ -52,28 +52,28 @@ BAD_INDICES = [
     (index(shard_count="1"), "shard_count is '1'", ""),
     (index(shard_count=True), "shard_count is True", ""),
     (index(shard_count=0), "shard_count is 0", ""),
-    ({"shard_count": 1}, "no map with shard_count and index", ""),
-    ([1, 2], "no map with shard_count and index", ""),
+    ({"shard_count": 1}, "not a map with shard_count and index", ""),
+    ([1, 2], "not a map with shard_count and index", ""),
     (pack(index()) + b"\xc0", "1 bytes follow", ""),
     (pack(index())[:-30], "too early", ""),
-    (index(index={"a": {"w": 3}}), "of type int", "a/w"),
-    (index(index={"a": {"w": [1]}}), "of type list", "a/w"),
-    (index(Ext(9, b"")), "unknown ext code 9", "a/w"),
-    (index(Ext(1, pack([[1], "float32", bytes(4)]))), "unknown ext code 1", "a/w"),
-    (index(Ext(8, b"\xc1")), "no MessagePack", "a/w"),
+    (index(index={"a": {"w": 3}}), "has type int", "a/w"),
+    (index(index={"a": {"w": [1]}}), "has type list", "a/w"),
+    (index(Ext(9, b"")), "ext code 9, expected 8", "a/w"),
+    (index(Ext(1, pack([[1], "float32", bytes(4)]))), "ext code 1, expected 8", "a/w"),
+    (index(Ext(8, b"\xc1")), "not valid MessagePack", "a/w"),
     (index(Ext(8, pack([1, 2]))), "expected a list of 3", "a/w"),
     (index(raw_leaf([2, 3], "float8_e4m3fn", ONE, [0])), "type is 'float8_e4m3fn'", "a/w"),
     (index(raw_leaf([2, -3], "float32", ONE, [0])), "its shape is", "a/w"),
     (index(raw_leaf([2, True], "float32", ONE, [0])), "its shape is", "a/w"),
     (index(raw_leaf([1] * 40, "float32", ONE, [0])), "its shape is", "a/w"),
-    (index(raw_leaf([2**40, 2**40], "float32", ONE, [0])), "larger than any memory", "a/w"),
-    (index(raw_leaf([0, 2**60, 2**60], "float32", [], [])), "larger than any memory", "a/w"),
-    (index(raw_leaf([2, 3], "float32", ONE, [])), "not as many", "a/w"),
-    (index(raw_leaf([2, 3], "float32", ONE, [1])), "data file 1 of 1", "a/w"),
-    (index(raw_leaf([2, 3], "float32", ONE, [-1])), "data file -1", "a/w"),
-    (index(raw_leaf([2, 3], "float32", [7], [0])), "of type int, expected bytes", "a/w"),
+    (index(raw_leaf([2**40, 2**40], "float32", ONE, [0])), "exceeds any memory", "a/w"),
+    (index(raw_leaf([0, 2**60, 2**60], "float32", [], [])), "exceeds any memory", "a/w"),
+    (index(raw_leaf([2, 3], "float32", ONE, [])), "one data file per slice", "a/w"),
+    (index(raw_leaf([2, 3], "float32", ONE, [1])), "data file is 1, but there are 1", "a/w"),
+    (index(raw_leaf([2, 3], "float32", ONE, [-1])), "data file is -1", "a/w"),
+    (index(raw_leaf([2, 3], "float32", [7], [0])), "has type int, expected bytes", "a/w"),
     (index(raw_leaf([2, 3], "float32", [pack([pack([0, 2, None])])], [0])), "expected a list of 2", "a/w"),
-    (index(raw_leaf([2], "float32", [pack([pack([0, 2, 2])])], [0])), "the step 2", "a/w"),
+    (index(raw_leaf([2], "float32", [pack([pack([0, 2, 2])])], [0])), "step 2", "a/w"),
     (index(raw_leaf([2], "float32", [pack([pack([1, 0, 1])])], [0])), "from 1 to 0", "a/w"),
     (index(raw_leaf([2], "float32", [pack([pack([0, 3, 1])])], [0])), "not within an axis of 2", "a/w"),
     (index(raw_leaf([2], "float32", [pack([pack([-1, 2, 1])])], [0])), "not within an axis of 2", "a/w"),
@@ -96,26 +96,26 @@ def test_indices(about, message, tensor, tmp_path):
 SLICE = Ext(6, packed_slice(WHOLE))
 PIECE = piece(ARRAY.reshape(-1), "float32")
 BAD_DATA = [
-    (pack(GOOD)[:20], "too small for what p.index says"),
+    (pack(GOOD)[:20], "smaller than p.index requires"),
     (pack(GOOD)[:-1], "too early"),
     (pack(GOOD) + b"\0", "1 bytes follow"),
-    ({"0": [chunk()]}, "no data file of a checkpoint"),
-    ({MARKER: False, "0": [chunk()]}, "no data file of a checkpoint"),
-    ({MARKER: True, "0": [chunk()], "1": [chunk()]}, "'1' is no number of one of 1 tensors"),
-    ({MARKER: True, "00": [chunk()]}, "'00' is no number"),
-    ({MARKER: True, "a/w": [chunk()]}, "'a/w' is no number"),
-    ({MARKER: True, "0": [], "padding": bytes(99)}, "'padding' is no number"),
-    (pack({MARKER: True, "0": [chunk()]}).replace(b"\x82", b"\x83", 1) + pack("0") + pack([]), "'0' is there twice"),
+    ({"0": [chunk()]}, "not a data file of a checkpoint"),
+    ({MARKER: False, "0": [chunk()]}, "not a data file of a checkpoint"),
+    ({MARKER: True, "0": [chunk()], "1": [chunk()]}, "'1' is not the number of one of 1 tensors"),
+    ({MARKER: True, "00": [chunk()]}, "'00' is not the number"),
+    ({MARKER: True, "a/w": [chunk()]}, "'a/w' is not the number"),
+    ({MARKER: True, "0": [], "padding": bytes(99)}, "'padding' is not the number"),
+    (pack({MARKER: True, "0": [chunk()]}).replace(b"\x82", b"\x83", 1) + pack("0") + pack([]), "duplicate key '0'"),
     ({MARKER: True, "0": 5, "1": bytes(99)}, "int where a list of parts"),
     ({MARKER: True, "0": []}, r"the part \[0:2, 0:3\] is missing"),
     ({MARKER: True, "0": [[[PIECE], SLICE], [[PIECE], SLICE]]}, "twice"),
-    ({MARKER: True, "0": [chunk(cell=((0, 2), (0, 2)))]}, "24 bytes, expected are 16"),
+    ({MARKER: True, "0": [chunk(cell=((0, 2), (0, 2)))]}, "24 bytes, expected 16"),
     ({MARKER: True, "0": [chunk(ARRAY[:1], cell=ROWS[0]), chunk(ARRAY[1:], cell=ROWS[1])]}, r"no part \[0:1, 0:3\]"),
     ({MARKER: True, "0": [chunk(cell=((0, 2),))], "": bytes(9)}, "expected a list of 2"),
-    ({MARKER: True, "0": [chunk(ARRAY.view(np.int32), "int32")]}, "of type b'int32', expected 'float32'"),
-    ({MARKER: True, "0": [chunk(ARRAY.astype(np.float64), "float64")]}, "of type b'float64'"),
-    ({MARKER: True, "0": [chunk(np.arange(5, dtype=np.float32))], "": bytes(9)}, "20 bytes, expected are 24"),
-    ({MARKER: True, "0": [[[Ext(1, pack([[2, 3], "float32", ARRAY.tobytes()]))], SLICE]]}, "no array of one axis"),
+    ({MARKER: True, "0": [chunk(ARRAY.view(np.int32), "int32")]}, "has type b'int32', expected 'float32'"),
+    ({MARKER: True, "0": [chunk(ARRAY.astype(np.float64), "float64")]}, "has type b'float64'"),
+    ({MARKER: True, "0": [chunk(np.arange(5, dtype=np.float32))], "": bytes(9)}, "20 bytes, expected 24"),
+    ({MARKER: True, "0": [[[Ext(1, pack([[2, 3], "float32", ARRAY.tobytes()]))], SLICE]]}, "one-dimensional array"),
     ({MARKER: True, "0": [[[Ext(1, pack([[7], "float32", ARRAY.tobytes()]))], SLICE]]}, "7 elements has 24 bytes"),
     ({MARKER: True, "0": [[[Ext(1, pack([[6], "float32", ARRAY.tobytes()]) + b"\0")], SLICE]]}, "6 elements has 24"),
     ({MARKER: True, "0": [[[Ext(3, PIECE.payload)], SLICE]]}, "ext 3 where a piece"),
@@ -124,7 +124,7 @@ BAD_DATA = [
     ({MARKER: True, "0": [[[PIECE, 1], SLICE]]}, "int where a piece"),
     ({MARKER: True, "0": [[[PIECE]]]}, "1 items"),
     ({MARKER: True, "0": [[PIECE.payload, SLICE]]}, "bin where a list of pieces"),
-    ({MARKER: True, "padding": bytes(99)}, "'padding' is no number"),
+    ({MARKER: True, "padding": bytes(99)}, "'padding' is not the number"),
 ]  # fmt: skip
 
 
@@ -138,16 +138,16 @@ def test_tensor_is_named(tmp_path):
     """A file that ends in the middle, lacks a part, or has one of another type: file and tensor are named."""
     halves = index(packed_leaf((2, 3), "float32", ROWS, [0, 0]))
     first = {MARKER: True, "0": [chunk(ARRAY[:1], cell=ROWS[0])]}
-    refused(tmp_path, halves, pack(first) + bytes(40), "bytes follow", tensor="behind tensor 'a/w'")
+    refused(tmp_path, halves, pack(first) + bytes(40), "bytes follow", tensor="after tensor 'a/w'")
     refused(tmp_path, index(), pack(GOOD)[:-1], "too early", tensor="tensor 'a/w'")
-    refused(tmp_path, index(), pack(GOOD)[:20], "too small", tensor="tensor 'a/w'")
+    refused(tmp_path, index(), pack(GOOD)[:20], "smaller than", tensor="tensor 'a/w'")
     bools = {MARKER: True, "0": [chunk(np.full((2, 3), 2, np.uint8), "bool")]}
     refused(tmp_path, index(packed_leaf((2, 3), "bool", [WHOLE], [0])), bools, "neither 0 nor 1")
     two = index(index={"a": {"w": packed_leaf((2,), "int8", [((0, 1),), ((1, 2),)], [0, 0])}})
     part = {MARKER: True, "0": [chunk(np.zeros(1, np.int8), "int8", ((1, 2),))]}
     refused(tmp_path, two, part, r"the part \[0:1\] is missing")
     same = index(index={"a": {"w": packed_leaf((), "int8", [()], [0])}, "a/w": packed_leaf((), "int8", [()], [0])})
-    refused(tmp_path, same, GOOD, "is there twice", "p.index")
+    refused(tmp_path, same, GOOD, "duplicate tensor", "p.index")
 
 
 def test_missing_files(tmp_path):
@@ -160,7 +160,9 @@ def test_missing_files(tmp_path):
         content = path.read_bytes()
         path.unlink()
         holds = "a/w" if len(content) > 60 else "no tensors"
-        with pytest.raises(FileNotFoundError, match=f"0000{shard}-of-00002: no such file; p.index names it.*{holds}"):
+        with pytest.raises(
+            FileNotFoundError, match=f"0000{shard}-of-00002: no such file; p.index requires it.*{holds}"
+        ):
             read_reference(tmp_path / "p")
         path.write_bytes(content)
     (tmp_path / "p.index").write_bytes(pack(index(shard_count=2**60)))

@@ -151,7 +151,7 @@ def test_a_parent_that_no_differences_can_be_of(hub, tmp_path, capsys):
     hub["some/theirs"] = tmp_path / "theirs"
     assert main(["upcycle", "hf:some/theirs", str(tmp_path / "small"), "--only-differences"]) == 2
     said = capsys.readouterr()
-    assert "only whole models of those are written" in said.err
+    assert "of which only whole models can be written" in said.err
     assert not said.out
     assert not (tmp_path / "small").exists()
 
@@ -162,7 +162,7 @@ def test_a_repository_that_names_itself_as_its_parent(hub, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"parent": {"source": "hf:some/own", "sha256": "0"}}))
     hub["some/own"] = folder
-    with pytest.raises(ValueError, match="parent names hf:some/own, which holds only what differs"):
+    with pytest.raises(ValueError, match="parent names hf:some/own, which has only the differences"):
         open_trained("hf:some/own")
 
 

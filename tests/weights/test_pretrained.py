@@ -150,7 +150,7 @@ def test_other_balancing(made, server):
 def test_options_of_another_network(server, create):
     """They are refused, and no part of a network stays random without a word."""
     for options in ({"num_experts": 4}, {"shared": True, "num_classes": 3}, {"representation_size": 0}):
-        with pytest.raises(ValueError, match="these options make another network than that of the weights"):
+        with pytest.raises(ValueError, match="these options do not fit the weights"):
             create(TAG, pretrained=True, **options)
 
 
@@ -169,7 +169,7 @@ def test_unknown_tags(cache, create):
     """The preset's tags are listed, also where weights are asked for without one."""
     with pytest.raises(ValueError, match=f"{SPARSE} has no published weights 'huge': its tags are tiny_published"):
         create(f"{SPARSE}.huge")
-    with pytest.raises(ValueError, match=f"{SPARSE} has weights by tags alone: use {TAG}"):
+    with pytest.raises(ValueError, match=f"{SPARSE} needs a tag: use {TAG}"):
         create(SPARSE, pretrained=True)
     with pytest.raises(ValueError, match="vmoe_pico_patch2_8_dense has no published weights 'x': it has none"):
         create("vmoe_pico_patch2_8_dense.x")
@@ -180,7 +180,7 @@ def test_what_is_not_there(server, cache):
     del server.files[DATA[1]]
     with pytest.raises(ValueError, match=f"{server.address}/some/where/{DATA[1]}: the server answers 404") as raised:
         pretrained()
-    assert "VISMOE_WEIGHTS_URL names another place" in str(raised.value)
+    assert "set VISMOE_WEIGHTS_URL to a mirror" in str(raised.value)
     assert not (cache / "record.json").exists()
     assert not (cache / "model").exists()
 
@@ -188,7 +188,7 @@ def test_what_is_not_there(server, cache):
 def test_an_answer_that_is_no_checkpoint(made, server, cache):
     """A page that says hello is neither kept nor expected ever after."""
     server.files["tiny_published.index"] = b"<html>hello</html>"
-    with pytest.raises(ValueError, match="is no index of a reference checkpoint"):
+    with pytest.raises(ValueError, match="is not a valid index of a reference checkpoint"):
         pretrained()
     assert not [path for path in cache.rglob("*") if path.is_file() and path.name != ".lock"]
     server.files |= made[1]
@@ -207,7 +207,7 @@ def test_other_bytes_than_before(made, server, cache):
             pretrained()
         for told in (f"{server.address}/some/where/{DATA[0]}", f"{len(other):,} bytes", f"{len(content):,} bytes"):
             assert told in str(raised.value)
-        assert f"delete {cache} to begin anew" in str(raised.value)
+        assert f"delete {cache} to accept this one" in str(raised.value)
         assert not (cache / "files" / DATA[0]).exists()
         assert (cache / "record.json").read_bytes() == record
     server.files[DATA[0]] = content
@@ -221,7 +221,7 @@ def test_damage_in_the_cache(server, cache):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is not the file that it was.*delete {cache}, and"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is not the file that it was.*delete {cache} to"):
         pretrained()
 
 
@@ -229,7 +229,7 @@ def test_a_damaged_configuration_in_the_cache(made, server, cache):
     """It is told what to delete, and that done the folder is made anew."""
     pretrained()
     path = cache / "model" / "config.json"
-    told = f"{re.escape(str(path))} is no configuration of these weights, delete it"
+    told = f"{re.escape(str(path))} is damaged, delete it"
     for content in ("{}", '{"model_args": {}, "pretrained_cfg": {}}', '{"model_args": 1, "pretrained_cfg": 1}'):
         path.write_text(content)
         with pytest.raises(ValueError, match=told):
@@ -244,7 +244,7 @@ def test_a_local_folder(made, cache, tmp_path, monkeypatch, scheme):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     folder = tmp_path / "my files"
     monkeypatch.setenv("VISMOE_WEIGHTS_URL", f"{scheme}{folder}")
-    with pytest.raises(ValueError, match="is no folder that is there; accepted are a folder and addresses"):
+    with pytest.raises(ValueError, match="is not an existing folder; accepted are a folder and addresses"):
         pretrained()
     folder.mkdir()
     with pytest.raises(ValueError, match=r"tiny_published\.index: no such file"):
@@ -259,7 +259,7 @@ def test_a_local_folder(made, cache, tmp_path, monkeypatch, scheme):
 def test_offline(server, cache, monkeypatch):
     """HF_HUB_OFFLINE: nobody is asked, and the message says why."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=f"HF_HUB_OFFLINE forbids to download {server.address}"):
+    with pytest.raises(ValueError, match=f"HF_HUB_OFFLINE forbids downloading {server.address}"):
         pretrained()
     assert not server.seen
 

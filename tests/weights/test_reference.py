@@ -182,11 +182,11 @@ def test_missing_fields_are_named(field):
 
 
 def test_missing_and_superfluous_parameters_are_named():
-    """Parameters that the configuration asks for and that are not there, and the other way round."""
+    """Parameters that the configuration requires and that are missing, and the other way round."""
     config, arrays = configuration({"capacity_factor": 1.0}), parameters()
     for name in arrays:
         refused({other: array for other, array in arrays.items() if other != name}, config, name)
-    refused(arrays | {"extra/kernel": np.zeros(2, np.float32)}, config, "no place for the parameters extra/kernel")
+    refused(arrays | {"extra/kernel": np.zeros(2, np.float32)}, config, "does not have the parameters extra/kernel")
 
 
 def test_parameters_of_another_shape_are_named():

@@ -90,7 +90,7 @@ def test_by_name_alone():
     del config["model_class"]
     assert check(config, parameters(config)).ensemble_size == 2
     with pytest.raises(
-        ValueError, match=r"model\.name='VisionTransformerMoeEnsemble' is not model_class='vmoe\.nn\.vit_moe\."
+        ValueError, match=r"model\.name='VisionTransformerMoeEnsemble' contradicts model_class='vmoe\.nn\.vit_moe\."
     ):
         from_reference(parameters(config), config | {"model_class": "vmoe.nn.vit_moe.VisionTransformerMoe"})
 
@@ -121,7 +121,7 @@ def test_as_a_model_folder(tmp_path):
     ("config", "message"),
     [
         (ensemble(moe={"ensemble_size": None}), r"model\.encoder\.moe has no ensemble_size"),
-        (ensemble() | {"model_class": "vmoe.nn.vit_moe.VisionTransformerMoe"}, "not understood: ensemble_size"),
+        (ensemble() | {"model_class": "vmoe.nn.vit_moe.VisionTransformerMoe"}, "unknown fields: ensemble_size"),
         (ensemble(moe={"num_experts": 5}), "ensemble_size=2, num_experts=5"),
         (ensemble(moe={"group_size": 5}), "group_size=5, ensemble_size=2"),
     ],

@@ -99,7 +99,7 @@ def test_rectangles_with_a_learned_embedding():
     arrays = parameters(config)
     place = "Encoder/posembed_input/pos_embedding"
     arrays[place] = np.random.default_rng(2).normal(size=(1, 6, 8)).astype(np.float32)
-    with pytest.raises(ValueError, match="6 patches, which is no square: add image_size"):
+    with pytest.raises(ValueError, match="6 patches, which is not a square number: add image_size"):
         from_reference(arrays, config)
     for size in ((8, 12), (12, 8)):
         model = from_reference(arrays, config | {"image_size": size})
@@ -174,7 +174,7 @@ def test_how_the_router_is_told_to_be_deterministic():
         config["model"]["encoder"]["moe"]["router"] = router | ({} if own is None else {"deterministic": own})
         assert from_reference(parameters(config), config).blocks[1].mlp.router.noise_std == noise
     config["model"]["encoder"]["moe"]["router"] = router | {"deterministic": False}
-    with pytest.raises(ValueError, match=r"router\.deterministic=False in a configuration of evaluation"):
+    with pytest.raises(ValueError, match=r"router\.deterministic=False in a configuration for evaluation"):
         from_reference(parameters(config), config | {"deterministic": True})
 
 
@@ -228,14 +228,14 @@ def test_what_is_missing_left_over_or_misshapen_is_named():
     own = [name for name in arrays if name.startswith(("MapHead", "pre_logits")) or "_ln" in name]
     assert len(own) == 8 + 2 + 2 + 2 + 1 + 4 + 2 + 4 - 2
     for name in own[::3]:
-        with pytest.raises(ValueError, match=f"parameters that are missing: {name}$"):
+        with pytest.raises(ValueError, match=f"parameters that the configuration requires are missing: {name}$"):
             from_reference({other: array for other, array in arrays.items() if other != name}, config)
         with pytest.raises(ValueError, match=f"parameter {name} has shape"):
             from_reference(arrays | {name: arrays[name][None]}, config)
     for other in (parts("gap", "sincos2d", True, 6), parts("map", "sincos2d", False, 6)):
-        with pytest.raises(ValueError, match=r"no place for the parameters (Encoder/.*_ln|MapHead)"):
+        with pytest.raises(ValueError, match=r"does not have the parameters (Encoder/.*_ln|MapHead)"):
             from_reference(arrays, other)
-    with pytest.raises(ValueError, match=r"parameters that are missing: cls$"):
+    with pytest.raises(ValueError, match=r"parameters that the configuration requires are missing: cls$"):
         from_reference(arrays, parts("token", "sincos2d", True, 6))
 
 
@@ -245,7 +245,7 @@ def test_what_is_missing_left_over_or_misshapen_is_named():
         ({"classifier": "0"}, r"model\.classifier='0': accepted are 'token', 'gap', 'map'"),
         ({"name": "VisionTransformer"}, r"model\.name='VisionTransformer': accepted are .*'VisionTransformerMoe'"),
         ({"encoder": {"position_emb": {"name": "rope"}}}, r"position_emb\.name='rope': accepted are 'learned', "),
-        ({"encoder": {"position_emb": {"temperature": 9.0}}}, r"position_emb has fields .*: temperature"),
+        ({"encoder": {"position_emb": {"temperature": 9.0}}}, r"position_emb has unknown fields: temperature"),
         ({"router": {"name": "SinkhornRouter"}}, r"moe\.router\.name='SinkhornRouter': accepted are 'NoisyTopExperts"),
         ({"router": {"dispatcher": {"name": "einsum"}}}, r"dispatcher\.capacity=None, \.capacity_factor=None"),
         ({"dispatcher": {"capacity": 3, "capacity_factor": 1.0}}, r"dispatcher\.capacity=3, \.capacity_factor=1\.0"),
@@ -289,7 +289,7 @@ def test_width_of_the_mlps():
         ("vmoe_b16_dense", {"global_pool": "avg"}, r"global_pool='avg' with class_token=True, fc_norm\.bias"),
         ("vmoe_b16_dense", {"global_pool": "map"}, "global_pool='map' with class_token=True"),
         ("vmoe_b16_dense", {"no_embed_class": True}, "no_embed_class=True"),
-        ("vmoe_b16_dense", {"qkv_bias": False}, r"reference has blocks\.0\.attn\.qkv\.bias, .* this model lacks"),
+        ("vmoe_b16_dense", {"qkv_bias": False}, r"this model lacks blocks\.0\.attn\.qkv\.bias, "),
         ("vmoe_b16_dense", {"stem": "conv"}, r"patch_embed\.backbone"),
     ],
 )
@@ -317,7 +317,7 @@ def test_models_made_elsewhere():
     assert torch.equal(says(model, x), says(from_reference(to_reference(model), config), x))
     half = to_reference(model.bfloat16())
     assert_same_tree(half, {name: torch.tensor(array).bfloat16().float().numpy() for name, array in arrays.items()})
-    with pytest.raises(ValueError, match="ResNet is no SparseVisionTransformer"):
+    with pytest.raises(ValueError, match="ResNet is not a SparseVisionTransformer"):
         to_reference(vismoe.create_model("timm:resnet10t"))
     balanced = vismoe.create_model("vmoe_b16_last2_e8", **shape, balance="bias", loss_weights={})
     to_reference(balanced)

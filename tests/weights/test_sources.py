@@ -64,12 +64,16 @@ def test_what_is_here_comes_before_a_preset(place, tmp_path):
 @pytest.mark.parametrize(
     ("text", "kind", "says"),
     [
-        ("nothing", FileNotFoundError, "^nothing: no such run or model folder or file, and no preset; timm:NAME is"),
+        (
+            "nothing",
+            FileNotFoundError,
+            "^nothing: no such run or model folder, file or preset; accepted are also timm:NAME",
+        ),
         ("local-dir:nothing", FileNotFoundError, "^local-dir:nothing: no such run or model folder"),
         ("runs/vmoe", FileNotFoundError, "no such run or model folder"),
         ("vmoe.safetensors", FileNotFoundError, "no such run or model folder"),
         ("gone.onnx", FileNotFoundError, "^gone.onnx: no such file$"),
-        ("begun", FileNotFoundError, "^begun has no model yet: its training goes on with --resume auto$"),
+        ("begun", FileNotFoundError, "^begun has no model yet: finish its training with --resume auto$"),
         ("vmoe_pico_patch2_8_dens", ValueError, "unknown preset .*; did you mean vmoe_pico_patch2_8_dense"),
         (f"{PRESET}.tag", ValueError, "has no published weights 'tag': it has none"),
         ("timm:vit_tinny_patch16_224", ValueError, "timm has no model .*; did you mean .*vit_tiny_patch16_224"),
@@ -93,10 +97,10 @@ def test_open(place):
 
 def test_only_what_is_trained(place):
     """Random weights and files that give answers alone are refused where a trained network is needed."""
-    with pytest.raises(ValueError, match="is a preset, whose weights are random: name a trained network"):
+    with pytest.raises(ValueError, match="is a preset with random weights: name a trained network"):
         check_trained(PRESET)
     for opener in (check_trained, open_trained, open_source):
-        with pytest.raises(ValueError, match="an ONNX file gives answers only"):
+        with pytest.raises(ValueError, match="an ONNX file can only predict"):
             opener(f"{PRESET}.onnx")
-    with pytest.raises(ValueError, match="holds weights only"):
+    with pytest.raises(ValueError, match="has only weights"):
         open_trained("bare.safetensors")

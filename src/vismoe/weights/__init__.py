@@ -1,4 +1,4 @@
-"""Files in and out. Importing it registers presets and upcycled networks with timm and transformers."""
+"""Loads, saves and converts models. The import registers presets and upcycled networks with timm and transformers."""
 
 from .fitting import set_image_size, take_over
 from .folders.format import MULTI_LABEL

@@ -1,4 +1,4 @@
-"""Trained weights fitted to a network of other classes, another image size or other channels."""
+"""Fits trained weights to a network with other classes, another image size or other channels."""
 
 import math
 from pathlib import Path
@@ -18,8 +18,7 @@ from .published import Published
 
 
 def architecture(preset: Preset, published: Published) -> dict[str, Any]:
-    """The arguments of a network with published weights that differ from the preset's, as its configuration has
-    them."""
+    """Arguments of a network with published weights that differ from the preset's."""
     arguments: dict[str, Any] = {"img_size": published.image_size, "act_layer": "gelu_tanh"}
     if not published.representation:
         arguments["representation_size"] = 0
@@ -27,9 +26,12 @@ def architecture(preset: Preset, published: Published) -> dict[str, Any]:
 
 
 class Stored:
-    """A model folder of published weights, as its files describe it.
+    """The configuration of a model folder of published weights.
 
-    **Attributes:** `sizes`: arguments of the network; `configuration`: entries of timm's configuration.
+    **Attributes:**
+
+    - `sizes`: arguments of the network.
+    - `configuration`: entries of timm's configuration.
 
     **Raises:** ValueError for a damaged configuration.
     """
@@ -45,45 +47,52 @@ class Stored:
                 "num_classes": config["num_classes"],
             }
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / CONFIG} is no configuration of these weights, delete it: {error!r}") from error
+            raise ValueError(f"{folder / CONFIG} is damaged, delete it: {error!r}") from error
 
     def fit(self, state: dict[str, Tensor], model: SparseVisionTransformer) -> dict[str, Tensor]:
-        """The weights, changed to fit a network of another image size, classifier, number of channels or balancing.
+        """Changes weights to fit a network with another image size, classifier, number of channels or balancing.
 
-        **Raises:** ValueError where the network differs in anything else.
+        **Arguments:**
+
+        - `state`: the stored weights.
+        - `model`: the network to fit.
+
+        **Returns:** the weights for timm, which fits classifier and channels itself.
+
+        **Raises:** ValueError if the network differs in anything else.
         """
         expected, first_layer = model.state_dict(), str(model.pretrained_cfg["first_conv"])
         if model.pos_embed is not None and state["pos_embed"].shape != model.pos_embed.shape:
             side = math.isqrt(state["pos_embed"].shape[1])
             state = state | {"pos_embed": zoom(state["pos_embed"], (side, side), model.patch_embed.grid_size)}
         for path, module in model.named_modules():
-            if isinstance(module, BalancedRouter):  # its biases begin at 0, whatever balanced it before
+            if isinstance(module, BalancedRouter):  # its biases start at 0, however it was balanced before
                 state = {f"{path}.{name}": buffer for name, buffer in module.named_buffers()} | state
         differing = {name for name in set(expected) ^ set(state) if not name.startswith("head.")}
         differing |= {name for name in set(expected) & set(state) if expected[name].shape != state[name].shape}
-        # timm replaces a classifier of other classes, and sums or repeats weights of other channels.
+        # timm replaces the classifier for other classes, and sums or repeats weights for other channels.
         differing -= {"head.weight", "head.bias"} if model.num_classes != self.configuration["num_classes"] else set()
         differing -= {f"{first_layer}.weight"} if model.in_chans != self.sizes["in_chans"] else set()
         if differing:
             raise ValueError(
-                f"these options make another network than that of the weights {self.configuration['file']}: they "
-                f"differ in {', '.join(sorted(differing)[:3])}"
+                f"these options do not fit the weights {self.configuration['file']}, which differ in "
+                f"{', '.join(sorted(differing)[:3])}: use the options of the weights, or pretrained=False"
             )
         return state
 
 
 @torch.no_grad()
 def take_over(model: nn.Module, trained: nn.Module, source: str) -> None:
-    """Fills `model` with the weights of `trained`, as the reference begins a fine-tuning. The classifier stays as it
-    is, position embeddings are resized to the new grid, a representation layer is taken only where both have one.
+    """Copies the weights of `trained` into `model`, as the reference does before fine-tuning. The classifier is not
+    copied, position embeddings are resized, and a representation layer is copied only if both networks have one.
 
     **Arguments:**
 
     - `model`: the network to fill, changed in place.
     - `trained`: the network with the weights.
-    - `source`: the name of `trained` in errors.
+    - `source`: the name of `trained` in error messages.
 
-    **Raises:** ValueError where the networks differ in anything else.
+    **Raises:** ValueError if the networks differ in anything else.
     """
     state, target = dict(trained.state_dict()), model.state_dict()
     classifier: str | tuple[str, ...] = cast(Any, model).pretrained_cfg["classifier"]
@@ -105,7 +114,13 @@ def take_over(model: nn.Module, trained: nn.Module, source: str) -> None:
 def set_image_size(model: Any, image_size: int, source: str) -> None:
     """Sets the image size of a trained network; learned position embeddings are resized.
 
-    **Raises:** ValueError where the patches do not tile images of this size, or the network has one size only.
+    **Arguments:**
+
+    - `model`: the network, changed in place.
+    - `image_size`: height and width in pixels.
+    - `source`: the name of the network in error messages.
+
+    **Raises:** ValueError if the size is not a multiple of the patch size, or the network has a fixed size.
     """
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
     if image_size < 1 or any(image_size % side for side in patch):
@@ -116,7 +131,7 @@ def set_image_size(model: Any, image_size: int, source: str) -> None:
     if (image_size, image_size) == tuple(input_size[1:]):
         return
     if not getattr(model, "resizable", True):
-        raise ValueError(f"image_size={image_size}: {source} takes {input_size[1]} × {input_size[2]} only")
+        raise ValueError(f"image_size={image_size}: {source} accepts only {input_size[1]} × {input_size[2]}")
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=image_size)
     model.pretrained_cfg |= {"input_size": (input_size[0], image_size, image_size), "crop_pct": 1.0}

@@ -1,4 +1,4 @@
-"""Opens the network that a string names: one way for every verb and function."""
+"""Opens the network that a string names, for all commands and functions."""
 
 from functools import partial
 from pathlib import Path
@@ -17,41 +17,44 @@ from .sources import ANSWERS_ONLY, Source, parse_source
 
 
 def load(path: str | Path, preset: str | None = None) -> nn.Module:
-    """Opens a run folder, a model folder, or a folder that timm or transformers wrote with safetensors, at evaluation.
+    """Loads a network from a run folder, a model folder, or a folder that timm or transformers wrote with safetensors.
 
     **Arguments:**
 
     - `path`: the folder, or a `.safetensors` file.
-    - `preset`: the architecture of a bare `.safetensors` file, which does not name it; default: none.
+    - `preset`: the architecture of a `.safetensors` file, which has only weights; default: none.
 
-    **Raises:** FileNotFoundError where the path does not exist; ValueError where it is not a model or has pickled
-    weights.
+    **Returns:** the network, in evaluation mode.
+
+    **Raises:** FileNotFoundError if the path does not exist; ValueError if it is not a model or has pickled weights.
     """
     return load_local(Path(path), preset, open_parent)
 
 
 def load_network(path: str | Path) -> nn.Module:
-    """As `load`, but transformers' networks for images come as `TransformersNetwork`, which maps pixels to logits."""
+    """As `load`, with transformers' networks wrapped as `TransformersNetwork`, which maps pixels to logits."""
     return as_network(load(path))
 
 
 def open_source(source: Source | str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
-    """Opens a network at evaluation, with its own classes. It maps pixels to logits.
+    """Opens a network with its own classes.
 
     **Arguments:**
 
-    - `source`: see `parse_source`; what is not on this machine is downloaded, once.
-    - `num_classes`: of a preset, whose weights are random; default 1000.
-    - `exported`: whether an exported file is accepted, which can predict but not train; default False.
+    - `source`: see `parse_source`; downloaded once if it is not on this machine.
+    - `num_classes`: number of classes of a preset, whose weights are random; default 1000.
+    - `exported`: whether an exported .onnx file is accepted, which can predict but not train; default False.
+
+    **Returns:** the network, in evaluation mode, which maps pixels to logits.
 
     **Raises:** as `parse_source`; ValueError for a source that cannot be downloaded or opened, and for an exported file
-    where a network is needed.
+    unless `exported`.
     """
     source = parse_source(source) if isinstance(source, str) else source
     if source.kind == "exported":
         if not exported:
             raise ValueError(f"{source}: {ANSWERS_ONLY}")
-        from .exported.onnx_model import OnnxModel  # needs an extra of its own
+        from .exported.onnx_model import OnnxModel  # needs an optional dependency
 
         return OnnxModel(source.name)
     if source.kind == "preset":
@@ -60,7 +63,7 @@ def open_source(source: Source | str, num_classes: int | None = None, exported: 
 
 
 def open_trained(source: Source | str) -> nn.Module:
-    """As `open_source`, for trained networks only.
+    """As `open_source`, but only for trained networks.
 
     **Raises:** as `open_source`; ValueError for a preset.
     """
@@ -75,7 +78,7 @@ def check_trained(source: Source | str) -> Source:
     source = parse_source(source) if isinstance(source, str) else source
     if not source.is_trained:
         raise ValueError(
-            f"{source} is a preset, whose weights are random: name a trained network (a run or model folder, "
+            f"{source} is a preset with random weights: name a trained network (a run or model folder, "
             "timm:NAME, hf:ORG/NAME or PRESET.TAG)"
         )
     if source.kind == "exported":
@@ -86,7 +89,7 @@ def check_trained(source: Source | str) -> Source:
 def open_parent(source: Source | str) -> Parent:
     """Opens a dense network as the parent of upcycled ones.
 
-    **Raises:** as `open_trained`; ValueError where its folder itself holds only differences from a parent.
+    **Raises:** as `open_trained`; ValueError if its folder has only the differences from another parent.
     """
     source = check_trained(source)
     model = _open_trained(source, is_parent=True)
@@ -95,13 +98,13 @@ def open_parent(source: Source | str) -> Parent:
 
 
 def _open_trained(source: Source, is_parent: bool = False) -> nn.Module:
-    """The network of a source of any kind but presets and exported files, as it is stored."""
+    """Opens a trained network as it is stored, of any source but exported files."""
     if source.kind in ("published", "timm"):
         return create_model(source.text, num_classes=None, pretrained=True).eval()
     path = Path(source.name)
     if source.kind == "hub":
         config = read_config(download(source.name, (CONFIG,)))
-        if "architecture" in config and "vismoe_format" not in config:  # timm's, whose weights timm may have to rename
+        if "architecture" in config and "vismoe_format" not in config:  # timm's: timm may have to rename weights
             with_weights = partial(timm.create_model, f"hf-hub:{source.name}", pretrained=True)
             return downloading(source.text, with_weights).eval()
         path = download(source.name, FILES)

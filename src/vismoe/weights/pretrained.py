@@ -1,4 +1,4 @@
-"""Published weights as model folders: downloaded and converted once, into the cache."""
+"""Published weights: downloaded, converted to model folders and cached."""
 
 import os
 import shutil
@@ -17,18 +17,17 @@ from .reference.index import read_index
 from .registry import provide_weights
 
 VARIABLE = "VISMOE_WEIGHTS_URL"
-"""Environment variable that replaces the publisher's bucket: an address of http, https, gs or file, or a folder."""
+"""Environment variable with a mirror of the publisher's bucket: an http, https, gs or file address, or a folder."""
 
 
 def pretrained_folder(published: Published) -> Path:
-    """The model folder of published weights, CACHE/weights/NAME/model.
+    """Returns the model folder of published weights, CACHE/weights/NAME/model.
 
-    Where it is missing, the checkpoint is downloaded from the address in `VISMOE_WEIGHTS_URL` and converted, and the
-    download is deleted. One of several processes does so, the others wait. CACHE/weights/NAME/record.json keeps size
-    and SHA-256 of every file when it was first seen: later reads must match them.
+    If it is missing, the checkpoint is downloaded (from the publisher, or the address in `VISMOE_WEIGHTS_URL`) and
+    converted, and the download is deleted. One of several processes does so, the others wait. Files are trusted on
+    first use: CACHE/weights/NAME/record.json has their size and SHA-256, which later reads must match.
 
-    **Raises:** ValueError, FileNotFoundError where the files cannot be downloaded, have changed or are no such
-    checkpoint.
+    **Raises:** ValueError, FileNotFoundError if the files cannot be downloaded, have changed or are not a checkpoint.
     """
     place = cache_folder() / "weights" / published.name
     folder, record = place / "model", Record(place / "record.json")
@@ -37,7 +36,7 @@ def pretrained_folder(published: Published) -> Path:
         with FileLock(place / ".lock"):
             if not _is_complete(folder, record):
                 _download_and_convert(published, place, record)
-    record.compare(folder / WEIGHTS, str(folder / WEIGHTS), f"delete {place}, and they are downloaded again")
+    record.compare(folder / WEIGHTS, str(folder / WEIGHTS), f"delete {place} to download them again")
     return folder
 
 
@@ -55,8 +54,8 @@ def _download_and_convert(published: Published, place: Path, record: Record) -> 
             seen[name] = _ensure_file(base, files, name, record)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
-            f"the weights {published.name} cannot be had: {error} ({VARIABLE} names another place: a mirror's address, "
-            "or a folder with the files)"
+            f"the weights {published.name} cannot be downloaded: {error} (set {VARIABLE} to a mirror's address or a "
+            "folder with the files)"
         ) from error
     try:
         convert(files / published.name, place / "model")
@@ -64,8 +63,8 @@ def _download_and_convert(published: Published, place: Path, record: Record) -> 
         remedy = "" if files is base else f" (delete {files} to download them again)"
         raise ValueError(f"{error}{remedy}") from error
     weights = place / "model" / WEIGHTS
-    seen[WEIGHTS] = record.compare(weights, str(weights), f"delete {place} to begin anew")
-    record.note(seen)  # only now: a file that cannot be converted must not become the expected one
+    seen[WEIGHTS] = record.compare(weights, str(weights), f"delete {place} to start again")
+    record.note(seen)  # only now: a file that cannot be converted must not be trusted
     if files is not base:
         shutil.rmtree(files)
 
@@ -81,7 +80,7 @@ def _data_files(index: Path, name: str, is_ours: bool) -> list[str]:
 
 
 def _base() -> Path | str:
-    """Where the checkpoints' files are: a folder, or an address to which their names are appended.
+    """The location of the checkpoint files: a folder, or an address to which file names are appended.
 
     **Raises:** ValueError for anything else.
     """
@@ -94,22 +93,24 @@ def _base() -> Path | str:
     folder = Path(unquote(parts.path) if parts.scheme == "file" else given)
     if not folder.is_dir():
         accepted = "accepted are a folder and addresses of http://, https://, gs:// and file://"
-        raise ValueError(f"{VARIABLE}={given!r} is no folder that is there; {accepted}")
+        raise ValueError(f"{VARIABLE}={given!r} is not an existing folder; {accepted}")
     return folder
 
 
 def _ensure_file(base: Path | str, files: Path, name: str, record: Record) -> Seen:
-    """Makes sure that one file is among `files` and has not changed; downloads it where it is missing."""
-    path, restart = files / name, f"delete {record.path.parent} to begin anew with this one"
+    """Checks that a file has not changed. Downloads it into `files` if it is missing."""
+    path, restart = files / name, f"delete {record.path.parent} to accept this one"
     if isinstance(base, Path):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        return record.compare(path, str(path), f"put that one there, or {restart}")
-    if path.is_file():  # from an earlier call that was interrupted
+        return record.compare(path, str(path), f"restore the earlier file, or {restart}")
+    if path.is_file():  # left by an interrupted call
         return record.compare(path, str(path), "delete it to download it again")
     address = f"{base}/{quote(name)}"
     if constants.HF_HUB_OFFLINE:
-        raise ValueError(f"{path} is not there, and HF_HUB_OFFLINE forbids to download {address}")
+        raise ValueError(
+            f"{path} is missing, and HF_HUB_OFFLINE forbids downloading {address}: unset it, or put the file there"
+        )
     files.mkdir(exist_ok=True)
     fetch(address, path)
     try:

@@ -1,9 +1,8 @@
-"""Checkpoints that google-research/vmoe has published, by the names of their files.
+"""Published checkpoints of google-research/vmoe, by file name.
 
-Names, classes and figures are those of its README and of the configurations beside it (github.com/google-research/
-vmoe, folder vmoe/configs); none was measured here. The files hold no configuration: the preset and the entry here have
-everything else that a network needs. What those configurations set for training only (dropout, capacity) is the
-preset's.
+Names, classes and accuracies are those of its README and configurations (github.com/google-research/vmoe, folder
+vmoe/configs); none was measured here. The files have no configuration: the preset and the entry here provide it.
+Options that matter only in training (dropout, capacity) are the preset's.
 """
 
 import re
@@ -21,14 +20,16 @@ class Published:
     """One published checkpoint.
 
     - `name`: prefix of its files.
-    - `preset`: the network.
-    - `image_size`: pixels of a square image; `classes`: their number; `data`: the data set of its last training.
-    - `accuracy`: published top-1, 0 to 1, on the data's test set (ILSVRC2012: validation set); None: not published.
-    - `preprocessing`: how its images were prepared for evaluation, as timm's data configuration (pixels in [-1, 1], as
-      for all presets).
-    - `members`, `experts_per_token`: of an ensemble, whose members divide the experts among them; default: no ensemble.
-    - `representation`: whether there is a layer of that name before the classifier.
-    - `bfloat16_exchange`: whether what experts receive and answer is rounded to bfloat16 (the configurations'
+    - `preset`: preset of the network.
+    - `image_size`: height and width in pixels.
+    - `classes`: number of classes.
+    - `data`: data set of its last training.
+    - `accuracy`: published top-1, 0 to 1, on the test set (ILSVRC2012: validation set); None: not published.
+    - `preprocessing`: timm's data configuration for evaluation (pixels in [-1, 1], as for all presets).
+    - `members`: members of an ensemble, which share the experts out among them; default 1: no ensemble.
+    - `experts_per_token`: experts per token of each member; used only for ensembles.
+    - `representation`: whether there is a representation layer before the classifier.
+    - `bfloat16_exchange`: whether inputs and outputs of the experts are rounded to bfloat16 (the configurations'
       `dispatcher.bfloat16`).
     """
 
@@ -46,7 +47,7 @@ class Published:
 
     @property
     def tag(self) -> str:
-        """The tag after the preset's name and a dot: the checkpoint's name without what the preset's name contains."""
+        """The tag in PRESET.TAG: the checkpoint's name without the parts that the preset's name has."""
         return re.sub(r"^(?:vmoe_)?(eee_)?[sb]\d+_(?:last\d+_)?", r"\1", self.name)
 
     @property
@@ -59,20 +60,20 @@ class Published:
 
 
 def tags_of(preset: str) -> dict[str, Published]:
-    """A preset's published weights, by their tags."""
+    """Published weights of a preset, by tag."""
     return {published.tag: published for published in PUBLISHED.values() if published.preset == preset}
 
 
 def published_by(name: str) -> Published | None:
-    """The published weights of a name PRESET.TAG, or None."""
+    """The published weights PRESET.TAG; None for any other name."""
     preset, _, tag = name.partition(".")
     return tags_of(preset).get(tag)
 
 
 def tagged(preset: str, tag: str) -> Published:
-    """A preset's published weights of this tag.
+    """The published weights of a preset and a tag.
 
-    **Raises:** ValueError for another tag.
+    **Raises:** ValueError for an unknown tag.
     """
     tags = tags_of(preset)
     if tag not in tags:

@@ -1,4 +1,4 @@
-"""Presets as timm's entry points: `timm.create_model(name)` works once vismoe is imported."""
+"""Presets as timm models: `timm.create_model(name)` works once vismoe is imported."""
 
 import fnmatch
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from .published import PUBLISHER, Published, tagged, tags_of
 from .sources import parse_architecture
 
 ANY_SHAPE = "vmoe_vit"
-"""The entry point of networks that are no preset: its arguments say everything."""
+"""The entry point of networks without a preset: its arguments define them."""
 
 SOURCES = ("source", "file", "url", "hf_hub_id", "state_dict")
-"""Fields of timm's configurations that say where weights are."""
+"""Fields of timm's configurations that locate weights."""
 
 PREPROCESSING = {
     "mean": (0.5, 0.5, 0.5),
@@ -43,7 +43,7 @@ def _input_config(preset: Preset) -> dict[str, Any]:
 
 
 def _published_config(preset: Preset, published: Published) -> dict[str, Any]:
-    """timm's configuration of published weights. timm never reads the address itself: see the entry points."""
+    """timm's configuration of published weights. timm never reads the address: the entry points do."""
     size = published.image_size
     weights = {"input_size": (3, size, size), "num_classes": published.classes, "tag": published.tag}
     origin = {"url": f"{PUBLISHER}/{published.name}.index", "origin_url": "https://github.com/google-research/vmoe"}
@@ -51,8 +51,8 @@ def _published_config(preset: Preset, published: Published) -> dict[str, Any]:
 
 
 def _configurations() -> dict[str, dict[str, Any]]:
-    """Configurations by timm's names. The last one, with a star, is that of a name without a tag, which timm would
-    otherwise take for one of the tags."""
+    """Configurations by timm's names. NAME.* is for a name without a tag, for which timm would otherwise choose one of
+    the tags."""
     configurations = {ANY_SHAPE: PREPROCESSING | {"input_size": (3, 224, 224)}}
     for name, preset in PRESETS.items():
         configurations |= {
@@ -69,8 +69,8 @@ _provide: Callable[[Published], Path]
 
 
 def provide_weights(provide: Callable[[Published], Path]) -> None:
-    """Sets the function that returns the model folder of published weights. It converts files into networks that are
-    built here, so a module above sets it (`pretrained.py`)."""
+    """Sets the function that returns the model folder of published weights. A module above (`pretrained.py`) sets it,
+    because conversion needs the networks that are built here."""
     global _provide
     _provide = provide
 
@@ -104,7 +104,7 @@ def _register(name: str, defaults: dict[str, Any]) -> None:
         if model.in_chans != 3:
             grey = (0.5,) * model.in_chans
             model.pretrained_cfg |= {"mean": grey, "std": grey, "input_size": (model.in_chans, *_image_size(model))}
-        # timm keeps the arguments of the call; a model folder needs everything that shapes the network.
+        # timm keeps only the arguments of the call; a model folder needs all that define the network.
         model._model_args = model_args
         return model
 
@@ -113,8 +113,7 @@ def _register(name: str, defaults: dict[str, Any]) -> None:
 
 
 def _published(name: str, arguments: dict[str, Any]) -> Published | None:
-    """The published weights that timm's argument `pretrained_cfg` names, by their tag or by a
-    `timm.get_pretrained_cfg`.
+    """The published weights that timm's argument `pretrained_cfg` names, by tag or by a configuration.
 
     **Raises:** ValueError for a tag that the preset does not have.
     """
@@ -126,7 +125,7 @@ def _published(name: str, arguments: dict[str, Any]) -> Published | None:
 
 
 def _has_source(arguments: dict[str, Any], published: Published | None) -> bool:
-    """Whether weights come from another source than the published one."""
+    """Whether the arguments name another source of weights than the published one."""
     config = {} if published else _pretrained_config(arguments)
     overlay = arguments.get("pretrained_cfg_overlay") or {}
     return any(config.get(source) or overlay.get(source) for source in SOURCES)
@@ -139,8 +138,8 @@ def _pretrained_config(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _no_weights(name: str) -> str:
     if tags := tags_of(name):
-        return f"{name} has weights by tags alone: use {' or '.join(f'{name}.{tag}' for tag in tags)}"
-    return f"no weights are published for {name}: use pretrained=False, or a model folder's path"
+        return f"{name} needs a tag: use {' or '.join(f'{name}.{tag}' for tag in tags)}"
+    return f"no weights are published for {name}: use pretrained=False, or vismoe.load with a model folder"
 
 
 def _image_size(model: Any) -> tuple[int, int]:
@@ -154,12 +153,12 @@ _register(ANY_SHAPE, {"weight_init": "jax"})
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """Names of presets, or of published weights, PRESET.TAG.
+    """Lists the names of presets, or of published weights (PRESET.TAG).
 
     **Arguments:**
 
-    - `pattern`: a shell pattern, such as "*_e8"; default "*". With a dot it matches published weights.
-    - `pretrained`: whether published weights are listed, not presets; default False.
+    - `pattern`: a shell pattern, such as "*_e8"; with a dot it matches published weights; default "*".
+    - `pretrained`: whether to list published weights instead of presets; default False.
     """
     if not pretrained and "." not in pattern:
         return [name for name in PRESETS if fnmatch.fnmatch(name, pattern)]
@@ -172,14 +171,16 @@ def create_model(name: str, num_classes: int | None = None, pretrained: bool = F
 
     **Arguments:**
 
-    - `name`: a preset, one of `list_models()`; published weights' network, PRESET.TAG, one of
-      `list_models(pretrained=True)`; or `timm:NAME`, any other network of timm's.
-    - `num_classes`: 0 for features; default: as many as the weights have (presets: 1000).
-    - `pretrained`: whether the weights are loaded. They are downloaded and converted once, into the cache
-      (`VISMOE_WEIGHTS_URL`, see docs/convert.md); for another number of classes the classifier is new, for another
-      image size position embeddings are resized. Default False: random weights.
+    - `name`: a preset (see `list_models()`), PRESET.TAG (see `list_models(pretrained=True)`), or timm:NAME, any other
+      timm model.
+    - `num_classes`: number of classes; 0 for features; default: that of the weights (presets: 1000).
+    - `pretrained`: whether to load trained weights; default False: random weights. They are downloaded and converted
+      once, into the cache (`VISMOE_WEIGHTS_URL`, see docs/convert.md). For another number of classes the classifier is
+      new, for another image size position embeddings are resized.
     - `overrides`: fields of `vismoe.vit.MoEConfig` (num_experts=, experts_per_token=, moe_layers=, balance=, …) and
       arguments of timm's VisionTransformer (img_size=, patch_size=, in_chans=, drop_path_rate=, …).
+
+    **Returns:** the network.
 
     **Raises:** ValueError for an unknown name (near matches are listed), for arguments that do not fit, and for weights
     that cannot be downloaded.
@@ -188,18 +189,18 @@ def create_model(name: str, num_classes: int | None = None, pretrained: bool = F
     if source.kind == "timm":
         return _of_timm(source.name, num_classes, pretrained, overrides)
     if overrides.get("experts") == "low-rank":
-        raise ValueError('experts="low-rank" differ from a trained MLP: vismoe.upcycle makes them of a trained model')
+        raise ValueError('experts="low-rank" needs the MLP of a trained model: use vismoe.upcycle, or experts="full"')
     return _create(name, num_classes, pretrained, overrides)
 
 
 def _of_timm(name: str, num_classes: int | None, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
-    """A network of timm's own for images of `img_size`, with as many channels as asked for. Networks that take any
-    image size do not get the argument."""
+    """Creates a timm model with `img_size` and `in_chans`. Models that accept any image size do not get the former as
+    an argument."""
     defaults, channels = timm.get_pretrained_cfg(name), overrides.get("in_chans", 3)
     size = (overrides["img_size"],) * 2 if "img_size" in overrides else defaults.input_size[1:]
     overlay: dict[str, Any] = {"input_size": (channels, *size)}
     if "img_size" in overrides:
-        overlay["crop_pct"] = 1.0  # the original crop does not exist at another size
+        overlay["crop_pct"] = 1.0  # the original crop is for the original size
     if channels != 3:
         overlay |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
     if not defaults.fixed_input_size:
@@ -219,4 +220,4 @@ def _create(name: str, num_classes: int | None, pretrained: bool, overrides: dic
         if "unexpected keyword argument" not in str(error):
             raise
         unknown = str(error).rpartition("argument ")[2]
-        raise ValueError(f"{name} has no option {unknown}") from error
+        raise ValueError(f"{name} has no option {unknown}: see vismoe.create_model for the options") from error

@@ -1,4 +1,4 @@
-"""Parses strings that name a model. Nothing is opened here: see `opening.py`."""
+"""Parses strings that name a model. `opening.py` opens them."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,21 +14,21 @@ from .published import published_by, tagged
 Kind = Literal["preset", "published", "timm", "hub", "run", "folder", "file", "exported"]
 TIMM, HUB, LOCAL = "timm:", "hf:", "local-dir:"
 RECIPE, MODEL = "recipe.json", "model"
-"""The file that makes a folder a run folder, and its folder with the trained network."""
+"""The file that marks a run folder, and the folder of its trained network."""
 SAFETENSORS, ONNX = ".safetensors", ".onnx"
-ANSWERS_ONLY = "an ONNX file gives answers only (vismoe predict, eval): use the model folder that it was exported from"
+ANSWERS_ONLY = "an ONNX file can only predict (vismoe predict, eval): use the model folder that it was exported from"
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a network comes from.
 
-    - `kind`: "preset", an architecture of ours with random weights; "published", PRESET.TAG, a preset with published
-      weights of the reference; "timm", timm:NAME, a network of timm's with its published weights; "hub", hf:ORG/NAME, a
-      repository on the Hugging Face hub; "run", a run folder; "folder", a model folder; "file", a .safetensors file;
-      "exported", an .onnx file.
-    - `name`: the name without its prefix; for what is on this machine its path.
-    - `text`: as it was given.
+    - `kind`: "preset": one of vismoe's architectures, with random weights; "published": PRESET.TAG, a preset with
+      published weights of the reference; "timm": timm:NAME, a timm model with its pretrained weights; "hub":
+      hf:ORG/NAME, a repository on the Hugging Face Hub; "run": a run folder; "folder": a model folder; "file": a
+      .safetensors file; "exported": an .onnx file.
+    - `name`: the name without its prefix; for a local source its path.
+    - `text`: the string as given.
     """
 
     kind: Kind
@@ -37,12 +37,12 @@ class Source:
 
     @property
     def is_trained(self) -> bool:
-        """Whether its weights are trained: all but a preset's."""
+        """Whether the weights are trained, as for all kinds but presets."""
         return self.kind != "preset"
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a file or a folder on this machine."""
+        """Whether the source is a file or folder on this machine."""
         return self.kind in ("run", "folder", "file", "exported")
 
     def __str__(self) -> str:
@@ -54,8 +54,8 @@ def parse_source(text: str) -> Source:
     model folder, a .safetensors or an .onnx file. A path may have the prefix `local-dir:`. An existing path takes
     precedence over a preset of the same name.
 
-    **Raises:** FileNotFoundError for a path that does not exist, and for a run that is not finished; ValueError for an
-    unknown preset, tag or network of timm's: near matches are listed.
+    **Raises:** FileNotFoundError for a path that does not exist, and for an unfinished run; ValueError for an unknown
+    preset, tag or timm model: near matches are listed.
     """
     if text.startswith(HUB):
         return Source("hub", text.removeprefix(HUB), text)
@@ -101,13 +101,13 @@ def _parse_path(name: str, text: str) -> Source:
         if path.suffix == ONNX:
             raise FileNotFoundError(f"{text}: no such file")
         raise FileNotFoundError(
-            f"{text}: no such run or model folder or file, and no preset; timm:NAME is a network of timm's, "
-            "hf:ORG/NAME one on a hub, PRESET.TAG published weights (`vismoe models` lists presets and those)"
+            f"{text}: no such run or model folder, file or preset; accepted are also timm:NAME (a timm model), "
+            "hf:ORG/NAME (Hugging Face Hub) and PRESET.TAG (published weights; `vismoe models` lists them)"
         )
     if path.is_file():
         return Source("exported" if path.suffix == ONNX else "file", name, text)
     if not (path / RECIPE).is_file():
         return Source("folder", name, text)
     if not (path / MODEL).exists():
-        raise FileNotFoundError(f"{path} has no model yet: its training goes on with --resume auto")
+        raise FileNotFoundError(f"{path} has no model yet: finish its training with --resume auto")
     return Source("run", name, text)

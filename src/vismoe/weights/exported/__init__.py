@@ -1,1 +1,1 @@
-"""Exported files where a network is expected."""
+"""Exported .onnx files, used like networks."""

@@ -1,4 +1,4 @@
-"""The description in an exported file: how images become its input, and what its outputs mean."""
+"""The description in an exported file: preprocessing and classes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,15 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported file needs for use.
+    """Metadata of an exported file.
 
-    - `architecture`: the network's name.
-    - `preprocessing`: timm's data configuration (input_size, mean, std, interpolation, crop_pct), as far as it is
-      known; input_size always is.
-    - `label_names`: the classes in order, None where they have no names.
-    - `problem_type`: "multi_label_classification" where an image may show several classes.
-    - `version`: vismoe's; `format`: of this description.
+    - `architecture`: name of the network's architecture.
+    - `preprocessing`: known entries of timm's data configuration (input_size, mean, std, interpolation, crop_pct);
+      always with input_size.
+    - `label_names`: class names in order; None if the classes have no names.
+    - `problem_type`: "multi_label_classification" if an image may have several classes; otherwise None.
+    - `version`: version of vismoe.
+    - `format`: version of this description's format.
     """
 
     architecture: str
@@ -39,7 +40,7 @@ class Description:
 
     @staticmethod
     def from_json(text: str) -> "Description":
-        """**Raises:** ValueError for an invalid description, and for a newer format."""
+        """Parses a description. **Raises:** ValueError for an invalid description, and for a newer format."""
         try:
             entries = json.loads(text)
             if entries["format"] > FORMAT_VERSION:
@@ -52,22 +53,22 @@ class Description:
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError(f"label_names={names!r}: expected a list of strings")
         if not all(isinstance(size, int) and size > 0 for size in (channels, height, width)):
-            raise ValueError(f"input_size={(channels, height, width)}: expected three whole numbers")
+            raise ValueError(f"input_size={(channels, height, width)}: expected three integers > 0")
         return description
 
 
 def describe_model(model: nn.Module, preprocessing: Mapping[str, Any] | None = None) -> Description:
-    """The description of a network of timm's or of transformers'.
+    """Describes a network of timm's or transformers'.
 
-    timm's networks that were not made by create_model, and transformers', know their input size, but not how images are
-    scaled: the description then has no mean and std unless `preprocessing` has.
+    Networks of transformers', and of timm's that `create_model` did not make, have an input size but no mean and std:
+    then the description has them only if `preprocessing` does.
 
     **Arguments:**
 
     - `model`: the network.
-    - `preprocessing`: entries that replace the network's own; default: none.
+    - `preprocessing`: entries that replace the network's; default: none.
 
-    **Raises:** ValueError where the input size or the classes are unknown.
+    **Raises:** ValueError if the input size or the classes are unknown.
     """
     if hasattr(model, "pretrained_cfg"):
         timm_config = cast(Mapping[str, Any], model.pretrained_cfg)
@@ -82,7 +83,7 @@ def describe_model(model: nn.Module, preprocessing: Mapping[str, Any] | None = N
         data_config, classes = _input_size(config), len(config.id2label)
     else:
         raise ValueError(
-            f"{type(model).__name__} does not say what goes in and comes out: accepted are timm's networks (and ours), "
+            f"{type(model).__name__} does not say its input size and classes: accepted are networks of vismoe, timm, "
             "and transformers' for image classification"
         )
     architecture = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
@@ -90,8 +91,10 @@ def describe_model(model: nn.Module, preprocessing: Mapping[str, Any] | None = N
     if "input_size" not in data_config:
         raise ValueError(f'{architecture} does not say its input size: give preprocessing={{"input_size": (3, H, W)}}')
     if classes < 1:
-        raise ValueError(f"{architecture} has no classes (num_classes=0): it gives features, not logits")
-    if names is not None and len(names) != classes:  # it has a new head
+        raise ValueError(
+            f"{architecture} has no classes (num_classes=0): it returns features, not logits; export a classifier"
+        )
+    if names is not None and len(names) != classes:  # the network has a new head
         names = None
     json_config = {name: list(value) if isinstance(value, tuple) else value for name, value in data_config.items()}
     return Description(architecture, json_config, None if names is None else list(names), problem_type)

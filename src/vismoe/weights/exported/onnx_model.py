@@ -1,4 +1,4 @@
-"""An exported file where a network is expected."""
+"""An exported .onnx file as a network."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from .description import KEY, Description
 
 
 def open_session(model: bytes | Path) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on the CPU, with as many threads as torch has."""
+    """Opens a session of ONNX Runtime on the CPU, with the number of threads of torch."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -23,13 +23,12 @@ def open_session(model: bytes | Path) -> onnxruntime.InferenceSession:
 
 
 class OnnxModel(nn.Module):
-    """A file that `export_onnx` wrote, run by ONNX Runtime on the CPU: pixels in, logits out, no gradient.
+    """A file of `export_onnx`, run by ONNX Runtime on the CPU. It maps pixels to logits, without gradients.
 
     Evaluation and prediction use it like a network: it has `num_classes` and, in `pretrained_cfg`, the preprocessing,
-    `label_names` and `problem_type`. A file with a fixed batch size gets batches of that size, the last one filled up
-    with zeros.
+    `label_names` and `problem_type`. If the batch size is fixed, the last batch is padded with zeros.
 
-    **Raises:** FileNotFoundError; ValueError for a file that is no ONNX file, or has no description.
+    **Raises:** FileNotFoundError; ValueError if the file is not an ONNX file, or has no description.
     """
 
     def __init__(self, path: str | Path):
@@ -39,7 +38,7 @@ class OnnxModel(nn.Module):
             raise FileNotFoundError(f"{path}: no such file")
         try:
             self.session = open_session(path)
-        except Exception as error:  # ONNX Runtime's errors have no base of their own
+        except Exception as error:  # ONNX Runtime's errors have no common base class
             raise ValueError(f"{path} cannot be opened as an ONNX file: {error}") from error
         self.description = _read_description(path, self.session)
         batch, classes = self.session.get_inputs()[0].shape[0], self.session.get_outputs()[0].shape[1]
@@ -52,7 +51,7 @@ class OnnxModel(nn.Module):
             "problem_type": self.description.problem_type,
             "num_classes": classes,
         }
-        # Callers find a network's device by its parameters.
+        # A parameter, because callers read the network's device from its parameters.
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B classes"]:
@@ -67,7 +66,7 @@ class OnnxModel(nn.Module):
         return torch.cat(parts)[: len(images)].to(pixels.device)
 
     def get_classifier(self) -> nn.Module:
-        """timm's networks have this method; an exported file has no classifier to give.
+        """A method of timm's networks, which an exported file does not support.
 
         **Raises:** ValueError.
         """
@@ -82,18 +81,18 @@ def _read_description(path: Path, session: onnxruntime.InferenceSession) -> Desc
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
     if text is None or [value.name for value in (*inputs, *outputs)] != ["pixels", "logits"]:
         raise ValueError(
-            f"{path} was not written by `vismoe export`, so it does not say how images are to be prepared: "
-            "run it with onnxruntime itself"
+            f"{path} was not written by `vismoe export`, so its preprocessing is unknown: run it with onnxruntime "
+            "directly"
         )
     try:
         description = Description.from_json(text)
     except ValueError as error:
-        raise ValueError(f"{path} does not say how images are to be prepared: {error}") from error
+        raise ValueError(f"{path} has no valid description of its preprocessing: {error}") from error
     if missing := [
         name for name in ("mean", "std", "interpolation", "crop_pct") if name not in description.preprocessing
     ]:
         raise ValueError(
-            f"{path} does not say how images are to be prepared ({', '.join(missing)}): export the model again with "
+            f"{path} does not have all its preprocessing (missing: {', '.join(missing)}): export the model again with "
             "preprocessing="
         )
     return description

@@ -1,1 +1,1 @@
-"""Model folders: read, written, described."""
+"""Reads, writes and uploads model folders."""

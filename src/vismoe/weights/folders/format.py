@@ -11,18 +11,18 @@ FILES = (CONFIG, WEIGHTS, PROCESSOR, CARD)
 FORMAT_VERSION = 1
 ENTRIES = {"model_args": dict, "pretrained_cfg": dict, "label_names": list, "vismoe_format": int, "parent": dict}
 MULTI_LABEL = "multi_label_classification"
-"""transformers' name of the problem type where an image may show several classes."""
+"""transformers' problem type for several classes per image."""
 
 
 def model_folder(path: Path) -> Path:
-    """The model folder of a run's folder; any other path as it is."""
+    """The model folder of a run folder; any other path unchanged."""
     return path / "model" if (path / "model" / CONFIG).is_file() else path
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The parsed `config.json` of a model folder.
+    """Reads the `config.json` of a model folder.
 
-    **Raises:** ValueError where it is missing, is not JSON, names no architecture, is of a newer format, or has invalid
+    **Raises:** ValueError if it is missing, is not JSON, names no architecture, has a newer format, or has invalid
     preprocessing.
     """
     path = folder / CONFIG
@@ -49,8 +49,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_preprocessing(path: Path, config: Mapping[str, Any]) -> None:
-    """Raises ValueError for invalid preprocessing: values of timm's data configuration that make images NaN or
-    empty."""
+    """Raises ValueError for values of timm's data configuration that would make images NaN or empty."""
     data_config = config.get("pretrained_cfg", config)
     accepted = {"mean": (-math.inf, "numbers"), "std": (0, "numbers > 0"), "crop_pct": (0, "a number > 0")}
     for name, (least, expected) in accepted.items():

@@ -23,17 +23,17 @@ PICKLES = (".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth")
 
 
 class HasParentError(ValueError):
-    """A folder that holds only the differences from a parent, where such a folder is not accepted."""
+    """A folder has only the differences from a parent, and such a folder is not accepted."""
 
 
 def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Parent] | None) -> nn.Module:
-    """Opens whatever `vismoe.load` opens, at evaluation.
+    """Loads a network as `vismoe.load` does, in evaluation mode.
 
     **Arguments:**
 
     - `path`, `preset`: see `load`.
-    - `open_parent`: opens the dense parent of a folder that holds only the differences from it; None: such a folder is
-      refused.
+    - `open_parent`: opens the dense parent of a folder with only the differences from it; None: such a folder is an
+      error.
 
     **Raises:** as `load`; HasParentError.
     """
@@ -46,11 +46,11 @@ def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Pare
     if "architecture" not in config:
         return read_transformers(folder, config)
     if "parent" in config and open_parent is None:
-        raise HasParentError(f"{folder} holds only what differs from its parent: a parent is a dense network")
+        raise HasParentError(f"{folder} has only the differences from its parent: expected a dense network")
     state = _read_weights(folder / WEIGHTS)
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=False)
-    except Exception as error:  # whatever timm's constructors raise for values that make no sense
+    except Exception as error:  # timm's constructors raise any type of error for invalid values
         raise ValueError(
             f"{folder / CONFIG}: architecture and model_args describe no network that can be built: {error}"
         ) from error
@@ -66,26 +66,26 @@ def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Pare
 
 
 def _parent_of(folder: Path, entry: Mapping[str, Any], open_parent: Callable[[str], Parent]) -> Parent:
-    """The parent that a model folder names.
+    """Opens the parent that a model folder names.
 
-    **Raises:** ValueError where it is missing or has changed.
+    **Raises:** ValueError if it is missing or has changed.
     """
     source, expected = str(entry.get("source")), entry.get("sha256")
     try:
         parent = open_parent(source)
-    except HasParentError as error:  # upcycled itself, perhaps this very folder
+    except HasParentError as error:  # the parent is upcycled itself, or is this folder
         raise ValueError(
-            f"{folder / CONFIG}: parent names {source}, which holds only what differs from a parent of its own: a "
-            "parent is a dense network"
+            f"{folder / CONFIG}: parent names {source}, which has only the differences from another parent: expected "
+            "a dense network"
         ) from error
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{folder} holds what differs from its parent {source}, which is not there: {error}"
+            f"{folder} has only the differences from its parent {source}, which cannot be opened: {error}"
         ) from error
     if parent.sha256 != expected:
         raise ValueError(
-            f"{folder} holds what differs from its parent {source}, whose weights have changed since "
-            f"(SHA-256 {parent.sha256}, not {expected})"
+            f"{folder} has only the differences from its parent {source}, whose weights have changed: SHA-256 is "
+            f"{parent.sha256}, expected {expected}; restore the parent"
         )
     return parent
 
@@ -95,17 +95,17 @@ def _load_file(path: Path, preset: str | None) -> nn.Module:
         raise ValueError(f"{path}: {ANSWERS_ONLY}")
     state = _read_weights(path)
     if preset is None:
-        raise ValueError(f"{path} holds weights only: say which architecture they are of (preset=…)")
+        raise ValueError(f"{path} has only weights: name their architecture with preset=…")
     head = state.get("head.weight")
     return _load_state(create_model(preset, num_classes=0 if head is None else len(head)), state, path)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix in PICKLES:
-        raise ValueError(f"{path} holds pickled weights, which can run code when read: only .safetensors is accepted")
+        raise ValueError(f"{path} has pickled weights, which can run code when loaded: only .safetensors is accepted")
     if not path.is_file():
         pickled = [name.name for name in path.parent.iterdir() if name.suffix in PICKLES]
-        reason = f"{pickled[0]} is pickled, which is never read" if pickled else "there are no weights"
+        reason = f"{pickled[0]} is pickled, and pickles are never loaded" if pickled else "there are no weights"
         raise ValueError(f"{path.parent} has no {WEIGHTS}: {reason}")
     try:
         return load_file(path)

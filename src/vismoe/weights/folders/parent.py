@@ -1,4 +1,4 @@
-"""The dense parent of an upcycled network. A model folder may hold only the differences from it."""
+"""The dense parent of an upcycled network, from which a model folder may have only the differences."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ class Parent:
     """A dense network that was upcycled.
 
     - `source`: a folder's path, timm:NAME, hf:ORG/NAME or PRESET.TAG.
-    - `sha256`: of its weights.
+    - `sha256`: hash of its weights.
     - `model`: the network.
     """
 
@@ -24,16 +24,16 @@ class Parent:
     model: nn.Module
 
     def sparse_state(self, config: MoEConfig | None) -> dict[str, Tensor]:
-        """The parent's tensors by their names after upcycling with `config`, with new parts as they are drawn. Changes
-        the parent's own network."""
+        """The parent's tensors after upcycling with `config`, by name; new tensors are random. Changes `model` in
+        place."""
         if config is None:
-            raise ValueError("a parent is for upcycled models: this one is dense")
+            raise ValueError("the model is dense: only upcycled models can be saved as differences from a parent")
         make_sparse(self.model, config)
         return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
 
 
 def sum_of(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors with their names, types and shapes."""
+    """SHA-256 of tensors with their names, dtypes and shapes."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -43,7 +43,7 @@ def sum_of(state: Mapping[str, Tensor]) -> str:
 
 
 def differences(state: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that are not bit-equal in both."""
+    """The tensors of `state` that are not bit-equal in `base`."""
     return {name: tensor for name, tensor in state.items() if name not in base or not _are_equal(tensor, base[name])}
 
 

@@ -1,4 +1,4 @@
-"""Writes model folders, whole or not at all."""
+"""Writes model folders atomically."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,25 +28,25 @@ def save(
     problem_type: str | None = None,
     parent: str | Path | None = None,
 ) -> Path:
-    """Writes a model folder, whole or not at all; an older model folder in its place is replaced.
+    """Writes a model folder atomically. An existing model folder is replaced.
 
     **Arguments:**
 
-    - `model`: made by `create_model` (vismoe's or timm's), loaded, or one of transformers'.
+    - `model`: a network from `create_model` (vismoe's or timm's), a loaded one, or one of transformers'.
     - `path`: the folder.
-    - `label_names`: the classes in order; default: those that the model was loaded with, if any.
+    - `label_names`: class names in order; default: those of a loaded model, if any.
     - `preprocessing`: entries of timm's data configuration that differ from the preset's (mean, std, interpolation, …);
       default: none.
-    - `problem_type`: "multi_label_classification" (transformers' name) where an image may show several classes;
+    - `problem_type`: "multi_label_classification" (transformers' name) if an image may have several classes;
       default: that of a loaded model, if any.
-    - `parent`: the dense parent of an upcycled model, anything trained that `parse_source` knows (a folder, timm:NAME,
-      hf:ORG/NAME, PRESET.TAG). Only the differences from it are written, with its name and hash; `vismoe.load`, which
-      alone opens such a folder, reads the rest from the parent. Default: the whole model is written.
+    - `parent`: the dense parent of an upcycled model (a folder, timm:NAME, hf:ORG/NAME or PRESET.TAG). Only the
+      differences from it are written, with its name and hash. Only `vismoe.load` opens such a folder; it reads the rest
+      from the parent. Default: the whole model is written.
 
     **Returns:** the folder's absolute path.
 
-    **Raises:** ValueError where `path` holds anything but a model folder's files, and where `label_names` does not have
-    one name for each class; TypeError for a network that is not timm's or transformers'.
+    **Raises:** ValueError if `path` has anything but a model folder's files, or `label_names` does not have one name
+    per class; TypeError if the network is not vismoe's, timm's or transformers'.
     """
     path, model = Path(path).resolve(), unwrap(model)
     network = as_network(model)
@@ -63,11 +63,13 @@ def save(
         return path
     if not hasattr(model, "pretrained_cfg"):
         raise TypeError(
-            f"{type(model).__name__} was not made by create_model, so config.json could not say how to build it: "
+            f"{type(model).__name__} was not made by create_model, so config.json cannot describe it: "
             "write its weights with safetensors.torch.save_model instead"
         )
     config = cast(dict[str, Any], model.pretrained_cfg)
-    if label_names is None and 0 < len(config.get("label_names") or ()) == model.num_classes:  # it may have a new head
+    if (
+        label_names is None and 0 < len(config.get("label_names") or ()) == model.num_classes
+    ):  # otherwise it has a new head
         label_names, problem_type = config["label_names"], problem_type or config.get("problem_type")
     if label_names is not None and len(label_names) != model.num_classes:
         raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes")
@@ -83,14 +85,16 @@ def save(
 
 
 def check_differences(model: nn.Module) -> None:
-    """Raises ValueError for a network that can only be written as a whole, not as differences from a parent."""
+    """Raises ValueError for a network that cannot be written as differences from a parent."""
     inner = model.model if isinstance(model, TransformersNetwork) else model
     if is_transformers(inner):
-        raise ValueError(f"{type(inner).__name__} is transformers': only whole models of those are written")
+        raise ValueError(
+            f"{type(inner).__name__} is transformers', of which only whole models can be written: leave out the parent"
+        )
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU that share no memory: safetensors refuses those that do, and each name must be in the file."""
+    """Copies tensors to the CPU so that none share memory, which safetensors refuses."""
     tensors: dict[str, Tensor] = {}
     addresses = set()
     for name, tensor in state.items():
@@ -110,12 +114,12 @@ def _complete_config(
 ) -> None:
     config = json.loads(path.read_text())
     config |= rebuilding(model, config) | {"vismoe_format": FORMAT_VERSION}
-    # transformers passes num_classes by itself and fails where it finds it twice.
+    # transformers passes num_classes itself and fails if it is given twice.
     for arguments in (config["model_args"], config["model_args"].get("parent_args", {})):
         arguments.pop("num_classes", None)
     if parent is not None:
         config["parent"] = {"source": parent.source, "sha256": parent.sha256}
-    for name in ("label_names", "problem_type"):  # vismoe keeps them here, not in timm's part
+    for name in ("label_names", "problem_type"):  # vismoe stores them at the top level, not in timm's entries
         config.pop(name, None)
         config.get("pretrained_cfg", {}).pop(name, None)
     if label_names is not None:

@@ -1,4 +1,4 @@
-"""The entry point of timm's networks that were upcycled."""
+"""The timm entry point of upcycled timm models."""
 
 import sys
 from collections.abc import Mapping
@@ -25,15 +25,15 @@ def vmoe_upcycled(
     moe: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """A network of timm's with sparse layers, for its own weights.
+    """A timm model with sparse layers.
 
     **Arguments:**
 
-    - `pretrained`: as in timm.
-    - `parent`: name of the dense network.
-    - `parent_args`: its arguments.
+    - `pretrained`: as in timm; default False.
+    - `parent`: timm's name of the dense network.
+    - `parent_args`: arguments of the dense network; default: none.
     - `moe`: fields of `vismoe.vit.MoEConfig`.
-    - `arguments`: further ones of the dense network.
+    - `arguments`: further arguments of the dense network.
     """
     if not parent or moe is None:
         raise ValueError(
@@ -57,19 +57,19 @@ def _build(parent: str, parent_args: dict[str, Any], config: MoEConfig, **argume
 
 
 def _filter_as_parent(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Changes weights as timm does for this kind of network before it loads them: it resizes position embeddings, …"""
+    """Applies timm's own filter of weights for this kind of network, which resizes position embeddings, …"""
     filter_weights = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     return state if filter_weights is None else filter_weights(state, model)
 
 
 def rebuilding(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """`architecture` and `model_args` that build a network again: its own, those of the dense parent where it is dense
-    again, or those of the entry point above.
+    """`architecture` and `model_args` that rebuild a network: its own, those of the dense parent if it is dense again,
+    or those of the entry point above.
 
     **Arguments:**
 
     - `model`: the network.
-    - `config`: what timm writes about it.
+    - `config`: timm's configuration of it.
     """
     name, model_args = config["architecture"], dict(config.get("model_args", {}))
     moe = getattr(model, "moe", None)

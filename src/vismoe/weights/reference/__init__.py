@@ -1,1 +1,1 @@
-"""The reference's checkpoints and parameters, in both directions."""
+"""Checkpoints and parameters of the reference, google-research/vmoe: reading, conversion and back."""

@@ -13,24 +13,26 @@ from .index import SLICES, STORED, Cell, Leaf, read_cell, read_index, size_of
 from .messagepack import Packed
 
 MARKER = "__msgpack_array_chunk_a87ca2__"
-"""The key of files that hold parts of arrays."""
+"""The key that marks files with parts of arrays."""
 ARRAY = 1
 LONGEST_SLICE = 4096
 LONGEST_TYPE = 32
 
 
 def read_reference(prefix: str | Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of a checkpoint of google-research/vmoe unchanged: parameters, or a whole training state.
+    """Reads all arrays of a checkpoint of google-research/vmoe: parameters, or a whole training state.
 
-    It needs the memory of the arrays, and while reading at most as much again as the largest one. It allocates no more
-    than the size of the files (twice that for bfloat16).
+    Memory: that of the arrays, and while reading as much again as the largest one. No more is allocated than the size
+    of the files (twice that for bfloat16).
 
-    **Arguments:** `prefix`: the path of its files without `.index` and `.data-…`.
+    **Arguments:**
+
+    - `prefix`: the path of the files without `.index` and `.data-…`.
 
     **Returns:** {"/"-joined name: array}, bfloat16 as float32 (exact). Empty maps and nils have no arrays.
 
     **Raises:** FileNotFoundError for missing files; ValueError, with file and tensor, for files that are damaged or do
-    not fit each other.
+    not match each other.
     """
     checkpoint = Checkpoint(prefix)
     arrays = {leaf.name: np.empty(leaf.shape, leaf.dtype) for leaf in checkpoint.leaves}
@@ -40,16 +42,16 @@ def read_reference(prefix: str | Path) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A number of bytes of a part of a tensor, and where they start in their file."""
+    """Position and length, in bytes, of some elements of a tensor in their file."""
 
     start: int
     length: int
 
 
 class Checkpoint:
-    """A checkpoint's index, and its data files, which exist and are large enough for it.
+    """A checkpoint: its index, and its data files, which must exist and be large enough.
 
-    **Raises:** FileNotFoundError, ValueError, as `read_reference`.
+    **Raises:** as `read_reference`.
     """
 
     def __init__(self, prefix: str | Path):
@@ -60,7 +62,7 @@ class Checkpoint:
             if not self.file(shard).is_file():
                 names = [leaf.name for leaf in self.leaves if any(cell_shard == shard for _, cell_shard in leaf.cells)]
                 content = f", with {'parts of ' * bool(names)}{', '.join(names[:3]) or 'no tensors'}"
-                raise FileNotFoundError(f"{self.file(shard)}: no such file; {self.index.name} names it{content}")
+                raise FileNotFoundError(f"{self.file(shard)}: no such file; {self.index.name} requires it{content}")
         self._check_sizes()
 
     @property
@@ -75,8 +77,7 @@ class Checkpoint:
         return self.prefix.with_name(f"{self.prefix.name}.data-{shard:05d}-of-{self.shards:05d}")
 
     def _check_sizes(self) -> None:
-        """Raises ValueError where a data file is too small for what the index says is in it, before memory is
-        allocated."""
+        """Raises ValueError if a data file is smaller than the index requires. Called before memory is allocated."""
         left: dict[int, int] = {}
         for leaf in self.leaves:
             for (cell, shard), count in leaf.cells.items():
@@ -84,13 +85,13 @@ class Checkpoint:
                 left[shard] = size - count * size_of(cell) * STORED[leaf.kind].itemsize
                 if left[shard] < 0:
                     raise ValueError(
-                        f"{self.file(shard)}: tensor {leaf.name!r}: the file is too small for what "
-                        f"{self.index.name} says is in it: it is truncated, or of another checkpoint"
+                        f"{self.file(shard)}: tensor {leaf.name!r}: the file is smaller than "
+                        f"{self.index.name} requires: it is truncated, or of another checkpoint"
                     )
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Reads the named tensors into arrays of their shapes, one data file after the other, and checks that every
-        part of every tensor is in its place once.
+        """Reads the named tensors into arrays of their shapes, one data file after the other. Checks that each part of
+        each tensor is present once.
 
         **Raises:** ValueError, with file and tensor; the arrays are then invalid.
         """
@@ -104,7 +105,7 @@ class Checkpoint:
                         )
 
     def _read_file(self, shard: int, arrays: Mapping[str, np.ndarray]) -> Counter[tuple[str, Cell]]:
-        """Reads what one data file holds into the arrays, and counts each part that it has."""
+        """Reads one data file into the arrays. Returns how often each part of a tensor is present."""
         path, counts = self.file(shard), Counter[tuple[str, Cell]]()
         has_marker, keys, where = False, set(), str(path)
         try:
@@ -112,7 +113,7 @@ class Checkpoint:
                 packed = Packed(file, path.stat().st_size)
                 for _ in range(packed.expect("the map of a data file", "map")):
                     if (key := packed.key()) in keys:
-                        raise ValueError(f"the key {key!r} is there twice")
+                        raise ValueError(f"duplicate key {key!r}")
                     keys.add(key)
                     if key == MARKER:
                         has_marker = packed.expect(f"true, for {MARKER},", "bool")
@@ -130,9 +131,9 @@ class Checkpoint:
                             slices: tuple[Any, ...] = (*(slice(*axis) for axis in cell), ...)
                             _read_pieces(arrays[leaf.name][slices], leaf.kind, file, pieces)
                             file.seek(packed.position)
-                    where = f"{path}: behind tensor {leaf.name!r}"
+                    where = f"{path}: after tensor {leaf.name!r}"
                 if not has_marker:
-                    raise ValueError(f"it is no data file of a checkpoint: it has no {MARKER}: true")
+                    raise ValueError(f"it is not a data file of a checkpoint: it has no {MARKER}: true")
                 packed.end()
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
@@ -141,34 +142,34 @@ class Checkpoint:
     def _leaf(self, key: str) -> Leaf:
         number = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else -1
         if not 0 <= number < len(self.leaves) or str(number) != key:
-            raise ValueError(f"the key {key[:80]!r} is no number of one of {len(self.leaves)} tensors")
+            raise ValueError(f"the key {key[:80]!r} is not the number of one of {len(self.leaves)} tensors")
         return self.leaves[number]
 
 
 def _read_part(packed: Packed, leaf: Leaf) -> tuple[Cell, list[_Piece]]:
-    """Reads the head of the next part: which part of the tensor it is, and where its elements are, which are not
+    """Reads the header of the next part: its slice of the tensor, and the position of its elements, which are not
     read."""
     if (items := packed.expect("a part", "array")) != 2:
         raise ValueError(f"a part has {items} items, expected pieces and a slice")
     pieces = [_read_piece(packed, leaf.kind) for _ in range(packed.expect("a list of pieces", "array"))]
     if (length := packed.extension("a slice", SLICES)) > LONGEST_SLICE:
-        raise ValueError(f"a slice of {length:,} bytes")
+        raise ValueError(f"a slice has {length:,} bytes, expected at most {LONGEST_SLICE:,}")
     cell = read_cell(packed.take(length), leaf.shape)
     size, expected = sum(piece.length for piece in pieces), size_of(cell) * STORED[leaf.kind].itemsize
     if size != expected:
-        raise ValueError(f"the part {_cell_text(cell)} has {size:,} bytes, expected are {expected:,}")
+        raise ValueError(f"the part {_cell_text(cell)} has {size:,} bytes, expected {expected:,}")
     return cell, pieces
 
 
 def _read_piece(packed: Packed, kind: str) -> _Piece:
-    """Reads the head of the next piece, an array of one axis."""
+    """Reads the header of the next piece, a one-dimensional array."""
     end = packed.extension("a piece", ARRAY) + packed.position
     if packed.expect("a piece", "array") != 3 or packed.expect("the shape of a piece", "array") != 1:
-        raise ValueError("a piece is no array of one axis: expected [length], type and bytes")
+        raise ValueError("a piece is not a one-dimensional array: expected [length], type and bytes")
     count = packed.expect("the length of a piece", "int")
     type_bytes = packed.take(min(packed.expect("the type of a piece", "str", "bin"), LONGEST_TYPE))
     if type_bytes != kind.encode():
-        raise ValueError(f"a piece is of type {type_bytes!r}, expected {kind!r}")
+        raise ValueError(f"a piece has type {type_bytes!r}, expected {kind!r}")
     length = packed.expect("the elements of a piece", "bin", "str")
     start = packed.skip(length)
     if length != count * STORED[kind].itemsize or packed.position != end:
@@ -177,8 +178,7 @@ def _read_piece(packed: Packed, kind: str) -> _Piece:
 
 
 def _read_pieces(view: np.ndarray, kind: str, file: BufferedIOBase, pieces: list[_Piece]) -> None:
-    """Reads pieces that follow one another in C order into a part of an array, converting their type where it
-    differs."""
+    """Reads consecutive pieces, in C order, into a view of an array. Converts their type if it differs."""
     stored = STORED[kind]
     buffer = view if view.flags.c_contiguous and view.dtype == stored else np.empty(view.shape, stored)
     if not buffer.size:
@@ -187,12 +187,12 @@ def _read_pieces(view: np.ndarray, kind: str, file: BufferedIOBase, pieces: list
     for piece in pieces:
         file.seek(piece.start)
         if file.readinto(memory[position : position + piece.length]) != piece.length:
-            raise ValueError("it became shorter while it was read")
+            raise ValueError("the file was truncated while it was read")
         position += piece.length
     if kind == "bool" and buffer.view(np.uint8).max() > 1:
         raise ValueError("a bool is neither 0 nor 1")
     if kind == "bfloat16":
-        # The upper half of a float32, put there without another array.
+        # bfloat16 is the upper half of a float32. Shifted in place, without a copy.
         wide = view if view.dtype == np.float32 else np.empty(view.shape, np.float32)
         bits = wide.view(np.uint32)
         bits[...] = buffer

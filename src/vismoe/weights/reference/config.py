@@ -1,7 +1,7 @@
-"""Configurations of google-research/vmoe (JAX), read as arguments of `SparseVisionTransformer`.
+"""Reads configurations of google-research/vmoe (JAX) as arguments of `SparseVisionTransformer`.
 
-Fields that say how the reference computes, not what, are ignored: types of intermediate values, partitions, precisions.
-An unknown field is an error, not a silent difference.
+Fields that do not change what is computed are ignored: dtypes of intermediate values, partitions, precisions. An
+unknown field is an error.
 """
 
 import math
@@ -22,14 +22,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 CLASSIFIERS: dict[str, Arguments] = {
     "token": {"global_pool": "token", "class_token": True},
-    # The final norm stands before the mean, not behind it as timm has it by default.
+    # The final norm is before the mean; timm's default is after it.
     "gap": {"global_pool": "avg", "class_token": False, "fc_norm": False},
     "map": {"global_pool": "map", "class_token": False},
 }
 
 
 class Fields:
-    """A configuration that is read field by field."""
+    """Reads a configuration field by field."""
 
     def __init__(self, values: Mapping[str, Any], place: str):
         self.values, self.place = dict(values), place
@@ -42,11 +42,11 @@ class Fields:
 
     def need(self, name: str) -> Any:
         if self.values.get(name) is None:
-            raise ValueError(f"{self.place} has no {name}, which the model cannot be built without")
+            raise ValueError(f"{self.place} has no {name}, which is required")
         return self.values.pop(name)
 
     def expect(self, name: str, *accepted: Any) -> Any:
-        """One of the accepted values; the first where the field is missing."""
+        """One of the accepted values; the first if the field is missing."""
         value = self.values.pop(name, accepted[0])
         if value not in accepted:
             raise ValueError(f"{self.place}.{name}={value!r}: accepted are {', '.join(map(repr, accepted))}")
@@ -58,22 +58,29 @@ class Fields:
 
     def done(self) -> None:
         if self.values:
-            raise ValueError(f"{self.place} has fields that are not understood: {', '.join(self.values)}")
+            raise ValueError(f"{self.place} has unknown fields: {', '.join(self.values)}")
 
 
 def read_config(config: Mapping[str, Any], shapes: Shapes) -> Arguments:
-    """Arguments of a model, from `config` and, where it has no entry, from the shapes of parameters.
+    """Reads the arguments of a model.
 
-    **Raises:** ValueError for a configuration that is not understood, by the reference's names.
+    **Arguments:**
+
+    - `config`: the reference's configuration.
+    - `shapes`: shapes of the parameters, for what the configuration lacks.
+
+    **Raises:** ValueError, with the reference's name, for a field that is missing, unknown or has an unknown value.
     """
     model = Fields(Fields(config, "config").need("model"), "model")
     is_ensemble = _is_ensemble(config, model)
     encoder = Fields(model.need("encoder"), "model.encoder")
     classifier = CLASSIFIERS[model.expect("classifier", *CLASSIFIERS)]
     dim = model.need("hidden_size")
-    # The configuration does not say how many channels images have.
+    # The configuration has no number of channels.
     if len(shapes.get(PATCHES, ())) != 4:
-        raise ValueError(f"parameter {PATCHES} (height, width, channels, {dim}) is needed: {shapes.get(PATCHES)}")
+        raise ValueError(
+            f"parameter {PATCHES} has shape {shapes.get(PATCHES)}, expected (height, width, channels, {dim})"
+        )
     arguments = {
         "patch_size": to_2tuple(model.need("patch_size")),
         "in_chans": shapes[PATCHES][2],
@@ -86,7 +93,7 @@ def read_config(config: Mapping[str, Any], shapes: Shapes) -> Arguments:
         "pos_drop_rate": dropout,
         "attn_drop_rate": encoder.take("attention_dropout_rate", 0.0),
         "act_layer": "gelu_tanh",
-        # The reference's ensemble hands the field on to the MAP head, but not to its blocks.
+        # The reference's ensemble passes the field to the MAP head, but not to its blocks.
         "qk_norm": ("scale-pool" if is_ensemble else "scale") if encoder.take("attention_qk_norm") else False,
         "representation_size": model.take("representation_size") or 0,
         "head_bias_init": model.take("head_bias_init", 0.0),
@@ -95,15 +102,15 @@ def read_config(config: Mapping[str, Any], shapes: Shapes) -> Arguments:
     arguments |= classifier
     positions = encoder.inner("position_emb")
     if is_ensemble:
-        positions = Fields({}, positions.place)  # the reference ignores them here: it always learns positions
+        positions = Fields({}, positions.place)  # the reference's ensemble always has learned positions
     arguments |= _positions(positions, arguments, shapes, config.get("image_size"))
     moe = encoder.inner("moe")
     ensemble = {"ensemble_size": moe.need("ensemble_size")} if is_ensemble else {}
-    # As in the reference, numbers beyond the last block name nothing.
+    # As in the reference, numbers beyond the last block are ignored.
     if layers := [number for number in moe.take("layers") or () if 0 <= number < arguments["depth"]]:
         dense = {"mlp_dim": mlp_dim, "dropout_rate": dropout}
         arguments["moe"] = {"moe_layers": layers} | ensemble | _moe(moe, dense, is_evaluation(config), shapes)
-    model.ignore("head_kernel_zero_init")  # how a new head is drawn
+    model.ignore("head_kernel_zero_init")  # initialisation of a new head
     for fields in (encoder, model):
         fields.ignore("dtype", "deterministic")
         fields.done()
@@ -111,36 +118,36 @@ def read_config(config: Mapping[str, Any], shapes: Shapes) -> Arguments:
 
 
 def _is_ensemble(config: Mapping[str, Any], model: Fields) -> bool:
-    """Whether the model is of the ensemble's class; released configurations have the class in the model's name."""
+    """Whether the model is an ensemble. Released configurations have the class in the model's name."""
     classes = {name.rpartition(".")[2]: name for name in (MODEL_CLASS, ENSEMBLE_CLASS)}
     name = model.expect("name", None, *classes)
     model_class = config.get("model_class", classes.get(name, MODEL_CLASS))
     if model_class not in classes.values():
         raise ValueError(f"model_class={model_class!r}: accepted are {', '.join(map(repr, classes.values()))}")
     if name is not None and classes[name] != model_class:
-        raise ValueError(f"model.name={name!r} is not model_class={model_class!r}")
+        raise ValueError(f"model.name={name!r} contradicts model_class={model_class!r}: remove one of them")
     return bool(model_class == ENSEMBLE_CLASS)
 
 
 def is_evaluation(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is one of evaluation, which is the default."""
+    """Whether a configuration is for evaluation, which is the default."""
     return bool(config.get("deterministic", Fields(config, "config").need("model").get("deterministic", True)))
 
 
 def _ratio(mlp_dim: int, dim: int) -> float:
-    """timm's mlp_ratio: times `dim`, rounded down, it is exactly `mlp_dim`."""
+    """timm's mlp_ratio, for which int(dim * ratio) is exactly `mlp_dim`."""
     ratio = mlp_dim / dim
     return ratio if int(dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
 
 def _positions(fields: Fields, arguments: Arguments, shapes: Shapes, image_size: Any) -> Arguments:
-    """Position embedding and image size. The reference's configuration has no image size. A learned embedding fits one
-    size, a square unless `image_size`, an entry of ours, says otherwise; any other embedding fits any size."""
+    """Arguments for position embedding and image size. The reference's configuration has no image size. A learned
+    embedding fits one size, a square unless `image_size` (vismoe's entry) is given; other embeddings fit any size."""
     patch = arguments["patch_size"]
     name = fields.expect("name", "learned", "sincos2d", "none")
     result: Arguments = {"pos_embed": {"learned": "learn"}.get(name, name)}
     if name == "sincos2d":
-        fields.ignore("h", "w")  # the reference sets these itself
+        fields.ignore("h", "w")  # the reference computes these
         if (temperature := fields.take("temperature")) is not None:
             result["pos_embed_temperature"] = temperature
     fields.done()
@@ -149,27 +156,27 @@ def _positions(fields: Fields, arguments: Arguments, shapes: Shapes, image_size:
         return result | {"img_size": tuple(size), "dynamic_img_size": True}
     if len(shapes.get(POSITIONS, ())) != 3:
         raise ValueError(
-            f"parameter {POSITIONS} (1, tokens, {arguments['embed_dim']}) is needed: {shapes.get(POSITIONS)}"
+            f"parameter {POSITIONS} has shape {shapes.get(POSITIONS)}, expected (1, tokens, {arguments['embed_dim']})"
         )
     tokens = shapes[POSITIONS][1] - arguments["class_token"]
     side = round(max(tokens, 0) ** 0.5)
     if image_size is None and side * side != tokens:
         raise ValueError(
-            f"the position embedding has {tokens} patches, which is no square: add image_size, "
+            f"the position embedding has {tokens} patches, which is not a square number: add image_size, "
             "height and width in pixels, to the configuration"
         )
     return result | {"img_size": tuple(image_size or (side * step for step in patch))}
 
 
 def _moe(moe: Fields, dense: Mapping[str, Any], deterministic: bool, shapes: Shapes) -> Arguments:
-    """Fields of `vismoe.vit.MoEConfig`.
+    """Reads fields of `vismoe.vit.MoEConfig`.
 
     **Arguments:**
 
     - `moe`: the reference's fields.
-    - `dense`: those of the other blocks' MLPs, the default for experts.
-    - `deterministic`: whether the configuration is one of evaluation.
-    - `shapes`: of the parameters.
+    - `dense`: fields of the dense blocks' MLPs, defaults for the experts.
+    - `deterministic`: whether the configuration is for evaluation.
+    - `shapes`: shapes of the parameters.
     """
     experts, group = moe.need("num_experts"), moe.need("group_size")
     hidden_dim = moe.take("mlp_dim", dense["mlp_dim"])
@@ -188,7 +195,7 @@ def _moe(moe: Fields, dense: Mapping[str, Any], deterministic: bool, shapes: Sha
         "expert_dropout": "same" if dropout == dense["dropout_rate"] else dropout,
         "expert_init": "alike" if alike else "apart",
     } | ROUTERS[kind](router, experts, group, deterministic, shapes)
-    moe.ignore("deterministic", "partition_spec")  # the reference sets the former itself
+    moe.ignore("deterministic", "partition_spec")  # the reference computes the former
     for fields in (moe, router):
         fields.ignore("dtype")
         fields.done()
@@ -196,32 +203,34 @@ def _moe(moe: Fields, dense: Mapping[str, Any], deterministic: bool, shapes: Sha
 
 
 def _noise(router: Fields, deterministic: bool, default: float = 1.0) -> float:
-    """The noise's standard deviation; 0 where the router says that it is without noise."""
+    """Standard deviation of the router noise; 0 if the router is deterministic."""
     is_deterministic = router.take("deterministic")
     if is_deterministic is False and deterministic:
-        raise ValueError(f"{router.place}.deterministic=False in a configuration of evaluation: noise is for training")
+        raise ValueError(
+            f"{router.place}.deterministic=False in a configuration for evaluation: noise is for training only"
+        )
     noise = router.take("noise_std", default)
     return 0.0 if is_deterministic else noise
 
 
 def _capacity(dispatcher: Fields, choices: int, experts: int) -> Arguments:
-    """How many tokens an expert accepts of a group with so many choices."""
+    """Arguments for the capacity: how many of a group's `choices` an expert accepts."""
     capacity, factor = dispatcher.take("capacity"), dispatcher.take("capacity_factor")
     rounding = dispatcher.expect("capacity_ceil_or_round", "ceil", "round")
     multiple = max(dispatcher.take("capacity_multiple_of", 4) or 1, 1)
     if (capacity is None) == (factor is None):
         raise ValueError(
-            f"{dispatcher.place}.capacity={capacity!r}, .capacity_factor={factor!r}: accepted is one of the two"
+            f"{dispatcher.place}.capacity={capacity!r}, .capacity_factor={factor!r}: accepted is exactly one of the two"
         )
     if capacity is not None:
-        # A number of tokens instead of a factor: the factor that rounds to it.
+        # Converts the number of tokens to the factor that rounds to it.
         factor, rounding, multiple = capacity * experts / choices, "round", 1
     return {"capacity_factor": factor, "capacity_rounding": rounding, "capacity_multiple_of": multiple}
 
 
 def _dispatcher(router: Fields, *names: str) -> tuple[Fields, Arguments]:
-    """The dispatcher's fields, and arguments from those that all routers' dispatchers have. The accepted `names` are
-    different ways of computing the same."""
+    """The dispatcher's fields, and arguments from those that all dispatchers have. The accepted `names` are different
+    implementations of the same computation."""
     dispatcher = router.inner("dispatcher")
     dispatcher.expect("name", *names)
     dispatcher.ignore("partition_spec", "einsum_precision")
@@ -258,7 +267,7 @@ def _top_items_per_expert(router: Fields, experts: int, group: int, deterministi
 
 
 def _soft(router: Fields, experts: int, group: int, deterministic: bool, shapes: Shapes) -> Arguments:
-    """As many slots as the parameters have; the reference draws them for the tokens that it is built with."""
+    """Reads a soft router. The number of slots is that of the parameters; the reference derives it from the tokens."""
     slots, factor = router.take("num_slots"), router.take("capacity_factor", 1.0)
     mu = next((shape for name, shape in shapes.items() if name.endswith("/Router/mu")), ())
     if slots is None:
@@ -266,7 +275,7 @@ def _soft(router: Fields, experts: int, group: int, deterministic: bool, shapes:
             raise ValueError(f"{router.place}.num_slots=None, .capacity_factor=None: accepted is one of the two")
         slots = mu[2] if len(mu) == 3 else compute_capacity(group, experts, factor, "round", 1)
     dispatcher = router.inner("dispatcher")
-    exchange = bool(dispatcher.take("bfloat16", True))  # ours: the reference always rounds
+    exchange = bool(dispatcher.take("bfloat16", True))  # vismoe's field: the reference always rounds
     dispatcher.done()
     router.ignore("partition_spec", "precision", "compute_similarity_metrics", "mu_init", "scale_init")
     noise = _noise(router, deterministic, 0.0)
@@ -278,6 +287,5 @@ ROUTERS: dict[str, Callable[[Fields, int, int, bool, Shapes], Arguments]] = {
     "NoisyTopItemsPerExpertRouter": _top_items_per_expert,
     "SoftRouter": _soft,
 }
-"""Functions by the reference's name of a router. Each takes the router's fields, the number of experts, the group's
-size, whether the configuration is one of evaluation, and the parameters' shapes; it returns fields of
-`vismoe.vit.MoEConfig`."""
+"""Functions by the reference's router name. Arguments: the router's fields, number of experts, group size, whether the
+configuration is for evaluation, shapes of the parameters. They return fields of `vismoe.vit.MoEConfig`."""

@@ -1,7 +1,7 @@
-"""Reads MessagePack from a file head by head, so that large values stay in the file until they are needed.
+"""Reads MessagePack from a file header by header, so that large values are not loaded until they are needed.
 
-The format is https://github.com/msgpack/msgpack/blob/master/spec.md. msgpack-python returns whole objects, with a copy
-of each array inside a copy of its file; here nothing takes more memory than it takes in the file.
+Format: https://github.com/msgpack/msgpack/blob/master/spec.md. msgpack-python loads whole objects, with a copy of each
+array inside a copy of its file. This reader needs no more memory than the file's size.
 """
 
 import io
@@ -11,7 +11,7 @@ from io import BufferedIOBase
 from typing import Any
 
 DEEPEST = 100
-"""Levels that documents may be nested."""
+"""Max depth of nested values."""
 LONGEST_KEY = 1024
 
 _SIMPLE: dict[int, tuple[str, Any]] = {0xC0: ("nil", None), 0xC2: ("bool", False), 0xC3: ("bool", True)}
@@ -29,7 +29,7 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class Extension:
-    """A value of an application's own type."""
+    """A value of an application-specific type."""
 
     code: int
     payload: bytes
@@ -38,7 +38,7 @@ class Extension:
 class Packed:
     """One document in a file of `size` bytes, from the file's current position.
 
-    All methods raise ValueError for invalid MessagePack, and for another kind of value than was asked for.
+    All methods raise ValueError for invalid MessagePack, and for a value of another kind than requested.
     """
 
     def __init__(self, file: BufferedIOBase, size: int):
@@ -50,7 +50,7 @@ class Packed:
         return self.file.read(count)
 
     def skip(self, count: int) -> int:
-        """Skips `count` bytes; returns where they begin."""
+        """Skips `count` bytes; returns their position."""
         self._need(count)
         start = self.position
         self.position += count
@@ -62,7 +62,7 @@ class Packed:
             raise ValueError(f"it ends at byte {self.size}, {self.position + count - self.size:,} bytes too early")
 
     def head(self) -> tuple[str, Any]:
-        """The kind of the next value, and the value itself; of a container, text, bytes or extension its length."""
+        """The kind of the next value, and the value; for containers, text, bytes and extensions its length."""
         first = self.take(1)[0]
         if first < 0x80 or first >= 0xE0:
             return "int", first if first < 0x80 else first - 0x100
@@ -75,12 +75,12 @@ class Packed:
         if first in _FIXED_EXTENSIONS:
             return "ext", _FIXED_EXTENSIONS[first]
         if first not in _NUMBERS:
-            raise ValueError(f"byte {self.position - 1} is no MessagePack (0x{first:02x})")
+            raise ValueError(f"byte {self.position - 1} is not valid MessagePack (0x{first:02x})")
         kind, form = _NUMBERS[first]
         return kind, struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def expect(self, name: str, *kinds: str) -> Any:
-        """The value or length of the next value, which must be of one of these kinds. `name`: its name in errors."""
+        """The value or length of the next value, of one of these kinds. `name`: its name in error messages."""
         start = self.position
         kind, value = self.head()
         if kind not in kinds:
@@ -88,7 +88,7 @@ class Packed:
         return value
 
     def extension(self, name: str, code: int) -> int:
-        """The length of the payload of the next value, an extension of this code. `name`: its name in errors."""
+        """The payload's length of the next value, an extension with this code. `name`: its name in error messages."""
         start = self.position
         length: int = self.expect(name, "ext")
         if (given := self.code()) != code:
@@ -101,12 +101,12 @@ class Packed:
     def key(self) -> str:
         length = self.expect("a key", "str")
         if length > LONGEST_KEY:
-            raise ValueError(f"a key of {length:,} bytes")
+            raise ValueError(f"a key has {length:,} bytes, expected at most {LONGEST_KEY:,}")
         return self.take(length).decode()  # UnicodeDecodeError is a ValueError
 
     def value(self, raw: bool = False, depth: int = 0) -> Any:
-        """The next value with all it contains: None, bool, int, float, str, bytes, list, dict (with keys of str) or
-        `Extension`. With `raw`, text is bytes too."""
+        """The next value with its contents: None, bool, int, float, str, bytes, list, dict (with str keys) or
+        `Extension`. With `raw`, text is returned as bytes."""
         if depth > DEEPEST:
             raise ValueError(f"it is nested more than {DEEPEST} levels deep")
         kind, value = self.head()
@@ -116,7 +116,7 @@ class Packed:
             entries: dict[str, Any] = {}
             for _ in range(value):
                 if (key := self.key()) in entries:
-                    raise ValueError(f"the key {key!r} is there twice")
+                    raise ValueError(f"duplicate key {key!r}")
                 entries[key] = self.value(raw, depth + 1)
             return entries
         if kind == "ext":
@@ -128,11 +128,11 @@ class Packed:
 
     def end(self) -> None:
         if self.position != self.size:
-            raise ValueError(f"{self.size - self.position:,} bytes follow behind its end")
+            raise ValueError(f"{self.size - self.position:,} bytes follow its end")
 
 
 def unpack(document: bytes, raw: bool = False) -> Any:
-    """The value of a whole document. **Raises:** ValueError."""
+    """Unpacks a whole document. **Raises:** ValueError."""
     packed = Packed(io.BytesIO(document), len(document))
     value = packed.value(raw)
     packed.end()

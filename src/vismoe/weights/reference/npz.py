@@ -1,4 +1,4 @@
-"""Dense ViTs of Google's as `.npz` files (vit_jax, AugReg, big_vision), under the names of google-research/vmoe."""
+"""Google's dense ViTs as `.npz` files (vit_jax, AugReg, big_vision), with names of google-research/vmoe."""
 
 import math
 import re
@@ -16,12 +16,12 @@ from numpy.lib import format as npy
 PREFIXES = ("opt/target/", "params/img/", "params/")
 POSITIONS, CLASS_TOKEN = "Encoder/posembed_input/pos_embedding", "cls"
 BFLOAT16 = np.dtype("V2")
-"""numpy's type for bfloat16, which it does not know."""
+"""numpy's dtype for bfloat16, which it does not support."""
 RENAMED = (
     (r"^(Transformer/posembed_input/)?pos_embedding$", POSITIONS),
     (r"^Transformer/", "Encoder/"),
-    # Old files count all modules of a block (LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3),
-    # newer ones each kind for itself.
+    # Old files number all modules of a block (LayerNorm_0, MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3),
+    # newer ones number each kind separately.
     (r"^(Encoder/encoderblock[^/]*/)MultiHeadDotProductAttention_[01]/", r"\1SelfAttention/"),
     (r"^(Encoder/encoderblock[^/]*/)LayerNorm_2/", r"\1LayerNorm_1/"),
     (r"^(Encoder/encoderblock[^/]*/)MlpBlock_[03]/", r"\1Mlp/"),
@@ -31,9 +31,9 @@ RENAMED = (
     (r"^MAPHead_0/", "MapHead/"),
 )
 DENSEST = 1032
-"""The most bytes that one byte of a zip file, compressed as numpy does, can hold."""
+"""Max compression ratio of a zip file that numpy writes (deflate)."""
 SCANNED = "Encoder/encoderblock/"
-"""The prefix of big_vision's arrays that hold all blocks, along a first axis."""
+"""Prefix of big_vision's arrays with all blocks stacked along the first axis."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class _Member:
 
 
 class DenseNpz:
-    """The arrays of a file under the reference's names. They are read on demand.
+    """The arrays of a file, by the reference's names. They are read on demand, never unpickled.
 
-    **Raises:** FileNotFoundError; ValueError, with file and array, for any other file. Nothing is unpickled.
+    **Raises:** FileNotFoundError; ValueError, with file and array, for an invalid file.
     """
 
     def __init__(self, path: Path):
@@ -58,7 +58,7 @@ class DenseNpz:
         self.members = self._members()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, np.dtype[Any]] = {}
-        # A name's array, and which of its blocks it is.
+        # For each name its array, and the block's index in it.
         self._places: dict[str, tuple[str, int | None]] = {}
         for name, member in self.members.items():
             renamed = _renamed(name)
@@ -68,7 +68,7 @@ class DenseNpz:
                     self._add(block_name, name, block, member.shape[1:])
             else:
                 self._add(renamed, name, None, member.shape)
-        # big_vision adds positions before it prepends the class token, the reference after that.
+        # big_vision adds positions before it prepends the class token, the reference after.
         unprefixed = [name for name in self.members if name == "pos_embedding"]
         self.token_without_position = bool(unprefixed) and CLASS_TOKEN in self.shapes
         if self.token_without_position and len(shape := self.shapes[POSITIONS]) == 3:
@@ -82,7 +82,7 @@ class DenseNpz:
         self.dtypes[renamed] = np.dtype(np.float32) if dtype == BFLOAT16 else dtype
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Reads the named arrays into arrays of their shapes, one after the other. **Raises:** ValueError."""
+        """Reads the named arrays into given arrays of their shapes. **Raises:** ValueError."""
         names_by_member: dict[str, list[str]] = {}
         for renamed in arrays:
             names_by_member.setdefault(self._places[renamed][0], []).append(renamed)
@@ -102,7 +102,7 @@ class DenseNpz:
                 for entry in archive.infolist():
                     if entry.file_size > DENSEST * entry.compress_size:
                         sizes = f"{entry.file_size:,} bytes, compressed to {entry.compress_size:,}"
-                        raise ValueError(f"array {entry.filename} is said to be {sizes}")
+                        raise ValueError(f"array {entry.filename} claims {sizes}, which is impossible")
                     with archive.open(entry) as file:
                         read_header = {(1, 0): npy.read_array_header_1_0}.get(
                             npy.read_magic(file), npy.read_array_header_2_0
@@ -115,7 +115,7 @@ class DenseNpz:
                         )
                     members[entry.filename.removesuffix(".npy")] = _Member(entry.filename, shape, dtype)
         except (*_DAMAGED, ValueError) as error:
-            raise ValueError(f"{self.path} is no .npz file that can be read: {error}") from error
+            raise ValueError(f"{self.path} is not a readable .npz file: {error}") from error
         for prefix in PREFIXES:
             if any(name.startswith(prefix) for name in members):
                 return {
@@ -140,12 +140,12 @@ _DAMAGED = (
     zlib.error,
     EOFError,
     OSError,
-    NotImplementedError,  # zipfile's, of a compression that it does not know
-    RuntimeError,  # zipfile's, of a file with a password
-    SyntaxError,  # numpy reads an array's header as Python
+    NotImplementedError,  # zipfile's, for an unknown compression
+    RuntimeError,  # zipfile's, for a file with a password
+    SyntaxError,  # numpy parses an array's header as Python
     tokenize.TokenError,
 )
-"""Errors of reading a damaged or unknown file, raised again as a ValueError that names the file."""
+"""Errors when reading a damaged file; they become a ValueError that names the file."""
 
 
 def _renamed(name: str) -> str:

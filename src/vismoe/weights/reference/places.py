@@ -1,4 +1,4 @@
-"""Where each parameter of google-research/vmoe (JAX) is in a model: one table for both directions."""
+"""Maps parameters of google-research/vmoe (JAX) to those of a model, for both directions of conversion."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from .config import PATCHES, POSITIONS
 
 
 class Place(NamedTuple):
-    """The `path` of a parameter of the model, and a `view` of it, or of a part of it, in the reference's layout."""
+    """`path`: name of a model's parameter; `view`: returns a view of it, or of a part, in the reference's layout."""
 
     path: str
     view: Callable[[Tensor], Tensor]
@@ -23,7 +23,7 @@ Places = Iterator[tuple[str, Place]]
 
 
 def places(model: SparseVisionTransformer) -> dict[str, Place]:
-    """The parameters that the reference would have for the same architecture, by its names."""
+    """The parameters of the reference for a model's architecture, by the reference's names."""
     return dict(_places(model))
 
 
@@ -46,7 +46,7 @@ def _norm(name: str, path: str) -> Places:
 
 
 def _projections(name: str, path: str, parts: Sequence[str], heads: tuple[int, int]) -> Places:
-    """Linear maps from tokens to heads, (d, heads, head dim) each, that timm keeps as `parts` of one."""
+    """Linear layers from tokens to heads, (d, heads, head dim) each, which timm concatenates in order of `parts`."""
 
     def bias(number: int, parameter: Tensor) -> Tensor:
         return parameter.chunk(len(parts))[number].unflatten(0, heads)
@@ -59,7 +59,7 @@ def _projections(name: str, path: str, parts: Sequence[str], heads: tuple[int, i
         yield f"{name}/{part}/bias", Place(f"{path}.bias", partial(bias, number))
 
 
-# Which of the reference's linear maps each of timm's holds.
+# The reference's linear layers that timm concatenates in each of its own.
 SELF_ATTENTION = {"qkv": ("query", "key", "value")}
 POOLING = {"q": ("query",), "kv": ("key", "value")}
 
@@ -103,7 +103,7 @@ ROUTERS: dict[type[nn.Module], Callable[[str, str, Any], Places]] = {
     ExpertChoiceRouter: _dense_router,
     SoftRouter: _soft_router,
 }
-"""Functions by class of router. Each takes the router's name in the reference, its path in the model and the router."""
+"""Functions by router class. Arguments: the router's name in the reference, its path in the model, and the router."""
 
 
 def _moe(name: str, path: str, layer: MoE) -> Places:

@@ -1,4 +1,4 @@
-"""Models from parameters of google-research/vmoe (JAX), and back."""
+"""Converts parameters of google-research/vmoe (JAX) to models, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,36 +20,35 @@ from .places import places
 
 @torch.no_grad()
 def from_reference(params: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
-    """Builds a model from parameters of the reference, with the capacity and groups of its configuration in both modes.
+    """Builds a model from parameters and configuration of the reference. Its capacity and groups apply in both modes.
 
-    Fields for the types in which the reference computes (dtype) are ignored: the model is in float32, which its caller
-    may change.
+    Fields with the dtype of computation are ignored: the model is in float32.
 
     **Arguments:**
 
     - `params`: {"/"-joined name: array}, with or without a leading "params/".
-    - `config`: `model_class`, and `model`, the keyword arguments of its VisionTransformerMoe or
-      VisionTransformerMoeEnsemble; `deterministic` (default true): evaluation or training; `image_size` (ours): height
-      and width in pixels, needed where a learned position embedding is not a square.
+    - `config`: a dictionary with `model_class`; `model`, the keyword arguments of VisionTransformerMoe or
+      VisionTransformerMoeEnsemble; `deterministic`, whether it is for evaluation, default True; and `image_size`
+      (vismoe's), height and width in pixels, required if a learned position embedding is not square.
 
-    **Returns:** the model, in evaluation mode where deterministic. Its images are (B, 3, H, W), the reference's are
-    NHWC; without a learned position embedding, of any size that patches tile. An ensemble's logits have a row a member,
-    [image 0 member 0, image 0 member 1, …], until its `predictions` are set to "mean".
+    **Returns:** the model, in evaluation mode if deterministic. Its input is (B, 3, H, W), the reference's is NHWC;
+    without a learned position embedding any multiple of the patch size. An ensemble returns a row of logits per member,
+    [image 0 member 0, image 0 member 1, …], unless `predictions` is set to "mean".
 
-    **Raises:** ValueError for a configuration or parameters that are missing, not understood or of another shape, by
-    the reference's name.
+    **Raises:** ValueError, with the reference's name, for fields or parameters that are missing, unknown or of another
+    shape.
     """
     arrays = {name.removeprefix("params/"): np.asarray(array) for name, array in params.items()}
     arguments = read_config(config, {name: array.shape for name, array in arrays.items()})
     model: SparseVisionTransformer = timm.create_model(ANY_SHAPE, **arguments)
     views = {name: view(model.get_parameter(path)) for name, (path, view) in places(model).items()}
     if missing := sorted(set(views) - set(arrays)):
-        raise ValueError(f"the configuration asks for parameters that are missing: {', '.join(missing)}")
+        raise ValueError(f"parameters that the configuration requires are missing: {', '.join(missing)}")
     if unexpected := sorted(set(arrays) - set(views)):
-        raise ValueError(f"the configuration has no place for the parameters {', '.join(unexpected)}")
+        raise ValueError(f"the configuration does not have the parameters {', '.join(unexpected)}")
     for name, view in views.items():
         if arrays[name].shape != view.shape:
-            expected = f"the configuration asks for {tuple(view.shape)}"
+            expected = f"the configuration requires {tuple(view.shape)}"
             raise ValueError(f"parameter {name} has shape {arrays[name].shape}, but {expected}")
         view.copy_(torch.tensor(arrays[name].astype(np.float32, copy=False)))
     return model.train(not is_evaluation(config))
@@ -57,34 +56,36 @@ def from_reference(params: Mapping[str, Any], config: Mapping[str, Any]) -> nn.M
 
 @torch.no_grad()
 def to_reference(model: nn.Module) -> dict[str, np.ndarray]:
-    """The parameters of a model under the reference's names: the inverse of `from_reference`, bit for bit.
+    """Returns a model's parameters by the reference's names: the bit-exact inverse of `from_reference`.
 
-    **Arguments:** `model`: made by `from_reference`, or any `SparseVisionTransformer` (vismoe's presets) that the
-    reference can build: dense, token choice, Expert Choice, soft or an ensemble, with tanh GELU, as the presets of the
-    paper's sizes.
+    **Arguments:**
+
+    - `model`: a network from `from_reference`, or any `SparseVisionTransformer` (vismoe's presets) that the reference
+      can build: dense, token choice, Expert Choice, soft or an ensemble, with tanh GELU, as the presets of the paper's
+      sizes.
 
     **Returns:** {"/"-joined name: array}, copies; without a leading "params/".
 
-    **Raises:** ValueError for a model with parts that the reference does not have, or without some that it has.
+    **Raises:** ValueError for a model with parts that the reference lacks, or without some that it has.
     """
     model = unwrap(model)
     if not isinstance(model, SparseVisionTransformer):
         raise ValueError(
-            f"{type(model).__name__} is no SparseVisionTransformer: only those can be written as the reference's"
+            f"{type(model).__name__} is not a SparseVisionTransformer: only those can be converted to the reference"
         )
     table, parameters = places(model), dict(model.named_parameters())
     if unknown := _differences(model) + sorted(set(parameters) - {path for path, _ in table.values()}):
-        raise ValueError(f"the reference has nothing like {', '.join(unknown)} of this model")
+        raise ValueError(f"the reference does not have {', '.join(unknown)} of this model")
     if missing := sorted({path for path, _ in table.values()} - set(parameters)):
-        raise ValueError(f"the reference has {', '.join(missing)}, which this model lacks")
+        raise ValueError(f"this model lacks {', '.join(missing)} of the reference")
     views = {name: view(parameters[path].detach()) for name, (path, view) in table.items()}
-    # NumPy has no bfloat16, which float32 holds exactly.
+    # NumPy has no bfloat16; float32 is exact.
     arrays = {name: view.float() if view.dtype == torch.bfloat16 else view for name, view in views.items()}
     return {name: np.array(view.cpu().numpy(), order="C") for name, view in arrays.items()}
 
 
 def _differences(model: SparseVisionTransformer) -> list[str]:
-    """What a model computes differently from the reference with the same parameters."""
+    """Where a model computes something else than the reference with the same parameters."""
     differences = []
     pooling = model.global_pool, model.has_class_token
     if pooling not in [(classifier["global_pool"], classifier["class_token"]) for classifier in CLASSIFIERS.values()]:
