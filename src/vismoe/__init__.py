@@ -16,6 +16,7 @@ from vismoe.moe import (
     SoftRouter,
     TopKRouter,
     condition,
+    rebalance,
     record,
     register_mlp,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "list_models",
     "load",
     "predict",
+    "rebalance",
     "record",
     "register_mlp",
     "save",

@@ -11,12 +11,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from vismoe.data import Batch, Data, ImageSet, check_images, check_shares, training_batches, without
+from vismoe.data import (
+    Batch,
+    Data,
+    ImageSet,
+    check_images,
+    check_shares,
+    evaluation_batches,
+    training_batches,
+    without,
+)
 from vismoe.inference import evaluate
+from vismoe.moe import biased_routers, keeping_balance, rebalance
 from vismoe.parallel import join_mesh, resolve_device
 from vismoe.tasks import Evaluation, Task, open_for, task_for
+from vismoe.vit import evaluating
 from vismoe.weights import data_config
 
 from .checkpointer import Checkpointer
@@ -29,6 +41,8 @@ from .step import Trainer
 from .tracker import check_tracker, tracking
 
 LOG_EVERY = 20
+REBALANCING = 32
+"""Batches of training images by which an EMA's experts are balanced before it is evaluated or saved."""
 
 
 class TrainingStoppedError(RuntimeError):
@@ -131,7 +145,8 @@ def fit(
                 )
                 if recipe.keep == "best" and (best_step := state.best_step) not in (None, state.step):
                     state.load_state_dict(checkpointer.load(best_step))
-                    evaluation = _evaluate(trainer, data.val)
+                    evaluation = _evaluate(trainer, data, data.val)
+                _rebalance(trainer, data)
             if mesh.is_main:
                 task.save(state.evaluated, run.path / MODEL)
                 write_report(run, state, task, data, evaluation)
@@ -213,7 +228,7 @@ def _optimise(
             raise TrainingStoppedError(stop_signal, f"{name}: stopped after step {state.step}; --resume auto goes on")
         if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
             break
-    return evaluation or _evaluate(trainer, data.val)
+    return evaluation or _evaluate(trainer, data, data.val)
 
 
 def _is_due(recipe: Recipe, state: State, is_best: bool) -> bool:
@@ -256,14 +271,37 @@ def _evaluate_all(
 ) -> tuple[Evaluation, dict[str, float]]:
     """The evaluation on the validation split, and the logged metrics of it and of the further sets; the names of the
     latter are SET/METRIC."""
-    evaluation = _evaluate(trainer, data.val)
+    evaluation = _evaluate(trainer, data, data.val)
     logged = dict(evaluation.logged)
     for name, images in extra_eval.items():
-        logged |= {f"{name}/{metric}": value for metric, value in _evaluate(trainer, images).logged.items()}
+        logged |= {f"{name}/{metric}": value for metric, value in _evaluate(trainer, data, images).logged.items()}
     return evaluation, logged
 
 
-def _evaluate(trainer: Trainer, images: ImageSet) -> Evaluation:
+def _evaluate(trainer: Trainer, data: Data, images: ImageSet) -> Evaluation:
+    """The evaluation on `images`. An EMA is balanced for it; its state is as before afterwards, so that training does
+    not depend on how often it is evaluated."""
     network, mesh = trainer.state.evaluated, trainer.mesh
     mesh.broadcast(network.buffers())  # each process has its own statistics of batch norm
-    return evaluate(network, images, workers=trainer.recipe.workers, mesh=mesh, task=trainer.task)
+    with keeping_balance(network):
+        _rebalance(trainer, data)
+        return evaluate(network, images, workers=trainer.recipe.workers, mesh=mesh, task=trainer.task)
+
+
+def _rebalance(trainer: Trainer, data: Data) -> None:
+    """Fits the balancing biases of the EMA to its weights, by training images prepared as for evaluation."""
+    state, recipe, task, mesh = trainer.state, trainer.recipe, trainer.task, trainer.mesh
+    if state.average is None or not biased_routers(state.evaluated):
+        return
+    images, network = data.parts[0], state.evaluated
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(recipe.seed))
+    number = min(len(order), REBALANCING * recipe.batch_size) // mesh.size * mesh.size  # as many for each process
+    places = order[:number][mesh.rank :: mesh.size].tolist()
+    transform = task.evaluation_transform(data_config(network))
+    batches = evaluation_batches(
+        images.subset(places), transform, recipe.batch_size // mesh.size, recipe.workers, task.collate
+    )
+    moved = ({name: _on_device(value, trainer) for name, value in batch.items()} for batch in batches)
+    frozen = [name for name, router in biased_routers(state.model).items() if router.is_frozen]
+    with evaluating(network):
+        rebalance(network, moved, task.forward, mesh.sum, skip=frozen)
