@@ -57,9 +57,9 @@ def check_images(data: Data, max_unreadable: float, workers: int = 0) -> Data:
     **Raises:** ValueError where the share is larger, or too few images remain (see `without`).
     """
     if data.unreadable is not None:
-        files = {file for part in data.parts for file in part.files}
+        files = {file for part in _splits(data) for file in part.files}
         return accept(data, [entry for entry in data.unreadable if entry.file in files], max_unreadable)
-    parts = [part for part in data.parts if part.files]
+    parts = [part for part in _splits(data) if part.files]
     decoded = [entry for part in parts for entry in for_each_image(part, _nothing, workers)]
     unreadable = [entry for entry in decoded if entry is not None]
     return accept(data, unreadable, max_unreadable)
@@ -74,7 +74,7 @@ def accept(data: Data, unreadable: Sequence[Unreadable], max_unreadable: float) 
     if not 0 <= max_unreadable <= 1:
         raise ValueError(f"max_unreadable={max_unreadable}: accepted are shares, 0 to 1")
     left_out = sorted([*data.left_out, *unreadable], key=lambda entry: entry.file)
-    total = sum(map(len, data.parts)) + len(data.left_out)
+    total = sum(map(len, _splits(data))) + len(data.left_out)
     if len(left_out) > max_unreadable * total:
         examples = "; ".join(f"{entry.file!r}: {entry.reason}" for entry in left_out[:3])
         raise ValueError(
@@ -96,12 +96,17 @@ def without(data: Data, left_out: Sequence[Unreadable]) -> Data:
             return part
         return part.subset([index for index, file in enumerate(part.files) if file not in removed])
 
-    train, val = None if data.train is None else remaining(data.train), remaining(data.val)
-    for part in (train, val):
+    train, val, test = (None if part is None else remaining(part) for part in (data.train, data.val, data.test))
+    assert val is not None
+    for part in (train, val, test):
         if part is not None and not len(part):
             raise ValueError(
                 f"{data.name}: no image that can be read is left to {'train' if part is train else 'evaluate'} on"
             )
     if train is not None and (missing := data.classes_without(train)):
         raise ValueError(f"{data.name}: no image to train on that can be read is left of {', '.join(missing)}")
-    return replace(data, train=train, val=val, left_out=tuple(left_out))
+    return replace(data, train=train, val=val, test=test, left_out=tuple(left_out))
+
+
+def _splits(data: Data) -> list[ImageSet]:
+    return [*data.parts, *([] if data.test is None else [data.test])]
