@@ -97,6 +97,7 @@ class Data:
       image are on one side; with them the split is reproducible without decoding. None for other sets.
     - `test`: the test split, where a set has one beside `val`; nothing is chosen by it.
     - `notes`: what a user should know of the set: folders that are not read, labels that may be misread.
+    - `typical_size`: median width and height of its images in pixels; None where they have not been decoded.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Data:
     moved: tuple[str, ...] | None = None
     test: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    typical_size: tuple[int, int] | None = None
 
     @property
     def multi_label(self) -> bool:
@@ -133,6 +135,11 @@ class Data:
         labels = images.labels
         is_shown = labels.any(0) if labels.ndim == 2 else labels.bincount(minlength=len(self.classes)) > 0
         return [name for name, shown in zip(self.classes, is_shown.tolist(), strict=True) if not shown]
+
+    def check_classes(self, images: ImageSet, reason: str) -> None:
+        """Raises ValueError where none of these images shows some class: the set's name, `reason`, and the classes."""
+        if missing := self.classes_without(images):
+            raise ValueError(f"{self.name}: {reason} {', '.join(missing)}")
 
     def class_weights(self, power: float) -> Tensor | None:
         """The weight of each class in the loss: (mean class size ÷ its size) to a power, or, where an image may show

@@ -270,6 +270,11 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
 
 
+def largest_level(image: Image.Image) -> int:
+    """The largest level of a sixteen-bit grey image; 0 for other kinds."""
+    return int(np.asarray(image).max()) if image.mode.startswith("I;16") else 0
+
+
 def flatten_alpha(image: Image.Image) -> Image.Image:
     """An image with transparency on white ground. Other images are unchanged."""
     if "A" not in image.getbands() and "transparency" not in image.info:
