@@ -11,14 +11,15 @@ from vismoe.training.run import ASKED, SPLIT
 
 def run_splits(run: Run) -> Data:
     """The set of a run. For a run of `finetune` the splits are the files that it wrote down, whatever else is in the
-    folder by now: `train` has the training and validation images, `val` the test images. For another run `val` is the
-    validation split, by which its best weights may have been selected. `left_out` is empty: the run has it.
+    folder by now: `train` has the training and validation images, `val` the test images. So it is for another run whose
+    set has a test split of its own; else `val` is the validation split, by which its best weights may have been
+    selected. `left_out` is empty: the run has it.
 
     **Raises:** ValueError where the splits are not known any more, or not yet.
     """
     name, task = run.recipe.data, run.recipe.task
     if run.test_files is not None:
-        return _written_splits(run, open_for(task, name))
+        return _written_splits(run, open_for(task, name).for_testing)
     if (run.path / ASKED).is_file():
         raise ValueError(
             f"{run.path} is not finished, and which images are its test part is written at the end: "
@@ -31,7 +32,7 @@ def run_splits(run: Run) -> Data:
             f"{name} has changed since {run.path} was trained on it, and which of its images were held out cannot be "
             "told any more: make it as it was, or name other images with --data"
         )
-    return data
+    return data.for_testing
 
 
 def split_of_files(run: Run) -> dict[str, str]:

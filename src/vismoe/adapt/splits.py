@@ -1,5 +1,6 @@
 """A set in three splits: train, validation and test."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,8 @@ class Splits:
       With too few images for a validation split `val` is the training split, and `validated` is False.
     - `test`: its `val` is the test split, which is never used for selection; its `train` is all the rest.
     - `summary`: see `vismoe.data.summarise`.
-    - `dropped`: number of images that are left out because a copy is in the test split.
+    - `dropped`: number of images that are left out because a copy is in the test split, or in a validation split of the
+      set's own.
     """
 
     fitting: Data
@@ -46,7 +48,7 @@ class Splits:
             if self.validated
             else "too few for a part to choose by (figures while it trains are of the training part)"
         )
-        dropped = f" ({self.dropped:,} are left out, whose copies are in the test part)" if self.dropped else ""
+        dropped = f" ({self.dropped:,} are left out, whose copies are in another split)" if self.dropped else ""
         return f"{train:,} images to train on{dropped}, {chosen}, {test:,} to test on"
 
     @property
@@ -59,14 +61,16 @@ class Splits:
 
 def open_splits(name: str, seed: int, max_unreadable: float, workers: int = 0) -> Splits:
     """Opens a folder (or zip, or named set) and splits it, so that no image has a copy, exact or near, in
-    another split. A test split of its own (val/ or test/) is kept; images with a copy there are not trained on.
+    another split. A test split of its own is kept (test/; val/ where there is none), and so is a validation split
+    beside it; images with a copy there are not trained on.
 
     **Raises:** ValueError, FileNotFoundError for a set that cannot be trained on.
     """
     opened = open_data(name)
+    whole = opened.for_testing  # a test split of its own, and the rest
     if len(opened.classes) < 2:
         raise ValueError(f"{name} has one class, {opened.classes[0]}: a classifier needs at least two")
-    data, prints = fingerprint_all(opened, max_unreadable, workers)
+    data, prints = fingerprint_all(whole, max_unreadable, workers)
     duplicates = find_duplicates(prints)
     if data.train is None:
         data, duplicates = hold_out(data, duplicates, seed, TEST)
@@ -76,9 +80,15 @@ def open_splits(name: str, seed: int, max_unreadable: float, workers: int = 0) -
     groups = {duplicates.groups[index] for index in leaking}
     kept = [index for index in range(len(data.train)) if duplicates.groups[index] not in groups]
     dropped = len(data.train) - len(kept)
-    data, duplicates = replace(data, train=data.train.subset(kept)), duplicates.subset(kept)
-    _check_training_classes(data)
-    fitting, validated = _with_validation(data, duplicates, seed)
+    training, duplicates = data.train.subset(kept), duplicates.subset(kept)
+    data = replace(data, train=training)
+    data.check_classes(training, "but for copies of test images there is nothing to train on of")
+    own = set(opened.val.files) if opened.test is not None else set()
+    if own:
+        fitting, validated = _with_own_validation(data, duplicates, own), True
+        dropped += len(training) - sum(map(len, fitting.parts))
+    else:
+        fitting, validated = _with_validation(data, duplicates, seed)
     return Splits(fitting, data, validated, summary, dropped)
 
 
@@ -94,9 +104,14 @@ def _with_validation(data: Data, duplicates: Duplicates, seed: int) -> tuple[Dat
     return fitting, True
 
 
-def _check_training_classes(data: Data) -> None:
+def _with_own_validation(data: Data, duplicates: Duplicates, own: Collection[str]) -> Data:
+    """The set with its own validation split, the files `own`; what has a copy there is not trained on."""
     assert data.train is not None
-    if missing := data.classes_without(data.train):
-        raise ValueError(
-            f"{data.name}: but for copies of test images there is nothing to train on of {', '.join(missing)}"
-        )
+    validation = [index for index, file in enumerate(data.train.files) if file in own]
+    groups = {duplicates.groups[index] for index in validation}
+    training = [index for index in range(len(data.train)) if duplicates.groups[index] not in groups]
+    if not training or not validation:
+        raise ValueError(f"{data.name}: but for copies of other splits' images nothing is left to train or validate on")
+    fitting = replace(data, train=data.train.subset(training), val=data.train.subset(validation))
+    fitting.check_classes(fitting.parts[0], "but for copies of validation images there is nothing to train on of")
+    return fitting

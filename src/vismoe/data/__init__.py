@@ -9,7 +9,7 @@ from .splits.check import check_images, without
 from .splits.duplicates import Duplicates, find_duplicates
 from .splits.fingerprints import Fingerprint, fingerprint, fingerprint_all
 from .splits.grouped_split import conflicts, grouped_split, hold_out, leakage
-from .splits.summary import summarise, tell, tell_imbalance
+from .splits.summary import summarise, tell, tell_classes, tell_imbalance, tell_reasons
 from .transforms import Transform, evaluation_transform, training_transform
 
 __all__ = [
@@ -44,7 +44,9 @@ __all__ = [
     "read_image",
     "summarise",
     "tell",
+    "tell_classes",
     "tell_imbalance",
+    "tell_reasons",
     "training_batches",
     "training_transform",
     "without",

@@ -21,6 +21,8 @@ from vismoe.data import (
     check_images,
     check_shares,
     evaluation_batches,
+    tell_classes,
+    tell_reasons,
     training_batches,
     without,
 )
@@ -43,6 +45,8 @@ from .tracker import check_tracker, tracking
 LOG_EVERY = 20
 REBALANCING = 32
 """Batches of training images by which an EMA's experts are balanced before it is evaluated or saved."""
+SHRUNK = 4
+"""Images whose sides are so many times the network's are said to be shrunk."""
 
 
 class TrainingStoppedError(RuntimeError):
@@ -88,6 +92,7 @@ def fit(
     data: Data | None = None,
     network: Callable[[], nn.Module] | None = None,
     extra_eval: Mapping[str, ImageSet] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Run:
     """Trains by a recipe and writes a run folder. Where `torchrun` started several processes, each computes its share
     of every batch, and the main one writes the run.
@@ -104,8 +109,10 @@ def fit(
     - `network`: makes the network to train, in place of the recipe's; parameters without a gradient stay as they are.
     - `extra_eval`: further sets by name, evaluated whenever the validation split is and logged as NAME/METRIC; they are
       never used for selection.
+    - `log`: is called with each line about the set, before the first step; default: nothing is said.
 
-    **Returns:** the finished `Run`.
+    **Returns:** the finished `Run`. Where the set has a test split beside the validation split, its summary has the
+    metrics of the final weights on it, under "test".
 
     **Raises:** FileExistsError where `out` exists and `resume` is False; ValueError, FileNotFoundError where the recipe
     cannot be followed, too many files cannot be read, or the run to resume has another recipe or set; all of these
@@ -126,31 +133,46 @@ def fit(
         check_shares(recipe.batch_size, mesh.size)
         state = begin((build(recipe, opened, task) if network is None else network()).to(device), recipe)
         run, moved, left_out = mesh.run_on_main(
-            lambda: _open_run(recipe, out, opened, resume, None if data is not None else open_set)
+            lambda: _open_run(recipe, state.model, out, opened, resume, None if data is not None else open_set)
         )
         if data is None and moved:
             opened = open_set(moved=moved)
         run, data = replace(run, writes=mesh.is_main), without(opened, left_out)
         task = task_for(recipe.task, data, recipe.to_json())
+        if log is not None and mesh.is_main:
+            _describe(data, state.model, log)
         with run.alone(), Stop() as stop:
             checkpointer = Checkpointer(run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _warn)
             if (saved := checkpointer.newest()) is not None:
                 state.load_state_dict(saved)
             run.forget_after(state.step)
             run.follow(recipe)
-            with tracking(run, recipe, state.step) as log:
-                trainer = Trainer(recipe, state, task, mesh, log)
+            with tracking(run, recipe, state.step) as track:
+                trainer = Trainer(recipe, state, task, mesh, track)
                 evaluation = _optimise(
                     checkpointer, trainer, data, extra_eval, stop, on_status if mesh.is_main else None
                 )
                 if recipe.keep == "best" and (best_step := state.best_step) not in (None, state.step):
                     state.load_state_dict(checkpointer.load(best_step))
                     evaluation = _evaluate(trainer, data, data.val)
+                tested = None if data.test is None else _evaluate(trainer, data, data.test)
                 _rebalance(trainer, data)
             if mesh.is_main:
                 task.save(state.evaluated, run.path / MODEL)
-                write_report(run, state, task, data, evaluation)
+                write_report(run, state, task, data, evaluation, tested)
     return run
+
+
+def _describe(data: Data, model: nn.Module, log: Callable[[str], None]) -> None:
+    """Logs the classes of a set, the sizes of its splits, and the size that images are trained at."""
+    if classes := tell_classes(data):
+        log(classes)
+    _, height, width = data_config(model)["input_size"]
+    test = "" if data.test is None else f", {len(data.test):,} test images"
+    log(
+        f"{len(data.parts[0]):,} images to train on, {len(data.val):,} to validate on{test}; "
+        f"trained at {height} × {width} pixels"
+    )
 
 
 def _check_extra_eval(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping[str, ImageSet]:
@@ -166,7 +188,7 @@ def _check_extra_eval(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping
 
 
 def _open_run(
-    recipe: Recipe, out: Path, data: Data, resume: bool, open_set: Callable[..., Data] | None
+    recipe: Recipe, model: nn.Module, out: Path, data: Data, resume: bool, open_set: Callable[..., Data] | None
 ) -> tuple[Run, Any, Any]:
     """The run to begin or resume, the files of its set that changed sides (see `Data.moved`), and the files that are
     left out. Where `open_set` opens the set again, its images are not decoded yet: both are found by decoding each
@@ -180,11 +202,30 @@ def _open_run(
         if open_set is not None:
             data = open_set(workers=recipe.workers) if data.moved is not None else data
             data = check_images(data, recipe.max_unreadable, recipe.workers)
+            _warn_of_size(data, data_config(model)["input_size"][1:])
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))
-        _warn(f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them")
+        _warn(
+            f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them "
+            f"({tell_reasons(left_out)})"
+        )
+    if open_set is not None:
+        for text in data.notes:
+            _warn(f"note: {text}")
     return run, data.moved, left_out
+
+
+def _warn_of_size(data: Data, trained_at: tuple[int, int]) -> None:
+    """Warns where the images are many times as large as what the network sees of them."""
+    if data.typical_size is None:
+        return
+    (width, height), (to_height, to_width) = data.typical_size, trained_at
+    if min(width / to_width, height / to_height) >= SHRUNK:
+        _warn(
+            f"note: images of about {width} × {height} pixels are shrunk to {to_width} × {to_height}, at which little "
+            "can be recognised: `vismoe train images` trains at 64 × 64, --image-size at another size"
+        )
 
 
 def _warn(text: str) -> None:

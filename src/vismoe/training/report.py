@@ -16,8 +16,12 @@ from .run import SUMMARY, Run
 from .state import State
 
 
-def write_report(run: Run, state: State, task: Task, data: Data, evaluation: Evaluation) -> None:
-    """Writes a run's summary and figures into its folder."""
+def write_report(
+    run: Run, state: State, task: Task, data: Data, evaluation: Evaluation, tested: Evaluation | None = None
+) -> None:
+    """Writes a run's summary and figures into its folder. `tested`: the evaluation of its test split, where it has one
+    beside the validation split."""
+    test = {} if tested is None or data.test is None else {"test": {**tested.metrics, "images": len(data.test)}}
     run.write(
         SUMMARY,
         {
@@ -26,6 +30,7 @@ def write_report(run: Run, state: State, task: Task, data: Data, evaluation: Eva
             "images_per_second": evaluation.images_per_second,
             "load": evaluation.load,
             "skipped_steps": state.skipped,
+            **test,
         },
     )
     draw_curves(run.metrics, task, run.path / "curves.png")

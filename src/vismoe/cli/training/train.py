@@ -41,10 +41,12 @@ def main(arguments: list[str]) -> None:
                 where there is none.
         """
         with TrainingProgress(recipe.name) as progress:
-            run = train(recipe, out, progress, resume == "auto")
+            run = train(recipe, out, progress, resume == "auto", log=print)
         if run.writes:
             name, score = next(iter(run.summary.items()))
-            print(f"held out: {name.replace('_', ' ')} {score:.4f}; everything is in {run.path}")
+            test = run.summary.get("test")
+            tested = "" if test is None else f"; test split, {test['images']:,} images: {test[name]:.4f}"
+            print(f"held out: {name.replace('_', ' ')} {score:.4f}{tested}; everything is in {run.path}")
             print(f"next: vismoe eval {shlex.quote(str(run.path))} --data {shlex.quote(recipe.data)}")
 
     tyro.cli(

@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.fft import dctn
 
 from ..image_set import Data, ImageSet
-from ..images import Unreadable, eight_bits, flatten_alpha
-from .check import accept, for_each_image
+from ..images import Unreadable, eight_bits, flatten_alpha, largest_level
+from .check import Look, accept, for_each_image, with_looks
 
 SIDE, LOW = 32, 8
 NOISE = 4.0
@@ -31,6 +31,7 @@ class Fingerprint:
     - `contrast`: standard deviation of the grey levels, of 255.
     - `thumbnail` (768,): 16 × 16 colours less their mean, as a vector of length 1 (0 for an image of one grey), so that
       the product of two is their correlation.
+    - `level`: the largest level of an image of 16 bits of grey; 0 for others.
     """
 
     width: int
@@ -41,6 +42,12 @@ class Fingerprint:
     phash: int
     contrast: float
     thumbnail: np.ndarray
+    level: int = 0
+
+    @property
+    def look(self) -> Look:
+        """Size and level."""
+        return Look(self.width, self.height, self.level)
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
@@ -64,6 +71,7 @@ def fingerprint(image: Image.Image) -> Fingerprint:
         phash=int.from_bytes(np.packbits(low > np.median(low) + NOISE).tobytes(), "big"),
         contrast=float(levels.std()),
         thumbnail=thumbnail / max(float(np.linalg.norm(thumbnail)), 1.0),
+        level=largest_level(image),
     )
 
 
@@ -90,4 +98,5 @@ def fingerprint_all(data: Data, max_unreadable: float, workers: int = 0) -> tupl
     """
     results = [entry for part in data.parts for entry in try_fingerprints(part, workers)]
     readable = accept(data, [entry for entry in results if isinstance(entry, Unreadable)], max_unreadable)
-    return readable, [entry for entry in results if isinstance(entry, Fingerprint)]
+    prints = [entry for entry in results if isinstance(entry, Fingerprint)]
+    return with_looks(readable, [entry.look for entry in prints]), prints

@@ -128,8 +128,7 @@ def hold_out(data: Data, duplicates: Duplicates, seed: int, share: float = 0.25)
 
     **Raises:** ValueError where nothing can be held out, or a class has no image.
     """
-    if missing := data.classes_without(data.val):
-        raise ValueError(f"{data.name}: no image that can be read is left of {', '.join(missing)}")
+    data.check_classes(data.val, "no image that can be read is left of")
     try:
         train, val = grouped_split(data.val.labels, duplicates.groups, seed, share)
     except ValueError as error:
