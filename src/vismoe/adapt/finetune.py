@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from vismoe.data import Data, cached_at_scale, cached_images
+from vismoe.data import Data, cached_at_scale, cached_images, tell_unnamed_groups
 from vismoe.data import tell as tell_summary
 from vismoe.inference import evaluate
 from vismoe.moe import MoE
@@ -20,7 +20,7 @@ from vismoe.tasks import classification_of
 from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.checkpointer import Checkpointer
 from vismoe.training.report import write_report
-from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
+from vismoe.training.run import ASKED, CHECKPOINTS, INITIAL, MODEL, SPLIT
 from vismoe.training.state import begin
 from vismoe.vit.places import find_blocks
 from vismoe.weights import data_config, load_network, parse_source
@@ -109,6 +109,19 @@ def _options(data: str, options: dict[str, Any]) -> Options:
         raise ValueError(f"finetune has no option {str(error).rpartition(' ')[2]}; accepted are {known}") from error
 
 
+def _parent_on(options: Options) -> Run | None:
+    """The run on the same set whose network is trained further: that of the source, or the nearest that its network
+    comes from."""
+    source, seen = options.source, set()
+    while source and (run := Run.of(source)) is not None and run.path.resolve() not in seen:
+        seen.add(run.path.resolve())
+        data = run.recipe.data
+        if data == options.data or Path(data).resolve() == Path(options.data).resolve():
+            return run
+        source = run.read(ASKED)["source"] if (run.path / ASKED).is_file() else run.recipe.weights
+    return None
+
+
 class _Adaptation:
     """One adaptation from a set to a report; each phase uses the results of those before it."""
 
@@ -117,12 +130,23 @@ class _Adaptation:
         self.engine: dict[str, Any] = {"device": device, "workers": workers, "max_unreadable": max_unreadable}
         self.device, self.workers = resolve_device(device), workers
         self.started = time.monotonic()
-        self.splits = open_splits(options.data, options.seed, max_unreadable, workers)
+        self.parent = _parent_on(options)
+        self.splits = open_splits(
+            options.data, options.seed, max_unreadable, workers, options.group_column, self.parent
+        )
 
     def describe_set(self) -> None:
         """Logs a summary of the set and the sizes of its splits."""
         self.log(tell_summary(self.splits.summary))
         self.log(self.splits.sizes)
+        if self.parent is not None:
+            self.log(f"the split is that of {self.parent.path}, which was trained on none of the test images")
+        elif (source := self.options.source) is not None and Path(source).exists() and Run.of(source) is None:
+            self.log(
+                f"what {source} was trained on is not known: on images that it was trained on figures are too good"
+            )
+        if self.splits.unnamed is not None:
+            self.log(tell_unnamed_groups(self.splits.unnamed))
         if self.options.source is None:
             self.log("no --from: a small network is trained from scratch; starting from a trained one does much better")
 
@@ -158,6 +182,7 @@ class _Adaptation:
             self.log(f"training {self.trained_part}: {'; '.join(choice.reasons)}")
         architecture = self.options.source or self.network.pretrained_cfg["architecture"]
         seeds: dict[str, Any] = {"split_seed": self.options.seed, "seed": self.options.seed}
+        seeds["group_column"] = self.options.group_column
         self.recipe = replace(choice.recipe, model=architecture, **seeds, **self.engine)
         if not self.splits.validated:
             self.recipe = replace(self.recipe, keep="last", patience=0)

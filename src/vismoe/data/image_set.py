@@ -76,6 +76,8 @@ class Data:
     - `unreadable`: files of the splits that cannot be decoded; None where they have not been tried.
     - `moved`: for a folder that was split at random, the files that changed sides after the draw, so that copies of an
       image are on one side; with them the split is reproducible without decoding. None for other sets.
+    - `group_column`: the column of the set's metadata whose values are groups of images (of one patient, video, …) that
+      stay on one side of a split; None: none.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Data:
     left_out: tuple[Unreadable, ...] = ()
     unreadable: tuple[Unreadable, ...] | None = None
     moved: tuple[str, ...] | None = None
+    group_column: str | None = None
 
     @property
     def multi_label(self) -> bool:

@@ -121,11 +121,16 @@ class Task(ABC):
 
     @classmethod
     def open(
-        cls, name: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None
+        cls,
+        name: str,
+        split_seed: int | None = None,
+        workers: int = 0,
+        moved: Sequence[str] | None = None,
+        group_column: str | None = None,
     ) -> Data:
         """Opens a set by name or path; see `vismoe.data.open_data`. A task with sets of its own may ignore `workers`
-        and `moved`."""
-        return open_data(name, split_seed, workers, moved)
+        and `moved`; a `group_column` is given only where one is asked for."""
+        return open_data(name, split_seed, workers, moved, group_column)
 
     def check(self, data: Data) -> None:
         """Raises ValueError for a set that cannot be trained on."""

@@ -80,6 +80,9 @@ class Recipe:
     """Largest share of a folder's files that may be unreadable. They are left out; with more the run does not start."""
     split_seed: int = 0
     """Seed of the random split, where the set comes in one piece."""
+    group_column: str | None = None
+    """Column of metadata.csv whose values are groups of images (of one patient, video, site): each group stays on one
+    side of the split."""
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 64

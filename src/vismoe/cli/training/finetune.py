@@ -30,6 +30,7 @@ def finetune_folder(
     class_weights: float = 0.0,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     seed: int = 0,
+    group_column: str | None = None,
     max_unreadable: float = 0.1,
     workers: int = 0,
     device: str = "auto",
@@ -59,7 +60,10 @@ def finetune_folder(
         class_weights: How much more rare classes count in the loss, as a power of their rarity: with 0.5 they are found
             more often, common ones less.
         dtype: Of products while training; auto: bfloat16 where the device multiplies it natively.
-        seed: Of the split, of new weights, order and augmentation.
+        seed: Seed of the split, new weights, order and augmentation. Where --from is a run on the same images, its
+            split is kept.
+        group_column: Column of metadata.csv whose values are groups of images (of one patient, video, site): each group
+            stays in one split.
         max_unreadable: Largest share of files that may be damaged; they are named and left out.
         workers: Processes that prepare images; 0 for none.
         device: auto, cpu, cuda or mps.
@@ -82,6 +86,7 @@ def finetune_folder(
         class_weights=class_weights,
         dtype=dtype,
         seed=seed,
+        group_column=group_column,
     )
     with TrainingProgress("finetune") as progress:
         finetuned = finetune(
