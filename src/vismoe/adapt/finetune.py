@@ -184,6 +184,8 @@ class _Adaptation:
         seeds: dict[str, Any] = {"split_seed": self.options.seed, "seed": self.options.seed}
         seeds["group_column"] = self.options.group_column
         self.recipe = replace(choice.recipe, model=architecture, **seeds, **self.engine)
+        if self.trained_part != "head" and (shortage := self.recipe.shortage(len(self.splits.fitting.parts[0]))):
+            self.log(f"warning: {shortage}: more with --epochs")
         if not self.splits.validated:
             self.recipe = replace(self.recipe, keep="last", patience=0)
 

@@ -9,12 +9,11 @@ from vismoe.data import Data, ImageSet, open_data
 
 from .base import Evaluation, Prediction, Scorer, Task
 from .classification import Classification
+from .groups import Group, by_group, group_lines
 from .labels import (
     ClassEvaluation,
     ClassPrediction,
-    Group,
     Labels,
-    by_group,
     is_multi_label,
     label_names,
     wilson_interval,
@@ -108,6 +107,7 @@ __all__ = [
     "by_group",
     "classification_of",
     "find_task",
+    "group_lines",
     "is_multi_label",
     "label_names",
     "open_for",

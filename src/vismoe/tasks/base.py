@@ -53,6 +53,12 @@ class Evaluation:
         """The metrics under their names in a run's files."""
         return {"val_loss" if name == "loss" else name: value for name, value in self.metrics.items()}
 
+    @property
+    def weakness(self) -> str | None:
+        """Why the network is of no use on this set, in words: it always gives one answer, or is not better than chance;
+        None where nothing shows that it is not, and for a task that does not ask."""
+        return None
+
     def details(self) -> dict[str, Any]:
         """Further entries of `vismoe eval --json`, by name."""
         return {}

@@ -26,6 +26,7 @@ def write_report(run: Run, state: State, task: Task, data: Data, evaluation: Eva
             "images_per_second": evaluation.images_per_second,
             "load": evaluation.load,
             "skipped_steps": state.skipped,
+            "weakness": evaluation.weakness,
         },
     )
     draw_curves(run.metrics, task, run.path / "curves.png")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vismoe.adapt import Options, finetune
+from vismoe.tasks import Group, group_lines
 
 from ..shared.progress import TrainingProgress
 
@@ -105,10 +106,17 @@ def finetune_folder(
         f"{report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}), "
         f"calibration error {test['calibration_error']:.4f}"
     )
+    if report["groups"]:
+        print(*group_lines(report["group_column"], [Group(**group) for group in report["groups"]]), sep="\n")
     path = finetuned.run.path
     written = [name for name in ("model/", "report.json", "classes.csv", *FIGURES) if (path / name).exists()]
     print(f"everything is in {path}: {', '.join(written)}, …")
-    print(f"next: vismoe predict {path} IMAGES; vismoe export {path} model.onnx")
+    if report["weakness"] is None:
+        print(f"next: vismoe predict {path} IMAGES; vismoe export {path} model.onnx")
+    else:
+        print(f"warning: {report['weakness']}")
+        source = "" if options.trained else " --from a trained network,"
+        print(f"next:{source} more images, --epochs N; {path}/mistakes.png shows what it takes for what")
 
 
 def main(arguments: list[str]) -> None:
