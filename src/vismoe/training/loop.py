@@ -50,6 +50,12 @@ class TrainingStoppedError(RuntimeError):
         self.signal = number
 
 
+def told_signal(number: int) -> str:
+    """A signal in words."""
+    name = signal.Signals(number).name
+    return f"Ctrl-C, {name}" if number == signal.SIGINT else name
+
+
 class Stop:
     """Inside the block the first SIGTERM or SIGINT (Ctrl-C) only sets `asked`, to its number; a second one acts as it
     does outside."""
@@ -261,8 +267,12 @@ def _optimise(
             with meter.paused():
                 checkpointer.save(state.step, state.state_dict(), state.best_step)
         if stop_signal and not last:
-            name = signal.Signals(stop_signal).name
-            raise TrainingStoppedError(stop_signal, f"{name}: stopped after step {state.step}; --resume auto goes on")
+            path = checkpointer.folder
+            raise TrainingStoppedError(
+                stop_signal,
+                f"{told_signal(stop_signal)}: stopped after step {state.step} of {recipe.steps}, which {path} has a "
+                f"checkpoint of; the same command with --out {path.parent} --resume auto goes on",
+            )
         if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
             break
     return evaluation or _evaluate(trainer, data.val)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vismoe.adapt import Options, finetune
+from vismoe.adapt import Finetuned, Options, finetune
 from vismoe.tasks import Group, group_lines
 
 from ..shared.progress import TrainingProgress
@@ -99,6 +99,12 @@ def finetune_folder(
             on_status=progress,
             log=print,
         )
+    if finetuned.run.writes:
+        _tell(finetuned, options)
+
+
+def _tell(finetuned: Finetuned, options: Options) -> None:
+    """Prints the result, where it is, and what to do next."""
     report = finetuned.report
     name, test, (low, high) = report["score"], report["test"], report["interval"]
     print(
