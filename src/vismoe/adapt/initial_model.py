@@ -41,10 +41,8 @@ def initial_model(
         sparse = any(isinstance(module, MoE) for module in network.modules())
         if sparse and options.sparse is False:
             raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
-        if sparse and (idle := [name for name in options.of_experts if name != "freeze_router"]):
-            given = ", ".join(f"{name}={getattr(options, name)!r}" for name in idle)
-            name = options.source or SCRATCH[True]
-            raise ValueError(f"{given}: {name} is sparse already, and its experts stay as they are")
+        if sparse:
+            _refuse_other_experts(options, network)
         if options.trained:
             _fit_head(network.to(device), splits, workers)
         if options.makes_sparse and not sparse:
@@ -55,6 +53,24 @@ def initial_model(
         return network, None
     scored = {"test": splits.test.val} | ({"validation": data.val} if splits.validated else {})
     return network, {name: evaluate(network.to(device), part, workers=workers).score for name, part in scored.items()}
+
+
+def _refuse_other_experts(options: Options, network: nn.Module) -> None:
+    """Raises ValueError where other experts are asked for than a sparse network has, with how to get them."""
+    if not (asked := [name for name in options.of_experts if name != "freeze_router"]):
+        return
+    given = ", ".join(f"{name}={getattr(options, name)!r}" for name in asked)
+    name = options.source or SCRATCH[True]
+    numbers = sorted({module.router.num_experts for module in network.modules() if isinstance(module, MoE)})
+    has = f"{name} is sparse already, with {' and '.join(map(str, numbers))} experts a layer, which stay as they are"
+    if not options.trained:
+        raise ValueError(f"{given}: {has}: leave it out; `vismoe train` has --num-experts and --model-options")
+    dense = (
+        f"`vismoe densify {name} DENSE --data {options.data}` makes a dense network, to which --from DENSE gives others"
+    )
+    fewer = min(numbers) > options.num_experts and "num_experts" in asked
+    remedy = f"`vismoe densify … --num-experts {options.num_experts}` keeps so many of them; or " if fewer else ""
+    raise ValueError(f"{given}: {has}: {remedy}{dense}")
 
 
 def _upcycled(model: nn.Module, options: Options) -> nn.Module:

@@ -55,6 +55,9 @@ class Options:
     """Autocast dtype while training; auto: bfloat16 where the device multiplies it natively, which is twice as fast."""
     seed: int = 0
     """Seed of the split, of new weights, order and augmentation."""
+    group_column: str | None = None
+    """Column of metadata.csv whose values are groups of images (of one patient, video, site): each group stays in one
+    split."""
 
     def __post_init__(self) -> None:
         for name, largest in (

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vismoe.data import Data, ImageSet, flatten_alpha
 from vismoe.files.figures import plain_text, save_figure
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
-from vismoe.tasks import ClassEvaluation, Labels, classification_of, wilson_interval
+from vismoe.tasks import ClassEvaluation, Labels, by_group, classification_of, wilson_interval
 from vismoe.training import Run
 from vismoe.training.run import MODEL
 
@@ -32,7 +33,8 @@ def write_outcome(
     and card into the run folder.
 
     **Returns:** the report: `test`, the metrics of `Evaluation`; `interval`, of the share of right answers;
-    `validation`, `probe` (None from scratch), `classes` (see `class_table`), `temperature`, `data`.
+    `validation`, `probe` (None from scratch), `classes` (see `class_table`), `temperature`, `data`; `weakness`, why the
+    network is of no use (None where it is); `groups` (see `vismoe.tasks.by_group`; empty without a `group_column`).
     """
     data, device = splits.test, resolve_device(run.recipe.device)
     task = classification_of(data)
@@ -57,6 +59,9 @@ def write_outcome(
         "right": right,
         "mean_recall": mean_recall(rows),
         "interval": wilson_interval(right, len(data.val)),
+        "weakness": evaluation.weakness,
+        "group_column": data.group_column,
+        "groups": [] if data.group_column is None else _group_table(evaluation, data.val.columns[data.group_column]),
         "calibration_error_as_trained": uncalibrated.metrics["calibration_error"],
         "validation": validation.metrics if splits.validated else None,
         "probe": probe,
@@ -74,6 +79,10 @@ def write_outcome(
     }
     write_card(run.path / MODEL / "README.md", report, splits.summary)
     return report
+
+
+def _group_table(evaluation: ClassEvaluation, groups: Sequence[str]) -> list[dict[str, Any]]:
+    return [asdict(group) for group in by_group(evaluation, list(groups))]
 
 
 def _evaluated(model: nn.Module, images: ImageSet, task: Labels, workers: int) -> ClassEvaluation:

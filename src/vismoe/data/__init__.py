@@ -9,6 +9,15 @@ from .splits.check import check_images, without
 from .splits.duplicates import Duplicates, find_duplicates
 from .splits.fingerprints import Fingerprint, fingerprint, fingerprint_all
 from .splits.grouped_split import conflicts, grouped_split, hold_out, leakage
+from .splits.groups import (
+    SharedGroups,
+    check_column,
+    check_groups,
+    joined_groups,
+    shared_groups,
+    tell_unnamed_groups,
+    unnamed_groups,
+)
 from .splits.summary import summarise, tell, tell_classes, tell_imbalance, tell_reasons
 from .transforms import Transform, evaluation_transform, training_transform
 
@@ -21,10 +30,13 @@ __all__ = [
     "Fingerprint",
     "ImageSet",
     "Sample",
+    "SharedGroups",
     "Transform",
     "Unreadable",
     "cached_at_scale",
     "cached_images",
+    "check_column",
+    "check_groups",
     "check_images",
     "check_shares",
     "conflicts",
@@ -36,18 +48,22 @@ __all__ = [
     "flatten_alpha",
     "grouped_split",
     "hold_out",
+    "joined_groups",
     "leakage",
     "list_images",
     "memory_of",
     "mix_seeds",
     "open_data",
     "read_image",
+    "shared_groups",
     "summarise",
     "tell",
     "tell_classes",
     "tell_imbalance",
     "tell_reasons",
+    "tell_unnamed_groups",
     "training_batches",
     "training_transform",
+    "unnamed_groups",
     "without",
 ]

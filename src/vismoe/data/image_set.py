@@ -98,6 +98,8 @@ class Data:
     - `test`: the test split, where a set has one beside `val`; nothing is chosen by it.
     - `notes`: what a user should know of the set: folders that are not read, labels that may be misread.
     - `typical_size`: median width and height of its images in pixels; None where they have not been decoded.
+    - `group_column`: the column of the set's metadata whose values are groups of images (of one patient, video, …) that
+      stay on one side of a split; None: none.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Data:
     test: ImageSet | None = None
     notes: tuple[str, ...] = ()
     typical_size: tuple[int, int] | None = None
+    group_column: str | None = None
 
     @property
     def multi_label(self) -> bool:

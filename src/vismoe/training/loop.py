@@ -21,9 +21,12 @@ from vismoe.data import (
     check_images,
     check_shares,
     evaluation_batches,
+    shared_groups,
     tell_classes,
     tell_reasons,
+    tell_unnamed_groups,
     training_batches,
+    unnamed_groups,
     without,
 )
 from vismoe.inference import evaluate
@@ -37,7 +40,7 @@ from .checkpointer import Checkpointer
 from .meter import Meter, Status
 from .recipe import Recipe
 from .report import write_report
-from .run import CHECKPOINTS, DATA, MODEL, Run
+from .run import CHECKPOINTS, DATA, MODEL, SPLIT, Run
 from .state import State, begin, build
 from .step import Trainer
 from .tracker import check_tracker, tracking
@@ -55,6 +58,12 @@ class TrainingStoppedError(RuntimeError):
     def __init__(self, number: int, message: str):
         super().__init__(message)
         self.signal = number
+
+
+def told_signal(number: int) -> str:
+    """A signal in words."""
+    name = signal.Signals(number).name
+    return f"Ctrl-C, {name}" if number == signal.SIGINT else name
 
 
 class Stop:
@@ -123,10 +132,12 @@ def fit(
     with join_mesh() as mesh:
         device = mesh.device(resolve_device(recipe.device))
         # No image is decoded before the network is built: errors of the recipe come first.
-        open_set = partial(open_for, recipe.task, recipe.data, recipe.split_seed)
+        open_set = partial(open_for, recipe.task, recipe.data, recipe.split_seed, group_column=recipe.group_column)
         opened = open_set(moved=()) if data is None else data
         if opened.train is None:
             raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
+        if data is None:
+            _refuse_shared_groups(opened)
         task = task_for(recipe.task, opened, recipe.to_json())
         task.check(opened)
         extra_eval = _check_extra_eval(extra_eval or {}, task)
@@ -175,6 +186,42 @@ def _describe(data: Data, model: nn.Module, log: Callable[[str], None]) -> None:
     )
 
 
+def _refuse_shared_groups(data: Data) -> None:
+    """Raises ValueError where a set has its own training and validation splits, and a group of its `group_column` is in
+    both. (A set without its own is split so that none is.)"""
+    if data.group_column is None or data.moved is not None or data.train is None:
+        return
+    if (found := shared_groups(data.train, data.val, data.group_column)) is not None:
+        raise ValueError(
+            f"group_column={data.group_column!r}: {found.shared} of {found.evaluated} validation images of {data.name} "
+            "have a value that is in its training split too: move the files so that each value is in one of them, or "
+            "put all into one folder, which is then split"
+        )
+
+
+def _refuse_images_of_parent(recipe: Recipe, data: Data) -> None:
+    """Raises ValueError where the run that `recipe.weights` names was trained on validation images of this one."""
+    parent = Run.of(recipe.weights) if recipe.weights else None
+    if parent is None or Path(parent.recipe.data).resolve() != Path(recipe.data).resolve():
+        return
+    old = parent.recipe
+    if parent.test_files is not None:
+        trained = {file for file, side in parent.read(SPLIT)["files"].items() if side == "train"}
+        seed, advice = 0, "`vismoe finetune --from` keeps its split"
+    else:
+        before = open_for(old.task, old.data, old.split_seed, moved=parent.moved)
+        trained, seed = set(before.parts[0].files), old.split_seed
+        grouped = "" if old.group_column is None else f" --group-column {old.group_column}"
+        advice = f"--split-seed {seed}{grouped} keeps its split"
+    shared = len(trained.intersection(data.val.files))
+    if shared or (recipe.data == "digits" and recipe.split_seed != seed):
+        number = f"{shared} of {len(data.val)}" if shared else "some"
+        raise ValueError(
+            f"weights={recipe.weights!r}: it was trained on {number} of the validation images, and figures would be "
+            f"too good: {advice}, or name other images with --data"
+        )
+
+
 def _check_extra_eval(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping[str, ImageSet]:
     """The further sets, once it is known that the task can evaluate each.
 
@@ -203,6 +250,9 @@ def _open_run(
             data = open_set(workers=recipe.workers) if data.moved is not None else data
             data = check_images(data, recipe.max_unreadable, recipe.workers)
             _warn_of_size(data, data_config(model)["input_size"][1:])
+            if (found := unnamed_groups(data, fewest=2)) is not None:
+                _warn(tell_unnamed_groups(found))
+        _refuse_images_of_parent(recipe, data)
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))
@@ -265,8 +315,12 @@ def _optimise(
             with meter.paused():
                 checkpointer.save(state.step, state.state_dict(), state.best_step)
         if stop_signal and not last:
-            name = signal.Signals(stop_signal).name
-            raise TrainingStoppedError(stop_signal, f"{name}: stopped after step {state.step}; --resume auto goes on")
+            path = checkpointer.folder
+            raise TrainingStoppedError(
+                stop_signal,
+                f"{told_signal(stop_signal)}: stopped after step {state.step} of {recipe.steps}, which {path} has a "
+                f"checkpoint of; the same command with --out {path.parent} --resume auto goes on",
+            )
         if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
             break
     return evaluation or _evaluate(trainer, data, data.val)

@@ -45,6 +45,10 @@ AUGMENTATION = ("degrees", "translate", "scale", "shear", "flip", "crop", "color
 """Fields that `vismoe.data.training_transform` has, under the same names."""
 
 
+FEWEST_STEPS = 50
+"""Optimiser steps below which a training is said to be short: as many as the default warm-up alone."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One training run. Every field is an option of `vismoe train`.
@@ -80,6 +84,9 @@ class Recipe:
     """Largest share of a folder's files that may be unreadable. They are left out; with more the run does not start."""
     split_seed: int = 0
     """Seed of the random split, where the set comes in one piece."""
+    group_column: str | None = None
+    """Column of metadata.csv whose values are groups of images (of one patient, video, site): each group stays on one
+    side of the split."""
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 64
@@ -267,6 +274,19 @@ class Recipe:
     def augmentation(self) -> dict[str, float]:
         """Arguments of `vismoe.data.training_transform`."""
         return {name: getattr(self, name) for name in AUGMENTATION}
+
+    def shortage(self, images: int) -> str | None:
+        """Why the run is too short to learn much from a number of training images, in words; None where it is not: it
+        sees each image once or more, and takes 50 steps or more."""
+        one_pass = -(-images // self.batch_size)
+        if self.steps < one_pass:
+            return (
+                f"{self.steps} steps of {self.batch_size} images are less than one pass over the {images:,} training "
+                f"images, which takes {one_pass:,} steps"
+            )
+        if self.steps < FEWEST_STEPS:
+            return f"{self.steps} steps are few: weights hardly move in less than {FEWEST_STEPS}"
+        return None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -31,6 +31,7 @@ def write_report(
             "load": evaluation.load,
             "skipped_steps": state.skipped,
             **test,
+            "weakness": evaluation.weakness,
         },
     )
     draw_curves(run.metrics, task, run.path / "curves.png")

@@ -262,6 +262,7 @@ def describe(data: Data) -> dict[str, Any]:
         "digest": digest.hexdigest(),
         "unreadable": [asdict(entry) for entry in data.left_out],
         "moved": list(data.moved or ()),
+        "group_column": data.group_column,
     }
 
 

@@ -42,7 +42,8 @@ def upcycle_model(
         num_experts: Experts of each sparse layer.
         layers: last-N (the last N of the odd blocks 1, 3, 5, …), every-N, or numbers from 0 with commas between.
         k: Experts per token; 1 unless said.
-        experts: full, a copy of the parent's MLP each; low-rank, the MLP frozen and low-rank differences.
+        experts: full, a copy of the parent's MLP each, which can be perturbed, cut and merged; low-rank, the MLP frozen
+            and low-rank differences, the default of `vismoe finetune`, which train less and did no worse there.
         rank: Of low-rank differences.
         shared: The parent's MLP stays, for every token, beside new experts of a quarter of its width.
         split: Parts that each copy of the MLP is cut into, which are experts then; k is as many.
