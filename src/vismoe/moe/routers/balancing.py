@@ -5,7 +5,7 @@ moves the bias by them. So activation recompute, which runs inside backward, see
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 
+from ..resident import resident
 from .base import Router
 
 BalanceRule = Literal["log", "sign", "z-score"]
@@ -70,12 +71,34 @@ def _count_choices(count: Tensor, load: Tensor, group: str) -> None:
 
 @_moved_bias.register_fake
 def _(bias: Tensor, count: Tensor, rule: str) -> Tensor:
+    resident(count, bias)
     return torch.empty_like(bias)
 
 
 @_count_choices.register_fake
 def _(count: Tensor, load: Tensor, group: str) -> None:
-    return None
+    resident(count, load)
+
+
+# Under torch.func.vmap, samples that share a bias are counted together; networks that each have one, each by itself.
+@_moved_bias.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], bias: Tensor, count: Tensor, rule: str) -> tuple[Tensor, int]:
+    each = zip(_of_each(bias, in_dims[0], info), _of_each(count, in_dims[1], info), strict=True)
+    return torch.stack([_moved_bias(*of_one, rule) for of_one in each]), 0
+
+
+@_count_choices.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], count: Tensor, load: Tensor, group: str) -> tuple[None, None]:
+    if in_dims[0] is None and in_dims[1] is not None:
+        _count_choices(count, load.sum(in_dims[1]), group)
+    else:
+        for of_one in zip(_of_each(count, in_dims[0], info), _of_each(load, in_dims[1], info), strict=True):
+            _count_choices(*of_one, group)
+    return None, None
+
+
+def _of_each(tensor: Tensor, dim: int | None, info: Any) -> Sequence[Tensor]:
+    return [tensor] * info.batch_size if dim is None else tensor.unbind(dim)
 
 
 class BalancedRouter(Router):
@@ -141,14 +164,12 @@ class BalancedRouter(Router):
                 )
         return True
 
-    @torch.no_grad()
     def choice_bias(self, counting: bool) -> Float[Tensor, " E"] | None:
         """What to add to the logits for this forward's choice; a forward that counts first moves it by the last
         counts."""
         moves = counting and self.balance_bias is not None
         return _moved_bias(self.balance_bias, self.balance_count, self.balance_rule) if moves else self.balance_bias
 
-    @torch.no_grad()
     def count_choices(self, load_E: Int[Tensor, " E"]) -> None:
         """Keeps this forward's choices for the next one to move the bias by."""
         if self.balance_count is not None:
