@@ -155,8 +155,8 @@ def test_all_suffixes_of_jpeg_are_read(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("x.heic", "HEIC is not read: convert it to JPEG or PNG"),
-        ("x.CR2", "CR2 is not read: convert it to JPEG or PNG"),
+        ("x.heic", "HEIC is not read: convert it to JPEG"),
+        ("x.CR2", "CR2 is not read: convert it to JPEG"),
         ("x.jpg_large", "JPEG by its content, not by its suffix '.jpg_large': rename it"),
         ("x", "JPEG by its content, not by its suffix '': rename it"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from vismoe.data import Data, cached_at_scale, cached_images
+from vismoe.data import MAX_LEVEL, Data, cached_at_scale, cached_images, note_of_levels
 from vismoe.data import tell as tell_summary
 from vismoe.inference import evaluate
 from vismoe.moe import MoE
@@ -129,6 +129,8 @@ class _Adaptation:
     def build(self) -> None:
         """Makes the initial network, and evaluates its linear probe."""
         self.network, self.probe = initial_model(self.options, self.splits, self.path, self.device, self.workers)
+        if text := note_of_levels(self.splits.test, data_config(self.network).get("max_level")):
+            self.log(f"note: {text}")
         if not any(isinstance(module, MoE) for module in self.network.modules()):
             self.log("the network is dense; --sparse makes experts of some of its MLPs")
         elif self.options.source is None:
@@ -212,7 +214,11 @@ def _cached(data: Data, model: nn.Module) -> Data:
     side = kept_side(train, max(config["input_size"][1:]))
     if side is None:
         return data
-    return replace(data, train=cached_images(train, side), val=cached_at_scale(data.val, config))
+    return replace(
+        data,
+        train=cached_images(train, side, config.get("max_level", MAX_LEVEL)),
+        val=cached_at_scale(data.val, config),
+    )
 
 
 def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module) -> Run:

@@ -19,6 +19,7 @@ from vismoe.data import (
     ImageSet,
     check_images,
     check_shares,
+    note_of_levels,
     tell_classes,
     tell_reasons,
     training_batches,
@@ -196,6 +197,8 @@ def _open_run(
             data = open_set(workers=recipe.workers) if data.moved is not None else data
             data = check_images(data, recipe.max_unreadable, recipe.workers)
             _warn_of_size(data, data_config(model)["input_size"][1:])
+            if text := note_of_levels(data, data_config(model).get("max_level")):
+                _warn(f"note: {text}")
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))
