@@ -110,6 +110,11 @@ def test_folders_without_images_beside_splits_are_said(tmp_path):
         (("train/cat", "val/cat", "extra/cat"), r"has the splits train/, val/ and beside them extra/: move"),
         (("train/cat", "Training/cat"), r"several training splits, Training/, train/: which one"),
         (("seg_train/cat", "seg_train/dog", "seg_test/cat", "seg_test/dog"), r"seg_test/, seg_train/ have the same"),
+        (("cat/train", "cat/test", "dog/train", "dog/test"), r"put the splits above the classes, as in train/cat$"),
+        (
+            ("dataset/Training/cat", "dataset/Testing/cat"),
+            r"holds dataset/ alone, which has the splits: name .*/dataset$",
+        ),
         (("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog", "fold3/cat", "fold3/dog"), r"look like splits"),
     ],
 )
@@ -155,8 +160,8 @@ def test_all_suffixes_of_jpeg_are_read(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("x.heic", "HEIC is not read: convert it to JPEG or PNG"),
-        ("x.CR2", "CR2 is not read: convert it to JPEG or PNG"),
+        ("x.heic", "HEIC is not read: convert it to JPEG"),
+        ("x.CR2", "CR2 is not read: convert it to JPEG"),
         ("x.jpg_large", "JPEG by its content, not by its suffix '.jpg_large': rename it"),
         ("x", "JPEG by its content, not by its suffix '': rename it"),
     ],

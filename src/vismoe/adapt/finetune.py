@@ -10,7 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from vismoe.data import Data, cached_at_scale, cached_images, check_shares, tell_unnamed_groups
+from vismoe.data import (
+    MAX_LEVEL,
+    Data,
+    cached_at_scale,
+    cached_images,
+    check_shares,
+    note_of_levels,
+    tell_unnamed_groups,
+)
 from vismoe.data import tell as tell_summary
 from vismoe.inference import evaluate
 from vismoe.moe import MoE
@@ -165,6 +173,8 @@ class _Adaptation:
         made: list[tuple[Any, dict[str, float] | None]] = []
         self.mesh.run_on_main(lambda: made.append(self._initial_model()))
         self.network, self.probe = made[0] if made else self._initial_model()  # others read what the main one wrote
+        if text := note_of_levels(self.splits.test, data_config(self.network).get("max_level")):
+            self.log(f"note: {text}")
         if not any(isinstance(module, MoE) for module in self.network.modules()):
             self.log("the network is dense; --sparse makes experts of some of its MLPs")
         elif self.options.source is None:
@@ -269,7 +279,11 @@ def _cached(data: Data, model: nn.Module) -> Data:
     side = kept_side(train, max(config["input_size"][1:]))
     if side is None:
         return data
-    return replace(data, train=cached_images(train, side), val=cached_at_scale(data.val, config))
+    return replace(
+        data,
+        train=cached_images(train, side, config.get("max_level", MAX_LEVEL)),
+        val=cached_at_scale(data.val, config),
+    )
 
 
 def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module) -> Run:

@@ -14,7 +14,7 @@ from vismoe.tasks import classification_of
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
-from vismoe.weights import create_model, load_network, open_trained, parse_source, set_image_size
+from vismoe.weights import create_model, load_network, open_trained, parse_source, set_image_size, set_max_level
 from vismoe.weights.folders.format import CONFIG
 
 from .options import Options
@@ -38,6 +38,8 @@ def initial_model(
     else:
         torch.manual_seed(options.seed)
         network = open_start(options.source, options.makes_sparse, len(data.classes), options.image_size, device)
+        if options.max_level is not None:
+            set_max_level(network, options.max_level)
         sparse = any(isinstance(module, MoE) for module in network.modules())
         if sparse and options.sparse is False:
             raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")

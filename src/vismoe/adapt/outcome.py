@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from vismoe.data import Data, ImageSet, flatten_alpha
+from vismoe.data import Data, ImageSet, eight_bits, flatten_alpha
 from vismoe.files.figures import plain_text, save_figure
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
@@ -172,7 +172,7 @@ def _short_names(data: Data, numbers: Sequence[int]) -> str:
 
 
 def _thumbnail(images: ImageSet, number: int) -> np.ndarray:
-    image = flatten_alpha(images.image(number)).convert("RGB")
+    image = flatten_alpha(eight_bits(images.image(number))).convert("RGB")
     image.thumbnail((160, 160))
     return np.asarray(image)
 

@@ -17,6 +17,11 @@ def run_splits(run: Run) -> Data:
 
     **Raises:** ValueError where the splits are not known any more, or not yet.
     """
+    return _own_set(run).for_testing
+
+
+def _own_set(run: Run) -> Data:
+    """The set of a run in its splits, the validation split apart from a test split of the set's own."""
     name, task = run.recipe.data, run.recipe.task
     if run.test_files is not None:
         return _written_splits(run, open_for(task, name).for_testing)
@@ -32,17 +37,20 @@ def run_splits(run: Run) -> Data:
             f"{name} has changed since {run.path} was trained on it, and which of its images were held out cannot be "
             "told any more: make it as it was, or name other images with --data"
         )
-    return data.for_testing
+    return data
 
 
 def split_of_files(run: Run) -> dict[str, str]:
-    """The split of each file of a run's own set: train, validation or test for a run of `finetune`, train or held-out
-    for another."""
+    """The split of each file of a run's own set: train, validation or test for a run of `finetune` and for a set that
+    has these three; otherwise train or held-out."""
     if run.test_files is not None:
         files: dict[str, str] = run.read(SPLIT)["files"]
         return files
-    data = run_splits(run)
-    return dict.fromkeys(data.parts[0].files, "train") | dict.fromkeys(data.val.files, "held-out")
+    data = _own_set(run)
+    if data.test is None:
+        return dict.fromkeys(data.parts[0].files, "train") | dict.fromkeys(data.val.files, "held-out")
+    splits = {"train": data.parts[0], "validation": data.val, "test": data.test}
+    return {file: name for name, images in splits.items() for file in images.files}
 
 
 def _written_splits(run: Run, data: Data) -> Data:

@@ -3,9 +3,9 @@
 from .batches import Collate, check_shares, evaluation_batches, mix_seeds, training_batches
 from .cached import cached_at_scale, cached_images, memory_of
 from .image_set import Batch, Data, ImageSet, Sample
-from .images import Unreadable, flatten_alpha, list_images, read_image
+from .images import MAX_LEVEL, Unreadable, eight_bits, flatten_alpha, list_images, read_image
 from .sets import NAMED, open_data
-from .splits.check import check_images, without
+from .splits.check import check_images, note_of_levels, without
 from .splits.duplicates import Duplicates, find_duplicates
 from .splits.fingerprints import Fingerprint, fingerprint, fingerprint_all
 from .splits.grouped_split import conflicts, grouped_split, hold_out, leakage
@@ -22,6 +22,7 @@ from .splits.summary import summarise, tell, tell_classes, tell_imbalance, tell_
 from .transforms import Transform, evaluation_transform, training_transform
 
 __all__ = [
+    "MAX_LEVEL",
     "NAMED",
     "Batch",
     "Collate",
@@ -40,6 +41,7 @@ __all__ = [
     "check_images",
     "check_shares",
     "conflicts",
+    "eight_bits",
     "evaluation_batches",
     "evaluation_transform",
     "find_duplicates",
@@ -53,6 +55,7 @@ __all__ = [
     "list_images",
     "memory_of",
     "mix_seeds",
+    "note_of_levels",
     "open_data",
     "read_image",
     "shared_groups",

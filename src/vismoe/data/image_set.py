@@ -97,9 +97,11 @@ class Data:
       image are on one side; with them the split is reproducible without decoding. None for other sets.
     - `test`: the test split, where a set has one beside `val`; nothing is chosen by it.
     - `notes`: what a user should know of the set: folders that are not read, labels that may be misread.
+    - `val_is_test`: whether `val` is a test split, beside which the set has a validation split (see `for_testing`).
     - `typical_size`: median width and height of its images in pixels; None where they have not been decoded.
     - `group_column`: the column of the set's metadata whose values are groups of images (of one patient, video, …) that
       stay on one side of a split; None: none.
+    - `largest_level`: the largest level of its images of 16 bits of grey; 0 where there are none, or none was decoded.
     """
 
     name: str
@@ -112,8 +114,10 @@ class Data:
     moved: tuple[str, ...] | None = None
     test: ImageSet | None = None
     notes: tuple[str, ...] = ()
+    val_is_test: bool = False
     typical_size: tuple[int, int] | None = None
     group_column: str | None = None
+    largest_level: int = 0
 
     @property
     def multi_label(self) -> bool:
@@ -131,7 +135,7 @@ class Data:
         unchanged."""
         if self.test is None or self.train is None:
             return self
-        return replace(self, train=self.train.joined(self.val), val=self.test, test=None)
+        return replace(self, train=self.train.joined(self.val), val=self.test, test=None, val_is_test=True)
 
     def classes_without(self, images: ImageSet) -> list[str]:
         """The classes that none of these images shows."""

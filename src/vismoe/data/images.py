@@ -102,6 +102,8 @@ SYSTEM_FOLDERS = (
     "system volume information",
 )
 """Folders that programs leave among people's own, in lower case. Like hidden ones they are not read."""
+MAX_LEVEL = 2**16 - 1
+"""White in an image of 16 bits."""
 MAX_PIXELS = 100_000_000
 """An image whose header claims more pixels is not decoded: a small file can claim to be enormous."""
 ORIENTATION = 0x0112
@@ -188,7 +190,7 @@ def _kind_not_read(path: Path) -> str:
     if suffix in IMAGE_SUFFIXES or not path.is_file():
         return ""
     if suffix in OTHER_SUFFIXES:
-        return f"{suffix[1:].upper()} is not read: convert it to JPEG or PNG"
+        return f"{suffix[1:].upper()} is not read: convert it to JPEG"
     try:
         with path.open("rb") as file:
             beginning = file.read(12)
@@ -263,11 +265,21 @@ def read_image(path: Path) -> Image.Image:
         raise ValueError(f"{path}{FAILED}{error}") from error
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A sixteen-bit grey image as eight-bit grey; Pillow's own conversion clips at 255. Others are unchanged."""
+def eight_bits(image: Image.Image, max_level: int = MAX_LEVEL) -> Image.Image:
+    """A sixteen-bit grey image as eight-bit grey, with an alpha channel where a level is transparent (PNG's tRNS);
+    Pillow's own conversion clips at 255. Others are unchanged.
+
+    **Arguments:** `max_level`: the level that is white, default 65,535; those above are white too.
+    """
     if not image.mode.startswith("I;16"):
         return image
-    return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
+    levels = np.asarray(image)
+    grey = (levels.astype(np.float32) / (max_level / 255)).round().clip(0, 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return Image.fromarray(grey)
+    alpha = np.where(levels == transparent, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
 
 
 def largest_level(image: Image.Image) -> int:

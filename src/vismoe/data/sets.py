@@ -34,8 +34,9 @@ def open_data(
 
     - `name`: "digits" (1,797 real handwritten digits, 8 × 8, of scikit-learn; a stratified random quarter is the
       validation split), "fashion-mnist" (60,000 and 10,000 images of clothes, 28 × 28; see `fashion_mnist`), or a path:
-      class folders or images with a `metadata.csv`, in one piece or as `train/` and `val/`, or a zip of such a folder,
-      which is unpacked into a cache (see `archive_folder`).
+      class folders or images with a `metadata.csv` or `metadata.jsonl`, in one piece or as `train/` and `val/` (and
+      `test/`; `docs/training.md` has a table of names), or a zip of such a folder, which is unpacked into a cache (see
+      `archive_folder`).
     - `split_seed`: seed of the random quarter. Without one a folder in one piece is not split: all of it is for
       evaluation. With one its images are decoded, each once, so that copies of an image, exact or near, are on one side
       of the split.

@@ -21,6 +21,7 @@ from vismoe.data import (
     check_images,
     check_shares,
     evaluation_batches,
+    note_of_levels,
     shared_groups,
     tell_classes,
     tell_reasons,
@@ -252,6 +253,8 @@ def _open_run(
             _warn_of_size(data, data_config(model)["input_size"][1:])
             if (found := unnamed_groups(data, fewest=2)) is not None:
                 _warn(tell_unnamed_groups(found))
+            if text := note_of_levels(data, data_config(model).get("max_level")):
+                _warn(f"note: {text}")
         _refuse_images_of_parent(recipe, data)
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:

@@ -26,6 +26,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "it must be at least 1",
     ),
     ("image_size", lambda value: value is None or 1 <= value <= 4096, "accepted are 1 to 4096"),
+    ("max_level", lambda value: value is None or 1 <= value <= 65535, "accepted are 1 to 65535"),
     ("crop layer_decay", lambda value: 0 < value <= 1, "accepted is a number above 0 and up to 1"),
     ("learning_rate power learning_rates", lambda value: 0 < value < INFINITY, "it must be positive and finite"),
     (
@@ -62,6 +63,8 @@ class Recipe:
     """Preset to train from scratch (`vismoe models` lists them), or timm:NAME for any other network of timm's."""
     image_size: int | None = None
     """Height and width that images are resized to; default: the model's own."""
+    max_level: int | None = None
+    """White in images of 16 bits of grey, such as 4095 for those of 12; default: the network's own, or 65535."""
     num_experts: int | None = None
     """Experts of each sparse layer; default: the preset's."""
     experts_per_token: int | None = None

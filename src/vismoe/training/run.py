@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from vismoe.data import Data, Unreadable, without
-from vismoe.files import write_text
+from vismoe.files import readable, write_text
 from vismoe.weights import load_network
 
 from .recipe import Recipe
@@ -114,13 +114,13 @@ class Run:
     @property
     def left_out(self) -> list[Unreadable]:
         """Files of the set that are left out of the run."""
-        return [Unreadable(**entry) for entry in self.data["unreadable"]]
+        return [Unreadable(readable(entry["file"]), entry["reason"]) for entry in self.data["unreadable"]]
 
     @property
     def moved(self) -> tuple[str, ...]:
         """Files of the set that changed sides in the split, so that copies are on one side: `Data.moved`. Empty for
         runs of versions that did not look for copies."""
-        return tuple(self.data.get("moved", ()))
+        return tuple(map(readable, self.data.get("moved", ())))
 
     @property
     def data(self) -> dict[str, Any]:
@@ -216,7 +216,8 @@ class Run:
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         text = json.dumps(without_nan(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # A file name need not be text: other bytes become escapes, which JSON reads back unchanged.
+        # A path need not be text, as that of a set: other bytes become escapes, which JSON reads back unchanged. Files
+        # of sets have readable names; versions before wrote these escapes of them too.
         write_text(self.path / name, text, errors="backslashreplace", aside=self.path / f".{name}")
 
     def log(self, values: dict[str, Any]) -> None:

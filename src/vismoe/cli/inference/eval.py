@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from vismoe.data import NAMED, check_column, check_images
+from vismoe.data import NAMED, check_column, check_images, note_of_levels
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
 from vismoe.tasks import ClassEvaluation, Evaluation, Group, by_group, group_lines, task_of
 from vismoe.training import Run, without_nan
+from vismoe.weights import data_config
 
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
@@ -58,7 +59,8 @@ def evaluate_model(
     network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
     task = task_of(network)
     opened = task.known_to_model(open_set(model, data, task=task))
-    part = "test" if run is not None and run.test_files is not None else "held-out" if opened.train else "all"
+    is_test = opened.val_is_test or (run is not None and run.test_files is not None)
+    part = "test" if is_test else "held-out" if opened.train else "all"
     if run is not None:
         opened = replace(opened, train=None)
     if group is not None:
@@ -66,6 +68,9 @@ def evaluate_model(
     opened = check_images(opened, max_unreadable, workers)
     for entry in opened.left_out:
         note_left_out(entry)
+    levels = note_of_levels(opened, data_config(network).get("max_level"))
+    for text in (*(opened.notes if run is None else ()), *([levels] if levels else [])):
+        note(text)
     if part == "all" and Path(model).exists() and Run.of(model) is None:
         note(f"what {model} was trained on is not known: on images that it was trained on the figures are too good")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -103,7 +108,7 @@ def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
     names = sorted(result.metrics, key=lambda name: name == "calibration_error")
     metrics = [f"{titles.get(name, name.replace('_', ' '))} {result.metrics[name]:.4f}" for name in names]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
-    split_title = {"test": " of the run's test part", "held-out": " of the held-out part", "all": ""}[figures["part"]]
+    split_title = {"test": " of the test split", "held-out": " of the held-out part", "all": ""}[figures["part"]]
     speed = f"{figures['images_per_second']:.0f} images/s"
     lines = [f"{', '.join(metrics)} on {figures['images']} images{split_title}{left_out}, {speed}", *result.lines()]
     if result.weakness is not None:

@@ -25,6 +25,7 @@ def finetune_folder(
     layers: str = "last-2",
     experts: Literal["full", "low-rank"] = "low-rank",
     image_size: int | None = None,
+    max_level: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
@@ -55,6 +56,8 @@ def finetune_folder(
         experts: low-rank, the MLP frozen and low-rank differences, which train less and did no worse; full, copies of
             the MLP, the default of `vismoe upcycle`, which can be perturbed, cut and merged.
         image_size: Pixels; by default up to 112 on a CPU, 224 elsewhere.
+        max_level: White in images of 16 bits of grey, such as 4095 for those of 12; by default the network's own, or
+            65535.
         epochs: Times that each image is trained on, up to whole steps; by default at most 12 (80 from scratch), and
             no more than some 8 minutes of two cores.
         batch_size: Images of a step; 32, from scratch 64, unless said.
@@ -82,6 +85,7 @@ def finetune_folder(
         layers=layers,
         experts=experts,
         image_size=image_size,
+        max_level=max_level,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -109,13 +109,21 @@ def _rank(name: str) -> tuple[int, str]:
 
 def _check_no_unknown_splits(root: Path, names: Sequence[str], files: Collection[str]) -> None:
     """Raises ValueError where each folder has its images in the same two or more subfolders, or in some of those: they
-    are splits that this module does not know, and not classes."""
-    inside: dict[str, set[str]] = {name: set() for name in names}
+    are splits that this module does not know, and not classes. So it does where splits lie inside of classes, or of
+    one folder around them."""
+    inside: dict[str, set[str]] = {name: set() for name in names}  # subfolders with images; "" for images beside them
     for file in files:
         name, _, rest = file.partition("/")
         if rest and name in inside:
             inside[name].add(rest.partition("/")[0] if "/" in rest else "")
     largest = max(inside.values(), key=len, default=set())
+    if largest and all(found and all(map(split_of, found)) for found in inside.values()):
+        if len(inside) == 1:
+            raise ValueError(f"{root} holds {names[0]}/ alone, which has the splits: name {root / names[0]}")
+        raise ValueError(
+            f"{root}: {_listed(names)} have splits inside ({_listed(sorted(largest))}): put the splits above the "
+            f"classes, as in train/{names[0]}"
+        )
     if len(inside) > 1 and all(len(found) > 1 and "" not in found and found <= largest for found in inside.values()):
         raise ValueError(
             f"{root}: {_listed(names)} have the same subfolders ({_listed(sorted(largest))}) and look like splits: "

@@ -62,24 +62,29 @@ def look_at(image: Image.Image) -> Look:
 
 
 def with_looks(data: Data, looks: Sequence[Look]) -> Data:
-    """A set with what is seen of its images: their typical size, and a note where 16 bits are not used."""
+    """A set with what is seen of its images: their typical size, and the largest level of those of 16 bits."""
     if not looks:
         return data
     size = round(median(look.width for look in looks)), round(median(look.height for look in looks))
-    levels = [look.level for look in looks if look.level]
-    notes = (note,) if (note := _note_of_levels(levels)) else ()
-    return replace(data, typical_size=size, notes=(*data.notes, *notes))
+    return replace(data, typical_size=size, largest_level=max(look.level for look in looks))
 
 
-def _note_of_levels(levels: Sequence[int]) -> str:
-    """What is to be said of the largest levels of 16-bit images that use fewer bits; "" for others."""
-    largest = max(levels, default=0)
+def note_of_levels(data: Data, max_level: int | None = None) -> str:
+    """What is to be said of a set's images of 16 bits; "" where there is nothing.
+
+    **Arguments:** `max_level`: the level that the network takes as white, default None: 65,535.
+    """
+    largest = data.largest_level
+    if max_level is not None:
+        if largest <= max_level:
+            return ""
+        return f"images of 16 bits have levels up to {largest:,}: all above max_level={max_level:,} are white"
     bits = next((bits for bits in FEWER_BITS if 0 < largest < 2**bits), None)
     if bits is None:
         return ""
     return (
-        f"no level of the {len(levels):,} images of 16 bits is above {largest:,}: they seem to have {bits} bits, and "
-        f"are nearly black, as 65,535 is taken as white; --max-level {2**bits - 1} takes that as white"
+        f"no level of the images of 16 bits is above {largest:,}: they seem to have {bits} bits, and are nearly black, "
+        f"as 65,535 is taken as white; trained with --max-level {2**bits - 1} a network takes that as white"
     )
 
 

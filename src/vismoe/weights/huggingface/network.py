@@ -37,9 +37,12 @@ def as_network(model: nn.Module) -> nn.Module:
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
-    """timm's data configuration of a network: input_size, mean, std (one value a channel), interpolation, crop_pct."""
-    config: dict[str, Any] = resolve_input_data_config(as_network(model))
-    return config
+    """timm's data configuration of a network: input_size, mean, std (one value a channel), interpolation, crop_pct; and
+    max_level, white in images of 16 bits, where that is not 65,535."""
+    network: Any = as_network(model)
+    config: dict[str, Any] = resolve_input_data_config(network)
+    max_level = getattr(network, "pretrained_cfg", {}).get("max_level")
+    return config if max_level is None else config | {"max_level": max_level}
 
 
 @dataclass(frozen=True)
