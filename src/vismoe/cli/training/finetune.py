@@ -52,8 +52,8 @@ def finetune_folder(
         freeze_router: Routers and their balancing stay as they are.
         num_experts: Experts of each layer that is upcycled.
         layers: Blocks that are upcycled: last-N (of the odd ones), every-N, or numbers from 0 with commas between.
-        experts: low-rank, the MLP frozen and low-rank differences, which train less and did no worse; full, copies of the
-            MLP, the default of `vismoe upcycle`, which can be perturbed, cut and merged.
+        experts: low-rank, the MLP frozen and low-rank differences, which train less and did no worse; full, copies of
+            the MLP, the default of `vismoe upcycle`, which can be perturbed, cut and merged.
         image_size: Pixels; by default up to 112 on a CPU, 224 elsewhere.
         epochs: Times that each image is trained on, up to whole steps; by default at most 12 (80 from scratch), and
             no more than some 8 minutes of two cores.
