@@ -67,9 +67,7 @@ def _refuse_other_experts(options: Options, network: nn.Module) -> None:
     has = f"{name} is sparse already, with {' and '.join(map(str, numbers))} experts a layer, which stay as they are"
     if not options.trained:
         raise ValueError(f"{given}: {has}: leave it out; `vismoe train` has --num-experts and --model-options")
-    dense = (
-        f"`vismoe densify {name} DENSE --data {options.data}` makes a dense network, to which --from DENSE gives others"
-    )
+    dense = f"`vismoe densify {name} DENSE --data {options.data}` makes it dense, and --from DENSE gives it others"
     fewer = min(numbers) > options.num_experts and "num_experts" in asked
     remedy = f"`vismoe densify … --num-experts {options.num_experts}` keeps so many of them; or " if fewer else ""
     raise ValueError(f"{given}: {has}: {remedy}{dense}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -178,19 +179,26 @@ def _thumbnail(images: ImageSet, number: int) -> np.ndarray:
 
 
 def draw_calibration(before: ClassEvaluation, scores: Tensor, path: Path) -> None:
-    """Draws accuracy over confidence: with the network's own logits, and with `scores`, which are divided by the
-    temperature."""
-    figure = Figure(figsize=(4, 3.6), layout="constrained")
-    axes = figure.subplots()
+    """Draws accuracy over confidence, and below how many answers each bin of confidence has: with the network's own
+    logits, and with `scores`, which are divided by the temperature."""
+    figure = Figure(figsize=(4.4, 5), layout="constrained")
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    for title, values in (("as trained", before.scores), ("with temperature", scores)):
+    edges = np.linspace(0, 1, BINS + 1)
+    curves = {"as trained": before.scores}
+    if not torch.equal(before.scores, scores):  # with few images there is no temperature
+        curves["with temperature"] = scores
+    for title, values in curves.items():
         confidence, hits = _confidence(values, before)
-        edges = np.linspace(0, 1, BINS + 1)
         bins = np.clip(np.digitize(confidence, edges) - 1, 0, BINS - 1)
         filled = [number for number in range(BINS) if (bins == number).any()]
         x = [confidence[bins == number].mean() for number in filled]
         axes.plot(x, [hits[bins == number].mean() for number in filled], "o-", label=title, markersize=3)
-    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title="test images")
+        counts.hist(confidence, edges, histtype="stepfilled", alpha=0.5)
+    answers = "answers" if before.labels.ndim == 1 else "pairs of image and class"
+    axes.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title=f"{len(before.labels):,} test images")
+    counts.set(xlabel="confidence", ylabel=f"{answers} a bin")
+    counts.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     save_figure(figure, path, dpi=110)
 

@@ -48,15 +48,14 @@ def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> No
     loss, accuracy, *rest = figure.subplots(1, 3 if layers else 2)
     marker = "." if len(train) < 20 else ""  # a line of one point does not show
     loss.plot([line["step"] for line in train], [line["loss"] for line in train], marker=marker, label="training")
-    loss.plot([line["step"] for line in validation], [line["val_loss"] for line in validation], "o-", label="held out")
+    evaluated = [line["step"] for line in validation]
+    loss.plot(evaluated, [line["val_loss"] for line in validation], "o-", label="validation")
     highest = max([line["loss"] for line in train] + [line["val_loss"] for line in validation], default=1)
     loss.set(xlabel="step", ylabel="loss", ylim=(0, 1.05 * highest))
     if task.metric_title == task.training_metric:  # otherwise the two curves show different quantities
         steps, shares = [line["step"] for line in train], [line[task.training_metric] for line in train]
         accuracy.plot(steps, shares, marker=marker, label="training")
-    accuracy.plot(
-        [line["step"] for line in validation], [line[task.metric] for line in validation], "o-", label="held out"
-    )
+    accuracy.plot(evaluated, [line[task.metric] for line in validation], "o-", label="validation")
     accuracy.set(xlabel="step", ylabel=task.metric_title, ylim=(None, 1.005))
     for axes in rest:
         for layer in layers:
