@@ -166,7 +166,7 @@ def test_a_set_s_own_test_split_keeps_its_groups(tmp_path, capsys):
     splits = open_splits(str(folder), 0, 0.1, group_column="patient")
     no_patient_twice(*[images.files for images in (*splits.fitting.parts, splits.test.val)])
     assert splits.dropped == 2 * IMAGES
-    assert f"{2 * IMAGES} are left out, whose copies or images of their patient are in the test" in splits.sizes
+    assert f"{2 * IMAGES} are left out, whose copies or images of their patient are in another split" in splits.sizes
     arguments = ["train", "digits", *TINY, "--data", str(folder), "--group-column", "patient"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
     assert "8 of 32 validation images of" in capsys.readouterr().err

@@ -52,6 +52,13 @@ class TrainingProgress:
             self.printed = status.step / status.steps
             self._print(f"{self.title}: {_line(status)}")
 
+    def log(self, line: str) -> None:
+        """Prints a line, above the live display where there is one."""
+        if self.live is not None:
+            self.console.print(line, markup=False, highlight=False)
+        else:
+            self._print(line)
+
     def _print(self, line: str) -> None:
         try:
             print(line, file=self.console.file, flush=True)

@@ -102,7 +102,7 @@ def finetune_folder(
             workers=workers,
             max_unreadable=max_unreadable,
             on_status=progress,
-            log=print,
+            log=progress.log,
         )
     if finetuned.run.writes:
         _tell(finetuned, options)
@@ -113,7 +113,7 @@ def _tell(finetuned: Finetuned, options: Options) -> None:
     report = finetuned.report
     name, test, (low, high) = report["score"], report["test"], report["interval"]
     print(
-        f"test part: {name.replace('_', ' ')} {test[name]:.4f}, right on {report['right']} of "
+        f"test split: {name.replace('_', ' ')} {test[name]:.4f}, right on {report['right']} of "
         f"{report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}), "
         f"calibration error {test['calibration_error']:.4f}"
     )

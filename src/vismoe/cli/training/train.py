@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
                 where there is none.
         """
         with TrainingProgress(recipe.name) as progress:
-            run = train(recipe, out, progress, resume == "auto", log=print)
+            run = train(recipe, out, progress, resume == "auto", log=progress.log)
         if run.writes:
             name, score = next(iter(run.summary.items()))
             test = run.summary.get("test")
