@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from vismoe.data import Data, ImageSet, eight_bits, flatten_alpha
-from vismoe.files.figures import plain_text, save_figure
+from vismoe.files.figures import new_figure, plain_text, save_figure
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
 from vismoe.tasks import ClassEvaluation, Labels, by_group, classification_of, wilson_interval
@@ -134,7 +133,7 @@ def draw_mistakes(evaluation: ClassEvaluation, data: Data, path: Path) -> bool:
         return False
     columns = min(6, len(wrong))
     rows = math.ceil(len(wrong) / columns)
-    figure = Figure(figsize=(1.9 * columns, 2.3 * rows + 0.4), layout="constrained")
+    figure = new_figure(1.9 * columns, 2.3 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle("wrong with the most confidence: true class → answer", fontsize=10)
     for axes in grid.flat:
@@ -181,7 +180,7 @@ def _thumbnail(images: ImageSet, number: int) -> np.ndarray:
 def draw_calibration(before: ClassEvaluation, scores: Tensor, path: Path) -> None:
     """Draws accuracy over confidence, and below how many answers each bin of confidence has: with the network's own
     logits, and with `scores`, which are divided by the temperature."""
-    figure = Figure(figsize=(4.4, 5), layout="constrained")
+    figure = new_figure(4.4, 5)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     edges = np.linspace(0, 1, BINS + 1)

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from vismoe.files.figures import plain_text, save_figure
+from vismoe.files.figures import new_figure, plain_text, save_figure
 
 LONGEST = 30
 """Characters of a class name that are shown."""
@@ -23,7 +22,7 @@ def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], 
     numbered = len(classes) <= 30
     size = min(2.2 + 0.4 * len(classes), 16)
     margin = 0.08 * max(map(len, names)) if numbered else 0.5
-    figure = Figure(figsize=(size + margin + 0.8, size + margin), layout="constrained")
+    figure = new_figure(size + margin + 0.8, size + margin)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if numbered:

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from vismoe.data import Data
 from vismoe.explain import routing_images
-from vismoe.files.figures import save_figure
+from vismoe.files.figures import new_figure, save_figure
 from vismoe.inference import Predictor
 from vismoe.tasks import Evaluation, Task
 
@@ -44,7 +42,7 @@ def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> No
     train = [line for line in metrics if line.get("loss") is not None]
     validation = [line for line in metrics if line.get("val_loss") is not None]
     layers = list(train[-1]["load"]) if train else []
-    figure = Figure(figsize=(12 if layers else 8, 3.4), layout="constrained")
+    figure = new_figure(12 if layers else 8, 3.4)
     loss, accuracy, *rest = figure.subplots(1, 3 if layers else 2)
     marker = "." if len(train) < 20 else ""  # a line of one point does not show
     loss.plot([line["step"] for line in train], [line["loss"] for line in train], marker=marker, label="training")

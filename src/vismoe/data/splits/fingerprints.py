@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy.fft import dctn
 
 from ..image_set import Data, ImageSet
 from ..images import Unreadable, eight_bits, flatten_alpha, largest_level
@@ -57,6 +56,8 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     two-dimensional cosine transform of 32 × 32 grey levels, and for each of its 8 × 8 lowest frequencies whether it is
     above their median by more than NOISE.
     """
+    from scipy.fft import dctn  # its import takes half a second
+
     digest, shown, transparent = _opaque(eight_bits(image))
     colours = np.asarray(shown.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
     levels = colours @ np.array([0.299, 0.587, 0.114], np.float32)
