@@ -288,7 +288,7 @@ class Recipe:
                 f"images, which takes {one_pass:,} steps"
             )
         if self.steps < FEWEST_STEPS:
-            return f"{self.steps} steps are few: weights hardly move in less than {FEWEST_STEPS}"
+            return f"{self.steps} steps are few, most trainings need {FEWEST_STEPS} or more"
         return None
 
     def to_json(self) -> dict[str, Any]:
