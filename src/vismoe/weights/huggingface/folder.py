@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from vismoe.vit import MoEConfig, make_sparse
 from vismoe.vit.places import ENTRY
@@ -96,12 +96,17 @@ def read_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     network: Any = cls
     class_config = {key: value for key, value in config.items() if key not in (MOE, "model_type")}
     try:
-        if is_ours:
-            model = network(network.config_class.from_dict(class_config))
-            make_sparse(model, MoEConfig(**cast(Any, sparse)))
-            _load_weights(model, weights)
+        if sparse is None:
+            model = _from_pretrained(network, folder, None)
         else:
-            model = _from_pretrained(network, folder, None if sparse is None else MoEConfig(**sparse))
+            moe = MoEConfig(**sparse)
+            model = network(network.config_class.from_dict(class_config))
+            make_sparse(model, moe)
+            state = {name.removeprefix(INSIDE): tensor for name, tensor in load_file(weights).items()}
+            if is_ours or state.keys() <= model.state_dict().keys():
+                _load_weights(model, state)
+            else:
+                model = _from_pretrained(network, folder, moe)
     except (SafetensorError, RuntimeError, TypeError) as error:
         raise ValueError(f"{folder} does not fit {name}: {error}") from error
     model.preprocessing = read_processor(folder)
@@ -130,8 +135,7 @@ def _from_pretrained(network: Any, folder: Path, moe: MoEConfig | None) -> Any:
     return model
 
 
-def _load_weights(model: nn.Module, weights: Path) -> None:
-    state = {name.removeprefix(INSIDE): tensor for name, tensor in load_file(weights).items()}
+def _load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
     # Where several names share a tensor, one of them is in the file.
     parameters = model.state_dict(keep_vars=True)
