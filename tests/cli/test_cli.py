@@ -126,7 +126,10 @@ def test_predict_leaves_out_what_cannot_be_read(run, images, capsys):
         path.unlink()
     (images / "b.png").unlink()
     assert main(["predict", str(run), str(images)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "vismoe: error: none of the images can be read"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "vismoe: error: none of the images can be read: name at least one readable image"
+    )
 
 
 def test_upcycle_and_densify(tmp_path, capsys):
@@ -244,7 +247,7 @@ def bad_inputs(run, folder):
         (["train", "digits", "--steps", "0", *out], "steps=0"),
         (["train", "digits", "--device", "tpu", *out], "device 'tpu'"),
         (["train", "digits", "--image-size", "1000000", *out], "image_size=1000000"),
-        (["train", "digits", *TINY, "--out", str(run)], "--resume auto goes on with it"),
+        (["train", "digits", *TINY, "--out", str(run)], "--resume auto continues it"),
         (["eval", "vmoe_pico_patch2_8_dense"], "on which set?"),
         (["eval", str(folder / "begun")], "has no model yet"),
         (["eval", str(folder / "nothing"), "--data", "digits"], "no such run or model folder"),
@@ -256,10 +259,10 @@ def bad_inputs(run, folder):
         (["predict", str(run), str(folder / "text.png")], "cannot be read as an image"),
         (["predict", str(run), str(folder / "gone.png")], "no such image"),
         (["predict", str(run), str(folder / "text.png"), "--batch-size", "-1"], "batch_size=-1"),
-        (["predict", str(run), ""], "which images?"),
+        (["predict", str(run), ""], "no images given"),
         (["eval", str(run), "--data", "digits", "--device", "cpu:7"], "device 'cpu:7' is not here"),
         (["eval", str(run), "--data", "digits", "--batch-size", "0"], "batch_size=0"),
-        (["models", "nothing*"], "no preset matches"),
+        (["models", "nothing*"], "no preset or published weights match"),
         (["upcycle", str(run), *out[1:], "--perturb", "nan"], "perturb=nan"),
         (["upcycle", str(run), *out[1:], "--block-list", "trunk"], "block_list='trunk': there is no such list"),
         (["upcycle", "vmoe_pico_patch2_8_dense", *out[1:]], "is a preset, whose weights are random"),
@@ -296,7 +299,7 @@ def test_resume(tmp_path, capsys):
     assert main(arguments) == main(arguments) == 0
     capsys.readouterr()
     assert main([*arguments, "--learning-rate", "0.5"]) == 2
-    assert "was begun with another recipe (learning_rate=0.002 there, 0.5 here)" in capsys.readouterr().err
+    assert "was started with another recipe (learning_rate=0.002 before, 0.5 now)" in capsys.readouterr().err
 
 
 def test_divergence_has_its_own_code(tmp_path, capsys):
@@ -391,7 +394,7 @@ def tuned(shades):
 
 
 def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, tuned, capsys):
-    """Every figure is of the test part and is the report's, whatever else was put into the folder since."""
+    """Every metric is of the test split and equals the report's, whatever else was put into the folder since."""
     report = json.loads((tuned / "report.json").read_text())
     test = json.loads((tuned / "split.json").read_text())["test"]
     Image.new("L", (9, 9), 90).save(shades / "tuned-data" / "dark" / "later.png")
@@ -409,7 +412,7 @@ def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, tuned, capsys
 
 
 def test_fewshot_and_densify_keep_to_the_run_s_parts(tuned, tmp_path, capsys):
-    """Images are drawn from what the run was trained on, and judged on its test part."""
+    """Images are drawn from what the run was trained on, and evaluated on its test split."""
     files = json.loads((tuned / "split.json").read_text())["files"]
     test = [file for file, part in files.items() if part == "test"]
     data = run_splits(Run(tuned))

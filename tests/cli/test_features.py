@@ -163,8 +163,8 @@ def test_bad_input(shades, tmp_path, capsys, monkeypatch):
     out = ["--out", str(tmp_path / "e.npy")]
     embed, fewshot = ["embed", PRESET], ["fewshot", PRESET, "--data", str(shades)]
     for arguments, message in (
-        ([*embed, *out], "which images?"),
-        ([*embed, "x.png", "--data", "digits", *out], "which images?"),
+        ([*embed, *out], "name either images or a data set"),
+        ([*embed, "x.png", "--data", "digits", *out], "name either images or a data set"),
         ([*embed, str(tmp_path / "gone"), *out], "no such image or folder"),
         ([*embed, str(tmp_path / "letter.png"), *out], "no image that can be read"),
         ([*embed, "--data", "digits", "--out", str(tmp_path / "there.npy")], "there.npy exists"),

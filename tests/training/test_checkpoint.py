@@ -220,7 +220,7 @@ def test_a_checkpoint_of_a_later_format_is_not_taken_for_damaged(tmp_path):
     Checkpointer(tmp_path).save(1, tensors())
     manifest = tmp_path / "step-000001" / "manifest.json"
     manifest.write_bytes(module._manifest(json.loads(manifest.read_text())["files"], 4))
-    with pytest.raises(ValueError, match=r"is of format 4: .* reads formats 1 to 3; update vismoe"):
+    with pytest.raises(ValueError, match=r"has format 4: .* reads formats 1 to 3; update vismoe"):
         Checkpointer(tmp_path).newest()
 
 
@@ -300,5 +300,5 @@ def test_a_state_finds_its_parameters_by_name():
         expected = {key: state[f"{names[id(parameter)]}.{key}"] for key in first.state[parameter]}
         assert same(second.state[parameter], expected)
     assert [group["seen"] for group in second.param_groups] == [2, 2]
-    with pytest.raises(ValueError, match=r"another network than the recipe's: 2\.weight\.count is of no parameter"):
+    with pytest.raises(ValueError, match=r"another network than the recipe's: 2\.weight\.count belongs to no"):
         load_named_state(model, second, {"2.weight.count": 1})

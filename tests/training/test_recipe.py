@@ -39,17 +39,17 @@ def test_values_out_of_range_are_refused(field, value):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"momentum": 0.5}, "momentum=0.5: it is for sgd, momentum, not for adamw"),
-        ({"momentum": 0.0, "optimizer": "sgd"}, "plain SGD is optimizer=momentum"),
-        ({"power": 2.0}, "power=2.0: it is for warmup-polynomial, not for cosine"),
-        ({"end_learning_rate": 1e-5, "schedule": "rsqrt"}, "end_learning_rate=1e-05: it is for cosine, linear"),
-        ({"timescale": 5}, "timescale=5: it is for rsqrt, not for cosine"),
-        ({"average_warmup": True}, "average_warmup: there is no average of weights"),
-        ({"cooldown_steps": 960, "schedule": "constant"}, "warmup_steps=50 and cooldown_steps=960 are more than"),
+        ({"momentum": 0.5}, "momentum=0.5: it needs sgd or momentum, not adamw"),
+        ({"momentum": 0.0, "optimizer": "sgd"}, "for plain SGD use optimizer=momentum"),
+        ({"power": 2.0}, "power=2.0: it needs warmup-polynomial, not cosine"),
+        ({"end_learning_rate": 1e-5, "schedule": "rsqrt"}, "end_learning_rate=1e-05: it needs cosine or linear"),
+        ({"timescale": 5}, "timescale=5: it needs rsqrt, not cosine"),
+        ({"average_warmup": True}, "average_warmup: it needs an EMA"),
+        ({"cooldown_steps": 960, "schedule": "constant"}, "warmup_steps=50 and cooldown_steps=960 are together"),
         ({"weight_decay": (("head", -1.0),)}, "weight_decay=-1.0: it must not be negative"),
-        ({"weight_decay": (("he(ad", 1.0),)}, r"'he\(ad' is no regular expression: missing \)"),
-        ({"frozen": "*"}, r"'\*' is no regular expression"),
-        ({"num_experts": 4, "model_options": (("num_experts", 8),)}, "model_options: num_experts is said twice"),
+        ({"weight_decay": (("he(ad", 1.0),)}, r"'he\(ad' is not a regular expression: missing \)"),
+        ({"frozen": "*"}, r"'\*' is not a regular expression"),
+        ({"num_experts": 4, "model_options": (("num_experts", 8),)}, "model_options: num_experts is given twice"),
     ],
 )
 def test_what_would_do_nothing_is_refused(fields, message):

@@ -220,11 +220,11 @@ def test_a_run_that_is_being_written_is_left_alone(run, forked):
 
 def test_another_recipe_is_not_resumed(tmp_path, run):
     """What decides the result must be as it was; the error names what is not. Workers decide nothing."""
-    with pytest.raises(ValueError, match=r"learning_rate=0\.002 there, 0\.5 here"):
+    with pytest.raises(ValueError, match=r"learning_rate=0\.002 before, 0\.5 now"):
         fit(tiny(learning_rate=0.5), run.path, resume=True)
     assert Run.reopen(run.path, tiny(workers=1), open_data("digits", 0)).path == run.path
     with pytest.raises(
-        ValueError, match=r"digits is not what .* was begun with: 1347 training and 450 held-out images then"
+        ValueError, match=r"digits has changed since .* was started: 1347 training and 450 validation images then"
     ):
         Run.reopen(run.path, tiny(), open_data("digits", 1))
     with pytest.raises(FileExistsError):
@@ -251,16 +251,16 @@ def test_a_run_goes_on_for_longer(tmp_path, cooldown):
 def test_a_run_whose_steps_would_have_been_others_does_not_go_on(tmp_path, run):
     """A cosine of another length, a cooldown that has begun, fewer steps than are done: refused, nothing changed."""
     fit(tiny(checkpoint_every=2), tmp_path / "cosine")
-    with pytest.raises(ValueError, match=r"step 2 had a rate of 0\.00171 and would have had 0\.00192"):
+    with pytest.raises(ValueError, match=r"step 2 had learning rate 0\.00171 and would have had 0\.00192"):
         fit(tiny(checkpoint_every=2, steps=8), tmp_path / "cosine", resume=True)
     cooled = {"schedule": "constant", "checkpoint_every": 2}
     before = fit(tiny(**cooled, cooldown_steps=2), tmp_path / "cooled").recipe
-    with pytest.raises(ValueError, match=r"step 4 had a rate of 0\.001 and would have had 0\.002"):
+    with pytest.raises(ValueError, match=r"step 4 had learning rate 0\.001 and would have had 0\.002"):
         fit(tiny(**cooled, steps=8), tmp_path / "cooled", resume=True)
-    with pytest.raises(ValueError, match="has done 4 steps already: steps=2 is less"):
+    with pytest.raises(ValueError, match="has done 4 steps already: steps=2 is fewer"):
         fit(tiny(**cooled, steps=2), tmp_path / "cooled", resume=True)
     assert Run(tmp_path / "cooled").recipe == before
-    with pytest.raises(ValueError, match="steps=4 there, 8 here"):
+    with pytest.raises(ValueError, match="steps=4 before, 8 now"):
         fit(tiny(steps=8), run.path, resume=True)  # it has no checkpoint to go on from
 
 

@@ -62,6 +62,6 @@ def test_trackers_with_wandb_s_calls(name, tmp_path, monkeypatch):
 def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch, found):
     """Said with what to install, before anything is written; a folder of its name, as wandb leaves, is none."""
     monkeypatch.setattr(tracker, "find_spec", lambda wanted: found)
-    with pytest.raises(ValueError, match="track=wandb: wandb is not installed here: pip install wandb"):
+    with pytest.raises(ValueError, match="track=wandb: wandb is not installed: pip install wandb"):
         fit(tiny(track="wandb"), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Recipe -> run."""
+"""Training: a recipe in, a run folder out."""
 
 from .loop import TrainingStoppedError, fit
 from .meter import Status

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that appear whole or not at all, and are read only if their checksums match.
+"""Checkpoints: folders that are written atomically and read only if their checksums match.
 
 RUN/checkpoints/step-000030/tensors.safetensors   every tensor of the state, by name
                             state.json            all other values of the state, by name
@@ -23,27 +23,27 @@ from vismoe.parallel import Mesh
 
 TENSORS, VALUES, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 FORMAT_VERSION = 3
-"""Format 1 has best_top1 in place of best_score. Formats 1 and 2 number the parameters in the optimiser's state, where
-format 3 names them, and keep only the tensors of that state."""
+"""Format 1: best_top1 in place of best_score. Formats 1 and 2: parameters of the optimiser's state have numbers instead
+of names, and only its tensors are saved. Format 3: the current one."""
 
 
 class DamagedCheckpointError(ValueError):
-    """A file of a checkpoint differs from what was written."""
+    """A checkpoint's file is damaged: its checksum does not match."""
 
 
 class Checkpointer:
-    """The checkpoints of one run, and the only place that knows their files.
+    """Writes and reads the checkpoints of one run.
 
-    A state is a dictionary by name of tensors and of values that JSON has. All processes of a run call every method:
-    in this local form the main one writes, and each reads everything.
+    A state maps names to tensors and JSON values. All processes of a run call every method: the main process writes,
+    every process reads everything.
 
     **Arguments:**
 
-    - `folder`: the folder of the checkpoints, RUN/checkpoints; made at the first `save`.
-    - `keep`: how many of the newest are kept, default 3.
-    - `mesh`: the processes of the run, default this one alone.
-    - `warn`: is called with a line of text for each damaged checkpoint that is skipped, in the main process; default:
-      no warning.
+    - `folder`: path of RUN/checkpoints; created at the first `save`.
+    - `keep`: number of recent checkpoints to keep; default 3.
+    - `mesh`: the processes of the run; default: this process alone.
+    - `warn`: called in the main process with a line of text for each damaged checkpoint that is skipped; default: no
+      warning.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class Checkpointer:
         self.is_main = mesh is None or mesh.is_main
 
     def save(self, step: int, state: Mapping[str, Any], best_step: int | None = None) -> None:
-        """Writes a checkpoint under another name, syncs it, then renames it: a crash at any moment leaves it whole or
-        absent. Then removes all checkpoints but the newest and that of `best_step`, also those of later steps, which
-        the run has gone back behind.
+        """Writes a checkpoint atomically: under a temporary name, synced, then renamed. Then removes all others
+        except the newest `keep` up to this step and that of `best_step`. Those of later steps, which the run has gone
+        back from, are removed too.
 
-        **Raises:** OSError where it cannot be written (no space left, …), ValueError with the name of a value that JSON
-        does not have; earlier checkpoints are then untouched.
+        **Raises:** OSError where it cannot be written (no space left, …); ValueError, with its name, for a value that
+        JSON cannot store. Earlier checkpoints are then unchanged.
         """
         if not self.is_main:
             return
@@ -70,24 +70,24 @@ class Checkpointer:
         self._remove_old(step, best_step)
 
     def newest(self) -> dict[str, Any] | None:
-        """The state in the newest checkpoint that is whole; None where there is none.
+        """The state of the newest undamaged checkpoint; None where there is none.
 
-        **Raises:** ValueError for one that a later version of vismoe wrote.
+        **Raises:** ValueError for a checkpoint of a newer version of vismoe.
         """
         for step in reversed(self.steps()):
             try:
                 return self.load(step)
             except DamagedCheckpointError as error:
                 if self.warn is not None and self.is_main:
-                    self.warn(f"{error}; going back to the checkpoint before it")
+                    self.warn(f"{error}; using the previous checkpoint")
         return None
 
     def load(self, step: int) -> dict[str, Any]:
-        """The state in the checkpoint of a step; its checksums are compared first. In the state of an optimiser that an
-        older version wrote, `#NUMBER` stands for the parameter of that number.
+        """The state in the checkpoint of a step, once its checksums match. In an optimiser state of an older format,
+        `#NUMBER` stands for the parameter with that number.
 
-        **Raises:** DamagedCheckpointError naming the file that differs from what was written; ValueError for a
-        checkpoint that a later version of vismoe wrote.
+        **Raises:** DamagedCheckpointError with the name of the damaged file; ValueError for a checkpoint of a newer
+        version of vismoe.
         """
         path = self._path(step)
         version, sums = _read_manifest(path / MANIFEST)
@@ -102,7 +102,7 @@ class Checkpointer:
         return {_current_name(name, version): value for name, value in state.items()}
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, whole or damaged, in order. Files with other names are ignored."""
+        """Steps with a checkpoint, damaged or not, in ascending order. Files with other names are ignored."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{6,}", name))
 
@@ -123,7 +123,7 @@ class Checkpointer:
             _remove(path)
             aside.rename(path)
             sync(self.folder)
-        except SafetensorError as error:  # which is how its writer reports a full disk
+        except SafetensorError as error:  # raised by save_file where the disk is full
             raise OSError(f"{path} could not be written: {error}") from error
         except OSError as error:
             raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
@@ -139,8 +139,7 @@ class Checkpointer:
 
 
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as a safetensors file takes them: on the CPU, contiguous, each in its own storage. Only those that are
-    not so are copied."""
+    """Tensors ready for a safetensors file: on the CPU, contiguous, each in its own storage. The others are copied."""
     storable, storages = {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -152,7 +151,7 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_value(name: str, value: Any) -> None:
-    """Raises ValueError, with the name of the value, for one that JSON does not give back unchanged."""
+    """Raises ValueError, with the value's name, for a value that JSON does not restore unchanged."""
     if isinstance(value, list):
         for number, part in enumerate(value):
             _check_value(f"{name}[{number}]", part)
@@ -162,23 +161,22 @@ def _check_value(name: str, value: Any) -> None:
     elif not (value is None or isinstance(value, str | int | float)):
         kind = "dict whose keys are not all strings" if isinstance(value, dict) else type(value).__name__
         raise ValueError(
-            f"{name} is a {kind}, which a checkpoint cannot hold: accepted are tensors by a name each, and numbers, "
+            f"{name} is a {kind}, which a checkpoint cannot hold: accepted are tensors (one name each), numbers, "
             "strings, True, False, None, lists and dictionaries of these; train with another optimizer"
         )
 
 
 def _current_name(name: str, version: int) -> str:
-    """The present name of an entry, from its name in a checkpoint of an older format."""
+    """The current name of an entry of a checkpoint of an older format."""
     if version == 1 and name == "best_top1":
         return "best_score"
     return re.sub(r"^optimizer\.", "optimizer.#", name) if version < 3 else name
 
 
 def _read_manifest(path: Path) -> tuple[int, dict[str, str]]:
-    """A manifest's format and sums.
+    """The format and the checksums in a manifest.
 
-    **Raises:** DamagedCheckpointError where it differs from what was written, ValueError where a later version of
-    vismoe wrote it.
+    **Raises:** DamagedCheckpointError for a damaged manifest; ValueError for one of a newer version of vismoe.
     """
     try:
         text = path.read_bytes()
@@ -190,14 +188,14 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, str]]:
         raise _damaged(path) from error
     if not 1 <= version <= FORMAT_VERSION:
         raise ValueError(
-            f"{path.parent} is of format {version}: this version of vismoe reads formats 1 to {FORMAT_VERSION}; "
+            f"{path.parent} has format {version}: this version of vismoe reads formats 1 to {FORMAT_VERSION}; "
             "update vismoe"
         )
     return version, sums
 
 
 def _manifest(sums: dict[str, str], version: int = FORMAT_VERSION) -> bytes:
-    """The only text for these checksums: any other text is a damaged manifest."""
+    """The manifest for these checksums. A file with any other text is damaged."""
     covered = sums if version < 3 else {"files": sums, "format": version}
     checksum = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
     content = {"format": version, "files": sums, "sha256": checksum}

@@ -1,4 +1,4 @@
-"""Recipe in, run out."""
+"""The training loop: trains by a recipe and writes a run folder."""
 
 import itertools
 import signal
@@ -104,8 +104,8 @@ def fit(
     extra_eval: Mapping[str, ImageSet] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Run:
-    """Trains by a recipe and writes a run folder. Where `torchrun` started several processes, each computes its share
-    of every batch, and the main one writes the run.
+    """Trains by a recipe and writes a run folder. With several processes (`torchrun`) each computes its share of every
+    batch, and the main process writes the run.
 
     **Arguments:**
 
@@ -136,7 +136,7 @@ def fit(
         open_set = partial(open_for, recipe.task, recipe.data, recipe.split_seed, group_column=recipe.group_column)
         opened = open_set(moved=()) if data is None else data
         if opened.train is None:
-            raise ValueError(f"{recipe.data} has a held-out part alone: expected {recipe.data}/train to train on")
+            raise ValueError(f"{recipe.data} has no training split: expected {recipe.data}/train to train on")
         if data is None:
             _refuse_shared_groups(opened)
         task = task_for(recipe.task, opened, recipe.to_json())

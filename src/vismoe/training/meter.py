@@ -1,4 +1,4 @@
-"""How fast and how well a training goes."""
+"""Progress of a training: loss, score and speed."""
 
 import math
 import time
@@ -15,9 +15,16 @@ from .step import Outcome
 
 @dataclass(frozen=True)
 class Status:
-    """The progress of a training. `accuracy`: the task's training metric on recent batches, None where it has none;
-    `score`: the primary metric on the validation split, at the last evaluation; `load`: by layer, each expert's share
-    of the choices."""
+    """Progress of a training.
+
+    - `step`, `steps`: steps done, and steps of the run.
+    - `loss`: mean training loss since the last status.
+    - `accuracy`: the task's training metric since the last status; None where it has none.
+    - `score`: primary metric on the validation split at the last evaluation; None before the first.
+    - `images_per_second`: training images per second since the last status, without evaluations.
+    - `seconds_left`: estimated time to the last step, in seconds.
+    - `load`: fraction of the choices that each expert got, by layer.
+    """
 
     step: int
     steps: int
@@ -40,7 +47,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The time inside does not count as training time."""
+        """Time spent inside does not count as training time."""
         start = time.perf_counter()
         yield
         self.paused_seconds += time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The optimiser: its parameter groups, and its state by the names of parameters."""
+"""The optimiser: its parameter groups, and its state by parameter name."""
 
 import re
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ TIMM: dict[str, dict[str, Any]] = {
     "sgd": {"opt": "sgd"},
     "momentum": {"opt": "sgdw", "nesterov": False},
 }
-"""Arguments of timm's factory, by our names of optimisers."""
+"""Arguments of timm's `create_optimizer_v2`, by the names that recipes use."""
 
 
 def freeze(model: nn.Module, pattern: str) -> None:
-    """Freezes the parameters whose names a regular expression matches.
+    """Freezes the parameters whose names match a regular expression.
 
-    They get no gradient, so they do not count in the norm for clipping; the reference computes their gradients, clips
-    by the norm of all, and drops them last (google-research/vmoe, train/optimizer.py).
+    They get no gradient and do not count in the gradient norm. The reference computes their gradients, clips by the
+    norm of all, and then drops them (google-research/vmoe, train/optimizer.py).
 
-    **Raises:** ValueError where it matches no name, or all.
+    **Raises:** ValueError where the pattern matches no parameter, or all.
     """
     matching = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
     _check_matches(bool(matching), "frozen", pattern, model)
@@ -37,21 +37,21 @@ def freeze(model: nn.Module, pattern: str) -> None:
         if isinstance(layer, MoE):
             layer.freeze_router()
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"frozen={pattern!r}: nothing is left to train")
+        raise ValueError(f"frozen={pattern!r} matches all parameters: nothing is left to train; use a narrower pattern")
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """timm's optimiser of the parameters that have a gradient.
+    """The recipe's optimiser (timm's), for all parameters that require a gradient.
 
-    **Raises:** ValueError where a pattern of the weight decay or of the rates matches no parameter's name.
+    **Raises:** ValueError where a pattern of `weight_decay` or `learning_rates` matches no parameter.
     """
     options = TIMM[recipe.optimizer] | {"lr": recipe.learning_rate, "momentum": recipe.momentum}
     return timm.optim.create_optimizer_v2(model, **options, param_group_fn=lambda _: _groups(model, recipe))
 
 
 def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """An optimiser's state by the names of the model's parameters: PARAMETER.ENTRY for each entry of a parameter's
-    state, tensor or not, and `groups`, the options of each group beside the names of its parameters.
+    """An optimiser's state by parameter name: PARAMETER.ENTRY for each entry of a parameter's state, tensor or not, and
+    `groups`, the options of each group with the names of its parameters.
 
     **Raises:** ValueError for an entry that belongs to no parameter.
     """
@@ -60,8 +60,8 @@ def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     for number, entries in packed["state"].items():
         if not isinstance(number, int):
             raise ValueError(
-                f"the state of {type(optimizer).__name__} has {number!r}, which is of no parameter: a checkpoint holds "
-                "entries of parameters alone; train with another optimizer"
+                f"the state of {type(optimizer).__name__} has {number!r}, which belongs to no parameter: a checkpoint "
+                "holds only entries of parameters; train with another optimizer"
             )
         state |= {f"{names[number]}.{entry}": value for entry, value in entries.items()}
     groups = []
@@ -72,8 +72,8 @@ def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Loads what `named_state` returned, whatever the order of the parameters was then. `#NUMBER` may stand in place of
-    a name: the parameter's number, counted through all groups.
+    """Loads what `named_state` returned; the order of the parameters may differ. `#NUMBER` may replace a parameter's
+    name: its number, counted through all groups.
 
     **Raises:** ValueError where an entry belongs to no parameter of the optimiser.
     """
@@ -99,30 +99,30 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
         loaded = optimizer.state[parameters[number]]
         for entry, value in parameter_entries.items():
             if isinstance(value, Tensor):
-                # PyTorch gives even counts the parameter's type. A copy, because the tensor may lie in a mapped file.
+                # PyTorch casts every entry, even step counts, to the parameter's dtype. A copy: the file may be mapped.
                 loaded[entry] = value.to(loaded[entry].device, copy=True)
 
 
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """Names of an optimiser's parameters in the order of its groups, which is how PyTorch numbers them."""
+    """Names of an optimiser's parameters in the order of its groups, as PyTorch numbers them."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _split_entry(name: str, parameters: Mapping[str, int]) -> tuple[str, str]:
-    """Splits a name into a parameter's name and the name of an entry of its state; both may have dots.
+    """Splits PARAMETER.ENTRY, of which both may have dots.
 
-    **Raises:** ValueError where it begins with no parameter's name.
+    **Raises:** ValueError where the name does not begin with a parameter's name.
     """
     places = [place for place, letter in enumerate(name) if letter == "."]
     for place in places:
         if name[:place] in parameters:
             return name[:place], name[place + 1 :]
-    raise ValueError(f"the checkpoint is of another network than the recipe's: {name} is of no parameter that trains")
+    raise ValueError(f"the checkpoint is of another network than the recipe's: {name} belongs to no trained parameter")
 
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups of parameters with one decay and one rate; `lr_scale`: their rate ÷ the recipe's."""
+    """Parameter groups, each with one weight decay and one learning rate; `lr_scale`: its rate ÷ the recipe's."""
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     decays = recipe.weight_decay if isinstance(recipe.weight_decay, tuple) else ()
     for field, pairs in (("weight_decay", decays), ("learning_rates", recipe.learning_rates)):
@@ -143,7 +143,7 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _timm_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """timm's groups: by the kind of a parameter and, with layer decay, by its block; patterns of names come later."""
+    """timm's groups: by kind of parameter and, with layer decay, by block; without the recipe's patterns."""
     decay = 0.0 if isinstance(recipe.weight_decay, tuple) else recipe.weight_decay
     undecayed: set[str] = getattr(model, "no_weight_decay", set)()
     if recipe.layer_decay == 1:
@@ -152,11 +152,11 @@ def _timm_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _first_match(pairs: tuple[tuple[str, float], ...], name: str, default: float) -> float:
-    """The value of the first pattern that matches a name."""
+    """The value of the first pattern that matches a name; without a match the default."""
     return next((value for pattern, value in pairs if re.search(pattern, name)), default)
 
 
 def _check_matches(matches: bool, field: str, pattern: str, model: nn.Module) -> None:
     if not matches:
         names = ", ".join([name for name, parameter in model.named_parameters() if parameter.requires_grad][:3])
-        raise ValueError(f"{field}={pattern!r} is found in no parameter's name; there are {names}, …")
+        raise ValueError(f"{field}={pattern!r} matches no parameter; their names are {names}, …")

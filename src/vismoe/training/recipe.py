@@ -41,9 +41,9 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "it must be at least 0 and below 1",
     ),
 )
-"""Names of fields, what each of their values must be, and the text of the error."""
+"""Field names, a check of each value, and the error message where it fails."""
 AUGMENTATION = ("degrees", "translate", "scale", "shear", "flip", "crop", "color_jitter", "noise", "erase")
-"""Fields that `vismoe.data.training_transform` has, under the same names."""
+"""Fields that are arguments of `vismoe.data.training_transform`, with the same names."""
 
 
 FEWEST_STEPS = 50
@@ -52,139 +52,139 @@ FEWEST_STEPS = 50
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. Every field is an option of `vismoe train`.
+    """Configuration of one training run. Every field is an option of `vismoe train`.
 
-    **Raises:** ValueError for values outside their range.
+    **Raises:** ValueError for a value outside its range, or for values that contradict each other.
     """
 
     name: str = "custom"
-    """The run's default folder is runs/NAME."""
+    """Name of the run; its default folder is runs/NAME."""
     model: str = "vmoe_pico_patch2_8_every2_e8"
-    """Preset to train from scratch (`vismoe models` lists them), or timm:NAME for any other network of timm's."""
+    """Architecture: a preset (`vismoe models` lists them), or timm:NAME for a timm model."""
     image_size: int | None = None
-    """Height and width that images are resized to; default: the model's own."""
+    """Height and width in pixels that images are resized to; default: the model's."""
     max_level: int | None = None
-    """White in images of 16 bits of grey, such as 4095 for those of 12; default: the network's own, or 65535."""
+    """Level of white in 16-bit grey images, such as 4095 for 12-bit data; default: the network's, or 65535."""
     num_experts: int | None = None
-    """Experts of each sparse layer; default: the preset's."""
+    """Number of experts in each sparse layer; default: the preset's."""
     experts_per_token: int | None = None
-    """Experts each token goes to; default: the preset's."""
+    """Number of experts that each token is routed to (top-k); default: the preset's."""
     balance: Literal["preset", "bias", "loss", "none"] = "preset"
-    """How the experts' load is kept even; preset: as the preset does."""
+    """Load balancing: bias (a bias per expert), loss (auxiliary losses) or none; preset: the preset's."""
     noise_std: float | None = None
-    """Noise on the routers' logits in training, times 1/E; default: the preset's."""
+    """Router noise in training: standard deviation on the logits, times 1/num_experts; default: the preset's."""
     model_options: tuple[tuple[str, int | float | str], ...] = ()
-    """Further arguments of the network, by name, such as capacity_factor 1.05 (`vismoe.create_model` has them)."""
+    """Further model options as pairs NAME VALUE, for example capacity_factor 1.05 (see `vismoe.create_model`)."""
     weights: str = ""
-    """Run or model folder whose weights the network starts from, except the classifier; empty: random weights."""
+    """Run or model folder with initial weights for all layers but the classifier; empty: random weights."""
     drop_path: float = 0.0
-    """Stochastic depth rate of the last block; it falls linearly to 0 at the first block."""
+    """Stochastic depth rate of the last block; it decreases linearly to 0 at the first block."""
     data: str = "digits"
-    """"digits", "fashion-mnist", or a folder: class folders, or images with a metadata.csv (file_name, label)."""
+    """Data set: digits, fashion-mnist, or a folder with one folder per class, or with images and a metadata.csv
+    (columns file_name and label)."""
     task: str = "auto"
-    """The task; auto: classification with one or several labels an image, as the set has them."""
+    """Task; auto: classification with one or several labels per image, depending on the data set."""
     max_unreadable: float = 0.1
-    """Largest share of a folder's files that may be unreadable. They are left out; with more the run does not start."""
+    """Max fraction of unreadable files in a folder: they are left out; if there are more, the run does not start."""
     split_seed: int = 0
-    """Seed of the random split, where the set comes in one piece."""
+    """Seed of the random train/validation split of a data set that comes without splits."""
     group_column: str | None = None
-    """Column of metadata.csv whose values are groups of images (of one patient, video, site): each group stays on one
-    side of the split."""
+    """Column of metadata.csv with groups of images (of one patient, video, site): each group stays in one split."""
     steps: int = 1000
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     batch_size: int = 64
-    """Images of a step."""
+    """Images per optimiser step."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     learning_rates: tuple[tuple[str, float], ...] = ()
-    """Pairs of a regular expression and a peak rate: a parameter gets the rate of the first pattern that matches its
-    name; unmatched: learning_rate. The schedule is the same for all."""
+    """Peak learning rates by parameter name, as pairs REGEX RATE.
+    The first matching pattern wins; unmatched: learning_rate. All follow the same schedule."""
     optimizer: Optimizer = "adamw"
     """adamw; sgd: SGD with Nesterov momentum; momentum: SGD with plain momentum and decoupled weight decay."""
     momentum: float = 0.9
-    """Momentum of sgd and momentum."""
+    """Momentum of the optimizers sgd and momentum."""
     schedule: Schedule = "cosine"
-    """Learning rate after the warm-up: cosine and linear start at step 0, under the warm-up; warmup-cosine and
-    warmup-polynomial start at its end, from the peak; rsqrt; constant."""
+    """Learning rate schedule: cosine, linear (their decay counts from step 0); warmup-cosine, warmup-polynomial
+    (theirs counts from the end of the warm-up); rsqrt (inverse square root); constant."""
     warmup_steps: int = 50
-    """Steps of linear warm-up; a tenth of the run if the run is no longer than this."""
+    """Linear warm-up steps; in a run of no more than this many steps, a tenth of its steps."""
     end_learning_rate: float = 0.0
-    """Last learning rate, of every schedule except rsqrt and constant."""
+    """Final learning rate of the schedules cosine, linear, warmup-cosine and warmup-polynomial."""
     power: float = 1.0
-    """Power of warmup-polynomial; 1: linear."""
+    """Power of the schedule warmup-polynomial; 1: linear decay."""
     timescale: int = 0
-    """Steps after the warm-up until rsqrt is at √½ of the peak; 0: warmup_steps."""
+    """Steps after the warm-up until the schedule rsqrt is at √½ of the peak; 0: warmup_steps."""
     cooldown_steps: int = 0
-    """Steps of linear decay to 0 at the end of rsqrt and constant."""
+    """Final steps of linear decay to 0 in the schedules rsqrt and constant."""
     frozen: str = ""
-    """Regular expression: parameters whose names it matches are not trained; empty: all are."""
+    """Regular expression: parameters whose names match are frozen; empty: all are trained."""
     layer_decay: float = 1.0
-    """Layer-wise learning rate decay: each block's rate is this times the rate of the block after it."""
+    """Layer-wise learning rate decay: each block's rate is this factor times the next block's; 1 disables it."""
     accumulate: int = 1
-    """Gradient accumulation steps: parts that a batch is computed in, for less memory. Each part moves the balancing
-    bias."""
+    """Gradient accumulation steps: the batch is computed in this many parts to save memory.
+    The balancing bias is updated after each part."""
     average_decay: float = 0.0
     """EMA decay; the EMA weights are evaluated and saved. 0 disables the EMA."""
     average_warmup: bool = False
-    """EMA warm-up: the decay after t steps is 1 − t^(−2/3), up to average_decay, so that early weights are forgotten
-    (timm's --model-ema-warmup)."""
+    """EMA warm-up: after t steps the decay is 1 − t^(−2/3), at most average_decay (timm's --model-ema-warmup)."""
     weight_decay: float | tuple[tuple[str, float], ...] = 0.05
-    """Weight decay of weight matrices, decoupled except for sgd. Or pairs of a regular expression and a decay, for all
-    parameters: the first matching pattern wins; unmatched: 0."""
+    """Weight decay of weight matrices (decoupled except for sgd), or pairs REGEX DECAY for all parameters.
+    The first matching pattern wins; unmatched: 0."""
     loss: Loss = "auto"
-    """auto: cross-entropy of the softmax, or with several labels an image of a sigmoid a class, mean over classes;
-    sigmoid: cross-entropy of a sigmoid a class, summed over classes."""
+    """auto: softmax cross-entropy; with several labels per image, binary cross-entropy averaged over classes.
+    sigmoid: binary cross-entropy summed over classes."""
     label_smoothing: float = 0.05
-    """Label smoothing: share of the target that is spread evenly over all classes."""
+    """Label smoothing: fraction of the target that is spread evenly over all classes."""
     class_weights: float = 0.0
-    """Weight of a class in the loss: (mean class size ÷ its size) to this power; 0: all classes weigh the same."""
+    """Class weights in the loss: (mean class size ÷ class size) to this power; 0: all classes weigh the same."""
     clip_norm: float = 1.0
     """Max gradient norm; 0 disables clipping."""
     degrees: float = 10.0
-    """Training images are rotated by up to this many degrees either way."""
+    """Augmentation: max rotation in degrees, in either direction."""
     translate: float = 0.08
-    """Training images are shifted by up to this share of their size."""
+    """Augmentation: max shift, as a fraction of the image size."""
     scale: float = 0.1
-    """Training images are scaled by a factor within 1 ± this."""
+    """Augmentation: random scale factor within 1 ± this."""
     shear: float = 5.0
-    """Training images are sheared by up to this many degrees."""
+    """Augmentation: max shear in degrees."""
     flip: float = 0.0
-    """Probability of a horizontal flip of a training image."""
+    """Augmentation: probability of a horizontal flip."""
     crop: float = 1.0
-    """Training images are random crops of at least this share of their area; 1: the centre crop of evaluation."""
+    """Augmentation: min area of the random crop, as a fraction of the image; 1: the centre crop of evaluation."""
     color_jitter: float = 0.0
-    """Color jitter: brightness, contrast and saturation are each multiplied by a factor within 1 ± this."""
+    """Augmentation: random factors within 1 ± this for brightness, contrast and saturation."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise on each pixel of the training images, where white is 1."""
+    """Augmentation: standard deviation of Gaussian noise on each pixel, where white is 1."""
     erase: float = 0.0
-    """Probability of random erasing: a random rectangle of a training image is painted over."""
+    """Augmentation: probability of random erasing (a random rectangle is painted over)."""
     mixup: float = 0.0
-    """Mixup: pairs of images are mixed with a share drawn from Beta(mixup, mixup); 0 disables it."""
+    """Mixup alpha: pairs of images are mixed with a weight from Beta(alpha, alpha); 0 disables it."""
     cutmix: float = 0.0
-    """CutMix: a part of one image is pasted into another, with a share drawn from Beta(cutmix, cutmix); 0 disables it.
+    """CutMix alpha: a part of one image is pasted into another, its area from Beta(alpha, alpha); 0 disables it.
     With mixup too, each batch gets one of the two at random."""
     seed: int = 0
-    """Seed of initial weights, order and augmentation."""
+    """Seed of the initial weights, the order of images and the augmentation."""
     evaluate_every: int = 200
     """Steps between evaluations on the validation split."""
     patience: int = 0
-    """Early stopping: evaluations in a row without a better score that end the run; 0 disables it."""
+    """Early stopping: stop after this many evaluations in a row without a better score; 0 disables it."""
     keep: Keep = "last"
-    """Weights that are saved as the model: the last, or those of the best evaluation."""
+    """Weights that are saved as the model: last, or best (those with the best validation score)."""
     checkpoint_every: int = 0
-    """Steps between checkpoints, beside those of the best evaluations; 0: only when the run is asked to stop."""
+    """Steps between checkpoints; each best evaluation is checkpointed too.
+    0: only when the run is stopped (Ctrl-C, SIGTERM), and with keep=best at each best evaluation."""
     keep_checkpoints: int = 3
-    """Number of newest checkpoints that are kept, beside the best."""
+    """Number of recent checkpoints to keep, in addition to the best."""
     max_skipped: int = 10
-    """A step whose loss or gradient is not finite is skipped; this many in a row end the run."""
+    """A step whose loss or gradient is not finite is skipped; this many in a row end the run with an error."""
     device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """Device: auto, cpu, cuda or mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Autocast dtype while training; weights stay float32."""
+    """Autocast dtype in training; the weights stay float32."""
     workers: int = 0
-    """Data worker processes; 0: images are prepared in the training process. The images do not depend on it."""
+    """Number of data loading worker processes; 0: the training process. The images do not depend on it."""
     track: Tracker = "none"
-    """Tracker beside metrics.jsonl: tensorboard (in the run folder), trackio or wandb; it must be installed."""
+    """Tracker in addition to metrics.jsonl: tensorboard (in the run folder), trackio or wandb; it must be installed."""
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -194,7 +194,7 @@ class Recipe:
         self._check_optimisation()
 
     def _check_ranges(self) -> None:
-        """Raises ValueError for a field whose value is not accepted, whatever the others are."""
+        """Raises ValueError for a value that is not accepted, whatever the other fields are."""
         rates = {"learning_rates": [rate for _, rate in self.learning_rates]}
         for names, is_accepted, text in RANGES:
             for name in names.split():
@@ -205,26 +205,26 @@ class Recipe:
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(accepted)}")
         if not self.name:
-            raise ValueError('name="": it is the name of the default folder')
+            raise ValueError('name="": a name is needed, for the default run folder')
         if not self.data:
-            raise ValueError('data="": accepted are "digits" and folders of images')
+            raise ValueError('data="": accepted are "digits", "fashion-mnist" and folders of images')
 
     def _check_combinations(self) -> None:
-        """Raises ValueError for fields whose values do not go together, beside those of `_check_optimisation`."""
+        """Raises ValueError for values that contradict each other, except those that `_check_optimisation` checks."""
         if not 0 <= self.seed < 2**63 or not 0 <= self.split_seed < 2**32:
             raise ValueError(f"seed={self.seed}, split_seed={self.split_seed}: accepted are 0…2^63 − 1 and 0…2^32 − 1")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate={self.accumulate} parts of batch_size={self.batch_size} images: uneven")
+            raise ValueError(f"accumulate={self.accumulate}: it must divide batch_size={self.batch_size}")
         if self.degrees > 180 or self.shear >= 90:
             raise ValueError(f"degrees={self.degrees}, shear={self.shear}: accepted are up to 180 and below 90")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
-            raise ValueError(f"batch_size={self.batch_size}: mixup and cutmix pair images, it must be even")
+            raise ValueError(f"batch_size={self.batch_size}: mixup and cutmix mix pairs of images, so it must be even")
         given = [name for name, _ in self.model_options]
         if repeated := {name for name in given if given.count(name) > 1 or name in self._named}:
-            raise ValueError(f"model_options: {', '.join(sorted(repeated))} is said twice")
+            raise ValueError(f"model_options: {', '.join(sorted(repeated))} is given twice; give each option once")
 
     def _check_optimisation(self) -> None:
-        """Raises ValueError for fields of optimiser and schedule that would do nothing or contradict each other."""
+        """Raises ValueError for optimiser and schedule fields that have no effect or contradict each other."""
         decays = self.weight_decay if isinstance(self.weight_decay, tuple) else (("", self.weight_decay),)
         for _, decay in decays:
             if not 0 <= decay < float("inf"):
@@ -233,41 +233,41 @@ class Recipe:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-        with_end, endless = ("cosine", "linear", "warmup-cosine", "warmup-polynomial"), ("rsqrt", "constant")
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        decaying, open_ended = ("cosine", "linear", "warmup-cosine", "warmup-polynomial"), ("rsqrt", "constant")
         uses = {
             "momentum": (self.optimizer, ("sgd", "momentum")),
-            "end_learning_rate": (self.schedule, with_end),
+            "end_learning_rate": (self.schedule, decaying),
             "power": (self.schedule, ("warmup-polynomial",)),
             "timescale": (self.schedule, ("rsqrt",)),
-            "cooldown_steps": (self.schedule, endless),
+            "cooldown_steps": (self.schedule, open_ended),
         }
         defaults = {known.name: known.default for known in fields(self)}
         for name, (chosen, accepted) in uses.items():
             if getattr(self, name) != defaults[name] and chosen not in accepted:
-                raise ValueError(f"{name}={getattr(self, name)}: it is for {', '.join(accepted)}, not for {chosen}")
+                raise ValueError(f"{name}={getattr(self, name)}: it needs {' or '.join(accepted)}, not {chosen}")
         if self.optimizer == "sgd" and self.momentum == 0:
-            raise ValueError("momentum=0.0: sgd has Nesterov's, which is above 0; plain SGD is optimizer=momentum")
+            raise ValueError("momentum=0.0: sgd (Nesterov's) needs it above 0; for plain SGD use optimizer=momentum")
         if self.average_warmup and not self.average_decay:
-            raise ValueError("average_warmup: there is no average of weights to warm up, say average_decay=0.9999")
+            raise ValueError("average_warmup: it needs an EMA; set average_decay, for example to 0.9999")
         if self.end_learning_rate > self.learning_rate:
             raise ValueError(
                 f"end_learning_rate={self.end_learning_rate}: it must not be above learning_rate={self.learning_rate}"
             )
         if self.warmup_steps + self.cooldown_steps > self.steps:
             raise ValueError(
-                f"warmup_steps={self.warmup_steps} and cooldown_steps={self.cooldown_steps} are more than "
-                f"steps={self.steps}"
+                f"warmup_steps={self.warmup_steps} and cooldown_steps={self.cooldown_steps} are together more than "
+                f"steps={self.steps}: use fewer, or more steps"
             )
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Arguments of the network in which the recipe differs from its preset."""
+        """Arguments of `create_model` that differ from the preset's."""
         return self._named | dict(self.model_options)
 
     @property
     def _named(self) -> dict[str, Any]:
-        """Arguments of the network that have fields of their own."""
+        """Arguments of `create_model` that have their own field in the recipe."""
         names = ("num_experts", "experts_per_token", "balance", "noise_std")
         named = {name: getattr(self, name) for name in names}
         named |= {"drop_path_rate": self.drop_path or None, "img_size": self.image_size}
@@ -296,12 +296,12 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Recipe":
-        """Raises ValueError for fields that no recipe has."""
+        """The recipe of a dictionary. **Raises:** ValueError for an unknown field."""
         if unknown := sorted(set(values) - {known.name for known in fields(cls)}):
             raise ValueError(f"a recipe has no field {', '.join(unknown)}")
         return cls(**{name: _tuples(value) for name, value in values.items()})
 
 
 def _tuples(value: Any) -> Any:
-    """The same with tuples in place of JSON's lists."""
+    """The value with tuples in place of JSON's lists."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The folder that one training leaves behind."""
+"""The run folder of one training."""
 
 import hashlib
 import importlib.metadata
@@ -26,11 +26,11 @@ from .schedule import learning_rate
 
 LOCK = ".lock"
 ASKED, INITIAL, SPLIT = "finetune.json", "initial", "split.json"
-"""Files of a run of `finetune`: its options, its initial network, and the split of each image file."""
+"""Files of a `finetune` run: its options, its initial network, and the split of each image file."""
 FREE = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
-"""Fields that may differ in a resumed run: they do not change the result (on one kind of device)."""
+"""Recipe fields that may differ in a resumed run: they do not change the result (on one kind of device)."""
 LENGTH = ("steps", "cooldown_steps")
-"""Fields that may differ as long as they do not change the steps that are done."""
+"""Recipe fields that may differ as long as the steps already done would have been the same."""
 
 RECIPE, ENVIRONMENT, DATA, METRICS, SUMMARY, MODEL, CHECKPOINTS = (
     "recipe.json",
@@ -47,29 +47,32 @@ ASIDE = re.compile(rf"\.({INITIAL}|{MODEL})\.[0-9a-f]{{32}}\.(new|old)")
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: `recipe.json`, `environment.json`, `data.json` (the set, and which of its files were left out),
-    `metrics.jsonl`, `summary.json`, images, and `model/`. `writes`: whether this process writes the folder; of several
-    processes one does."""
+    """A run folder: `recipe.json`, `environment.json`, `data.json` (the data set, and which of its files were left
+    out), `metrics.jsonl`, `summary.json`, plots, and `model/`.
+
+    - `path`: the folder.
+    - `writes`: whether this process writes the folder; one of several processes does.
+    """
 
     path: Path
     writes: bool = True
 
     @staticmethod
     def refuse(path: Path) -> None:
-        """Raises FileExistsError where the path exists, except for the files that a run which was killed at its start
-        may have left."""
+        """Raises FileExistsError where the path exists. An empty folder is accepted, and one with the files that a run
+        killed at its start leaves."""
         hidden = {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE, ASKED)}
         leftovers = {ENVIRONMENT, DATA, LOCK, ASKED, INITIAL} | hidden
         names = {file.name for file in path.iterdir() if not ASIDE.fullmatch(file.name)} if path.is_dir() else set()
         if path.exists() and (not path.is_dir() or names - leftovers):
-            hint = "; it is a run: --resume auto goes on with it" if (path / RECIPE).is_file() else ""
+            hint = "; it is a run: --resume auto continues it" if (path / RECIPE).is_file() else ""
             raise FileExistsError(f"{path} exists: choose another --out, or remove it{hint}")
 
     @staticmethod
     def create(path: Path, recipe: Recipe, data: Data) -> "Run":
-        """Begins a run folder.
+        """Creates a run folder.
 
-        **Raises:** FileExistsError where the path exists already.
+        **Raises:** FileExistsError, see `refuse`.
         """
         Run.refuse(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -81,9 +84,9 @@ class Run:
 
     @staticmethod
     def reopen(path: Path, recipe: Recipe, data: Data, done: int = 0) -> "Run":
-        """A run to resume after `done` steps. Its length may change if those steps would have been the same.
+        """Opens a run to resume it after `done` steps. Its length may change if those steps would have been the same.
 
-        **Raises:** ValueError where a field of the recipe that decides the result differs, or the set has changed.
+        **Raises:** ValueError where a recipe field that changes the result differs, or the data set has changed.
         """
         run = Run(path)
         new, old = recipe.to_json(), run.recipe.to_json()
@@ -91,21 +94,22 @@ class Run:
         if done and changed and set(changed) <= set(LENGTH):
             _check_length(path, run.recipe, recipe, done)
         elif changed:
-            differences = ", ".join(f"{name}={old[name]} there, {new[name]} here" for name in changed)
+            differences = ", ".join(f"{name}={old[name]} before, {new[name]} now" for name in changed)
             raise ValueError(
-                f"{path} was begun with another recipe ({differences}): resume it as it was, or choose another --out"
+                f"{path} was started with another recipe ({differences}): resume it with that one, or choose "
+                "another --out"
             )
         present, recorded = describe(without(data, run.left_out)), run.data
         if present["digest"] != recorded["digest"]:
-            count = ("{training_images} training and {held_out_images} held-out images").format
+            count = ("{training_images} training and {held_out_images} validation images").format
             raise ValueError(
-                f"{data.name} is not what {path} was begun with: {count(**recorded)} then, {count(**present)} now, or "
-                "other names or labels of them; make it as it was, or choose another --out"
+                f"{data.name} has changed since {path} was started: {count(**recorded)} then, {count(**present)} now, "
+                "or other file names or labels; restore it, or choose another --out"
             )
         return run
 
     def follow(self, recipe: Recipe) -> None:
-        """Writes the recipe that the run goes on by, where its length has changed."""
+        """Writes the recipe again where the run's length has changed."""
         if self.writes:
             old, new = self.recipe.to_json(), recipe.to_json()
             if any(old[name] != new[name] for name in LENGTH):
@@ -113,20 +117,20 @@ class Run:
 
     @property
     def left_out(self) -> list[Unreadable]:
-        """Files of the set that are left out of the run."""
+        """Files of the data set that are left out of the run."""
         return [Unreadable(readable(entry["file"]), entry["reason"]) for entry in self.data["unreadable"]]
 
     @property
     def moved(self) -> tuple[str, ...]:
-        """Files of the set that changed sides in the split, so that copies are on one side: `Data.moved`. Empty for
-        runs of versions that did not look for copies."""
+        """Files that were moved between the splits, so that copies are in one split (see `Data.moved`). Empty for runs
+        of versions that did not look for copies."""
         return tuple(map(readable, self.data.get("moved", ())))
 
     @property
     def data(self) -> dict[str, Any]:
-        """The set, as `describe` gives it.
+        """The data set, as `describe` returns it.
 
-        **Raises:** ValueError where it cannot be read.
+        **Raises:** ValueError where `data.json` is damaged.
         """
         try:
             description = self.read(DATA)
@@ -134,20 +138,20 @@ class Run:
                 return description
         except (OSError, ValueError, AttributeError):
             pass
-        raise ValueError(f"{self.path / DATA} does not say what the set was: it is damaged")
+        raise ValueError(f"{self.path / DATA} is damaged: it does not describe the data set; start a new run")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside the block no other process of this machine may write the run.
+        """Inside the block no other process on this machine can write the run.
 
-        **Raises:** FileExistsError where another process writes it.
+        **Raises:** FileExistsError where another process is writing it.
         """
         with (self.path / LOCK).open("a") as file:
             if self.writes and sys.platform != "win32":
                 import fcntl
 
                 try:
-                    # Not flock: data workers would inherit it, and hold it for a while after their parent is killed.
+                    # Not flock: data workers inherit it, and would hold it for a while after their parent is killed.
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except (BlockingIOError, PermissionError) as error:
                     raise FileExistsError(
@@ -160,7 +164,7 @@ class Run:
                     (self.path / LOCK).unlink(missing_ok=True)
 
     def forget_after(self, step: int) -> None:
-        """Removes from the metrics the lines after a step, and a line that was cut off."""
+        """Removes from the metrics all lines after a step, and a truncated line."""
         path = self.path / METRICS
         if self.writes and path.exists():
             kept = []
@@ -175,7 +179,7 @@ class Run:
 
     @staticmethod
     def of(path: str | Path) -> "Run | None":
-        """The run whose folder, or whose `model/`, a path is; None where there is none."""
+        """The run of a path, which is a run folder or its `model/`; None for any other path."""
         for folder in (Path(path), Path(path).parent):
             if (folder / RECIPE).is_file():
                 return Run(folder)
@@ -198,12 +202,12 @@ class Run:
 
     @property
     def test_files(self) -> list[str] | None:
-        """Files of the test split, which is never used for selection; None where the run has not written them down."""
+        """Files of the test split, which is never used for selection; None for a run without `split.json`."""
         return list(self.read(SPLIT)["test"]) if (self.path / SPLIT).is_file() else None
 
     @property
     def has_model(self) -> bool:
-        """Whether the run has its network, which is written at the end."""
+        """Whether the network is written, which happens at the end of the run."""
         return (self.path / MODEL).exists()
 
     def load_model(self) -> nn.Module:
@@ -216,8 +220,8 @@ class Run:
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         text = json.dumps(without_nan(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # A path need not be text, as that of a set: other bytes become escapes, which JSON reads back unchanged. Files
-        # of sets have readable names; versions before wrote these escapes of them too.
+        # A path need not be valid text: invalid bytes become escapes, which JSON restores unchanged. Names of files in
+        # data sets are readable; earlier versions wrote these escapes for them too.
         write_text(self.path / name, text, errors="backslashreplace", aside=self.path / f".{name}")
 
     def log(self, values: dict[str, Any]) -> None:
@@ -227,20 +231,22 @@ class Run:
 
 
 def _check_length(path: Path, old: Recipe, new: Recipe, done: int) -> None:
-    """Raises ValueError where the steps that are done would have been others in a run of the new length."""
+    """Raises ValueError where the steps already done would differ in a run of the new length."""
     if new.steps < done:
-        raise ValueError(f"{path} has done {done} steps already: steps={new.steps} is less; choose another --out")
+        raise ValueError(
+            f"{path} has done {done} steps already: steps={new.steps} is fewer; use {done} or more, or another --out"
+        )
     for step in range(done):
         if (old_rate := learning_rate(old, step)) != (new_rate := learning_rate(new, step)):
             raise ValueError(
-                f"{path} cannot go on with steps={new.steps}, cooldown_steps={new.cooldown_steps}: of the {done} steps "
-                f"that it has done, step {step + 1} had a rate of {old_rate:.3g} and would have had {new_rate:.3g}; "
-                "constant and rsqrt go on for any length, before their cooldown"
+                f"{path} cannot resume with steps={new.steps}, cooldown_steps={new.cooldown_steps}: of the {done} "
+                f"steps done, step {step + 1} had learning rate {old_rate:.3g} and would have had {new_rate:.3g}; keep "
+                "the length (constant and rsqrt accept any, before their cooldown), or choose another --out"
             )
 
 
 def without_nan(value: Any) -> Any:
-    """A value with None in place of numbers that are not finite, which JSON does not have."""
+    """The value with None in place of non-finite numbers, which JSON does not have."""
     if isinstance(value, dict):
         return {key: without_nan(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -249,8 +255,8 @@ def without_nan(value: Any) -> Any:
 
 
 def describe(data: Data) -> dict[str, Any]:
-    """The sizes of a set, its classes and files left out. `digest`: SHA-256 of its classes and of its files' names and
-    labels, in order."""
+    """Describes a data set: its name, classes, number of images and files left out. `digest`: SHA-256 of the classes,
+    file names and labels, in order."""
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     for part in data.parts:
         digest.update(json.dumps([part.labels.int().tolist(), list(part.files)]).encode())
@@ -268,7 +274,7 @@ def describe(data: Data) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, and the state of the git checkout of the current folder, if it is in one."""
+    """Versions, machine, and the state of the current folder's git checkout, if there is one."""
     packages = ("vismoe", "torch", "torchvision", "timm", "safetensors", "numpy", "scikit-learn")
     return {
         "python": platform.python_version(),
@@ -290,7 +296,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def free_path(wanted: Path) -> Path:
-    """The first path that does not exist, of `wanted`, `wanted`-2, `wanted`-3, …"""
+    """The first path of `wanted`, `wanted`-2, `wanted`-3, … that does not exist."""
     path, number = wanted, 2
     while path.exists():
         path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1

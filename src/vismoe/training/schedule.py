@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""Learning rate schedules."""
 
 import math
 
@@ -6,16 +6,16 @@ from .recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, done: int) -> float:
-    """The learning rate of the step after `done` steps.
+    """The learning rate of the step that follows `done` steps.
 
-    Linear warm-up from 0. Then end + (peak − end) × share. The share, after t of T steps, with w steps of warm-up and c
-    of cooldown:
+    The warm-up is linear from 0. After it the rate is end + (peak − end) × share. With t of T steps done, w warm-up and
+    c cooldown steps, the share is:
 
-    - cosine, linear: ½ (1 + cos(πt / T)), 1 − t / T: over the whole run, as timm has it;
-    - warmup-cosine, warmup-polynomial: the same from the peak on, ½ (1 + cos(πu)) and (1 − u)^power with
-      u = (t − w) / (T − w), as optax has it;
-    - rsqrt: 1 / √(1 + (t − w) / timescale) (Zhai et al. 2022, section 3.5); constant: 1; both decay linearly
-      to 0 over the last c steps.
+    - cosine: ½ (1 + cos(πt / T)), linear: 1 − t / T; over the whole run, as in timm.
+    - warmup-cosine: ½ (1 + cos(πu)), warmup-polynomial: (1 − u)^power with u = (t − w) / (T − w); from the peak on, as
+      in optax.
+    - rsqrt: 1 / √(1 + (t − w) / timescale) (Zhai et al. 2022, section 3.5), constant: 1; both decay linearly to 0 over
+      the last c steps.
     """
     peak, end, steps, warmup = recipe.learning_rate, recipe.end_learning_rate, recipe.steps, recipe.warmup_steps
     if done < warmup:

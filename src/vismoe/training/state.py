@@ -1,4 +1,4 @@
-"""The state of a run between two steps, and at its beginning."""
+"""The training state: what changes from step to step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,11 +21,17 @@ FIGURES = ("step", "skipped", "in_a_row", "best_score", "best_step")
 
 @dataclass
 class State:
-    """What a checkpoint holds and a resumed run starts from; everything else follows from the recipe.
+    """What a checkpoint holds. Everything else follows from the recipe.
 
-    It has no random state: the random numbers of a step depend on the recipe's seed and the step's number, those of an
-    image on (seed, epoch, index). `skipped`: number of steps whose loss or gradient was not finite; `in_a_row`: how
-    many of them came last, without a break. `best_score`, `best_step`: the best evaluation so far.
+    There is no random state: the random numbers of a step depend on the recipe's seed and the step's number, those of
+    an image on (seed, epoch, index).
+
+    - `model`, `optimizer`: the network in training, and its optimiser.
+    - `average`: the EMA of the weights; None without one.
+    - `step`: optimiser steps done, skipped ones included.
+    - `skipped`: skipped steps, whose loss or gradient was not finite.
+    - `in_a_row`: skipped steps since the last that was not skipped.
+    - `best_score`, `best_step`: the best evaluation so far.
     """
 
     model: nn.Module
@@ -39,12 +45,12 @@ class State:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is evaluated and saved: the EMA of the weights where there is one."""
+        """The network that is evaluated and saved: the EMA if there is one, otherwise the network in training."""
         return self.model if self.average is None else self.average.module
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything by name: model.*, average.*, optimizer.PARAMETER.ENTRY, optimizer.groups, and the figures. Tensors
-        are the run's own, not copies."""
+        """The state by name: model.*, average.*, optimizer.PARAMETER.ENTRY, optimizer.groups, and the numbers. Tensors
+        are not copied."""
         parts = {"model": self.model.state_dict(), "optimizer": named_state(self.model, self.optimizer)}
         if self.average is not None:
             parts["average"] = self.average.module.state_dict()
@@ -54,7 +60,7 @@ class State:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Loads what `state_dict` returned.
 
-        **Raises:** ValueError for the state of another network.
+        **Raises:** ValueError for a state of another network.
         """
         parts: dict[str, dict[str, Any]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, value in state.items():
@@ -73,7 +79,7 @@ class State:
 
 
 def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
-    """The recipe's network with initial weights. They depend on its seed and on the weights that it names alone."""
+    """Builds the recipe's network. Its initial weights depend only on the recipe's `seed` and `weights`."""
     torch.manual_seed(recipe.seed)
     task = task or task_for(recipe.task, data, recipe.to_json())
     model = create_model(recipe.model, **task.network_options(data), **recipe.overrides)
@@ -88,7 +94,7 @@ def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
 
 
 def begin(model: nn.Module, recipe: Recipe) -> State:
-    """The state of a run before its first step."""
+    """The state before the first step."""
     if recipe.frozen:
         freeze(model, recipe.frozen)
     optimizer = make_optimizer(model, recipe)

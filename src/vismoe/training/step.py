@@ -20,13 +20,18 @@ from .state import State
 
 
 class TrainingDivergedError(RuntimeError):
-    """Too many steps in a row had a loss or a gradient that was not finite."""
+    """Too many steps in a row had a loss or gradient that was not finite."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a step, over all processes. `loss`: the mean; `score`: the task's training score, NaN where it has
-    none; `load`: where the step is logged, by layer, how many choices each expert got in the last micro-batch."""
+    """The result of a step, over all processes.
+
+    - `loss`: mean loss of the batch.
+    - `score`: the task's training score; NaN where it has none.
+    - `load`: number of choices that each expert got in the last micro-batch, by layer; None where the step is not
+      logged.
+    """
 
     loss: Tensor
     score: Tensor
@@ -34,8 +39,8 @@ class Outcome:
 
 
 class Trainer:
-    """Takes the steps of a run. A step whose loss or gradient is not finite is skipped, counted and logged; the weights
-    never see it."""
+    """Runs optimiser steps. A step whose loss or gradient is not finite is skipped, counted and logged, and the weights
+    do not change."""
 
     def __init__(self, recipe: Recipe, state: State, task: Task, mesh: Mesh, log: Callable[[dict[str, Any]], None]):
         self.recipe, self.state, self.task, self.mesh, self.log = recipe, state, task, mesh, log
@@ -46,10 +51,10 @@ class Trainer:
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
 
     def step(self, batch: Batch, log_now: bool) -> Outcome:
-        """Takes the step with the state's number: forward, backward, update. `log_now`: record the load."""
+        """One optimiser step, number `state.step`: forward, backward, update. `log_now`: whether to record the load."""
         recipe, state = self.recipe, self.state
         seed = mix_seeds(recipe.seed, state.step)
-        # On a CPU this does the same as torch.manual_seed, in a hundredth of its time.
+        # On a CPU this is the same as torch.manual_seed, a hundred times faster.
         generators: Any = torch.default_generator if self.device.type == "cpu" else torch
         generators.manual_seed(seed + self.mesh.rank)
         rate = learning_rate(recipe, state.step - 1)
@@ -70,7 +75,7 @@ class Trainer:
         return Outcome(loss, score, load)
 
     def _micro_step(self, batch: Batch, share: float, log_now: bool) -> tuple[Tensor, Tensor, Recording | None]:
-        """Forward and backward of a part of the batch. Returns its loss and score, and the recorded routing."""
+        """Forward and backward of a micro-batch. Returns its loss, its score and the recorded routing."""
         task = self.task
         recording = record(self.state.model) if self.by_losses or log_now else nullcontext()
         with recording as routing:
@@ -93,9 +98,9 @@ class Trainer:
                 state.average.update(state.model, state.step if recipe.average_warmup else None)
         else:
             for buffer, saved in zip(self.statistics, statistics, strict=True):
-                buffer.copy_(saved)  # the forward pass has moved the statistics of batch norms already
+                buffer.copy_(saved)  # the forward pass has already updated batch norm statistics
             state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
-            fault = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the gradient's norm is {norm:g}"
+            fault = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the gradient norm is {norm:g}"
             self.log({"step": state.step, "skipped": fault})
             if state.in_a_row >= recipe.max_skipped:
                 raise TrainingDivergedError(
@@ -106,7 +111,7 @@ class Trainer:
 
 
 def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, float, bool]]:
-    """The micro-batches of a batch, each with its share of the batch and whether it is the last."""
+    """The micro-batches of a batch, each with its fraction of the batch and whether it is the last."""
     pieces_of = {name: _chunks(value, parts) for name, value in batch.items()}
     sizes = [len(part) for part in next(iter(pieces_of.values()))]
     for number, size in enumerate(sizes):
@@ -114,7 +119,7 @@ def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, float, boo
 
 
 def _chunks(values: Any, parts: int) -> Sequence[Any]:
-    """An entry of a batch, a tensor or a list, cut into `parts` parts."""
+    """Splits an entry of a batch, a tensor or a list, into `parts` chunks."""
     if isinstance(values, Tensor):
         return values.chunk(parts)
     size = -(-len(values) // parts)

@@ -1,4 +1,4 @@
-"""Logging: to `metrics.jsonl` always, and to the tracker that the recipe names."""
+"""Logging: to `metrics.jsonl`, and to the recipe's tracker if it names one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +14,13 @@ Log = Callable[[dict[str, Any]], None]
 
 @contextmanager
 def tracking(run: Run, recipe: Recipe, step: int) -> Iterator[Log]:
-    """Gives a function that logs the figures of a step: a dictionary with `step`, numbers, and lists of them by layer.
+    """Yields a function that logs the metrics of a step: a dictionary with `step`, numbers, and lists of them by layer.
 
-    **Arguments:** `step`: the last step that was logged before, where the run is resumed.
+    **Arguments:**
+
+    - `run`: the run folder.
+    - `recipe`: names the tracker.
+    - `step`: the last step already logged, 0 in a new run.
     """
     if recipe.track == "none" or not run.writes:
         yield run.log
@@ -34,14 +38,14 @@ def tracking(run: Run, recipe: Recipe, step: int) -> Iterator[Log]:
 
 
 def check_tracker(name: Tracker) -> None:
-    """Raises ValueError where a tracker is not installed."""
+    """Raises ValueError if a tracker is not installed."""
     spec = None if name == "none" else find_spec(name)
-    if name != "none" and (spec is None or spec.origin is None):  # no origin: a folder of that name, no package
-        raise ValueError(f"track={name}: {name} is not installed here: pip install {name}")
+    if name != "none" and (spec is None or spec.origin is None):  # no origin: a folder of that name, not a package
+        raise ValueError(f"track={name}: {name} is not installed: pip install {name}")
 
 
 def flat(values: dict[str, Any]) -> dict[str, float]:
-    """The numbers by one name each; an expert's share of the load is `load/LAYER/NUMBER`. Other values are left out."""
+    """The numbers, one name each; an expert's load fraction is `load/LAYER/EXPERT`. Other values are left out."""
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}
     for layer, shares in values.get("load", {}).items():
         numbers |= {f"load/{layer}/{expert}": share for expert, share in enumerate(shares)}
@@ -59,7 +63,7 @@ def _tensorboard(run: Run, recipe: Recipe, step: int) -> tuple[Callable[[dict[st
 
 
 def _trackio_or_wandb(run: Run, recipe: Recipe, step: int) -> tuple[Callable[[dict[str, float], int], None], Any]:
-    """Sends to trackio or wandb, whose functions are the same."""
+    """Sends to trackio or wandb, which have the same functions."""
     tracker = import_module(recipe.track)
     name = "-".join(run.path.resolve().parts[-2:])
     tracker.init(project="vismoe", name=name, config=recipe.to_json())

@@ -31,27 +31,29 @@ def embed(
     batch_size: int = 64,
     workers: int = 0,
 ) -> None:
-    """Write the features of images, what a network hands its classifier, with each image's file and label.
+    """Write the features of images (the input of the model's classifier) to a file, with file names and labels.
 
     Example: vismoe embed runs/demo --data digits --out digits.npy
 
     Args:
-        model: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (download), or a random preset.
-        images: Image files, or folders of them; damaged files are named and left out.
-        out: FILE.npy: a float32 array (images, features), with the table FILE.csv beside it; FILE.parquet: both in
-            one. An existing file is not overwritten.
-        data: In place of images "digits", "fashion-mnist", or a folder of class folders, or of images with a
-            metadata.csv: all of it, the training part first. A set of parts, as a run's own is, gets a column of them.
-        format: By default the one that the suffix of the file names.
-        views: The features are the mean over these.
-        image_size: Images are prepared at this size, a multiple of the network's patch; by default at its own.
-            Smaller is quicker: time goes with its square.
-        device: auto, cpu, cuda or mps.
-        batch_size: Images of one forward pass.
-        workers: Processes that prepare images; 0 for none.
+        model: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (downloads), or a preset (random
+            weights).
+        images: Image files or folders of images; damaged files are listed and left out.
+        out: FILE.npy: a float32 array (images, features), with a table FILE.csv of files and labels next to it.
+            FILE.parquet: both in one file. An existing file is not overwritten.
+        data: Data set instead of images: digits, fashion-mnist, a folder with one folder per class, or a folder of
+            images with a metadata.csv. All splits are written, training images first.
+            The column "part" has each image's split, if the data set has splits.
+        format: npy or parquet; default: that of the file's suffix.
+        views: Views of each image whose features are averaged.
+        image_size: Image size in pixels, a multiple of the patch size; default: the model's.
+            Time grows with the square of the size.
+        device: Device: auto, cpu, cuda or mps.
+        batch_size: Images per forward pass.
+        workers: Number of data loading worker processes; 0: the main process.
     """
     if (data is None) == (not images):
-        raise ValueError(f"which images? name files or folders, or a set with --data: vismoe embed {model} IMAGE…")
+        raise ValueError(f"name either images or a data set with --data: vismoe embed {model} IMAGE…")
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
     check_embeddings(out, format)

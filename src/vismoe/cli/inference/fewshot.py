@@ -34,28 +34,33 @@ def fewshot(
     batch_size: int = 64,
     workers: int = 0,
 ) -> None:
-    """Say how much a few images of each class teach, given a model's features: accuracy on the held-out part of a
-    set, of least squares in closed form and of the 20 nearest neighbours, mean and standard deviation over seeds.
+    """Evaluate a model's features with a few labelled images per class (few-shot accuracy).
+
+    Two classifiers are fitted on the features of a few training images: least squares in closed form, and 20 nearest
+    neighbours. Accuracy is the mean and standard deviation over seeds on the validation split, for a run of finetune on
+    its test split.
 
     Example: vismoe fewshot runs/demo --data digits --shots 1,5
 
     Args:
-        model: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (download), or a random preset.
-        data: "digits", "fashion-mnist", or a folder of class folders, or of images with a metadata.csv; of one in one
-            piece a quarter is held out. By default a run's own set: images are drawn from what it was trained on, and
-            judged are those that it was tested on.
-        shots: How many images of each class, with commas between. Those that some class has too few images for are
-            left out; up to 25 more of each class choose the regularisation.
-        seeds: How often images are drawn anew.
-        protocol: How the regularisation is chosen. validated: by the further images; reference: of 2^-10 to 2^19 by
-            the held-out part itself, as google-research/vmoe does, for figures to compare with published ones.
-        max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
-        json: Print one JSON object; shares are in 0…1.
-        image_size: Images are prepared at this size, a multiple of the network's patch; by default at its own.
-            Smaller is quicker: time goes with its square.
-        device: auto, cpu, cuda or mps.
-        batch_size: Images of one forward pass.
-        workers: Processes that prepare images; 0 for none.
+        model: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (downloads), or a preset (random
+            weights).
+        data: Data set: digits, fashion-mnist, a folder with one folder per class, or a folder of images with a
+            metadata.csv; without splits, a random quarter is the validation split.
+            Default: the data set and the splits of the run that MODEL is.
+        shots: Numbers of training images per class, comma-separated; those too large for a class are left out.
+            Up to 25 further images per class select the regularisation.
+        seeds: Number of seeds; each draws other training images.
+        protocol: How the regularisation is selected. validated: on the further images.
+            reference: from 2^-10 to 2^19 on the evaluated images themselves, as in google-research/vmoe, for comparison
+            with published accuracies.
+        max_unreadable: Max fraction of unreadable files in a folder; they are listed and left out.
+        json: Print one JSON object; accuracies are between 0 and 1.
+        image_size: Image size in pixels, a multiple of the patch size; default: the model's.
+            Time grows with the square of the size.
+        device: Device: auto, cpu, cuda or mps.
+        batch_size: Images per forward pass.
+        workers: Number of data loading worker processes; 0: the main process.
     """
     if batch_size < 1 or workers < 0 or seeds < 1:
         raise ValueError(f"batch_size={batch_size}, workers={workers}, seeds={seeds}: accepted are at least 1, 0 and 1")
@@ -69,7 +74,7 @@ def fewshot(
         note_left_out(entry)
     possible = check_shots(opened, requested_shots, protocol)
     for number in sorted(set(requested_shots) - set(possible)):
-        note(f"{number} shots are left out: some class of {data} has too few images to train on")
+        note(f"{number} shots are left out: some class of {data} has too few training images")
     with ImageProgress("features") as progress:
         results = few_shot(network, opened, possible, seeds, batch_size, workers, progress, protocol)
     rows = [
@@ -86,7 +91,7 @@ def fewshot(
         print(json_format.dumps(header | {"rows": rows}))
         return
     is_test = opened.val_is_test or (run_of_set is not None and run_of_set.test_files is not None)
-    set_title = "images of the test split" if is_test else "held-out images"
+    set_title = "images of the test split" if is_test else "validation images"
     title = f"accuracy on {len(opened.val):,} {set_title}, mean ± standard deviation over {seeds} seeds"
     table = Table("shots", "closed form", "its l2", "20 nearest neighbours", title=title)
     for row in rows:
@@ -103,7 +108,7 @@ def _numbers(text: str) -> list[int]:
     try:
         return sorted({int(part) for part in text.split(",")})
     except ValueError as error:
-        raise ValueError(f"shots={text!r}: expected whole numbers with commas between, such as 1,5,10") from error
+        raise ValueError(f"shots={text!r}: expected comma-separated integers, such as 1,5,10") from error
 
 
 def _figures(accuracies: list[float]) -> dict[str, Any]:

@@ -30,27 +30,27 @@ def predict_images(
     device: str = "auto",
     batch_size: int = 64,
 ) -> None:
-    """Say what is on images: one record an image, its likeliest classes with their probabilities.
+    """Classify images: print the most likely classes of each image with their probabilities.
 
     Example: vismoe predict runs/demo runs/demo/samples --topk 3
 
     Args:
-        model: A run folder, a model folder, an exported .onnx file, PRESET.TAG (published weights, downloaded), or a
-            preset (with random weights).
-        images: Image files, or folders of them, whose damaged files are named and left out.
-        topk: How many classes to name.
-        format: table, json (one array) or csv (with a header).
-        device: auto, cpu, cuda or mps.
-        batch_size: Images of one forward pass.
+        model: A run folder, a model folder, an exported .onnx file, timm:NAME, hf:ORG/NAME or PRESET.TAG (downloads),
+            or a preset (random weights).
+        images: Image files or folders of images; damaged files in folders are listed and left out.
+        topk: Number of classes to print per image.
+        format: Output format: table, json (one array) or csv (with a header).
+        device: Device: auto, cpu, cuda or mps.
+        batch_size: Images per forward pass.
     """
     if not images or Path("") in images:
-        raise ValueError(f"which images? name files or folders: vismoe predict {model} IMAGE…")
+        raise ValueError(f"no images given: name image files or folders: vismoe predict {model} IMAGE…")
     network = open_model(model, exported=True)
     predictions = Predictor(network, device=resolve_device(device), batch_size=batch_size).predict(
         images, topk, note_left_out
     )
     if not predictions:
-        raise ValueError("none of the images can be read")
+        raise ValueError("none of the images can be read: name at least one readable image")
     {"table": _table, "json": _json, "csv": _csv}[format](predictions)
 
 

@@ -1,1 +1,1 @@
-"""Verbs that list, convert and change models."""
+"""Commands that list, convert and change models."""

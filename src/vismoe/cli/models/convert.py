@@ -18,15 +18,16 @@ def convert_files(
     preset: str | None = None,
     image_size: int | None = None,
 ) -> None:
-    """Make a model folder of a checkpoint of google-research/vmoe, or of an .npz file of a dense ViT of Google's.
+    """Convert a checkpoint of google-research/vmoe, or an .npz file of a dense Google ViT, to a model folder.
 
     Example: vismoe convert vmoe_s32_last2_ilsvrc2012_randaug_light1 s32
 
     Args:
-        source: What the names of a checkpoint's files begin with (before .index and .data-…), or an .npz file.
+        source: Checkpoint prefix (the files' common name, before .index and .data-…), or an .npz file.
         destination: Model folder to write.
-        preset: What the files do not say: experts per token, capacity, group size. Known for published names.
-        image_size: Pixels; those of the files unless said. Position embeddings are resized.
+        preset: Preset with what the files lack: experts per token, capacity, group size.
+            Not needed for published checkpoints and dense networks.
+        image_size: Image size in pixels, for which position embeddings are resized; default: that of the files.
     """
     refuse_existing(destination)
     model = convert(source, destination, preset, image_size)

@@ -30,24 +30,28 @@ def densify_model(
     batch_size: int = 64,
     max_unreadable: float = 0.1,
 ) -> None:
-    """Make a dense model of a sparse one, or one with fewer experts, for the domain of a set; says what it costs.
+    """Turn a sparse model into a dense one, or into one with fewer experts, for the images of a data set.
 
-    Which experts the set uses is measured on its training part (on all of a set without one), the loss on its
-    held-out part. Example: vismoe densify runs/digits dense --data digits
+    The use of the experts is measured on the training split (without one, on all images). Loss and score before and
+    after are printed for the validation split, for a run of finetune the test split.
+
+    Example: vismoe densify runs/digits dense --data digits
 
     Args:
-        model: A run folder or a model folder.
+        model: Sparse model: a run folder or a model folder.
         destination: Model folder to write.
-        data: The domain: digits, fashion-mnist, or a folder (see vismoe eval); a run's own in the run's own parts.
-        num_experts: Experts that stay in each layer; 0: none, the model is dense.
-        how: merge, the experts' weights are averaged as much as the set uses them; expert, the most used stay as they
-            are and the others are dropped.
-        images: Of the set that the use is measured on, at most.
-        batch_size: Images of one forward pass.
-        max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
+        data: Data set: digits, fashion-mnist, or a folder (see vismoe eval). A run's data set keeps the run's splits.
+        num_experts: Number of experts to keep in each layer; 0: the model becomes dense.
+        how: merge: average the experts' weights by how much each is used; expert: keep the most used experts unchanged,
+            drop the others.
+        images: Max number of images to measure the use of the experts on.
+        batch_size: Images per forward pass.
+        max_unreadable: Max fraction of unreadable files in a folder; they are listed and left out.
     """
     if images < 1 or batch_size < 1 or num_experts < 0:
-        raise ValueError(f"images={images}, batch_size={batch_size}, num_experts={num_experts}: at least 1, 1 and 0")
+        raise ValueError(
+            f"images={images}, batch_size={batch_size}, num_experts={num_experts}: accepted are at least 1, 1 and 0"
+        )
     refuse_existing(destination)
     network = open_model(model)
     task = task_of(network)
@@ -55,9 +59,7 @@ def densify_model(
     for entry in opened.left_out:
         note_left_out(entry)
     for path, usage in measure_usage(network, _pixels(network, opened, images, batch_size)).items():
-        print(
-            f"{path}: share of the tokens of each expert {' '.join(f'{share:.3f}' for share in usage.share.tolist())}"
-        )
+        print(f"{path}: fraction of the tokens per expert {' '.join(f'{share:.3f}' for share in usage.share.tolist())}")
     batches = _pixels(network, opened, images, batch_size)
     small = reduce_experts(network, num_experts, batches, how) if num_experts else densify(network, batches, how)
     lines = []

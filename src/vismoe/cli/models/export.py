@@ -21,16 +21,16 @@ def export(
     batch_size: int = 1,
     json: bool = False,
 ) -> None:
-    """Write a model as a file for other programs, compared with the model before it is done.
+    """Write a model to an ONNX file. Its outputs are compared with the model's before the file is written.
 
     Example: vismoe export runs/demo digits.onnx --dynamic-batch
 
     Args:
-        model: A run folder, a model folder, PRESET.TAG (downloads), or a preset (with random weights).
-        dst: The file to write; one that is there already is left alone.
-        format: onnx: standard ONNX operators, each expert computing its own tokens only.
-        dynamic_batch: Take any number of images at a time.
-        batch_size: Images that the file always takes at a time, without a dynamic batch.
+        model: A run folder, a model folder, PRESET.TAG (published weights, downloaded), or a preset (random weights).
+        dst: File to write, with the suffix .onnx; an existing file is not overwritten.
+        format: onnx: standard ONNX operators; each expert computes only its own tokens.
+        dynamic_batch: Accept batches of any size.
+        batch_size: Fixed batch size, without --dynamic-batch.
         json: Print one JSON object.
     """
     exported = export_onnx(open_model(model, exported=True), dst, dynamic_batch, batch_size)
@@ -39,7 +39,7 @@ def export(
 
 def _report(exported: OnnxExport) -> str:
     ties = exported.left_out
-    left_out = f" ({ties} more left out: experts too close to choose between)" if ties else ""
+    left_out = f" ({ties} more left out: a router's choice between two experts was too close to call)" if ties else ""
     return (
         f"{exported.path}: {exported.size / 1e6:,.1f} MB; in ONNX Runtime its logits differ from the model's by at "
         f"most {exported.difference:.1e} on {exported.images} random images{left_out}"

@@ -18,18 +18,20 @@ from vismoe.weights.published import Published, published_by, tags_of
 def models(
     pattern: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[PATTERN]")] = "*", /, json: bool = False
 ) -> None:
-    """List presets: parameters in all, parameters that one token passes through, multiplications per image; and the
-    published weights of those, by which vismoe.create_model(NAME, pretrained=True) and the other verbs get them.
+    """List presets with their parameters, active parameters per token and MACs per image, and their published weights.
 
-    Counted without allocating weights. Example: vismoe models 'vmoe_b16_*'
+    Published weights are named PRESET.TAG, in other commands and in vismoe.create_model(NAME, pretrained=True).
+    No weights are allocated or downloaded.
+
+    Example: vismoe models 'vmoe_b16_*'
 
     Args:
-        pattern: Shell pattern of names; one with a dot is of published weights, as in '*.*ilsvrc2012'.
+        pattern: Shell pattern of preset names; with a dot, of published weights, as in '*.*ilsvrc2012'.
         json: Print one JSON array instead of a table.
     """
     names = list_models(pattern)
     if not names:
-        raise ValueError(f"no preset matches {pattern!r}; `vismoe models` lists all, and published weights")
+        raise ValueError(f"no preset or published weights match {pattern!r}; `vismoe models` lists all")
     console = Console(stderr=True)
     rows = [
         _row(name)
@@ -70,9 +72,9 @@ def _print_json(rows: list[dict[str, Any]]) -> None:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     table = Table(
-        "preset", title="1,000 classes, or those of weights; millions; multiplications: multiply-adds of one image"
+        "preset", title="parameters and MACs (multiply-adds per image) in millions; 1,000 classes, or the weights' own"
     )
-    for column in ("image", "parameters", "active per token", "multiplications"):
+    for column in ("image", "parameters", "active per token", "MACs"):
         table.add_column(column, justify="right")
     for row in rows:
         numbers = [f"{int(row[key]) / 1e6:,.2f}" for key in ("parameters", "active_parameters", "multiplications")]
@@ -80,7 +82,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     console = Console(width=None if Console().is_terminal else 120)
     console.print(table)
     if weights := [entry for row in rows for entry in row["weights"]]:
-        table = Table("weights", title="published weights; accuracy as published, not verified here")
+        table = Table("weights", title="published weights; accuracies are the published ones, not measured here")
         for column in ("image", "classes", "data", "accuracy"):
             table.add_column(column, justify="right")
         for entry in weights:

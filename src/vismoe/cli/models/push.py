@@ -14,14 +14,14 @@ def push(
     /,
     private: bool = False,
 ) -> None:
-    """Upload a model, with its card, to the Hugging Face hub; `hf auth login` says there who you are.
+    """Upload a model, with its model card, to the Hugging Face Hub. Log in first with `hf auth login`.
 
     Example: vismoe push runs/finetune somebody/flowers --private
 
     Args:
         model: A run folder or a model folder.
-        repository: Made if it is not there.
-        private: A repository that is made is seen by its owner alone.
+        repository: Repository on the Hub; created if it does not exist.
+        private: Create a private repository; an existing one is not changed.
     """
     print(f"uploaded: {push_to_hub(model, repository, private)}")
 

@@ -32,25 +32,26 @@ def upcycle_model(
     only_differences: bool = False,
     seed: int = 0,
 ) -> None:
-    """Make a sparse model of a trained dense one: it starts with the parent's outputs, and has experts to train.
+    """Turn a trained dense model (the parent) into a sparse one, which starts with the parent's outputs.
 
     Example: vismoe upcycle runs/digits_dense sparse --num-experts 4
 
     Args:
-        source: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (these download weights).
+        source: Dense model: a run folder, a model folder, or timm:NAME, hf:ORG/NAME, PRESET.TAG (downloads).
         destination: Model folder to write.
-        num_experts: Experts of each sparse layer.
-        layers: last-N (the last N of the odd blocks 1, 3, 5, …), every-N, or numbers from 0 with commas between.
-        k: Experts per token; 1 unless said.
-        experts: full, a copy of the parent's MLP each, which can be perturbed, cut and merged; low-rank, the MLP frozen
-            and low-rank differences, the default of `vismoe finetune`, which train less and did no worse there.
-        rank: Of low-rank differences.
-        shared: The parent's MLP stays, for every token, beside new experts of a quarter of its width.
-        split: Parts that each copy of the MLP is cut into, which are experts then; k is as many.
-        perturb: Noise on copies, as a share of each weight's standard deviation.
-        block_list: Path of the list of blocks, in networks with several.
-        only_differences: Write only what differs from SRC; the folder then needs it.
-        seed: Of routers and new weights.
+        num_experts: Number of experts in each sparse layer.
+        layers: Sparse blocks: last-N (the last N of the odd blocks 1, 3, 5, …), every-N, or block numbers from 0 on,
+            such as 1,3,5.
+        k: Number of experts per token; default: 1, with --split as many as that.
+        experts: full: each expert is a copy of the parent's MLP, which can be perturbed, split and merged.
+            low-rank: the MLP is frozen, experts are low-rank differences (the default of vismoe finetune).
+        rank: Rank of low-rank experts.
+        shared: Keep the parent's MLP for every token, and add new experts of a quarter of its width.
+        split: Split each copy of the MLP into this many smaller experts; k is then this number.
+        perturb: Noise added to the copies, as a fraction of each weight's standard deviation.
+        block_list: Name of the module with the blocks, for networks with several lists of blocks.
+        only_differences: Write only the tensors that differ from SRC; the folder then needs SRC to be loaded.
+        seed: Seed of the routers and other new weights.
     """
     refuse_existing(destination)
     parent = open_trained(source)
@@ -65,7 +66,7 @@ def upcycle_model(
         difference = (model(images) - parent(images)).abs().max().item()
     lines = [
         f"{title}: {figure.parameters:,} parameters, {figure.active_parameters:,} active per token, "
-        f"{figure.multiplications:,} multiplications an image"
+        f"{figure.multiplications:,} MACs per image"
         for title, figure in (("parent", cost(parent, size)), ("sparse", cost(model, size)))
     ]
     save(model, destination, parent=source if only_differences else None)
