@@ -92,7 +92,7 @@ def test_train_keeps_patients_whole(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vismoe.data.splits.folder_split.try_fingerprints", None)
     assert main([*arguments, "--resume", "auto"]) == 0
     assert main([*arguments[:-4], "--out", str(out), "--resume", "auto"]) == 2
-    assert "group_column=patient there, None here" in capsys.readouterr().err
+    assert "group_column=patient before, None now" in capsys.readouterr().err
 
 
 def test_a_patient_s_copies_bring_the_next_one_along(tmp_path):

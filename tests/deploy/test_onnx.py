@@ -270,7 +270,7 @@ def test_what_is_refused(tmp_path):
         (tiny(), {"path": there}, "exists"),
         (tiny(), {"path": tmp_path / "model.pt"}, "ends in .onnx"),
         (tiny(), {"batch_size": 0}, "batch_size=0"),
-        (tiny(), {"batch_size": 2, "dynamic_batch": True}, "none beside a dynamic batch"),
+        (tiny(), {"batch_size": 2, "dynamic_batch": True}, "only 1 with dynamic_batch"),
         (tiny(capacity_factor=1.5), {}, "blocks.0.mlp drops tokens"),
         (tiny(group_size=4), {}, "group_size=4"),
         (tiny().bfloat16(), {}, "torch.bfloat16"),

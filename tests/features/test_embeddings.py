@@ -41,7 +41,7 @@ def test_parquet(tmp_path):
 
 
 def test_nothing_is_overwritten(tmp_path):
-    """Neither the file nor the table beside it; names that say no format are refused."""
+    """Neither the file nor its table; names without a known format are refused."""
     for name in ("e.npy", "e.csv"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(FileExistsError, match="exists: choose another"):
@@ -51,7 +51,7 @@ def test_nothing_is_overwritten(tmp_path):
     for name, message in (("e.txt", "accepted are .npy and .parquet"), ("gone/e.npy", "no such folder")):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             write_embeddings(tmp_path / name, FILES, LABELS, VECTORS)
-    with pytest.raises(ValueError, match="the name is that of the table"):
+    with pytest.raises(ValueError, match="this name is taken by the table"):
         write_embeddings(tmp_path / "e.csv", FILES, LABELS, VECTORS, "npy")
 
 

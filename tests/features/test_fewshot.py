@@ -92,19 +92,19 @@ def test_ranks_not_means_choose():
 
 
 def test_sets_that_are_none_to_draw_from():
-    """No training part, several classes an image, too few images: said before anything is computed."""
+    """No training split, several classes per image, too few images: an error before anything is computed."""
     images = ImageSet(torch.tensor([0, 0, 0, 1, 1]), lambda index: None)
     several = ImageSet(torch.ones(4, 2, dtype=torch.bool), lambda index: None)
-    with pytest.raises(ValueError, match="has no part to draw from"):
+    with pytest.raises(ValueError, match="has no training split"):
         check_shots(Data("cats", ["a", "b"], None, images), (1,))
-    with pytest.raises(ValueError, match="several classes an image"):
+    with pytest.raises(ValueError, match="several classes per image"):
         check_shots(Data("cats", ["a", "b"], several, several), (1,))
     data = Data("cats", ["a", "b"], images, images)
     assert check_shots(data, (1, 2)) == [1]
     assert check_shots(data, (1, 2, 3), "reference") == [1, 2, 3]
-    with pytest.raises(ValueError, match="2 shots, but b has 2 images"):
+    with pytest.raises(ValueError, match="2 shots, but b has 2 training images"):
         check_shots(data, (2, 3))
-    with pytest.raises(ValueError, match="too few images to train on for"):
+    with pytest.raises(ValueError, match="too few training images for"):
         few_shot(Pixels(), data, (1, 2))
     with pytest.raises(ValueError, match="at least 1"):
         check_shots(data, (0, 1))

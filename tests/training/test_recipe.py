@@ -82,5 +82,5 @@ def test_an_unknown_recipe_is_an_error_with_near_names():
     """A slip is told what was probably meant, a stranger what there is."""
     with pytest.raises(ValueError, match="unknown recipe 'digit'; did you mean digits"):
         vismoe.recipes.find_recipe("digit")
-    with pytest.raises(ValueError, match="unknown recipe 'qqq'; there are digits, digits_dense"):
+    with pytest.raises(ValueError, match="unknown recipe 'qqq'; accepted are digits, digits_dense"):
         vismoe.recipes.find_recipe("qqq")

@@ -1,4 +1,4 @@
-"""Exports trained networks from PyTorch to files that other programs run."""
+"""Export of trained networks to ONNX files."""
 
 from .onnx_export import OnnxExport, export_onnx
 

@@ -13,7 +13,7 @@ from vismoe.moe import TopKRouter, record
 TOLERANCE = 1e-4
 """The largest accepted difference of logits."""
 TIE = 1e-5
-"""Where two experts' logits are closer than this, another order of summation may choose the other expert."""
+"""If the logits of two experts are closer than this, rounding may decide which one is chosen."""
 DRAWS = 10
 
 
@@ -21,9 +21,9 @@ DRAWS = 10
 class Agreement:
     """Result of a comparison.
 
-    - `difference`: the largest difference of logits.
-    - `images`: how many were compared.
-    - `left_out`: how many were not, because a router's choice was too close to call.
+    - `difference`: max absolute difference of the logits.
+    - `images`: number of images compared.
+    - `left_out`: number of images left out, because a router's choice was too close to call.
     """
 
     difference: float
@@ -35,16 +35,16 @@ class Agreement:
 def compare(
     model: nn.Module, session: onnxruntime.InferenceSession, input_size: tuple[int, ...], batch_size: int | None
 ) -> Agreement:
-    """Compares logits on the same random images.
+    """Compares the logits of a network and of its exported graph on random images.
 
     **Arguments:**
 
-    - `model`: the network, at evaluation.
+    - `model`: the network, in evaluation mode.
     - `session`: the exported graph.
     - `input_size`: (channels, height, width).
-    - `batch_size`: the only batch size that the graph takes; None: batches of 1, 2 and 7 are compared.
+    - `batch_size`: the graph's fixed batch size; None: any, batches of 1, 2 and 7 are compared.
 
-    **Raises:** ValueError where no image could be compared.
+    **Raises:** ValueError if no image could be compared.
     """
     batches = (1, 2, 7) if batch_size is None else (batch_size,) * -(-10 // batch_size)
     generator = torch.Generator().manual_seed(0)
@@ -67,12 +67,12 @@ def compare(
             return Agreement(difference, images, left_out)
     raise ValueError(
         f"in each of {left_out} random images some router's choice between two experts is closer than {TIE}, so the "
-        "exported network cannot be compared: are its routers trained?"
+        "exported network cannot be compared: export a network with trained routers"
     )
 
 
 def choice_gap(logits: Float[Tensor, "G S E"], k: int, batch: int) -> Float[Tensor, " B"]:
-    """The smallest gap, over each image's tokens, between the logits of the k-th choice and of the next one."""
+    """The gap between the logits of the k-th choice and the next, minimum over each image's tokens."""
     if k == logits.shape[-1]:
         return torch.full((batch,), torch.inf)
     best = logits.topk(k + 1, -1).values

@@ -1,4 +1,4 @@
-"""Exports a network as a plain ONNX file, and compares both before the file is written."""
+"""Exports a network to an ONNX file. Both are compared before the file is written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from .agreement import TOLERANCE, compare
 from .product import ONNX_OPERATORS, export_product
 
 LARGEST = 2**31 - 2**20
-"""Largest size of weights in bytes: protobuf, and so an ONNX file, ends at 2 GiB."""
+"""Max size of the weights in bytes: a protobuf, and so an ONNX file, holds less than 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class OnnxExport:
     """A written file and its comparison with the network.
 
     - `path`: the file.
-    - `size`: in bytes.
-    - `difference`: the largest difference between the file's logits, in ONNX Runtime, and the network's.
-    - `images`: random images that were compared.
-    - `left_out`: random images that were not, because a choice between two experts was too close to call.
+    - `size`: its size in bytes.
+    - `difference`: max absolute difference between the file's logits, in ONNX Runtime, and the network's.
+    - `images`: number of random images compared.
+    - `left_out`: number of random images left out, because a choice between two experts was too close to call.
     """
 
     path: Path
@@ -55,35 +55,35 @@ def export_onnx(
     batch_size: int = 1,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> OnnxExport:
-    """Writes a file of standard ONNX operators in which each expert computes its own tokens only.
+    """Writes an ONNX file of standard operators, in which each expert computes only its own tokens.
 
-    The input `pixels` is float32 (batch, C, H, W), normalised; the output `logits` is (batch, classes). The metadata
-    entry "vismoe" has the image preparation and the class names. The model is left as it was.
+    The input `pixels` is float32 (batch, C, H, W), normalised; the output `logits` is float32 (batch, classes). The
+    metadata entry "vismoe" has the preprocessing and the class names. The model is not changed.
 
     **Arguments:**
 
-    - `model`: made by `create_model` (vismoe's or timm's), loaded, or transformers' for image classification; on the
-      CPU, in float32.
-    - `path`: the file, with the suffix .onnx; it must not exist.
-    - `dynamic_batch`: whether the file takes any number of images; default False: always `batch_size`.
-    - `batch_size`: images of a batch; default 1.
-    - `preprocessing`: entries of timm's data configuration (mean, std, …) that differ from the model's own;
-      transformers' models have none. Default: none.
+    - `model`: a network from `create_model` (vismoe's or timm's), a loaded one, or one of transformers' for image
+      classification; on the CPU, in float32.
+    - `path`: file to write, with the suffix .onnx; it must not exist.
+    - `dynamic_batch`: whether batches may have any size; default False: always `batch_size`.
+    - `batch_size`: images per batch; default 1.
+    - `preprocessing`: entries of timm's data configuration (mean, std, …) that replace the model's; default: none.
+      transformers' models have none of their own.
 
-    **Returns:** an `OnnxExport`: the file's size, and how well it agrees with the model.
+    **Returns:** an `OnnxExport`: the file, its size and its difference from the model.
 
-    **Raises:** ValueError where the path exists or does not end in .onnx; for a model that drops tokens; where the
-    file's logits, in ONNX Runtime, differ from the model's by more than 1e-4. Then nothing is written.
+    **Raises:** ValueError if the path exists or does not end in .onnx, if the model drops tokens, or if the file's
+    logits in ONNX Runtime differ from the model's by more than 1e-4. Nothing is written then.
     """
     path, model = Path(path), unwrap(model)
     if isinstance(model, OnnxModel):
-        raise ValueError(f"{model.path} is an ONNX file already")
+        raise ValueError(f"{model.path} is an ONNX file already: export the model folder that it was made from")
     if path.suffix != ".onnx":
         raise ValueError(f"{path}: the name of an ONNX file ends in .onnx")
     if path.exists():
         raise ValueError(f"{path} exists: choose another path, or remove it")
     if batch_size < 1 or (dynamic_batch and batch_size != 1):
-        raise ValueError(f"batch_size={batch_size}: accepted are numbers ≥ 1, and none beside a dynamic batch")
+        raise ValueError(f"batch_size={batch_size}: accepted are numbers ≥ 1, and only 1 with dynamic_batch")
     _check_exportable(model)
     description = describe_model(model, preprocessing)
     network, batch = LogitsOnly(model), None if dynamic_batch else batch_size
@@ -103,7 +103,7 @@ def export_onnx(
 
 
 class LogitsOnly(nn.Module):
-    """A network that returns its logits alone; transformers' networks return other outputs too."""
+    """A network that returns only its logits; transformers' networks return other outputs too."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -117,35 +117,39 @@ class LogitsOnly(nn.Module):
 
 def _check_exportable(model: nn.Module) -> None:
     if getattr(model, "predictions", "mean") != "mean" and getattr(model, "ensemble_size", 0):
-        raise ValueError('this ensemble has a row of logits for each member; one an image is: set predictions="mean"')
+        raise ValueError(
+            'this ensemble returns logits per member; accepted is one row per image: set predictions="mean"'
+        )
     for name, layer in model.named_modules():
         if not isinstance(layer, MoE):
             continue
         router = layer.router
         if not isinstance(router, TopKRouter):
             raise ValueError(
-                f"{name}: its router is {type(router).__name__}; what is exported is TopKRouter and its kin"
+                f"{name}: its router is {type(router).__name__}; only TopKRouter and its subclasses can be exported"
             )
         if router.eval_capacity_factor != "none" or layer.group_size != "none":
             raise ValueError(
                 f"{name} drops tokens or routes them in groups at evaluation (eval_capacity_factor="
-                f"{router.eval_capacity_factor!r}, group_size={layer.group_size!r}); what is exported is dropless: "
+                f"{router.eval_capacity_factor!r}, group_size={layer.group_size!r}); accepted are dropless layers: "
                 'build the model with eval_capacity_factor="none" and group_size="none"'
             )
     tensors = [*model.parameters(), *model.buffers()]
     for tensor in tensors:
         if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
             raise ValueError(
-                f"the model is on {tensor.device.type} in {tensor.dtype}; what is exported is float32 on the CPU: "
+                f"the model is on {tensor.device.type} in {tensor.dtype}; accepted is float32 on the CPU: "
                 "export model.cpu().float()"
             )
     size = sum(tensor.nbytes for tensor in tensors)
     if size > LARGEST:
-        raise ValueError(f"{size / 2**30:.1f} GiB of weights: a file of ONNX holds less than 2 GiB")
+        raise ValueError(
+            f"{size / 2**30:.1f} GiB of weights: an ONNX file holds less than 2 GiB; export a smaller model"
+        )
 
 
 def _serialise(network: nn.Module, description: Description, batch_size: int | None) -> bytes:
-    # A dynamic dimension must not be 1 in the example: torch would treat 1 as its only value.
+    # The example's dynamic dimension must not be 1: torch would treat 1 as the only value.
     pixels = torch.zeros(2 if batch_size is None else batch_size, *description.preprocessing["input_size"])
     shapes = ({0: torch.export.Dim("batch", min=1)},) if batch_size is None else None
     with torch.no_grad(), using_backend(network, export_product):
@@ -161,7 +165,7 @@ def _serialise(network: nn.Module, description: Description, batch_size: int | N
         )
     assert exported is not None
     model = exported.model
-    # Slices each expert's weights now, not at every run of the graph.
+    # Slices each expert's weights once, not at every run of the graph.
     fold_constants(model, input_size_limit=LARGEST, output_size_limit=LARGEST)
     for tidy in (
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -171,7 +175,7 @@ def _serialise(network: nn.Module, description: Description, batch_size: int | N
         tidy(model)
     foreign = {node.domain for node in model.graph.all_nodes()} - {""}
     if foreign:
-        raise ValueError(f"the model needs operators that ONNX does not have: of {', '.join(sorted(foreign))}")
+        raise ValueError(f"the model needs operators that ONNX does not have, from {', '.join(sorted(foreign))}")
     model.producer_name, model.producer_version = "vismoe", version("vismoe")
     model.metadata_props[KEY] = description.to_json()
     return onnx_ir.to_proto(model).SerializeToString()

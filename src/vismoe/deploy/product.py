@@ -1,7 +1,6 @@
-"""The product of an exported graph: rows sorted by expert, split by their counts, one expert after the other.
+"""The experts' product in an exported graph: rows sorted by expert, split by count, one expert after the other.
 
-Each expert computes its own rows only, however many the input gives it. In ONNX that is one Gather, one Split, the
-experts' own products, one Concat and one Gather back.
+In ONNX that is one Gather, one Split, the experts' products, one Concat and one Gather back.
 """
 
 from collections.abc import Callable
@@ -15,10 +14,10 @@ from vismoe.moe import Rows
 from vismoe.moe.execution.layouts import OneExpert
 
 
-# An operator, so that one Split reads the sizes: slicing by numbers would need several nodes for each number.
+# A custom operator, which becomes one Split: slicing would need several nodes per expert.
 @torch.library.custom_op("vismoe::split_rows", mutates_args=())
 def split_rows(rows: Tensor, count: Tensor) -> list[Tensor]:
-    """Rows (R, d), cut into parts of `count` (E,) rows."""
+    """Splits rows (R, d) into E parts of `count` (E,) rows."""
     return [part.clone() for part in rows.split(count.tolist())]
 
 
@@ -33,11 +32,10 @@ def _split_rows_onnx(rows: Any, count: Any) -> Any:
 
 
 ONNX_OPERATORS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.vismoe.split_rows.default: _split_rows_onnx}
-"""Our operators, and their ONNX translations."""
+"""Custom operators and their ONNX translations."""
 
 
 def export_product(experts: nn.Module, rows: Rows) -> Tensor:
-    """A product for export: apart from the experts' rows, no shape in its graph depends on the input. For plans that
-    drop nothing, where every row is live."""
+    """A product for export: only the experts' rows have input-dependent shapes. For plans that drop no token."""
     parts = split_rows(rows.values, rows.count)
     return torch.cat([experts(part, OneExpert(number)) for number, part in enumerate(parts)])

@@ -1,4 +1,4 @@
-"""Explains what the routers did: tables and images."""
+"""Routing of images: tables and plots."""
 
 from .routing import LayerRouting, experts_of_tokens, route
 from .routing_figure import routing_images

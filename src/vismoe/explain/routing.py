@@ -1,4 +1,4 @@
-"""Tables of what routers did with a set of images."""
+"""Tables of the experts that routers chose for a set of images."""
 
 from dataclasses import dataclass
 
@@ -16,19 +16,20 @@ from vismoe.moe.record import layers_of
 class LayerRouting:
     """One MoE layer's choices for N images.
 
-    - `expert`: (N, S, k), -1 where a choice was dropped or a token has fewer experts than others; an ensemble has k of
-      each member, one member after the other. Tokens are in the network's order, prefix tokens (class token) first.
-    - `num_experts`: E.
+    - `expert`: (N, S, k), the experts of each token; -1 where a choice was dropped, or a token has fewer experts than
+      others. An ensemble has k per member, member after member. Tokens are in the network's order, prefix tokens (class
+      token) first.
+    - `num_experts`: number of experts E.
     """
 
     expert: Int[Tensor, "N S k"]
     num_experts: int
 
     def by_class(self, labels: Int[Tensor, " N"] | Bool[Tensor, "N classes"], num_classes: int) -> Tensor:
-        """(E, classes): how many tokens of each class's images each expert received."""
+        """Counts the tokens of each class's images that each expert received: (E, classes)."""
         experts = self.expert.flatten(1)
         counts = torch.zeros(len(experts), self.num_experts + 1, dtype=torch.int64, device=experts.device)
-        counts.scatter_add_(1, experts + 1, torch.ones_like(experts))  # the first column takes what was dropped
+        counts.scatter_add_(1, experts + 1, torch.ones_like(experts))  # the first column counts dropped choices
         counts, labels = counts[:, 1:].T, labels.to(experts.device)
         if labels.ndim == 2:
             return counts @ labels.long()
@@ -36,8 +37,8 @@ class LayerRouting:
 
 
 def experts_of_tokens(plan: Plan) -> Int[Tensor, "N k"]:
-    """The experts of each token, best first, -1 where the choice was dropped. Where tokens have different numbers of
-    experts, k is E and the rest is -1. For soft routing k is 1: the expert whose slots weigh most."""
+    """The experts of each token, best first; -1 where a choice was dropped. Where tokens have different numbers of
+    experts, k is E and unused entries are -1. In soft routing k is 1: the expert with the largest combine weight."""
     if isinstance(plan, SoftPlan):
         return plan.combine.sum(-1).flatten(0, 1).argmax(1, keepdim=True)
     expert_of_row = torch.repeat_interleave(torch.arange(len(plan.count), device=plan.count.device), plan.count)
@@ -51,7 +52,7 @@ def experts_of_tokens(plan: Plan) -> Int[Tensor, "N k"]:
 
 
 def route(predictor: Predictor, images: ImageSet) -> dict[str, LayerRouting]:
-    """Every MoE layer's choices for every image of a set, by layer. A dense model is not run: the result is empty."""
+    """The choices of each MoE layer for all images, by layer name. Empty for a dense model, which is not run."""
     if not layers_of(predictor.model):
         return {}
     tables: dict[str, list[Tensor]] = {}

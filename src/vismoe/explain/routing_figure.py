@@ -1,4 +1,4 @@
-"""Draws what routers did."""
+"""Plots the experts that routers chose."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +21,14 @@ from .routing import LayerRouting, route
 
 SAMPLES, LETTERS = 10, 14
 DISTINCT = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
-"""Colours that are distinct to the colour-blind too (Okabe and Ito 2008), grey for the eighth."""
+"""Colours that the colour-blind can tell apart (Okabe and Ito 2008), with grey as the eighth."""
 
 
 def routing_images(predictor: Predictor, images: ImageSet, classes: Sequence[str], folder: Path) -> Path | None:
-    """Draws `routing.png`: which expert each patch of sample images went to, layer by layer, and, where images have
-    classes, how each class's tokens spread over the experts.
+    """Plots `routing.png`: the expert of each patch of sample images, layer by layer, and, if images have classes, the
+    distribution of each class's tokens over the experts.
 
-    **Returns:** the file; None, and no file, for a dense model, and for one whose tokens are not a grid of patches.
+    **Returns:** the file; None, without a file, for a dense model or one whose tokens are not a grid of patches.
     """
     grid_size: tuple[int, int] | None = getattr(getattr(predictor.model, "patch_embed", None), "grid_size", None)
     if grid_size is None or not (routing := route(predictor, images)):
@@ -67,7 +67,7 @@ def _heat_maps(figure: SubFigure, routing: Mapping[str, LayerRouting], labels: T
 
 
 def _samples(labels: Tensor, number_of_samples: int) -> list[int]:
-    """Numbers of sample images: the first image of each class, then the second of each, … An image with several classes
+    """Indices of sample images: the first image of each class, then the second of each, … An image with several classes
     counts for the first of them."""
     if not labels.numel():
         return list(range(min(number_of_samples, len(labels))))
@@ -80,7 +80,7 @@ def _samples(labels: Tensor, number_of_samples: int) -> list[int]:
 
 
 def _title_of(label: Tensor, classes: Sequence[str]) -> str:
-    """The class of an image, or its classes, in at most two lines."""
+    """The class or classes of an image, in at most two lines."""
     numbers = label.nonzero()[:, 0].tolist() if label.ndim else [int(label)]
     names = ", ".join(classes[number] for number in numbers) or "nothing"
     lines = wrap(names, LETTERS, max_lines=2, placeholder=" …", break_long_words=False)
@@ -107,7 +107,7 @@ def _overlay(axes: Axes, image: np.ndarray, layer: LayerRouting, number: int, gr
     colours = _colours(layer.num_experts)
     height, width = image.shape[0] // grid[0], image.shape[1] // grid[1]
     tint = colours[patches.numpy()].reshape(*grid, 3).repeat(height, 0).repeat(width, 1)
-    # Colours must stay distinct: the image only darkens them a little.
+    # The image only darkens the colours a little, so that they stay distinct.
     ink = image.mean(-1, keepdims=True)
     _show(axes, tint * (0.62 + 0.38 * ink))
     for spine in axes.spines.values():
@@ -115,10 +115,10 @@ def _overlay(axes: Axes, image: np.ndarray, layer: LayerRouting, number: int, gr
 
 
 def _colours(num_experts: int) -> np.ndarray:
-    """A colour for each expert; the last, black, is what a dropped token (-1) gets."""
+    """A colour for each expert; the last, black, is for dropped tokens (-1)."""
     if num_experts <= 8:
         colours = np.array([to_rgb(colour) for colour in DISTINCT[:num_experts]])
-    else:  # A circle of hues; every second one is paler, so that neighbours differ.
+    else:  # Hues around the colour circle; every second one is paler, so that neighbours differ.
         hue, pale = np.arange(num_experts) / num_experts, np.arange(num_experts) % 2 == 1
         colours = hsv_to_rgb(np.stack([hue, np.where(pale, 0.45, 0.95), np.where(pale, 1.0, 0.85)], -1))
     return np.concatenate([colours, np.zeros((1, 3))])
@@ -132,7 +132,7 @@ def _heat_map(axes: Axes, layer: LayerRouting, labels: Tensor, classes: Sequence
     axes.set_ylabel("expert", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.set_yticks(range(0, layer.num_experts, max(1, layer.num_experts // 8)))
-    # A legend of the colours: a swatch at the left of each expert's row.
+    # Legend: a colour swatch to the left of each expert's row.
     key = axes.inset_axes((-0.045, 0, 0.03, 1))
     key.imshow(_colours(layer.num_experts)[:-1, None], aspect="auto")
     key.set(xticks=[], yticks=[])

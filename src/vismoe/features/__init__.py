@@ -1,4 +1,4 @@
-"""A frozen network's features of images, and what can be learned from them: few-shot, linear probes."""
+"""Features of a frozen network, and classifiers on them: few-shot, linear probe, nearest neighbours."""
 
 from .embeddings import check_embeddings, class_names, file_names, open_images, whole, write_embeddings
 from .features import VIEWS, classifiers, features

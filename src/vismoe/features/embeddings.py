@@ -1,4 +1,4 @@
-"""Writes features to files that other tools read."""
+"""Writes features to .npy or .parquet files."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ FORMATS: tuple[Format, ...] = ("npy", "parquet")
 
 
 def open_images(paths: Sequence[str | Path]) -> Data:
-    """Image files and folders as a set without classes, all of it for evaluation.
+    """Opens image files and folders as a data set without classes, all for evaluation.
 
-    **Raises:** FileNotFoundError for a missing path, ValueError where there are no images.
+    **Raises:** FileNotFoundError for a missing path; ValueError if there are no images.
     """
     files: list[Path] = []
     left_out: list[Unreadable] = []
@@ -51,12 +51,14 @@ def _read(files: Sequence[Path], index: int) -> Image.Image:
 
 
 def whole(data: Data, parts: Mapping[str, str] | None = None) -> Data:
-    """All parts of a set as one for evaluation, the training part first, with a column `part` where the set has parts.
+    """Joins the splits of a data set for evaluation, training split first. The column `part` has each image's split, if
+    there is more than one.
 
     **Arguments:**
 
-    - `data`: the set.
-    - `parts`: the part of each file, "" for files that are not in it; default: the set's own, train and held-out.
+    - `data`: the data set.
+    - `parts`: the split of each file; files that are not in it get "". Default: those of `data`, named train and
+      held-out.
     """
     if data.train is None:
         images, part_of_image = data.val, [""] * len(data.val)
@@ -76,35 +78,34 @@ def _of_parts(first: ImageSet, second: ImageSet, index: int) -> Image.Image:
 
 
 def file_names(images: ImageSet) -> list[str]:
-    """Each image's file; in sets without files its number."""
+    """The file name of each image; its number in data sets without files."""
     return list(images.files) or [str(number) for number in range(len(images))]
 
 
 def class_names(images: ImageSet, classes: Sequence[str]) -> list[str]:
-    """Each image's class; several are joined by |, as in `metadata.csv`."""
+    """The class of each image; several are joined by |, as in `metadata.csv`."""
     if images.labels.ndim == 1:
         return [classes[number] for number in images.labels.tolist()]
     return ["|".join(classes[k] for k in row.nonzero()[:, 0].tolist()) for row in images.labels]
 
 
 def check_embeddings(path: Path, format: Format | None = None) -> Format:
-    """The format of a file: the one named, else that of its suffix.
+    """The format of a file: `format` if given, otherwise that of the suffix.
 
-    **Raises:** ValueError where neither names one, or parquet cannot be written here; FileExistsError where the file,
-    or the table beside it, exists; FileNotFoundError where its folder does not.
+    **Raises:** ValueError if neither names a format, or pyarrow is not installed for parquet; FileExistsError if the
+    file or its table exists; FileNotFoundError if the folder does not exist.
     """
     suffix = path.suffix[1:].lower()
     chosen = format or next((known for known in FORMATS if known == suffix), None)
     if chosen is None:
-        raise ValueError(f"{path}: in which format? accepted are .npy and .parquet, or say --format")
+        raise ValueError(f"{path}: unknown format; accepted are .npy and .parquet, or --format")
     if chosen == "parquet" and find_spec("pyarrow") is None:
         raise ValueError(f"{path}: parquet needs pyarrow: pip install 'vismoe[embed]', or write .npy")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
     if existing := [str(target) for target in _targets(path, chosen) if target.exists()]:
         raise FileExistsError(
-            f"{' and '.join(existing)} exist{'s' if len(existing) == 1 else ''}: "
-            "choose another, or remove what is there"
+            f"{' and '.join(existing)} exist{'s' if len(existing) == 1 else ''}: choose another name, or remove it"
         )
     return chosen
 
@@ -113,7 +114,7 @@ def _targets(path: Path, format: Format) -> list[Path]:
     if format == "parquet":
         return [path]
     if path.suffix.lower() == ".csv":
-        raise ValueError(f"{path}: the name is that of the table beside it: choose another, such as .npy")
+        raise ValueError(f"{path}: this name is taken by the table of labels: choose another suffix, such as .npy")
     return [path.with_suffix(".csv"), path]
 
 
@@ -125,18 +126,19 @@ def write_embeddings(
     format: Format | None = None,
     parts: Sequence[str] = (),
 ) -> list[Path]:
-    """Writes N vectors with the file, label and, where given, part of each, all or nothing.
+    """Writes N vectors with their files, labels and, if given, splits. All files are written, or none.
 
-    npy: the float32 array (N, d), and beside it FILE.csv with the columns file, label and part; parquet: these columns
-    and embedding, a list of d float32.
+    npy: a float32 array (N, d), and a table FILE.csv with the columns file, label and part. parquet: one file with
+    these columns and embedding, a list of d float32.
 
     **Arguments:**
 
     - `path`: the file.
-    - `files`, `labels`: N names.
+    - `files`: N file names.
+    - `labels`: N class names.
     - `vectors`: (N, d).
     - `format`: "npy" or "parquet"; default: that of the suffix.
-    - `parts`: N names; default: none.
+    - `parts`: N names of splits; default: no column.
 
     **Returns:** the written files.
 
@@ -158,7 +160,7 @@ def write_embeddings(
                 csv.writer(file, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
             with asides[1].open("wb") as binary:
                 np.save(binary, array, allow_pickle=False)
-        check_embeddings(path, format)  # another process may have written it meanwhile
+        check_embeddings(path, format)  # another process may have written the file meanwhile
     return targets
 
 

@@ -1,4 +1,4 @@
-"""A network's features of images: the input of the linear map that computes its logits."""
+"""Features of images: the input of the classifier, the linear layer that computes the logits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -28,25 +28,27 @@ def features(
     preparation: Mapping[str, Any] | None = None,
     watch: Callable[[int, int], None] = lambda done, of: None,
 ) -> Float[Tensor, "N d"]:
-    """The features of N images, in the set's order, float32, at evaluation. The network is left in its mode.
+    """Computes the features of N images, in evaluation mode. The network's mode is restored.
 
-    Features are the input of the classifier's last linear map, for networks of timm, transformers and torchvision
-    alike: `linear(features)` are the logits. With two classifiers (distilled networks) they are the mean of both
-    inputs, as in timm. For a network without a classifier (`num_classes=0`, transformers' bare models) they are its
-    output; with transformers the pooled one, else the class token, else the mean of the last hidden state.
+    Features are the input of the classifier's last linear layer: `linear(features)` are the logits, for networks of
+    timm, transformers and torchvision. With two classifiers (distilled networks) they are the mean of both inputs, as
+    in timm. A network without classifier (`num_classes=0`, transformers' base models) returns them; of transformers'
+    the pooled output is used, else the class token, else the mean of the last hidden state.
 
     **Arguments:**
 
     - `model`: the network.
-    - `images`: the set of N images.
-    - `batch_size`: images of a batch; default 64.
-    - `workers`: processes that load images; default 0: this one.
-    - `views`: "plain", "mirrored" or both, whose features are averaged; default "plain".
+    - `images`: data set of N images.
+    - `batch_size`: images per forward pass; default 64.
+    - `workers`: number of data loading worker processes; default 0: the current process.
+    - `views`: views of each image, "plain", "mirrored" or both, whose features are averaged; default "plain".
     - `preparation`: entries that replace those of `vismoe.weights.data_config` (input_size, mean, std, interpolation,
       crop_pct); default: none.
-    - `watch`: called after each batch with the number of images done, and of all images; default: nothing.
+    - `watch`: called after each batch with the number of images done and the total; default: no call.
 
-    **Raises:** ValueError for unknown views, and for networks that do not return one vector an image.
+    **Returns:** (N, d) float32, in the order of `images`.
+
+    **Raises:** ValueError for unknown views, and for networks that do not return one vector per image.
     """
     _check_views(views)
     predictor = Predictor(unwrap(model), batch_size=batch_size, preprocessing=preparation)
@@ -59,11 +61,11 @@ def features(
     for output in predictor.outputs(images, workers, forward=forward):
         vectors.append(output.outputs)
         watch(sum(map(len, vectors)), len(images))
-    return torch.cat(vectors).clone()  # no inference tensor: a head may be trained on them
+    return torch.cat(vectors).clone()  # not an inference tensor: a head may be trained on it
 
 
 def classifiers(model: nn.Module) -> list[nn.Module]:
-    """The linear maps that compute a network's logits: one; two in distilled networks; none without classes."""
+    """The linear layers that compute a network's logits: one; two in distilled networks; none without classes."""
     model = as_network(model)
     if hasattr(model, "get_classifier"):
         classifier = cast(Any, model).get_classifier()
@@ -91,11 +93,13 @@ def _embed(model: nn.Module, pixels: Tensor) -> Float[Tensor, "B d"]:
             f"the classifier of {type(model).__name__} was called {len(head_inputs)} times, not {len(heads)}"
         )
     if not head_inputs and not isinstance(output, Tensor):
-        raise ValueError(f"{type(model).__name__} has no classifier that is known: looked for {', '.join(CLASSIFIERS)}")
+        raise ValueError(f"{type(model).__name__} has no known classifier: accepted names are {', '.join(CLASSIFIERS)}")
     vectors = (torch.stack(head_inputs).mean(0) if head_inputs else output).float()
     if vectors[0].numel() != vectors.shape[1]:
-        raise ValueError(f"{type(model).__name__} gives features of shape {tuple(vectors.shape[1:])}, not one vector")
-    # An ensemble has a row for each member of an image: their mean.
+        raise ValueError(
+            f"{type(model).__name__} gives features of shape {tuple(vectors.shape[1:])}, not one vector per image"
+        )
+    # An ensemble returns a row per member: their mean.
     return vectors.flatten(1).unflatten(0, (len(pixels), -1)).mean(1)
 
 

@@ -1,4 +1,4 @@
-"""Few-shot accuracy: how much a frozen network learns from a few images of each class."""
+"""Few-shot accuracy: classifiers on frozen features, fitted on a few images per class."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from .neighbours import nearest_neighbours
 from .ridge import L2_GRID, ridge
 
 VALIDATION = 25
-"""At most so many images of a class choose the regularisation."""
+"""Max number of images per class that select the regularisation."""
 REFERENCE_GRID = tuple(2.0**exponent for exponent in range(-10, 20))
-"""The regularisations that the reference tries (google-research/vmoe, configs/common_fewshot.py)."""
+"""The regularisations of the reference (google-research/vmoe, configs/common_fewshot.py)."""
 Protocol = Literal["validated", "reference"]
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """Accuracies with `shots` images of each class, for each seed, 0 to 1, on the held-out part.
+    """Few-shot accuracies on `Data.val`, between 0 and 1, one per seed.
 
-    - `shots`: images of each class.
-    - `l2`: the regularisation of `closed_form`.
+    - `shots`: training images per class.
+    - `l2`: regularisation of `closed_form`.
     - `closed_form`: accuracies of least squares in closed form.
-    - `neighbours`: accuracies of the nearest neighbours.
+    - `neighbours`: accuracies of the 20 nearest neighbours.
     """
 
     shots: int
@@ -40,12 +40,14 @@ class FewShot:
 def draw(
     labels: Int[Tensor, " N"], shots: int, seed: int, protocol: Protocol = "validated"
 ) -> tuple[list[int], list[int]]:
-    """Draws `shots` images of each class, and up to VALIDATION others of each, as numbers of images.
+    """Draws `shots` images per class for training, and up to VALIDATION others per class for selection.
 
-    With one seed, the images of fewer shots are among those of more. The reference's protocol draws no others, and
-    takes all images of a class that has fewer than `shots`.
+    With the same seed, fewer shots are a subset of more. The protocol "reference" draws no others, and takes all images
+    of a class with fewer than `shots`.
 
-    **Raises:** ValueError where others are needed and a class has no more than `shots` images.
+    **Returns:** indices of the training images, and of the others.
+
+    **Raises:** ValueError in the protocol "validated" if a class has no more than `shots` images.
     """
     drawn, others = [], []
     for number in labels.unique().tolist():
@@ -55,25 +57,25 @@ def draw(
         if protocol == "validated":
             if len(places) <= shots:
                 raise ValueError(
-                    f"{shots} shots, but class {number} has {len(places)} images: one more than shots is least"
+                    f"{shots} shots, but class {number} has {len(places)} images: use fewer shots than images"
                 )
             others += places[order[max(shots, len(places) - VALIDATION) :]].tolist()
     return drawn, others
 
 
 def check_shots(data: Data, shots: Sequence[int], protocol: Protocol = "validated") -> list[int]:
-    """Those of `shots` for which every class has enough images in the training part: one more than shots. The
-    reference's protocol accepts all of them.
+    """Those of `shots` for which each class has enough training images, at least one more. The protocol "reference"
+    accepts all.
 
-    **Raises:** ValueError where none is left, and for a set that has no training part, one class, or several classes an
+    **Raises:** ValueError if none is left, and for a data set with no training split, one class, or several classes per
     image.
     """
     if data.train is None:
-        raise ValueError(f"{data.name} has no part to draw from: expected train/ beside val/, or a folder in one piece")
+        raise ValueError(f"{data.name} has no training split: expected train/ and val/, or a folder without splits")
     if len(data.classes) < 2:
         raise ValueError(f"{data.name} has one class, {data.classes[0]}: few-shot accuracy needs at least two")
     if data.multi_label:
-        raise ValueError(f"{data.name} has several classes an image: few-shot accuracy needs one")
+        raise ValueError(f"{data.name} has several classes per image: few-shot accuracy needs one")
     if not shots or min(shots) < 1:
         raise ValueError(f"shots={tuple(shots)}: each must be at least 1")
     if protocol == "reference":
@@ -83,8 +85,8 @@ def check_shots(data: Data, shots: Sequence[int], protocol: Protocol = "validate
     possible = [number for number in shots if number < count[fewest]]
     if not possible:
         raise ValueError(
-            f"{data.name}: {min(shots)} shots, but {data.classes[fewest]} has {count[fewest]} images to train on: "
-            "one more than shots is least"
+            f"{data.name}: {min(shots)} shots, but {data.classes[fewest]} has {count[fewest]} training images: "
+            "use fewer shots than images"
         )
     return possible
 
@@ -99,32 +101,33 @@ def few_shot(
     watch: Callable[[int, int], None] = lambda done, total: None,
     protocol: Protocol = "validated",
 ) -> list[FewShot]:
-    """Few-shot accuracy of a frozen network on the whole held-out part. Each seed draws other images of the training
-    part; one regularisation serves all seeds with the same number of shots.
+    """Few-shot accuracy of a frozen network on all of `data.val`. Each seed draws other training images. All seeds with
+    the same number of shots share one regularisation.
 
     **Arguments:**
 
     - `model`: the network.
-    - `data`: a set with a training part and one class an image.
-    - `shots`: numbers of images of each class; default 1, 5, 10, 25.
-    - `seeds`: number of draws; default 3.
-    - `batch_size`: images of a batch; default 64.
-    - `workers`: processes that load images; default 0: this one.
-    - `watch`: called with the number of images whose features are computed, and of all images; default: nothing.
-    - `protocol`: how the regularisation is chosen; default "validated": from L2_GRID, by the highest mean accuracy on
-      up to VALIDATION further images a class of the training part, among equals the strongest. "reference": from
-      REFERENCE_GRID, by the highest mean rank over seeds on the held-out part itself, as google-research/vmoe does
-      (evaluate/fewshot.py; there over sets too), to compare with published figures; a little higher than on images that
-      nothing was chosen by.
+    - `data`: a data set with a training split and one class per image.
+    - `shots`: numbers of training images per class; default 1, 5, 10, 25.
+    - `seeds`: number of seeds; default 3.
+    - `batch_size`: images per forward pass; default 64.
+    - `workers`: number of data loading worker processes; default 0: the current process.
+    - `watch`: called after each batch with the number of images done and the total; default: no call.
+    - `protocol`: how the regularisation is selected. Default "validated": from L2_GRID, by the highest mean accuracy on
+      up to VALIDATION further training images per class; of equals the strongest. "reference": from REFERENCE_GRID, by
+      the highest mean rank over seeds on `data.val` itself, as in google-research/vmoe (evaluate/fewshot.py, which
+      averages over data sets too), for comparison with published accuracies. These are slightly optimistic.
 
-    **Raises:** ValueError where a class has too few images, or the set has several classes an image.
+    **Returns:** a `FewShot` for each of `shots`.
+
+    **Raises:** ValueError if a class has too few images, or images have several classes.
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: it must be at least 1")
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol={protocol!r}: accepted are {', '.join(get_args(Protocol))}")
     if missing := [number for number in shots if number not in check_shots(data, shots, protocol)]:
-        raise ValueError(f"{data.name}: some class has too few images to train on for {missing} shots")
+        raise ValueError(f"{data.name}: some class has too few training images for {missing} shots; use fewer")
     assert data.train is not None
     labels, classes = data.train.labels, len(data.classes)
     draws = {number: [draw(labels, number, seed, protocol) for seed in range(seeds)] for number in shots}
@@ -167,7 +170,7 @@ def _best_mean(accuracies: Float[Tensor, "seeds L"]) -> int:
 
 
 def best_rank(accuracies: Float[Tensor, "seeds L"]) -> int:
-    """The place of the first of the highest mean ranks; of equal accuracies the later one ranks higher."""
+    """The index of the highest mean rank, the first of equals. Of equal accuracies the later one ranks higher."""
     ranks = accuracies.argsort(dim=1, stable=True).argsort(dim=1)
     return int(ranks.double().mean(0).argmax())
 

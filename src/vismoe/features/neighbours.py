@@ -1,4 +1,4 @@
-"""Classification by the most similar images."""
+"""Nearest-neighbour classification."""
 
 import torch
 from jaxtyping import Float, Int
@@ -16,18 +16,21 @@ def nearest_neighbours(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Float[Tensor, "M K"]:
-    """Each class's share of the votes: the k images with the largest cosine similarity s vote for their class with
-    weight exp(s / temperature) (Wu et al. 2018, section 3.4; k and temperature as DINO's, Caron et al. 2021).
+    """Classifies by the k nearest neighbours: the k images with the largest cosine similarity s vote for their class
+    with weight exp(s / temperature) (Wu et al. 2018, section 3.4; k and temperature as in DINO, Caron et al. 2021).
 
     **Arguments:**
 
-    - `train_x`, `train_y`: features and classes of N images that vote.
-    - `x`: features of M images.
-    - `num_classes`: K.
-    - `k`: images that vote, all where there are fewer; default 20.
-    - `temperature`: above 0; `math.inf`: all votes weigh the same; default 0.07.
+    - `train_x`: features of the N training images, which vote.
+    - `train_y`: their classes, 0 to K − 1.
+    - `x`: features of the M images to classify.
+    - `num_classes`: number of classes K.
+    - `k`: number of neighbours, at most N; default 20.
+    - `temperature`: above 0; with `math.inf` all votes weigh the same; default 0.07.
 
-    **Raises:** ValueError where k or the temperature is not above 0.
+    **Returns:** (M, K), each class's fraction of the votes.
+
+    **Raises:** ValueError if k or the temperature is not above 0.
     """
     if k < 1 or temperature <= 0:
         raise ValueError(f"k={k}, temperature={temperature}: both must be above 0")

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features: logistic regression."""
+"""Linear probe: logistic regression on frozen features."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -21,27 +21,30 @@ def linear_probe(
     strengths: Sequence[float] = STRENGTHS,
     seed: int = 0,
 ) -> tuple[Float[Tensor, "K d"], Float[Tensor, " K"]]:
-    """Weight and bias of an `nn.Linear` whose outputs are logits: multinomial logistic regression (scikit-learn's, by
-    L-BFGS) on standardised features, or, where an image may show several classes, one regression a class.
+    """Fits a linear classifier by multinomial logistic regression (scikit-learn's, L-BFGS) on standardised features;
+    with several classes per image, by one regression per class.
 
-    The strength with the lowest cross-entropy over FOLDS folds of these images is used. With one class an image the
-    folds are stratified; there are fewer where the rarest class has fewer images. Where it has one image, there are no
-    folds and the smallest strength is used.
+    The strength is selected by cross-validation: lowest cross-entropy over FOLDS folds, which are stratified with one
+    class per image. If the rarest class has fewer images, there are as many folds as that; if it has one image, there
+    are none and the smallest strength is used.
 
     **Arguments:**
 
     - `train_x`: features of N images.
-    - `train_y`: each image's class, or which of K classes it shows.
-    - `class_weight`: "balanced": rare classes count as much as common ones, in the fit and in the choice; default None.
-    - `strengths`: values of scikit-learn's C to choose from; default STRENGTHS.
-    - `seed`: of the folds; default 0.
+    - `train_y`: each image's class, or with several classes per image a mask of K classes.
+    - `class_weight`: "balanced": all classes weigh the same, in the fit and in the selection; default None: all images
+      do.
+    - `strengths`: values of scikit-learn's C to select from; default STRENGTHS.
+    - `seed`: seed of the folds; default 0.
 
-    **Raises:** ValueError where there are fewer than two classes, or a class without images (with several classes an
-    image, such a class gets its share alone).
+    **Returns:** weight and bias of an `nn.Linear` whose outputs are logits.
+
+    **Raises:** ValueError if there are fewer than two classes, or a class without images. With several classes per
+    image, a class without images gets a constant logit.
     """
     y = train_y.numpy()
     if y.ndim == 1 and ((count := np.bincount(y)).size < 2 or not count.all()):
-        raise ValueError(f"images of each class: {count.tolist()}; expected two classes or more, each with some")
+        raise ValueError(f"images per class: {count.tolist()}; expected two classes or more, each with images")
     x = train_x.double().numpy()
     mean, std = x.mean(0), x.std(0) + 1e-5
     x = (x - mean) / std
@@ -54,7 +57,7 @@ def linear_probe(
 
 
 def _best_strength(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], class_weight: Any, seed: int) -> int:
-    """The place of the strength with the lowest cross-entropy on the images that were left out of the fit."""
+    """The index of the strength with the lowest cross-entropy on the images left out of the fit."""
     folds = min(FOLDS, len(y) if y.ndim == 2 else int(np.bincount(y).min()))
     if len(strengths) == 1 or folds < 2:
         return 0
@@ -78,12 +81,12 @@ def _cross_entropy(scores: np.ndarray, y: np.ndarray, class_weight: Any) -> floa
 
 
 def _fit_strengths(x: np.ndarray, y: np.ndarray, strengths: Sequence[float], class_weight: Any) -> list[np.ndarray]:
-    """Weights with the bias as last column, (K, d + 1), for each of the strengths, which are rising."""
+    """Weights with the bias as last column, (K, d + 1), for each of the strengths, in ascending order."""
     if y.ndim == 2:
         columns = [_regressions(x, column, strengths, class_weight) for column in y.T]
         return [np.concatenate(of_classes) for of_classes in zip(*columns, strict=True)]
     coefficients = _regressions(x, y, strengths, class_weight)
-    # For two classes scikit-learn returns the difference of their logits.
+    # With two classes scikit-learn returns the difference of their logits.
     return [np.concatenate([-w / 2, w / 2]) if len(w) == 1 else w for w in coefficients]
 
 

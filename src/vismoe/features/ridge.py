@@ -8,20 +8,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BIAS = 100.0
-"""The constant feature: large, so that the bias is hardly regularised."""
+"""Value of the constant feature: large, so that the bias is hardly regularised."""
 L2_GRID = tuple(2.0**exponent for exponent in range(-20, 11))
 
 
 def ridge(
     x: Float[Tensor, "N d"], labels: Int[Tensor, " N"], num_classes: int, l2: Sequence[float]
 ) -> tuple[Float[Tensor, "L K d"], Float[Tensor, "L K"]]:
-    """Weight and bias of a linear classifier for each of L regularisations, in float64, for the features as given.
+    """Fits a linear classifier by ridge regression for each of L regularisations, in float64.
 
-    Features are standardised (standard deviation + 1e-5) and get the constant feature BIAS; targets are +1 for the
+    Features are standardised (standard deviation + 1e-5) and get the constant feature BIAS. Targets are +1 for the
     image's class and -1 for the others. Minimises ‖XW − Y‖² + l2·‖W‖², including the weight of BIAS:
 
-    - W = (XᵀX + l2)⁻¹ Xᵀ Y where there are as many images as features, a system of (d + 1)²,
-    - W = Xᵀ (XXᵀ + l2)⁻¹ Y where there are fewer, one of N²: the same W.
+    - with more images than features, W = (XᵀX + l2)⁻¹ Xᵀ Y, a system of (d + 1)².
+    - with fewer, W = Xᵀ (XXᵀ + l2)⁻¹ Y, a system of N²: the same W.
+
+    **Arguments:**
+
+    - `x`: features of N images.
+    - `labels`: their classes, 0 to K − 1.
+    - `num_classes`: number of classes K.
+    - `l2`: L regularisations, each above 0.
+
+    **Returns:** weights and biases, for features that are not standardised.
 
     **Raises:** ValueError for an l2 that is not above 0.
     """

@@ -1,4 +1,4 @@
-"""Recipes by name, and training by one."""
+"""Recipes by name, and training by a recipe."""
 
 import warnings
 from collections.abc import Callable
@@ -54,13 +54,13 @@ __all__ = [
 
 
 def find_recipe(name: str) -> Recipe:
-    """A recipe by name.
+    """Returns the recipe of a name.
 
     **Raises:** ValueError for an unknown name.
     """
     if name not in RECIPES:
         similar = get_close_matches(name, RECIPES, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(similar)}?" if similar else f"there are {', '.join(RECIPES)}"
+        hint = f"did you mean {' or '.join(similar)}?" if similar else f"accepted are {', '.join(RECIPES)}"
         raise ValueError(f"unknown recipe {name!r}; {hint}")
     return RECIPES[name]()
 
@@ -77,17 +77,17 @@ def train(
 
     **Arguments:**
 
-    - `recipe`: a name or a `Recipe`.
-    - `out`: the run folder; by default the first free one of `runs/NAME`, `runs/NAME-2`, …
-    - `on_status`: is called with a `Status` every few steps.
-    - `resume`: resume the run in `out` (by default `runs/NAME`) from its newest checkpoint, or start it where there is
-      none.
-    - `log`: is called with each line about the set, before the first step; default: nothing is said.
-    - `overrides`: fields of the recipe.
+    - `recipe`: a name (see `vismoe train`) or a `Recipe`.
+    - `out`: the run folder; default: the first of `runs/NAME`, `runs/NAME-2`, … that does not exist.
+    - `on_status`: called with a `Status` every few steps; default: no call.
+    - `resume`: whether to resume the run in `out` (default `runs/NAME`) from its newest checkpoint, if there is one;
+      default False.
+    - `log`: called with each line about the set, before the first step; default: no call.
+    - `overrides`: fields of the recipe to change.
 
     **Returns:** the finished `Run`.
 
-    **Raises:** FileExistsError where `out` exists; ValueError, FileNotFoundError for a recipe that cannot be used.
+    **Raises:** FileExistsError if `out` exists; ValueError, FileNotFoundError for a recipe that cannot be used.
     """
     if "watch" in overrides:
         warnings.warn("vismoe.train(watch=…) is called on_status now", DeprecationWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""The demonstration: a V-MoE and its dense twin on the same digits, beside 3-nearest-neighbours."""
+"""The demo: a V-MoE, its dense twin and 3-nearest-neighbours on the same digits."""
 
 import shutil
 import statistics
@@ -24,7 +24,7 @@ NAME, SAMPLES = "demo", 5
 
 @dataclass(frozen=True)
 class Contestant:
-    """One of the twins: its run, its cost, and its accuracy and speed on the validation images."""
+    """A trained twin: its run, its cost, and its accuracy and speed on the validation split."""
 
     run: Run
     cost: Cost
@@ -34,8 +34,12 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Demo:
-    """The results of the demonstration. `nearest_neighbours`: accuracy of 3-nearest-neighbours on the same split's
-    pixels; `predictions`: the sparse twin's, for a few validation images in the folder `samples/`."""
+    """Results of the demo.
+
+    - `sparse`, `dense`: the twins.
+    - `nearest_neighbours`: accuracy of 3-nearest-neighbours on raw pixels of the same splits.
+    - `predictions`: of the sparse twin, for the validation images in the folder `samples/`.
+    """
 
     sparse: Contestant
     dense: Contestant
@@ -46,21 +50,21 @@ class Demo:
 def twins(steps: int | None = None, seed: int = 0) -> tuple[Recipe, Recipe]:
     """The recipes of the sparse and the dense twin.
 
-    **Raises:** ValueError for steps or a seed out of range.
+    **Raises:** ValueError if `steps` or `seed` is out of range.
     """
     changes: dict[str, Any] = {"seed": seed} | ({} if steps is None else {"steps": steps})
     return replace(digits(), name=NAME, **changes), replace(digits_dense(), name=f"{NAME}_dense", **changes)
 
 
 def clear(out: Path) -> bool:
-    """Removes an earlier demonstration; False where there was none.
+    """Removes an earlier demo. Returns False if there was none.
 
-    **Raises:** FileExistsError where `out` has anything else: another run, other files.
+    **Raises:** FileExistsError if `out` has anything else: another run, or other files.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if Run.of(out) != Run(out) or Run(out).recipe.name != NAME:
-        raise FileExistsError(f"{out} exists and is no demo's: remove it or choose another --out")
+        raise FileExistsError(f"{out} exists and is not a demo: remove it or choose another --out")
     shutil.rmtree(out)
     return True
 
@@ -68,7 +72,7 @@ def clear(out: Path) -> bool:
 def run_demo(
     recipes: tuple[Recipe, Recipe], out: Path, on_status: Callable[[Recipe], Callable[[Status], None]]
 ) -> Demo:
-    """Trains both `twins` and compares them. `on_status(recipe)` gives the function that is called with each status."""
+    """Trains both `twins` and compares them. `on_status(recipe)` returns the function called with each status."""
     paths = (out, out / "dense")
     runs = [fit(recipe, path, on_status(recipe)) for recipe, path in zip(recipes, paths, strict=True)]
     data = open_data(runs[0].recipe.data, runs[0].recipe.split_seed)
@@ -79,7 +83,7 @@ def run_demo(
 
 
 def _compare(runs: list[Run], models: list[nn.Module], data: Data) -> list[Contestant]:
-    # The models take turns, so that a busy moment of the machine affects both.
+    # The models take turns, so that other load on the machine affects both.
     rounds = [[evaluate(model, data.val) for model in models] for _ in range(5)]
     contestants = []
     for number, (run, model) in enumerate(zip(runs, models, strict=True)):

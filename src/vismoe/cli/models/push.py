@@ -21,7 +21,7 @@ def push(
     Args:
         model: A run folder or a model folder.
         repository: Repository on the Hub; created if it does not exist.
-        private: Create a private repository; an existing one is not changed.
+        private: Make a new repository private; the visibility of an existing one does not change.
     """
     print(f"uploaded: {push_to_hub(model, repository, private)}")
 
