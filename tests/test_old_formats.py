@@ -18,6 +18,8 @@ import vismoe
 from vismoe.cli import main
 
 OLD = Path(__file__).resolve().parent / "old_formats"
+REBALANCED = "router.balance_bias"
+"""Of an EMA it is fitted to the weights before they are saved, which 1558405 did not do."""
 EXPECTED, CONFIGURATIONS = (json.loads((OLD / f"{name}.json").read_text()) for name in ("expected", "configurations"))
 CLASSES, COUNT, SIDE = ("1", "4", "7"), 20, 8
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -71,11 +73,13 @@ def check_answers(folder, expected):
     check_predictions([prediction.classes for prediction in found], expected["predictions"])
 
 
-def check_weights(found, expected):
-    """Of two files: the same names, types and shapes, and values that are close."""
+def check_weights(found, expected, but=None):
+    """Of two files: the same names, types and shapes, and values that are close, but of names that end in `but`."""
     found, expected = load_file(found), load_file(expected)
     assert found.keys() == expected.keys()
     for name in expected:
+        if but and name.endswith(but):
+            continue
         torch.testing.assert_close(found[name], expected[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -88,7 +92,7 @@ def stopped(name):
     return run
 
 
-def check_end(name, expected):
+def check_end(name, expected, but=None):
     """A run that went on: it is logged without a gap, and ends as it would have ended without the stop."""
     run = Path("run")
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -96,7 +100,7 @@ def check_end(name, expected):
     summary = read(run, "summary.json")
     end = {figure: summary[figure] for figure in ("top1", "val_loss")}
     assert end == pytest.approx(EXPECTED[name]["end"], abs=1e-5)
-    check_weights(run / "model" / "model.safetensors", expected)
+    check_weights(run / "model" / "model.safetensors", expected, but)
 
 
 def evaluate(folder, capsys):
@@ -178,8 +182,8 @@ def test_finished_run_at_its_end():
     stopped("run_adamw")
     assert main([*EXPECTED["run_adamw"]["command"], "--resume", "auto"]) == 0
     ours, theirs = (load_file(path / "model" / "model.safetensors") for path in (Path("run"), OLD / "run_adamw"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    check_end("run_adamw", OLD / "run_adamw" / "model" / "model.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs if not name.endswith(REBALANCED))
+    check_end("run_adamw", OLD / "run_adamw" / "model" / "model.safetensors", REBALANCED)
 
 
 def test_resume_adamw():
@@ -192,7 +196,7 @@ def test_resume_adamw():
     shutil.rmtree(run / "model")
     (run / "summary.json").unlink()
     assert main([*expected["command"], "--resume", "auto"]) == 0
-    check_end("run_adamw", OLD / "run_adamw" / "model" / "model.safetensors")
+    check_end("run_adamw", OLD / "run_adamw" / "model" / "model.safetensors", REBALANCED)
 
 
 @pytest.mark.parametrize("form", [2, 1])

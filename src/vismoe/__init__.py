@@ -1,6 +1,7 @@
 """Sparse vision transformers (Vision Mixture-of-Experts) for any PyTorch code. What is named here is promised."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from vismoe.moe import (
@@ -16,6 +17,7 @@ from vismoe.moe import (
     SoftRouter,
     TopKRouter,
     condition,
+    rebalance,
     record,
     register_mlp,
 )
@@ -54,6 +56,7 @@ __all__ = [
     "list_models",
     "load",
     "predict",
+    "rebalance",
     "record",
     "register_mlp",
     "save",
@@ -73,14 +76,19 @@ _LATER = {
 }
 
 _EXTRA = {"export_onnx": "export"}
+_MODULES = {
+    "train": ("matplotlib", "PIL", "rich", "scipy", "sklearn", "torchmetrics", "torchvision", "tyro"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+}
+"""What an extra brings: a missing module is said at once, not after hours of training, when it is first used."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'vismoe' has no attribute {name!r}")
-    try:
-        return getattr(import_module(_LATER[name]), name)
-    except ModuleNotFoundError as error:
+    extra = _EXTRA.get(name, "train")
+    if missing := [module for module in _MODULES[extra] if find_spec(module) is None]:
         raise ModuleNotFoundError(
-            f"vismoe.{name} needs {error.name}: pip install 'vismoe[{_EXTRA.get(name, 'train')}]'", name=error.name
-        ) from error
+            f"vismoe.{name} needs {', '.join(missing)}: pip install 'vismoe[{extra}]'", name=missing[0]
+        )
+    return getattr(import_module(_LATER[name]), name)

@@ -399,9 +399,15 @@ def test_a_run_among_the_images_is_refused(folder, parent):
 
 
 def test_a_network_that_is_sparse_already_keeps_its_experts(done, folder, tmp_path):
-    """Options of experts that are there already are refused, and no folder is left."""
+    """Options of experts that are there already are refused, with how to get more or fewer; no folder is left."""
     with pytest.raises(ValueError, match=r"num_experts=3, experts='full': .* is sparse already"):
         finetune(options(folder, done[0].run.path), tmp_path / "mine", device="cpu")
+    source = str(done[0].run.path)
+    more = r"num_experts=12: .* with 3 experts a layer, which stay as they are: `vismoe densify \S+ DENSE --data"
+    with pytest.raises(ValueError, match=more):
+        finetune(Options(str(folder), source, num_experts=12), tmp_path / "mine", device="cpu")
+    with pytest.raises(ValueError, match=r"`vismoe densify … --num-experts 2` keeps so many of them; or "):
+        finetune(Options(str(folder), source, num_experts=2), tmp_path / "mine", device="cpu")
     with pytest.raises(ValueError, match=r"num_experts=3: vmoe_nano_.* is sparse already"):
         finetune(Options(str(folder), num_experts=3), tmp_path / "mine", device="cpu")
     assert not (tmp_path / "mine").exists()

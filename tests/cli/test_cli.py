@@ -408,7 +408,7 @@ def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, tuned, capsys
         odd = sum(int(file.rpartition("/")[2].removesuffix(".png")) % 2 for file in test)
         assert {group["name"]: group["images"] for group in found["groups"]} == {"ann": odd, "bob": len(test) - odd}
     assert main(["eval", str(tuned), "--device", "cpu"]) == 0
-    assert f"on {len(test)} images of the run's test part" in capsys.readouterr().out
+    assert f"on {len(test)} images of the test split" in capsys.readouterr().out
 
 
 def test_fewshot_and_densify_keep_to_the_run_s_parts(tuned, tmp_path, capsys):

@@ -92,14 +92,14 @@ def test_a_link_to_a_file_inside_is_followed(tmp_path):
         ("ABSOLUTE/outside.png", "a link that leads out of the folder: not followed"),
         ("ABSOLUTE/hop.png", "a link that leads out of the folder: not followed"),
         ("gone.png", "a link that leads nowhere"),
-        ("../b", "a link to a folder: not followed"),
-        ("..", "a link to a folder: not followed"),
-        ("RELATIVE/elsewhere", "a link to a folder: not followed"),
+        ("..", "a link to a folder around it: not followed"),
+        (".", "a link to a folder around it: not followed"),
+        ("RELATIVE/elsewhere", "a link that leads out of the folder: not followed"),
     ],
 )
 @pytest.mark.parametrize("part", ["", "train/"])
 def test_other_links_are_not_followed(tmp_path, part, target, reason):
-    """Out of the folder, nowhere, to a folder, up to where it lies: left out and named, and nothing else is lost."""
+    """Out of the folder, nowhere, up to where it lies: left out and named, and nothing else is lost."""
     root = tmp_path / "set"
     lay(root / part, a=2, b=1)
     paint(tmp_path / "outside.png")
@@ -113,14 +113,34 @@ def test_other_links_are_not_followed(tmp_path, part, target, reason):
     assert named(opened) == [(f"{part}a/link.png", reason)]
 
 
-def test_a_linked_class_folder_is_named(tmp_path):
-    """A class that is a link is no class, and is not passed over in silence."""
-    lay(tmp_path / "set", a=1)
+@pytest.mark.parametrize("target", ["ABSOLUTE/elsewhere", "gone", "."])
+@pytest.mark.parametrize("part", ["", "train/"])
+def test_a_class_that_would_be_lost_with_its_link_is_an_error(tmp_path, part, target):
+    """A class folder that is a link out of the folder, nowhere, or around itself: its images would be missing from
+    figures that look whole, so nothing is trained; the link and what to do are named."""
+    lay(tmp_path / "set" / part, a=1, b=1)
     lay(tmp_path, elsewhere=2)
-    (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
-    opened = open_data(str(tmp_path / "set"))
-    assert (opened.classes, opened.val.files) == (["a"], ["a/0.png"])
-    assert named(opened) == [("b", "a link to a folder: not followed")]
+    (tmp_path / "set" / part / "c").symlink_to(target.replace("ABSOLUTE", str(tmp_path)))
+    with pytest.raises(ValueError, match=r"set/(train/)?c is a link .*its class would be lost: put the images in"):
+        open_data(str(tmp_path / "set"))
+
+
+def test_a_linked_class_folder_inside_is_followed(tmp_path):
+    """A class folder may be a link to a folder inside the set, here a hidden one; chains of links end, and a link from
+    one class to another and back is read once each way."""
+    lay(tmp_path, a=1, b=2)
+    lay(tmp_path / ".store", owls=3)
+    (tmp_path / "owl").symlink_to(".store/owls")
+    (tmp_path / "a" / "to b").symlink_to("../b")
+    (tmp_path / "b" / "to a").symlink_to("../a")
+    opened = open_data(str(tmp_path))
+    assert opened.classes == ["a", "b", "owl"]
+    assert opened.val.files == [
+        *("a/0.png", "a/to b/0.png", "a/to b/1.png", "b/0.png", "b/1.png", "b/to a/0.png"),
+        *("owl/0.png", "owl/1.png", "owl/2.png"),
+    ]
+    assert {entry.file for entry in opened.left_out} == {"a/to b/to a", "b/to a/to b"}
+    assert opened.val.image(8).getpixel((0, 0)) == 2
 
 
 def test_a_set_may_be_a_link_itself(tmp_path):

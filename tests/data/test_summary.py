@@ -62,6 +62,7 @@ def test_a_set_of_its_own_split(own_split):
         "grey": 0.0,
         "transparent": 0.0,
         "left_out": [{"file": "val/cat/broken.png", "reason": "no image of a known kind"}],
+        "notes": [],
         "duplicate_groups": 2,
         "exact_duplicates": [["train/cat/1.png", "train/dog/twin.bmp"]],
         "near_duplicates": [["train/cat/2.png", "val/cat/again.jpg"]],

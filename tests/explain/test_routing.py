@@ -1,10 +1,11 @@
 """Tables and images of what routers did."""
 
+import pytest
 import torch
 
 import vismoe
 from vismoe.data import open_data
-from vismoe.explain import LayerRouting, experts_of_tokens, route, routing_images
+from vismoe.explain import LayerRouting, experts_of_tokens, route, routing_figure, routing_images
 from vismoe.explain.routing_figure import _title_of
 from vismoe.inference import Predictor
 
@@ -68,3 +69,15 @@ def test_images(tmp_path):
     assert layers["blocks.1.mlp"].expert.shape == (450, 17, 1)
     dense = vismoe.create_model("vmoe_pico_patch2_8_dense", num_classes=10, in_chans=1)
     assert routing_images(Predictor(dense), digits.val, digits.classes, tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(("pooling", "told"), [({}, True), ({"global_pool": "avg", "class_token": False}, False)])
+def test_a_class_token_is_spoken_of_where_there_is_one(tmp_path, monkeypatch, pooling, told):
+    """The title explains the frames; a network that takes the mean of its patches has none."""
+    drawn = []
+    monkeypatch.setattr(routing_figure, "save_figure", lambda figure, path, dpi: drawn.append(figure))
+    digits = open_data("digits")
+    model = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=10, in_chans=1, **pooling)
+    routing_images(Predictor(model), digits.val.subset(range(12)), digits.classes, tmp_path)
+    (title,) = [part._suptitle.get_text() for part in drawn[0].subfigs if part._suptitle is not None]
+    assert ("class token" in title) == told

@@ -3,6 +3,7 @@
 import json
 import platform
 
+import pytest
 import timm
 import torch
 from PIL import Image
@@ -10,7 +11,8 @@ from PIL import Image
 import vismoe
 from vismoe.data import open_data
 from vismoe.inference import evaluate
-from vismoe.training import Recipe, Run
+from vismoe.tasks import Classification
+from vismoe.training import Recipe, Run, report
 
 from .tiny import tiny
 
@@ -45,6 +47,16 @@ def test_images_can_be_opened(run):
             image.load()
             assert min(image.size) > 200
             assert len(image.convert("RGB").getcolors(2**24)) > 10
+
+
+@pytest.mark.figures
+def test_curves_name_their_splits(run, monkeypatch):
+    """Loss and accuracy have one curve of the training split and one of the validation split, called so."""
+    drawn = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path, dpi: drawn.append(figure))
+    report.draw_curves(run.metrics, Classification(["a", "b"]), run.path / "curves.png")
+    for axes in drawn[0].axes[:2]:
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training", "validation"]
 
 
 def test_the_recipe_is_written_resolved(run):

@@ -32,12 +32,13 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "## Data",
         "",
         f"{report['pictures']['train']:,} images to train on, {report['pictures']['validation']:,} to choose by, "
-        f"{report['pictures']['test']:,} to test on; copies, exact and near, are on one side. "
+        f"{report['pictures']['test']:,} to test on; copies, exact and near, are on one side{_of_groups(report)}. "
         f"{tell_imbalance(summary).capitalize()}; {len(summary['left_out'])} of the "
         f"files could not be read. Images are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
         "",
         "## Figures",
         "",
+        *([f"**Warning:** {report['weakness']}.", ""] if report["weakness"] else []),
         f"On the test part, which nothing was chosen by: {score.replace('_', ' ')} {test[score]:.4f}"
         f"; right on {report['right']} of {report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}). "
         f"All: {figures}.",
@@ -65,6 +66,17 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         report["origin"],
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def _of_groups(report: Mapping[str, Any]) -> str:
+    """What else is on one side of the split, and how the groups in the test split fare."""
+    if (column := report["group_column"]) is None:
+        return ""
+    below = sum(group["below"] for group in report["groups"])
+    return (
+        f", and so are images of one {column} ({len(report['groups']):,} to test on, {below:,} of them below the rest "
+        "by more than chance)"
+    )
 
 
 def _library(folder: Path) -> str:

@@ -1,7 +1,6 @@
 """Fine-tunes a trained network on a folder of images."""
 
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -11,16 +10,25 @@ from typing import Any
 
 from torch import nn
 
-from vismoe.data import Data, cached_at_scale, cached_images
+from vismoe.data import (
+    MAX_LEVEL,
+    Data,
+    cached_at_scale,
+    cached_images,
+    check_shares,
+    note_of_levels,
+    tell_unnamed_groups,
+)
 from vismoe.data import tell as tell_summary
 from vismoe.inference import evaluate
 from vismoe.moe import MoE
-from vismoe.parallel import resolve_device
+from vismoe.parallel import Mesh, join_mesh, resolve_device
 from vismoe.tasks import classification_of
 from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.checkpointer import Checkpointer
+from vismoe.training.loop import told_signal
 from vismoe.training.report import write_report
-from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
+from vismoe.training.run import ASKED, CHECKPOINTS, INITIAL, MODEL, SPLIT
 from vismoe.training.state import begin
 from vismoe.vit.places import find_blocks
 from vismoe.weights import data_config, load_network, parse_source
@@ -89,16 +97,22 @@ def finetune(
         request = data
     else:
         request = _options(data, options)
-    path = Path(out) if out is not None else free_run_folder(request)
-    check_run_folder(request, path)
-    if request.source is not None:
-        parse_source(request.source)  # a missing source is reported before the images are decoded
-    work = _Adaptation(request, path, device, workers, max_unreadable, log)
-    work.describe_set()
-    work.build()
-    work.plan()
-    run = work.train(on_status)
-    return Finetuned(run, work.report(run))
+    with join_mesh() as mesh:
+        path = mesh.run_on_main(lambda: _run_folder(request, out))
+        if request.source is not None:
+            parse_source(request.source)  # a missing source is reported before the images are decoded
+        work = _Adaptation(request, path, device, workers, max_unreadable, log, mesh)
+        work.describe_set()
+        work.build()
+        work.plan()
+        run = work.train(on_status)
+        return Finetuned(replace(run, writes=mesh.is_main), mesh.run_on_main(lambda: work.report(run)))
+
+
+def _run_folder(options: Options, out: str | Path | None) -> Path:
+    path = Path(out) if out is not None else free_run_folder(options)
+    check_run_folder(options, path)
+    return path
 
 
 def _options(data: str, options: dict[str, Any]) -> Options:
@@ -109,26 +123,58 @@ def _options(data: str, options: dict[str, Any]) -> Options:
         raise ValueError(f"finetune has no option {str(error).rpartition(' ')[2]}; accepted are {known}") from error
 
 
-class _Adaptation:
-    """One adaptation from a set to a report; each phase uses the results of those before it."""
+def _parent_on(options: Options) -> Run | None:
+    """The run on the same set whose network is trained further: that of the source, or the nearest that its network
+    comes from."""
+    source, seen = options.source, set()
+    while source and (run := Run.of(source)) is not None and run.path.resolve() not in seen:
+        seen.add(run.path.resolve())
+        data = run.recipe.data
+        if data == options.data or Path(data).resolve() == Path(options.data).resolve():
+            return run
+        source = run.read(ASKED)["source"] if (run.path / ASKED).is_file() else run.recipe.weights
+    return None
 
-    def __init__(self, options: Options, path: Path, device: str, workers: int, max_unreadable: float, log: Log):
-        self.options, self.path, self.log = options, path, log
+
+class _Adaptation:
+    """One adaptation from a set to a report; each phase uses the results of those before it. Of several processes each
+    goes through all phases, and the main one logs and writes."""
+
+    def __init__(
+        self, options: Options, path: Path, device: str, workers: int, max_unreadable: float, log: Log, mesh: Mesh
+    ):
+        self.options, self.path, self.mesh = options, path, mesh
+        self.log: Log = log if mesh.is_main else lambda text: None
         self.engine: dict[str, Any] = {"device": device, "workers": workers, "max_unreadable": max_unreadable}
-        self.device, self.workers = resolve_device(device), workers
+        self.device, self.workers = mesh.device(resolve_device(device)), workers
         self.started = time.monotonic()
-        self.splits = open_splits(options.data, options.seed, max_unreadable, workers)
+        self.parent = _parent_on(options)
+        self.splits = open_splits(
+            options.data, options.seed, max_unreadable, workers, options.group_column, self.parent
+        )
 
     def describe_set(self) -> None:
         """Logs a summary of the set and the sizes of its splits."""
         self.log(tell_summary(self.splits.summary))
         self.log(self.splits.sizes)
+        if self.parent is not None:
+            self.log(f"the split is that of {self.parent.path}, which was trained on none of the test images")
+        elif (source := self.options.source) is not None and Path(source).exists() and Run.of(source) is None:
+            self.log(
+                f"what {source} was trained on is not known: on images that it was trained on figures are too good"
+            )
+        if self.splits.unnamed is not None:
+            self.log(tell_unnamed_groups(self.splits.unnamed))
         if self.options.source is None:
             self.log("no --from: a small network is trained from scratch; starting from a trained one does much better")
 
     def build(self) -> None:
         """Makes the initial network, and evaluates its linear probe."""
-        self.network, self.probe = initial_model(self.options, self.splits, self.path, self.device, self.workers)
+        made: list[tuple[Any, dict[str, float] | None]] = []
+        self.mesh.run_on_main(lambda: made.append(self._initial_model()))
+        self.network, self.probe = made[0] if made else self._initial_model()  # others read what the main one wrote
+        if text := note_of_levels(self.splits.test, data_config(self.network).get("max_level")):
+            self.log(f"note: {text}")
         if not any(isinstance(module, MoE) for module in self.network.modules()):
             self.log("the network is dense; --sparse makes experts of some of its MLPs")
         elif self.options.source is None:
@@ -136,6 +182,9 @@ class _Adaptation:
         if self.probe is not None and self.splits.validated:
             score = self.probe["validation"]
             self.log(f"a linear classifier on the frozen network: {score:.4f} on the validation part")
+
+    def _initial_model(self) -> tuple[Any, dict[str, float] | None]:
+        return initial_model(self.options, self.splits, self.path, self.device, self.workers)
 
     @cached_property
     def trained_part(self) -> Trained:
@@ -151,28 +200,39 @@ class _Adaptation:
         try:
             freeze(self.network, self.trained_part, not self.options.freeze_router)
             choice = choose(self.options, self.network, self.splits, self.device, SHARES[self.trained_part])
+            choice = self.mesh.run_on_main(lambda: choice)  # others may have found less memory
+            if self.trained_part != "head":
+                check_shares(choice.recipe.batch_size, self.mesh.size)
         except ValueError:
-            withdraw(self.path)
+            if self.mesh.is_main:
+                withdraw(self.path)
             raise
         if self.trained_part != "head":
             self.log(f"training {self.trained_part}: {'; '.join(choice.reasons)}")
         architecture = self.options.source or self.network.pretrained_cfg["architecture"]
         seeds: dict[str, Any] = {"split_seed": self.options.seed, "seed": self.options.seed}
+        seeds["group_column"] = self.options.group_column
         self.recipe = replace(choice.recipe, model=architecture, **seeds, **self.engine)
+        if self.trained_part != "head" and (shortage := self.recipe.shortage(len(self.splits.fitting.parts[0]))):
+            self.log(f"warning: {shortage}: more with --epochs")
         if not self.splits.validated:
             self.recipe = replace(self.recipe, keep="last", patience=0)
 
     def train(self, on_status: Callable[[Status], None] | None) -> Run:
         """Trains, or resumes training, and writes into the run which files are in which split."""
         if self.trained_part == "head":
-            run = _write_untrained(self.recipe, self.path, self.splits.fitting, self.network)
+            run: Run = self.mesh.run_on_main(
+                lambda: _write_untrained(self.recipe, self.path, self.splits.fitting, self.network)
+            )
         else:
-            if (saved := Checkpointer(self.path / CHECKPOINTS, warn=self.log).newest()) is not None:
+            if self.mesh.is_main and (saved := Checkpointer(self.path / CHECKPOINTS, warn=self.log).newest()):
                 self.log(f"goes on after step {saved['step']}")
-            run = _fit(self.recipe, self.path, self.splits.fitting, self.network, on_status)
-            self.log(_ending(run, self.splits.score))
-        rows = self.splits.rows
-        run.write(SPLIT, {"test": [file for file, part in rows if part == "test"], "files": dict(rows)})
+            run = _fit(self.recipe, self.path, self.splits.fitting, self.network, on_status, self.mesh.is_main)
+        if self.mesh.is_main:
+            if self.trained_part != "head":
+                self.log(_ending(run, self.splits.score))
+            rows = self.splits.rows
+            run.write(SPLIT, {"test": [file for file, part in rows if part == "test"], "files": dict(rows)})
         return run
 
     def report(self, run: Run) -> dict[str, Any]:
@@ -191,17 +251,24 @@ class _Adaptation:
         return report
 
 
-def _fit(recipe: Recipe, path: Path, data: Data, network: nn.Module, on_status: Callable[[Status], None] | None) -> Run:
+def _fit(
+    recipe: Recipe,
+    path: Path,
+    data: Data,
+    network: nn.Module,
+    on_status: Callable[[Status], None] | None,
+    writes: bool,
+) -> Run:
     try:
         return fit(recipe, path, on_status, resume=True, data=_cached(data, network), network=lambda: network)
     except TrainingStoppedError as error:
-        if (saved := Checkpointer(path / CHECKPOINTS).newest()) is not None:
+        if writes and (saved := Checkpointer(path / CHECKPOINTS).newest()) is not None:
             weights = {name: tensor for name, tensor in saved.items() if name.startswith("model.")}
             network.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
             classification_of(data).save(network, path / MODEL)
         raise TrainingStoppedError(
             error.signal,
-            f"stopped by {signal.Signals(error.signal).name}: {path / MODEL} is the model as it is now, neither tested "
+            f"{told_signal(error.signal)}: stopped; {path / MODEL} is the model as it is now, neither tested "
             "nor calibrated; the same command again goes on",
         ) from error
 
@@ -212,7 +279,11 @@ def _cached(data: Data, model: nn.Module) -> Data:
     side = kept_side(train, max(config["input_size"][1:]))
     if side is None:
         return data
-    return replace(data, train=cached_images(train, side), val=cached_at_scale(data.val, config))
+    return replace(
+        data,
+        train=cached_images(train, side, config.get("max_level", MAX_LEVEL)),
+        val=cached_at_scale(data.val, config),
+    )
 
 
 def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module) -> Run:

@@ -14,7 +14,7 @@ from vismoe.tasks import classification_of
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
-from vismoe.weights import create_model, load_network, open_trained, parse_source, set_image_size
+from vismoe.weights import create_model, load_network, open_trained, parse_source, set_image_size, set_max_level
 from vismoe.weights.folders.format import CONFIG
 
 from .options import Options
@@ -38,13 +38,13 @@ def initial_model(
     else:
         torch.manual_seed(options.seed)
         network = open_start(options.source, options.makes_sparse, len(data.classes), options.image_size, device)
+        if options.max_level is not None:
+            set_max_level(network, options.max_level)
         sparse = any(isinstance(module, MoE) for module in network.modules())
         if sparse and options.sparse is False:
             raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
-        if sparse and (idle := [name for name in options.of_experts if name != "freeze_router"]):
-            given = ", ".join(f"{name}={getattr(options, name)!r}" for name in idle)
-            name = options.source or SCRATCH[True]
-            raise ValueError(f"{given}: {name} is sparse already, and its experts stay as they are")
+        if sparse:
+            _refuse_other_experts(options, network)
         if options.trained:
             _fit_head(network.to(device), splits, workers)
         if options.makes_sparse and not sparse:
@@ -55,6 +55,22 @@ def initial_model(
         return network, None
     scored = {"test": splits.test.val} | ({"validation": data.val} if splits.validated else {})
     return network, {name: evaluate(network.to(device), part, workers=workers).score for name, part in scored.items()}
+
+
+def _refuse_other_experts(options: Options, network: nn.Module) -> None:
+    """Raises ValueError where other experts are asked for than a sparse network has, with how to get them."""
+    if not (asked := [name for name in options.of_experts if name != "freeze_router"]):
+        return
+    given = ", ".join(f"{name}={getattr(options, name)!r}" for name in asked)
+    name = options.source or SCRATCH[True]
+    numbers = sorted({module.router.num_experts for module in network.modules() if isinstance(module, MoE)})
+    has = f"{name} is sparse already, with {' and '.join(map(str, numbers))} experts a layer, which stay as they are"
+    if not options.trained:
+        raise ValueError(f"{given}: {has}: leave it out; `vismoe train` has --num-experts and --model-options")
+    dense = f"`vismoe densify {name} DENSE --data {options.data}` makes it dense, and --from DENSE gives it others"
+    fewer = min(numbers) > options.num_experts and "num_experts" in asked
+    remedy = f"`vismoe densify … --num-experts {options.num_experts}` keeps so many of them; or " if fewer else ""
+    raise ValueError(f"{given}: {has}: {remedy}{dense}")
 
 
 def _upcycled(model: nn.Module, options: Options) -> nn.Module:

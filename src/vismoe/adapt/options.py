@@ -43,6 +43,8 @@ class Options:
     have less to train (docs/finetune.md)."""
     image_size: int | None = None
     """Height and width of images in pixels; default: the network's own, at most 112 on a CPU and 224 elsewhere."""
+    max_level: int | None = None
+    """White in images of 16 bits of grey, such as 4095 for those of 12; default: the network's own, or 65535."""
     epochs: int | None = None
     """Epochs, rounded up to whole steps; default: at most 12 (80 from scratch), on a CPU as many as minutes allow."""
     batch_size: int | None = None
@@ -55,10 +57,14 @@ class Options:
     """Autocast dtype while training; auto: bfloat16 where the device multiplies it natively, which is twice as fast."""
     seed: int = 0
     """Seed of the split, of new weights, order and augmentation."""
+    group_column: str | None = None
+    """Column of metadata.csv whose values are groups of images (of one patient, video, site): each group stays in one
+    split."""
 
     def __post_init__(self) -> None:
         for name, largest in (
             ("image_size", LARGEST),
+            ("max_level", 65535),
             ("epochs", 10**6),
             ("batch_size", 10**6),
             ("num_experts", 10**4),

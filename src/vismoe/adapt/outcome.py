@@ -3,18 +3,19 @@
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+import torch
 from torch import Tensor, nn
 
-from vismoe.data import Data, ImageSet, flatten_alpha
-from vismoe.files.figures import plain_text, save_figure
+from vismoe.data import Data, ImageSet, eight_bits, flatten_alpha
+from vismoe.files.figures import new_figure, plain_text, save_figure
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
-from vismoe.tasks import ClassEvaluation, Labels, classification_of, wilson_interval
+from vismoe.tasks import ClassEvaluation, Labels, by_group, classification_of, wilson_interval
 from vismoe.training import Run
 from vismoe.training.run import MODEL
 
@@ -32,7 +33,8 @@ def write_outcome(
     and card into the run folder.
 
     **Returns:** the report: `test`, the metrics of `Evaluation`; `interval`, of the share of right answers;
-    `validation`, `probe` (None from scratch), `classes` (see `class_table`), `temperature`, `data`.
+    `validation`, `probe` (None from scratch), `classes` (see `class_table`), `temperature`, `data`; `weakness`, why the
+    network is of no use (None where it is); `groups` (see `vismoe.tasks.by_group`; empty without a `group_column`).
     """
     data, device = splits.test, resolve_device(run.recipe.device)
     task = classification_of(data)
@@ -57,6 +59,9 @@ def write_outcome(
         "right": right,
         "mean_recall": mean_recall(rows),
         "interval": wilson_interval(right, len(data.val)),
+        "weakness": evaluation.weakness,
+        "group_column": data.group_column,
+        "groups": [] if data.group_column is None else _group_table(evaluation, data.val.columns[data.group_column]),
         "calibration_error_as_trained": uncalibrated.metrics["calibration_error"],
         "validation": validation.metrics if splits.validated else None,
         "probe": probe,
@@ -74,6 +79,10 @@ def write_outcome(
     }
     write_card(run.path / MODEL / "README.md", report, splits.summary)
     return report
+
+
+def _group_table(evaluation: ClassEvaluation, groups: Sequence[str]) -> list[dict[str, Any]]:
+    return [asdict(group) for group in by_group(evaluation, list(groups))]
 
 
 def _evaluated(model: nn.Module, images: ImageSet, task: Labels, workers: int) -> ClassEvaluation:
@@ -124,7 +133,7 @@ def draw_mistakes(evaluation: ClassEvaluation, data: Data, path: Path) -> bool:
         return False
     columns = min(6, len(wrong))
     rows = math.ceil(len(wrong) / columns)
-    figure = Figure(figsize=(1.9 * columns, 2.3 * rows + 0.4), layout="constrained")
+    figure = new_figure(1.9 * columns, 2.3 * rows + 0.4)
     grid = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle("wrong with the most confidence: true class → answer", fontsize=10)
     for axes in grid.flat:
@@ -163,25 +172,32 @@ def _short_names(data: Data, numbers: Sequence[int]) -> str:
 
 
 def _thumbnail(images: ImageSet, number: int) -> np.ndarray:
-    image = flatten_alpha(images.image(number)).convert("RGB")
+    image = flatten_alpha(eight_bits(images.image(number))).convert("RGB")
     image.thumbnail((160, 160))
     return np.asarray(image)
 
 
 def draw_calibration(before: ClassEvaluation, scores: Tensor, path: Path) -> None:
-    """Draws accuracy over confidence: with the network's own logits, and with `scores`, which are divided by the
-    temperature."""
-    figure = Figure(figsize=(4, 3.6), layout="constrained")
-    axes = figure.subplots()
+    """Draws accuracy over confidence, and below how many answers each bin of confidence has: with the network's own
+    logits, and with `scores`, which are divided by the temperature."""
+    figure = new_figure(4.4, 5)
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    for title, values in (("as trained", before.scores), ("with temperature", scores)):
+    edges = np.linspace(0, 1, BINS + 1)
+    curves = {"as trained": before.scores}
+    if not torch.equal(before.scores, scores):  # with few images there is no temperature
+        curves["with temperature"] = scores
+    for title, values in curves.items():
         confidence, hits = _confidence(values, before)
-        edges = np.linspace(0, 1, BINS + 1)
         bins = np.clip(np.digitize(confidence, edges) - 1, 0, BINS - 1)
         filled = [number for number in range(BINS) if (bins == number).any()]
         x = [confidence[bins == number].mean() for number in filled]
         axes.plot(x, [hits[bins == number].mean() for number in filled], "o-", label=title, markersize=3)
-    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title="test images")
+        counts.hist(confidence, edges, histtype="stepfilled", alpha=0.5)
+    answers = "answers" if before.labels.ndim == 1 else "pairs of image and class"
+    axes.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title=f"{len(before.labels):,} test images")
+    counts.set(xlabel="confidence", ylabel=f"{answers} a bin")
+    counts.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     save_figure(figure, path, dpi=110)
 

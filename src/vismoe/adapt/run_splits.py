@@ -11,14 +11,20 @@ from vismoe.training.run import ASKED, SPLIT
 
 def run_splits(run: Run) -> Data:
     """The set of a run. For a run of `finetune` the splits are the files that it wrote down, whatever else is in the
-    folder by now: `train` has the training and validation images, `val` the test images. For another run `val` is the
-    validation split, by which its best weights may have been selected. `left_out` is empty: the run has it.
+    folder by now: `train` has the training and validation images, `val` the test images. So it is for another run whose
+    set has a test split of its own; else `val` is the validation split, by which its best weights may have been
+    selected. `left_out` is empty: the run has it.
 
     **Raises:** ValueError where the splits are not known any more, or not yet.
     """
+    return _own_set(run).for_testing
+
+
+def _own_set(run: Run) -> Data:
+    """The set of a run in its splits, the validation split apart from a test split of the set's own."""
     name, task = run.recipe.data, run.recipe.task
     if run.test_files is not None:
-        return _written_splits(run, open_for(task, name))
+        return _written_splits(run, open_for(task, name).for_testing)
     if (run.path / ASKED).is_file():
         raise ValueError(
             f"{run.path} is not finished, and which images are its test part is written at the end: "
@@ -35,13 +41,16 @@ def run_splits(run: Run) -> Data:
 
 
 def split_of_files(run: Run) -> dict[str, str]:
-    """The split of each file of a run's own set: train, validation or test for a run of `finetune`, train or held-out
-    for another."""
+    """The split of each file of a run's own set: train, validation or test for a run of `finetune` and for a set that
+    has these three; otherwise train or held-out."""
     if run.test_files is not None:
         files: dict[str, str] = run.read(SPLIT)["files"]
         return files
-    data = run_splits(run)
-    return dict.fromkeys(data.parts[0].files, "train") | dict.fromkeys(data.val.files, "held-out")
+    data = _own_set(run)
+    if data.test is None:
+        return dict.fromkeys(data.parts[0].files, "train") | dict.fromkeys(data.val.files, "held-out")
+    splits = {"train": data.parts[0], "validation": data.val, "test": data.test}
+    return {file: name for name, images in splits.items() for file in images.files}
 
 
 def _written_splits(run: Run, data: Data) -> Data:

@@ -11,6 +11,11 @@ FOLDERS = {name: folder for folder, commands in COMMANDS.items() for name in com
 """The folder of each command's file."""
 
 BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+AFTER_INTERRUPTION = {
+    "train": "the last checkpoint is kept; the same command with its --out and --resume auto goes on, or begins",
+    "finetune": "what was finished is kept; the same command goes on, or begins",
+}
+"""What is left where a verb is interrupted before it could write a checkpoint, and how to go on."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,23 +43,25 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return _fail(f"interrupted: {AFTER_INTERRUPTION.get(command, 'no file is left half-written')}", INTERRUPTED, "")
     except RuntimeError as error:
         # By name: importing the class needs the optional dependencies of training.
         if type(error).__name__ == "TrainingStoppedError":
-            return _fail(str(error), 128 + cast(Any, error).signal)
+            return _fail(str(error), 128 + cast(Any, error).signal, "")
         if type(error).__name__ != "TrainingDivergedError":
             raise
         return _fail(str(error), DIVERGED)
     return 0
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, kind: str = "error: ") -> int:
+    """Prints one line on stderr and returns the exit code. `kind`: what the line begins with; what a person asked for,
+    as by Ctrl-C, is no error."""
     message = " ".join(
         message.rpartition("\nValueError: ")[2].split()
     )  # an error of a data worker without its traceback
     if os.environ.get("RANK", "0") == "0":  # one of several processes prints
         # Text from a foreign file may hold control codes of a terminal.
         shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in message)
-        print(f"vismoe: error: {shown}", file=sys.stderr)
+        print(f"vismoe: {kind}{shown}", file=sys.stderr)
     return code

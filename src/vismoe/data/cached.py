@@ -9,17 +9,17 @@ from typing import Any
 from PIL import Image
 
 from .image_set import ImageSet
-from .images import eight_bits, flatten_alpha
+from .images import MAX_LEVEL, eight_bits, flatten_alpha
 from .transforms import evaluation_scale
 
 
-def cached_images(images: ImageSet, side: int) -> ImageSet:
+def cached_images(images: ImageSet, side: int, max_level: int = MAX_LEVEL) -> ImageSet:
     """The same set with images that are decoded once, on first use, and cached: on white ground, with a short side of
-    at most `side` pixels, scaled by a box filter.
+    at most `side` pixels, scaled by a box filter. `max_level`: white in images of 16 bits, default 65,535.
 
     **Raises:** ValueError for a set with further values: boxes and masks would not be scaled with the image.
     """
-    return _cached(images, partial(_boxed, side))
+    return _cached(images, partial(_boxed, side, max_level))
 
 
 def cached_at_scale(images: ImageSet, config: dict[str, Any]) -> ImageSet:
@@ -55,8 +55,8 @@ class _Cache:
         return self.decoded[index]
 
 
-def _boxed(side: int, image: Image.Image) -> Image.Image:
-    image = flatten_alpha(eight_bits(image))
+def _boxed(side: int, max_level: int, image: Image.Image) -> Image.Image:
+    image = flatten_alpha(eight_bits(image, max_level))
     image = image if image.mode == "L" else image.convert("RGB")
     factor = side / min(image.size)
     if factor >= 1:

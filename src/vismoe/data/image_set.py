@@ -58,9 +58,28 @@ class ImageSet:
             {name: partial(_chosen, value, indices) for name, value in self.further.items()},
         )
 
+    def joined(self, other: "ImageSet") -> "ImageSet":
+        """These images, and after them those of another set of the same classes. Only the columns and further values
+        that both sets have are kept."""
+        return ImageSet(
+            torch.cat([self.labels, other.labels]),
+            partial(_of_two, self.image, other.image, len(self)),
+            [*self.files, *other.files] if self.files and other.files else (),
+            {name: [*values, *other.columns[name]] for name, values in self.columns.items() if name in other.columns},
+            {
+                name: partial(_of_two, value, other.further[name], len(self))
+                for name, value in self.further.items()
+                if name in other.further
+            },
+        )
+
 
 def _chosen(value: Callable[[int], Any], indices: Sequence[int], index: int) -> Any:
     return value(indices[index])
+
+
+def _of_two(first: Callable[[int], Any], second: Callable[[int], Any], border: int, index: int) -> Any:
+    return first(index) if index < border else second(index - border)
 
 
 @dataclass(frozen=True)
@@ -76,6 +95,13 @@ class Data:
     - `unreadable`: files of the splits that cannot be decoded; None where they have not been tried.
     - `moved`: for a folder that was split at random, the files that changed sides after the draw, so that copies of an
       image are on one side; with them the split is reproducible without decoding. None for other sets.
+    - `test`: the test split, where a set has one beside `val`; nothing is chosen by it.
+    - `notes`: what a user should know of the set: folders that are not read, labels that may be misread.
+    - `val_is_test`: whether `val` is a test split, beside which the set has a validation split (see `for_testing`).
+    - `typical_size`: median width and height of its images in pixels; None where they have not been decoded.
+    - `group_column`: the column of the set's metadata whose values are groups of images (of one patient, video, …) that
+      stay on one side of a split; None: none.
+    - `largest_level`: the largest level of its images of 16 bits of grey; 0 where there are none, or none was decoded.
     """
 
     name: str
@@ -86,6 +112,12 @@ class Data:
     left_out: tuple[Unreadable, ...] = ()
     unreadable: tuple[Unreadable, ...] | None = None
     moved: tuple[str, ...] | None = None
+    test: ImageSet | None = None
+    notes: tuple[str, ...] = ()
+    val_is_test: bool = False
+    typical_size: tuple[int, int] | None = None
+    group_column: str | None = None
+    largest_level: int = 0
 
     @property
     def multi_label(self) -> bool:
@@ -94,13 +126,27 @@ class Data:
 
     @property
     def parts(self) -> list[ImageSet]:
+        """`train`, where there is one, and `val`."""
         return [part for part in (self.train, self.val) if part is not None]
+
+    @property
+    def for_testing(self) -> "Data":
+        """The set as it is tested on: of one with a test split that is `val`, and `train` is all the rest. Others are
+        unchanged."""
+        if self.test is None or self.train is None:
+            return self
+        return replace(self, train=self.train.joined(self.val), val=self.test, test=None, val_is_test=True)
 
     def classes_without(self, images: ImageSet) -> list[str]:
         """The classes that none of these images shows."""
         labels = images.labels
         is_shown = labels.any(0) if labels.ndim == 2 else labels.bincount(minlength=len(self.classes)) > 0
         return [name for name, shown in zip(self.classes, is_shown.tolist(), strict=True) if not shown]
+
+    def check_classes(self, images: ImageSet, reason: str) -> None:
+        """Raises ValueError where none of these images shows some class: the set's name, `reason`, and the classes."""
+        if missing := self.classes_without(images):
+            raise ValueError(f"{self.name}: {reason} {', '.join(missing)}")
 
     def class_weights(self, power: float) -> Tensor | None:
         """The weight of each class in the loss: (mean class size ÷ its size) to a power, or, where an image may show
@@ -131,5 +177,5 @@ class Data:
             labels[:, new_numbers] = part.labels
             return replace(part, labels=labels)
 
-        train = None if self.train is None else renumbered(self.train)
-        return replace(self, classes=list(classes), train=train, val=renumbered(self.val))
+        train, test = (None if part is None else renumbered(part) for part in (self.train, self.test))
+        return replace(self, classes=list(classes), train=train, val=renumbered(self.val), test=test)

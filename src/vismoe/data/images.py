@@ -1,18 +1,109 @@
 """Image files: listed and decoded."""
 
 import os
+import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-OTHER_SUFFIXES = (".avif", ".cr2", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".psd", ".svg", ".tga")
+from vismoe.files import readable
+
+IMAGE_SUFFIXES = (
+    ".apng",
+    ".bmp",
+    ".dib",
+    ".gif",
+    ".jfi",
+    ".jfif",
+    ".jif",
+    ".jpe",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".pjp",
+    ".pjpeg",
+    ".png",
+    ".pnm",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+OTHER_SUFFIXES = (
+    ".ai",
+    ".arw",
+    ".avif",
+    ".cr2",
+    ".cr3",
+    ".cur",
+    ".dcm",
+    ".dds",
+    ".dicom",
+    ".dng",
+    ".emf",
+    ".eps",
+    ".exr",
+    ".fits",
+    ".hdr",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".icns",
+    ".ico",
+    ".j2k",
+    ".jp2",
+    ".jpx",
+    ".jxl",
+    ".jxr",
+    ".nef",
+    ".nii",
+    ".orf",
+    ".pcx",
+    ".pef",
+    ".ps",
+    ".psd",
+    ".raf",
+    ".raw",
+    ".rw2",
+    ".sgi",
+    ".svg",
+    ".svs",
+    ".tga",
+    ".wmf",
+    ".xbm",
+    ".xcf",
+    ".xpm",
+)
 """Suffixes of images that are not read; they are reported, so that no photographs are lost in silence."""
+SIGNATURES = {
+    "JPEG": b"\xff\xd8\xff",
+    "PNG": b"\x89PNG\r\n\x1a\n",
+    "GIF": b"GIF8",
+    "TIFF": b"II*\0",
+    "TIFF (big-endian)": b"MM\0*",
+    "WebP": b"RIFF....WEBP",
+}
+"""The first bytes of images, by kind (a dot: any byte). Files of other suffixes that begin so are reported."""
+SYSTEM_FOLDERS = (
+    "#recycle",
+    "$recycle.bin",
+    "@eadir",
+    "@recycle",
+    "__macosx",
+    "__pycache__",
+    "lost+found",
+    "system volume information",
+)
+"""Folders that programs leave among people's own, in lower case. Like hidden ones they are not read."""
+MAX_LEVEL = 2**16 - 1
+"""White in an image of 16 bits."""
 MAX_PIXELS = 100_000_000
 """An image whose header claims more pixels is not decoded: a small file can claim to be enormous."""
 ORIENTATION = 0x0112
@@ -34,7 +125,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, ArithmeticError, AttributeError,
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that is left out: its path below the set's folder, and why."""
+    """A file that is left out: its path below the set's folder (see `vismoe.files.readable`), and why."""
 
     file: str
     reason: str
@@ -42,23 +133,73 @@ class Unreadable:
     @staticmethod
     def of(file: str | Path, error: ValueError) -> "Unreadable":
         """From the error that `read_image` raised for a file."""
-        return Unreadable(Path(file).as_posix(), str(error).partition(FAILED)[2] or str(error))
+        return Unreadable(readable(Path(file).as_posix()), str(error).partition(FAILED)[2] or str(error))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies below a folder.
+
+    - `images`: the image files, sorted by path.
+    - `left_out`: images of other kinds, links that are not followed, pipes and devices.
+    - `skipped`: hidden folders and SYSTEM_FOLDERS, by their paths below the folder, sorted.
+    - `others`: number of files that are no images, by suffix.
+    """
+
+    images: list[Path]
+    left_out: list[Unreadable]
+    skipped: list[str]
+    others: Mapping[str, int]
 
 
 def list_images(root: Path) -> tuple[list[Path], list[Unreadable]]:
     """Every image file below a folder, known by its suffix, sorted by path; and the files that are left out: images of
-    other kinds, links that lead out of the folder, to another folder, or nowhere, pipes and devices. Hidden files and
-    folders are skipped."""
-    real_root, images, left_out = Path(os.path.realpath(root)), [], []
-    for path in _walk(root):
-        if reason := _reason_not_to_open(path, real_root):
-            left_out.append(Unreadable(path.relative_to(root).as_posix(), reason))
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
+    other kinds, images with another suffix, links that lead out of the folder, nowhere, or to a folder around them,
+    pipes and devices. Hidden files and folders, and folders of the system such as `@eaDir`, are skipped."""
+    listing = list_folder(root)
+    return listing.images, listing.left_out
+
+
+def list_folder(root: Path) -> Listing:
+    """All that lies below a folder; see `list_images`."""
+    real_root = Path(os.path.realpath(root))
+    images: list[Path] = []
+    left_out: list[Unreadable] = []
+    skipped: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in _walk(root, real_root, (real_root,), skipped):
+        suffix = path.suffix.lower()
+        if reason := _reason_not_to_open(path, real_root) or _kind_not_read(path):
+            left_out.append(Unreadable(readable(path.relative_to(root).as_posix()), reason))
+        elif suffix in IMAGE_SUFFIXES:
             images.append(path)
-        elif path.suffix.lower() in OTHER_SUFFIXES:
-            kind = path.suffix[1:].upper()
-            left_out.append(Unreadable(path.relative_to(root).as_posix(), f"{kind} is not read: convert it to JPEG"))
-    return sorted(images), sorted(left_out, key=lambda entry: entry.file)
+        else:
+            others[suffix] += 1
+    skipped_names = sorted(readable(path.relative_to(root).as_posix()) for path in skipped)
+    return Listing(sorted(images), sorted(left_out, key=lambda entry: entry.file), skipped_names, others)
+
+
+def is_skipped(name: str) -> bool:
+    """Whether a folder of this name is hidden, or one that a program left behind."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def _kind_not_read(path: Path) -> str:
+    """Why an image file is not read: its kind, or its suffix; "" for one that is, and for a file that is no image."""
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES or not path.is_file():
+        return ""
+    if suffix in OTHER_SUFFIXES:
+        return f"{suffix[1:].upper()} is not read: convert it to JPEG"
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(12)
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    for kind, signature in SIGNATURES.items():
+        if re.match(re.escape(signature).replace(rb"\.", b"."), beginning, re.DOTALL):
+            return f"{kind} by its content, not by its suffix {suffix!r}: rename it"
+    return ""
 
 
 def _reason_not_to_open(path: Path, real_root: Path) -> str:
@@ -67,20 +208,36 @@ def _reason_not_to_open(path: Path, real_root: Path) -> str:
     if path.is_symlink():
         if not target.exists():
             return "a link that leads nowhere"
-        if target.is_dir():
-            return "a link to a folder: not followed"
         if not target.is_relative_to(real_root):
             return "a link that leads out of the folder: not followed"
+        if target.is_dir():
+            return "a link to a folder around it: not followed"
     return "" if target.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES else "no regular file"
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Files and links of any kind, except hidden ones."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        parent = Path(folder)
-        yield from (parent / name for name in folders if (parent / name).is_symlink())
-        yield from (parent / name for name in files if not name.startswith("."))
+def _walk(folder: Path, real_root: Path, around: tuple[Path, ...], skipped: list[Path]) -> Iterator[Path]:
+    """Files, and links that are not followed. Links to folders below the root are followed, unless they lead to one of
+    the folders `around` them (real paths), which would never end. Folders that are not read go into `skipped`."""
+    with os.scandir(folder) as listed:
+        entries = sorted(listed, key=lambda entry: entry.name)
+    for entry in entries:
+        path = folder / entry.name
+        # Path's way is False for a link to itself, where the entry's raises.
+        if not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
+            if not entry.name.startswith("."):
+                yield path
+        elif is_skipped(entry.name):
+            skipped.append(path)
+        else:
+            real = Path(os.path.realpath(path)) if entry.is_symlink() else around[-1] / entry.name
+            if not entry.is_symlink() or (real.is_relative_to(real_root) and not _contains_any(real, around)):
+                yield from _walk(path, real_root, (*around, real), skipped)
+            else:
+                yield path
+
+
+def _contains_any(folder: Path, others: Iterable[Path]) -> bool:
+    return any(other.is_relative_to(folder) for other in others)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -108,11 +265,26 @@ def read_image(path: Path) -> Image.Image:
         raise ValueError(f"{path}{FAILED}{error}") from error
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A sixteen-bit grey image as eight-bit grey; Pillow's own conversion clips at 255. Others are unchanged."""
+def eight_bits(image: Image.Image, max_level: int = MAX_LEVEL) -> Image.Image:
+    """A sixteen-bit grey image as eight-bit grey, with an alpha channel where a level is transparent (PNG's tRNS);
+    Pillow's own conversion clips at 255. Others are unchanged.
+
+    **Arguments:** `max_level`: the level that is white, default 65,535; those above are white too.
+    """
     if not image.mode.startswith("I;16"):
         return image
-    return Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
+    levels = np.asarray(image)
+    grey = (levels.astype(np.float32) / (max_level / 255)).round().clip(0, 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return Image.fromarray(grey)
+    alpha = np.where(levels == transparent, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
+
+
+def largest_level(image: Image.Image) -> int:
+    """The largest level of a sixteen-bit grey image; 0 for other kinds."""
+    return int(np.asarray(image).max()) if image.mode.startswith("I;16") else 0
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:

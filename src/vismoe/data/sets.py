@@ -14,36 +14,44 @@ from .folders.archive import archive_folder
 from .folders.image_folder import may_be_split, open_folder
 from .image_set import Data, ImageSet
 from .splits.folder_split import split_folder
+from .splits.groups import check_groups
 
 NAMED = ("digits", "fashion-mnist")
 HELD_OUT = 0.25
 """Share of the validation split of a set that comes in one piece."""
 
 
-def open_data(name: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None) -> Data:
+def open_data(
+    name: str,
+    split_seed: int | None = None,
+    workers: int = 0,
+    moved: Sequence[str] | None = None,
+    group_column: str | None = None,
+) -> Data:
     """Opens a set by name, or a folder of images.
 
     **Arguments:**
 
     - `name`: "digits" (1,797 real handwritten digits, 8 × 8, of scikit-learn; a stratified random quarter is the
       validation split), "fashion-mnist" (60,000 and 10,000 images of clothes, 28 × 28; see `fashion_mnist`), or a path:
-      class folders or images with a `metadata.csv`, in one piece or as `train/` and `val/`, or a zip of such a folder,
-      which is unpacked into a cache (see `archive_folder`).
+      class folders or images with a `metadata.csv` or `metadata.jsonl`, in one piece or as `train/` and `val/` (and
+      `test/`; `docs/training.md` has a table of names), or a zip of such a folder, which is unpacked into a cache (see
+      `archive_folder`).
     - `split_seed`: seed of the random quarter. Without one a folder in one piece is not split: all of it is for
       evaluation. With one its images are decoded, each once, so that copies of an image, exact or near, are on one side
       of the split.
     - `workers`: processes that decode them, default 0: this process.
     - `moved`: `Data.moved` of an earlier opening of the folder, for the same split with nothing decoded; `()` for a
       quarter of each class, wherever copies are.
+    - `group_column`: column of the folder's `metadata.csv` whose values are groups (patients, videos, sites) that stay
+      on one side of the split, default None.
 
     **Raises:** FileNotFoundError, ValueError for a name or folder that cannot be opened.
     """
-    if name == "digits":
-        return _digits(split_seed or 0)
-    if name == "fashion-mnist":
-        return fashion_mnist()
-    path = Path(name)
-    if path.is_dir():
+    path, folder = Path(name), None
+    if name in NAMED:
+        data = _digits(split_seed or 0) if name == "digits" else fashion_mnist()
+    elif path.is_dir():
         folder, data = path, open_folder(path)
     elif path.is_file() and path.suffix.lower() == ".zip":
         folder, data = _unpacked(path)
@@ -52,7 +60,9 @@ def open_data(name: str, split_seed: int | None = None, workers: int = 0, moved:
         raise FileNotFoundError(
             f"data {name!r}: no such folder; accepted are {accepted}, and folders of images or zips of them"
         )
-    if split_seed is None or not may_be_split(folder):
+    data = replace(data, group_column=group_column)
+    check_groups(data, fewest=2)
+    if split_seed is None or folder is None or not may_be_split(folder):
         return data
     return split_folder(data, split_seed, HELD_OUT, workers, moved)
 

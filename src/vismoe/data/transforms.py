@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from .image_set import Sample
-from .images import eight_bits, flatten_alpha
+from .images import MAX_LEVEL, eight_bits, flatten_alpha
 
 Transform = Callable[[Sample], Sample]
 MODES = {1: "L", 3: "RGB"}
@@ -28,7 +28,8 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
     fits, centre-cropped and normalised. A PIL image goes through timm's own transform, so that weights are evaluated as
     they were published; tensors go through the same steps of torchvision.
 
-    **Arguments:** `config`: timm's data configuration: input_size (C, H, W), mean, std, interpolation, crop_pct.
+    **Arguments:** `config`: timm's data configuration: input_size (C, H, W), mean, std, interpolation, crop_pct; and
+    max_level, white in PIL images of 16 bits, default 65,535.
 
     **Returns:** a function of a sample. PIL images (made grey or colour, as the network has channels) and
     `tv_tensors.Image` (C, any height, any width; integers, or floats in 0…1) become float tensors (C, H, W). Other
@@ -39,7 +40,7 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
     from the network's.
     """
     try:
-        alone = v2.Compose([partial(_as_mode, config["input_size"][0]), create_transform(**config)])
+        alone = v2.Compose([_mode_of(config), create_transform(**_of_timm(config))])
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"the model's data configuration {config} cannot be followed: {error!r}") from error
     return partial(_transformed, alone, partial(_evaluated, config, alone))
@@ -48,8 +49,8 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
 def evaluation_scale(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
     """A function that brings an image to the channels and the scale of evaluation, before the centre crop. Its result
     and the image itself give the same in `evaluation_transform`, bit for bit."""
-    whole, *_ = create_transform(**config).transforms
-    return v2.Compose([partial(_as_mode, config["input_size"][0]), whole])
+    whole, *_ = create_transform(**_of_timm(config)).transforms
+    return v2.Compose([_mode_of(config), whole])
 
 
 def training_transform(
@@ -115,7 +116,7 @@ def training_transform(
     ]
     alone = v2.Compose(
         [
-            partial(_as_mode, channels),
+            _mode_of(config),
             random_crop or (partial(_of_size, tuple(size), centre) if scaled == size else centre),
             *augmentations,
             normalize,
@@ -124,7 +125,7 @@ def training_transform(
     )
     together = v2.Compose(
         [
-            partial(_each, partial(_prepared, channels)),
+            partial(_each, partial(_prepared, config)),
             *([_require_one_size, random_crop] if random_crop else [partial(_each, partial(_centred, config))]),
             partial(_each, _as_floats),
             *(partial(_moved_boxes, step) if step is affine else step for step in augmentations),
@@ -154,22 +155,23 @@ def _each(change: Callable[[Any], Any], moving: Sample) -> Sample:
 
 def _evaluated(config: dict[str, Any], alone: Callable[[Image.Image], Any], moving: Sample) -> Sample:
     """The images, boxes and masks of a sample at evaluation."""
-    normalize, (channels, *size) = _normalize(config, 0.0), config["input_size"]
+    normalize, (_, *size) = _normalize(config, 0.0), config["input_size"]
 
     def change(value: Any) -> Any:
         if isinstance(value, Image.Image):
             return alone(value)
-        value = _scaled(config, config.get("crop_mode"), _prepared(channels, value))
+        value = _scaled(config, config.get("crop_mode"), _prepared(config, value))
         # Normalised before the crop: a crop that is larger than the image is padded with 0, which is then the mean.
         return functional.center_crop(normalize(_as_floats(value)), size)
 
     return _each(change, moving)
 
 
-def _prepared(channels: int, value: Any) -> Any:
+def _prepared(config: dict[str, Any], value: Any) -> Any:
     """An image in the channels of the network; any value of an extreme aspect ratio is cropped to its middle."""
+    channels = config["input_size"][0]
     if isinstance(value, Image.Image):
-        return _as_mode(channels, value)
+        return _mode_of(config)(value)
     if isinstance(value, tv_tensors.Image):
         if value.ndim != 3 or value.shape[0] != channels:
             raise ValueError(
@@ -254,13 +256,23 @@ def _of_size(size: tuple[int, int], change: Callable[[Any], Any], image: Image.I
     return image if image.size == size[::-1] else change(image)
 
 
-def _as_mode(channels: int, image: Image.Image) -> Image.Image:
+def _of_timm(config: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a data configuration that timm knows."""
+    return {name: value for name, value in config.items() if name != "max_level"}
+
+
+def _mode_of(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
+    """The function that gives a PIL image the channels of a network."""
+    return partial(_as_mode, config["input_size"][0], config.get("max_level", MAX_LEVEL))
+
+
+def _as_mode(channels: int, max_level: int, image: Image.Image) -> Image.Image:
     if channels not in MODES:
         raise ValueError(
             f"the network takes {channels} channels; images can be had with 1 (grey) or 3 (colour), of others as "
             "tv_tensors.Image"
         )
-    return flatten_alpha(eight_bits(_shortened(image))).convert(MODES[channels])
+    return flatten_alpha(eight_bits(_shortened(image), max_level)).convert(MODES[channels])
 
 
 def _shortened(image: Image.Image) -> Image.Image:

@@ -44,7 +44,9 @@ def routing_images(predictor: Predictor, images: ImageSet, classes: Sequence[str
     grid = upper.subplots(rows, len(samples), squeeze=False)
     config = data_config(predictor.model)
     first = " first" if any(layer.expert.shape[2] > 1 for layer in routing.values()) else ""
-    upper.suptitle(f"Which expert each patch went to{first} (frame: the class token)", fontsize=10)
+    has_prefix = any(layer.expert.shape[1] > grid_size[0] * grid_size[1] for layer in routing.values())
+    frame = " (frame: the class token)" if has_prefix else ""
+    upper.suptitle(f"Which expert each patch went to{first}{frame}", fontsize=10)
     for column, number in enumerate(samples):
         image = _pixels(predictor.prepare(images.sample(number))["image"], config)
         _show(grid[0, column], image)

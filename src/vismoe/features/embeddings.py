@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vismoe.data import Data, ImageSet, Unreadable, list_images, read_image
-from vismoe.files import whole_files
+from vismoe.files import readable, whole_files
 
 Format = Literal["npy", "parquet"]
 PART = "part"
@@ -32,9 +32,9 @@ def open_images(paths: Sequence[str | Path]) -> Data:
     left_out: list[Unreadable] = []
     for path in map(Path, paths):
         if path.is_dir():
-            readable, unreadable = list_images(path)
-            files += readable
-            left_out += [Unreadable((path / entry.file).as_posix(), entry.reason) for entry in unreadable]
+            listed, unreadable = list_images(path)
+            files += listed
+            left_out += [Unreadable(readable((path / entry.file).as_posix()), entry.reason) for entry in unreadable]
         elif path.is_file():
             files.append(path)
         else:
@@ -42,7 +42,7 @@ def open_images(paths: Sequence[str | Path]) -> Data:
     if not files:
         raise ValueError(f"no images in {', '.join(map(str, paths)) or 'nothing: name files or folders'}")
     labels = torch.zeros(len(files), 0, dtype=torch.bool)
-    images = ImageSet(labels, partial(_read, files), [path.as_posix() for path in files])
+    images = ImageSet(labels, partial(_read, files), [readable(path.as_posix()) for path in files])
     return Data("the images", [], None, images, left_out=tuple(left_out))
 
 
@@ -146,9 +146,8 @@ def write_embeddings(
     """
     format = check_embeddings(path, format)
     targets = _targets(path, format)
-    # A file name need not be valid text: invalid bytes are escaped.
     columns = {
-        name: [cell.encode(errors="backslashreplace").decode() for cell in cells]
+        name: [readable(cell) for cell in cells]
         for name, cells in (("file", files), ("label", labels), (PART, parts))
         if cells
     }

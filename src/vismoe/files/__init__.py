@@ -5,6 +5,7 @@ from .cache import cache_folder
 from .checksums import Record, Seen, sha256_of
 from .http import fetch
 from .hub import download
+from .names import readable
 
 __all__ = [
     "Record",
@@ -14,6 +15,7 @@ __all__ = [
     "fetch",
     "put_in_place",
     "read_json",
+    "readable",
     "sha256_of",
     "sync",
     "whole_file",

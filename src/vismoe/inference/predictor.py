@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from vismoe.data import Batch, ImageSet, Sample, Unreadable, evaluation_batches, list_images
+from vismoe.files import readable
 from vismoe.moe import Recording, record
 from vismoe.tasks import Prediction, Task, task_of
 from vismoe.vit import evaluating
@@ -223,4 +224,4 @@ def _decoded(
                 raise
             left_out(Unreadable.of(item.relative_to(folder), error))
             continue
-        yield str(item), sample
+        yield readable(str(item)), sample

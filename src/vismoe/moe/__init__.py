@@ -13,6 +13,7 @@ from .experts.stacked import Layout, MLPExperts, StackedLinear, StackedNorm, sta
 from .experts.structures import MLPStructure, read_mlp, register_mlp, structure_of, write_mlp
 from .layer import MemberMoE, MoE
 from .plan import Plan, SoftPlan, SparsePlan
+from .rebalance import biased_routers, keeping_balance, rebalance
 from .record import LayerRecord, Recording, record
 from .routers.balancing import BalancedRouter
 from .routers.base import Router, Routing
@@ -67,13 +68,16 @@ __all__ = [
     "StackedLinear",
     "StackedNorm",
     "TopKRouter",
+    "biased_routers",
     "compute_capacity",
     "condition",
     "grouped",
+    "keeping_balance",
     "kind_of",
     "loop",
     "padded",
     "read_mlp",
+    "rebalance",
     "record",
     "register_mlp",
     "stacked_parts",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .condition import Conditioned
 from .execution.exchange import Exchange, LocalExchange
@@ -66,9 +67,9 @@ class MoE(Conditioned):
         self._warned = False
 
     def forward(
-        self, x: Float[Tensor, "*batch d"], mask: Bool[Tensor, "B S"] | None = None
-    ) -> Float[Tensor, "*batch d"]:
-        """Applies the layer.
+        self, x: Float[Tensor, "*batch d"] | Proxy, mask: Bool[Tensor, "B S"] | Proxy | None = None
+    ) -> Float[Tensor, "*batch d"] | Proxy:
+        """Applies the layer. For torch.fx, which traces networks, it is one node.
 
         **Arguments:**
 
@@ -79,6 +80,9 @@ class MoE(Conditioned):
         **Raises:** ValueError for another width, a mask of another shape, or a group size that does not divide the
         tokens while training.
         """
+        if isinstance(x, Proxy):
+            tracer: Any = x.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, mask), {})
         if x.ndim < 2 or x.shape[-1] != self.router.dim:
             raise ValueError(f"input of shape {tuple(x.shape)}: expected (B, …, {self.router.dim}), the router's dim")
         condition = self.conditions.current()
@@ -179,9 +183,11 @@ class MemberMoE(MoE):
             )
 
     def forward(
-        self, x: Float[Tensor, "*batch d"], mask: Bool[Tensor, "B S"] | None = None
-    ) -> Float[Tensor, "*batch d"]:
+        self, x: Float[Tensor, "*batch d"] | Proxy, mask: Bool[Tensor, "B S"] | Proxy | None = None
+    ) -> Float[Tensor, "*batch d"] | Proxy:
         """Applies the layer. `mask` (B, S): for each image, False where a token is padding for all members."""
+        if isinstance(x, Proxy):
+            return super().forward(x, mask)
         if x.ndim < 3 or x.shape[0] % self.members:
             raise ValueError(f"input of shape {tuple(x.shape)}: expected (images × {self.members} members, …, dim)")
         mask = self.conditions.current().mask if mask is None else mask

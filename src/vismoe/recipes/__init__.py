@@ -11,6 +11,7 @@ from vismoe.training import Recipe, Run, Status, fit, free_path
 
 from .digits import digits, digits_dense
 from .fashion_mnist import fashion_mnist, fashion_mnist_cnn, fashion_mnist_dense
+from .images import images
 from .paper import paper_b16, paper_b32, paper_finetune, paper_h14, paper_l16, paper_l32, paper_s32
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -21,6 +22,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         fashion_mnist,
         fashion_mnist_dense,
         fashion_mnist_cnn,
+        images,
         paper_s32,
         paper_b32,
         paper_b16,
@@ -39,6 +41,7 @@ __all__ = [
     "fashion_mnist_cnn",
     "fashion_mnist_dense",
     "find_recipe",
+    "images",
     "paper_b16",
     "paper_b32",
     "paper_finetune",
@@ -67,6 +70,7 @@ def train(
     out: str | Path | None = None,
     on_status: Callable[[Status], None] | None = None,
     resume: bool = False,
+    log: Callable[[str], None] | None = None,
     **overrides: Any,
 ) -> Run:
     """Trains by a recipe.
@@ -78,6 +82,7 @@ def train(
     - `on_status`: called with a `Status` every few steps; default: no call.
     - `resume`: whether to resume the run in `out` (default `runs/NAME`) from its newest checkpoint, if there is one;
       default False.
+    - `log`: called with each line about the set, before the first step; default: no call.
     - `overrides`: fields of the recipe to change.
 
     **Returns:** the finished `Run`.
@@ -94,4 +99,4 @@ def train(
         raise ValueError(f"a recipe has no field {str(error).rpartition(' ')[2]}") from error
     default_path = Path("runs") / resolved.name
     path = Path(out) if out is not None else default_path if resume else free_path(default_path)
-    return fit(resolved, path, on_status, resume)
+    return fit(resolved, path, on_status, resume, log=log)

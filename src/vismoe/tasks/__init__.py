@@ -9,12 +9,11 @@ from vismoe.data import Data, ImageSet, open_data
 
 from .base import Evaluation, Prediction, Scorer, Task
 from .classification import Classification
+from .groups import Group, by_group, group_lines
 from .labels import (
     ClassEvaluation,
     ClassPrediction,
-    Group,
     Labels,
-    by_group,
     is_multi_label,
     label_names,
     wilson_interval,
@@ -53,11 +52,17 @@ def find_task(name: str) -> type[Task]:
 
 
 def open_for(
-    name: str, data: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None
+    name: str,
+    data: str,
+    split_seed: int | None = None,
+    workers: int = 0,
+    moved: Sequence[str] | None = None,
+    group_column: str | None = None,
 ) -> Data:
     """Opens a set for a task. `name`: the task's name, or "auto"; the other arguments are those of
-    `vismoe.data.open_data`."""
-    return (open_data if name == AUTO else find_task(name).open)(data, split_seed, workers, moved)
+    `vismoe.data.open_data`. A task whose `open` knows no `group_column` works without one."""
+    grouped: dict[str, Any] = {} if group_column is None else {"group_column": group_column}
+    return (open_data if name == AUTO else find_task(name).open)(data, split_seed, workers, moved, **grouped)
 
 
 def task_for(name: str, data: Data, settings: Mapping[str, Any]) -> Task:
@@ -102,6 +107,7 @@ __all__ = [
     "by_group",
     "classification_of",
     "find_task",
+    "group_lines",
     "is_multi_label",
     "label_names",
     "open_for",

@@ -53,6 +53,12 @@ class Evaluation:
         """The metrics under their names in a run's files."""
         return {"val_loss" if name == "loss" else name: value for name, value in self.metrics.items()}
 
+    @property
+    def weakness(self) -> str | None:
+        """Why the network is of no use on this set, in words: it always gives one answer, or is not better than chance;
+        None where nothing shows that it is not, and for a task that does not ask."""
+        return None
+
     def details(self) -> dict[str, Any]:
         """Further entries of `vismoe eval --json`, by name."""
         return {}
@@ -121,11 +127,16 @@ class Task(ABC):
 
     @classmethod
     def open(
-        cls, name: str, split_seed: int | None = None, workers: int = 0, moved: Sequence[str] | None = None
+        cls,
+        name: str,
+        split_seed: int | None = None,
+        workers: int = 0,
+        moved: Sequence[str] | None = None,
+        group_column: str | None = None,
     ) -> Data:
         """Opens a set by name or path; see `vismoe.data.open_data`. A task with sets of its own may ignore `workers`
-        and `moved`."""
-        return open_data(name, split_seed, workers, moved)
+        and `moved`; a `group_column` is given only where one is asked for."""
+        return open_data(name, split_seed, workers, moved, group_column)
 
     def check(self, data: Data) -> None:
         """Raises ValueError for a set that cannot be trained on."""

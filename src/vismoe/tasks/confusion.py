@@ -2,36 +2,36 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from vismoe.files.figures import plain_text, save_figure
+from vismoe.files.figures import new_figure, plain_text, save_figure
+
+LONGEST = 30
+"""Characters of a class name that are shown."""
 
 
 def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Draws how often each class was predicted for each class."""
+    """Draws how often each class was predicted for each class: a count in each cell, and as its colour the share of the
+    images of its true class, so that rows of many and of few images compare."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix  # its import takes a second
 
     matrix = multiclass_confusion_matrix(predictions, labels, num_classes=len(classes)).numpy()
-    size = min(3.5 + 0.3 * len(classes), 16)
-    figure = Figure(figsize=(size, size), layout="constrained")
+    shares = matrix / matrix.sum(1, keepdims=True).clip(1)
+    names = [plain_text(name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…") for name in classes]
+    numbered = len(classes) <= 30
+    size = min(2.2 + 0.4 * len(classes), 16)
+    margin = 0.08 * max(map(len, names)) if numbered else 0.5
+    figure = new_figure(size + margin + 0.8, size + margin)
     axes = figure.subplots()
-    # Errors are few: beside the hits they would all have the same colour.
-    errors = matrix.copy()
-    for number in range(len(classes)):
-        errors[number, number] = 0
-    axes.imshow(errors, cmap="Reds", vmin=0, vmax=max(1, errors.max()))
-    if len(classes) <= 30:
-        for row, column in ((row, column) for row in range(len(classes)) for column in range(len(classes))):
-            if matrix[row, column]:
-                dark = errors[row, column] > errors.max() / 2
-                colour = "seagreen" if row == column else "white" if dark else "black"
-                style: dict[str, Any] = {"color": colour, "fontweight": "bold" if row == column else "normal"}
-                axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=8, **style)
-        names = list(map(plain_text, classes))
-        axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, classes)) > 2 else 0)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if numbered:
+        for row, column in zip(*matrix.nonzero(), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{matrix[row, column]}", ha="center", va="center", fontsize=8, color=colour)
+        axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, names)) > 2 else 0)
         axes.set_yticks(range(len(classes)), names)
-    axes.set(xlabel="predicted", ylabel="true", title="held-out images: errors in red, hits green")
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    figure.suptitle(f"{int(matrix.sum()):,} images", fontsize=10)
     save_figure(figure, path, dpi=110)

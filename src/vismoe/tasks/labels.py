@@ -15,6 +15,7 @@ from vismoe.vit import mean_of_images
 from vismoe.weights import MULTI_LABEL, data_config, save
 
 from .base import Evaluation, Prediction, Scorer, Sum, Task
+from .chance import weakness_of_one_label, weakness_of_several_labels
 from .mixing import mix
 
 
@@ -39,6 +40,11 @@ class ClassEvaluation(Evaluation):
             return ((self.scores > 0) == self.labels).all(1)
         return self.scores.argmax(1) == self.labels
 
+    @property
+    def weakness(self) -> str | None:
+        find = weakness_of_one_label if self.labels.ndim == 1 else weakness_of_several_labels
+        return find(self.labels, self.scores, self.classes)
+
     def details(self) -> dict[str, Any]:
         return {"per_class": dict(zip(self.classes, self.per_class, strict=True))}
 
@@ -47,26 +53,6 @@ class ClassEvaluation(Evaluation):
         pairs = zip(self.per_class, self.classes, strict=True)
         worst_first = sorted((share, name) for share, name in pairs if not math.isnan(share))
         return [f"{title} by class, worst first: {', '.join(f'{name} {share:.4f}' for share, name in worst_first)}"]
-
-
-@dataclass(frozen=True)
-class Group:
-    """The accuracy on a group of images; `low` and `high`: its 95 % interval."""
-
-    name: str
-    images: int
-    accuracy: float
-    low: float
-    high: float
-
-
-def by_group(evaluation: ClassEvaluation, groups: Sequence[str]) -> list[Group]:
-    """The accuracy on each group of images, worst first. `groups`: the name of each image's group."""
-    right, rows = evaluation.right.tolist(), []
-    for name in sorted(set(groups)):
-        hits = [hit for hit, group in zip(right, groups, strict=True) if group == name]
-        rows.append(Group(name, len(hits), sum(hits) / len(hits), *wilson_interval(sum(hits), len(hits))))
-    return sorted(rows, key=lambda group: group.accuracy)
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:

@@ -11,24 +11,46 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from vismoe.data import Batch, Data, ImageSet, check_images, check_shares, training_batches, without
+from vismoe.data import (
+    Batch,
+    Data,
+    ImageSet,
+    check_images,
+    check_shares,
+    evaluation_batches,
+    note_of_levels,
+    shared_groups,
+    tell_classes,
+    tell_reasons,
+    tell_unnamed_groups,
+    training_batches,
+    unnamed_groups,
+    without,
+)
 from vismoe.inference import evaluate
+from vismoe.moe import biased_routers, keeping_balance, rebalance
 from vismoe.parallel import join_mesh, resolve_device
 from vismoe.tasks import Evaluation, Task, open_for, task_for
+from vismoe.vit import evaluating
 from vismoe.weights import data_config
 
 from .checkpointer import Checkpointer
 from .meter import Meter, Status
 from .recipe import Recipe
 from .report import write_report
-from .run import CHECKPOINTS, DATA, MODEL, Run
+from .run import CHECKPOINTS, DATA, MODEL, SPLIT, Run
 from .state import State, begin, build
 from .step import Trainer
 from .tracker import check_tracker, tracking
 
 LOG_EVERY = 20
+REBALANCING = 32
+"""Batches of training images by which an EMA's experts are balanced before it is evaluated or saved."""
+SHRUNK = 4
+"""Images whose sides are so many times the network's are said to be shrunk."""
 
 
 class TrainingStoppedError(RuntimeError):
@@ -37,6 +59,12 @@ class TrainingStoppedError(RuntimeError):
     def __init__(self, number: int, message: str):
         super().__init__(message)
         self.signal = number
+
+
+def told_signal(number: int) -> str:
+    """A signal in words."""
+    name = signal.Signals(number).name
+    return f"Ctrl-C, {name}" if number == signal.SIGINT else name
 
 
 class Stop:
@@ -74,6 +102,7 @@ def fit(
     data: Data | None = None,
     network: Callable[[], nn.Module] | None = None,
     extra_eval: Mapping[str, ImageSet] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Run:
     """Trains by a recipe and writes a run folder. With several processes (`torchrun`) each computes its share of every
     batch, and the main process writes the run.
@@ -90,8 +119,10 @@ def fit(
     - `network`: makes the network to train, in place of the recipe's; parameters without a gradient stay as they are.
     - `extra_eval`: further sets by name, evaluated whenever the validation split is and logged as NAME/METRIC; they are
       never used for selection.
+    - `log`: is called with each line about the set, before the first step; default: nothing is said.
 
-    **Returns:** the finished `Run`.
+    **Returns:** the finished `Run`. Where the set has a test split beside the validation split, its summary has the
+    metrics of the final weights on it, under "test".
 
     **Raises:** FileExistsError where `out` exists and `resume` is False; ValueError, FileNotFoundError where the recipe
     cannot be followed, too many files cannot be read, or the run to resume has another recipe or set; all of these
@@ -102,40 +133,94 @@ def fit(
     with join_mesh() as mesh:
         device = mesh.device(resolve_device(recipe.device))
         # No image is decoded before the network is built: errors of the recipe come first.
-        open_set = partial(open_for, recipe.task, recipe.data, recipe.split_seed)
+        open_set = partial(open_for, recipe.task, recipe.data, recipe.split_seed, group_column=recipe.group_column)
         opened = open_set(moved=()) if data is None else data
         if opened.train is None:
             raise ValueError(f"{recipe.data} has no training split: expected {recipe.data}/train to train on")
+        if data is None:
+            _refuse_shared_groups(opened)
         task = task_for(recipe.task, opened, recipe.to_json())
         task.check(opened)
         extra_eval = _check_extra_eval(extra_eval or {}, task)
         check_shares(recipe.batch_size, mesh.size)
         state = begin((build(recipe, opened, task) if network is None else network()).to(device), recipe)
         run, moved, left_out = mesh.run_on_main(
-            lambda: _open_run(recipe, out, opened, resume, None if data is not None else open_set)
+            lambda: _open_run(recipe, state.model, out, opened, resume, None if data is not None else open_set)
         )
         if data is None and moved:
             opened = open_set(moved=moved)
         run, data = replace(run, writes=mesh.is_main), without(opened, left_out)
         task = task_for(recipe.task, data, recipe.to_json())
+        if log is not None and mesh.is_main:
+            _describe(data, state.model, log)
         with run.alone(), Stop() as stop:
             checkpointer = Checkpointer(run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _warn)
             if (saved := checkpointer.newest()) is not None:
                 state.load_state_dict(saved)
             run.forget_after(state.step)
             run.follow(recipe)
-            with tracking(run, recipe, state.step) as log:
-                trainer = Trainer(recipe, state, task, mesh, log)
+            with tracking(run, recipe, state.step) as track:
+                trainer = Trainer(recipe, state, task, mesh, track)
                 evaluation = _optimise(
                     checkpointer, trainer, data, extra_eval, stop, on_status if mesh.is_main else None
                 )
                 if recipe.keep == "best" and (best_step := state.best_step) not in (None, state.step):
                     state.load_state_dict(checkpointer.load(best_step))
-                    evaluation = _evaluate(trainer, data.val)
+                    evaluation = _evaluate(trainer, data, data.val)
+                tested = None if data.test is None else _evaluate(trainer, data, data.test)
+                _rebalance(trainer, data)
             if mesh.is_main:
                 task.save(state.evaluated, run.path / MODEL)
-                write_report(run, state, task, data, evaluation)
+                write_report(run, state, task, data, evaluation, tested)
     return run
+
+
+def _describe(data: Data, model: nn.Module, log: Callable[[str], None]) -> None:
+    """Logs the classes of a set, the sizes of its splits, and the size that images are trained at."""
+    if classes := tell_classes(data):
+        log(classes)
+    _, height, width = data_config(model)["input_size"]
+    test = "" if data.test is None else f", {len(data.test):,} test images"
+    log(
+        f"{len(data.parts[0]):,} images to train on, {len(data.val):,} to validate on{test}; "
+        f"trained at {height} × {width} pixels"
+    )
+
+
+def _refuse_shared_groups(data: Data) -> None:
+    """Raises ValueError where a set has its own training and validation splits, and a group of its `group_column` is in
+    both. (A set without its own is split so that none is.)"""
+    if data.group_column is None or data.moved is not None or data.train is None:
+        return
+    if (found := shared_groups(data.train, data.val, data.group_column)) is not None:
+        raise ValueError(
+            f"group_column={data.group_column!r}: {found.shared} of {found.evaluated} validation images of {data.name} "
+            "have a value that is in its training split too: move the files so that each value is in one of them, or "
+            "put all into one folder, which is then split"
+        )
+
+
+def _refuse_images_of_parent(recipe: Recipe, data: Data) -> None:
+    """Raises ValueError where the run that `recipe.weights` names was trained on validation images of this one."""
+    parent = Run.of(recipe.weights) if recipe.weights else None
+    if parent is None or Path(parent.recipe.data).resolve() != Path(recipe.data).resolve():
+        return
+    old = parent.recipe
+    if parent.test_files is not None:
+        trained = {file for file, side in parent.read(SPLIT)["files"].items() if side == "train"}
+        seed, advice = 0, "`vismoe finetune --from` keeps its split"
+    else:
+        before = open_for(old.task, old.data, old.split_seed, moved=parent.moved)
+        trained, seed = set(before.parts[0].files), old.split_seed
+        grouped = "" if old.group_column is None else f" --group-column {old.group_column}"
+        advice = f"--split-seed {seed}{grouped} keeps its split"
+    shared = len(trained.intersection(data.val.files))
+    if shared or (recipe.data == "digits" and recipe.split_seed != seed):
+        number = f"{shared} of {len(data.val)}" if shared else "some"
+        raise ValueError(
+            f"weights={recipe.weights!r}: it was trained on {number} of the validation images, and figures would be "
+            f"too good: {advice}, or name other images with --data"
+        )
 
 
 def _check_extra_eval(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping[str, ImageSet]:
@@ -151,7 +236,7 @@ def _check_extra_eval(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping
 
 
 def _open_run(
-    recipe: Recipe, out: Path, data: Data, resume: bool, open_set: Callable[..., Data] | None
+    recipe: Recipe, model: nn.Module, out: Path, data: Data, resume: bool, open_set: Callable[..., Data] | None
 ) -> tuple[Run, Any, Any]:
     """The run to begin or resume, the files of its set that changed sides (see `Data.moved`), and the files that are
     left out. Where `open_set` opens the set again, its images are not decoded yet: both are found by decoding each
@@ -165,11 +250,35 @@ def _open_run(
         if open_set is not None:
             data = open_set(workers=recipe.workers) if data.moved is not None else data
             data = check_images(data, recipe.max_unreadable, recipe.workers)
+            _warn_of_size(data, data_config(model)["input_size"][1:])
+            if (found := unnamed_groups(data, fewest=2)) is not None:
+                _warn(tell_unnamed_groups(found))
+            if text := note_of_levels(data, data_config(model).get("max_level")):
+                _warn(f"note: {text}")
+        _refuse_images_of_parent(recipe, data)
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
         total = len(left_out) + sum(map(len, without(data, left_out).parts))
-        _warn(f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them")
+        _warn(
+            f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them "
+            f"({tell_reasons(left_out)})"
+        )
+    if open_set is not None:
+        for text in data.notes:
+            _warn(f"note: {text}")
     return run, data.moved, left_out
+
+
+def _warn_of_size(data: Data, trained_at: tuple[int, int]) -> None:
+    """Warns where the images are many times as large as what the network sees of them."""
+    if data.typical_size is None:
+        return
+    (width, height), (to_height, to_width) = data.typical_size, trained_at
+    if min(width / to_width, height / to_height) >= SHRUNK:
+        _warn(
+            f"note: images of about {width} × {height} pixels are shrunk to {to_width} × {to_height}, at which little "
+            "can be recognised: `vismoe train images` trains at 64 × 64, --image-size at another size"
+        )
 
 
 def _warn(text: str) -> None:
@@ -209,11 +318,15 @@ def _optimise(
             with meter.paused():
                 checkpointer.save(state.step, state.state_dict(), state.best_step)
         if stop_signal and not last:
-            name = signal.Signals(stop_signal).name
-            raise TrainingStoppedError(stop_signal, f"{name}: stopped after step {state.step}; --resume auto goes on")
+            path = checkpointer.folder
+            raise TrainingStoppedError(
+                stop_signal,
+                f"{told_signal(stop_signal)}: stopped after step {state.step} of {recipe.steps}, which {path} has a "
+                f"checkpoint of; the same command with --out {path.parent} --resume auto goes on",
+            )
         if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
             break
-    return evaluation or _evaluate(trainer, data.val)
+    return evaluation or _evaluate(trainer, data, data.val)
 
 
 def _is_due(recipe: Recipe, state: State, is_best: bool) -> bool:
@@ -256,14 +369,37 @@ def _evaluate_all(
 ) -> tuple[Evaluation, dict[str, float]]:
     """The evaluation on the validation split, and the logged metrics of it and of the further sets; the names of the
     latter are SET/METRIC."""
-    evaluation = _evaluate(trainer, data.val)
+    evaluation = _evaluate(trainer, data, data.val)
     logged = dict(evaluation.logged)
     for name, images in extra_eval.items():
-        logged |= {f"{name}/{metric}": value for metric, value in _evaluate(trainer, images).logged.items()}
+        logged |= {f"{name}/{metric}": value for metric, value in _evaluate(trainer, data, images).logged.items()}
     return evaluation, logged
 
 
-def _evaluate(trainer: Trainer, images: ImageSet) -> Evaluation:
+def _evaluate(trainer: Trainer, data: Data, images: ImageSet) -> Evaluation:
+    """The evaluation on `images`. An EMA is balanced for it; its state is as before afterwards, so that training does
+    not depend on how often it is evaluated."""
     network, mesh = trainer.state.evaluated, trainer.mesh
     mesh.broadcast(network.buffers())  # each process has its own statistics of batch norm
-    return evaluate(network, images, workers=trainer.recipe.workers, mesh=mesh, task=trainer.task)
+    with keeping_balance(network):
+        _rebalance(trainer, data)
+        return evaluate(network, images, workers=trainer.recipe.workers, mesh=mesh, task=trainer.task)
+
+
+def _rebalance(trainer: Trainer, data: Data) -> None:
+    """Fits the balancing biases of the EMA to its weights, by training images prepared as for evaluation."""
+    state, recipe, task, mesh = trainer.state, trainer.recipe, trainer.task, trainer.mesh
+    if state.average is None or not biased_routers(state.evaluated):
+        return
+    images, network = data.parts[0], state.evaluated
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(recipe.seed))
+    number = min(len(order), REBALANCING * recipe.batch_size) // mesh.size * mesh.size  # as many for each process
+    places = order[:number][mesh.rank :: mesh.size].tolist()
+    transform = task.evaluation_transform(data_config(network))
+    batches = evaluation_batches(
+        images.subset(places), transform, recipe.batch_size // mesh.size, recipe.workers, task.collate
+    )
+    moved = ({name: _on_device(value, trainer) for name, value in batch.items()} for batch in batches)
+    frozen = [name for name, router in biased_routers(state.model).items() if router.is_frozen]
+    with evaluating(network):
+        rebalance(network, moved, task.forward, mesh.sum, skip=frozen)

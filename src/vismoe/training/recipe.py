@@ -26,6 +26,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "it must be at least 1",
     ),
     ("image_size", lambda value: value is None or 1 <= value <= 4096, "accepted are 1 to 4096"),
+    ("max_level", lambda value: value is None or 1 <= value <= 65535, "accepted are 1 to 65535"),
     ("crop layer_decay", lambda value: 0 < value <= 1, "accepted is a number above 0 and up to 1"),
     ("learning_rate power learning_rates", lambda value: 0 < value < INFINITY, "it must be positive and finite"),
     (
@@ -45,6 +46,10 @@ AUGMENTATION = ("degrees", "translate", "scale", "shear", "flip", "crop", "color
 """Fields that are arguments of `vismoe.data.training_transform`, with the same names."""
 
 
+FEWEST_STEPS = 50
+"""Optimiser steps below which a training is said to be short: as many as the default warm-up alone."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Configuration of one training run. Every field is an option of `vismoe train`.
@@ -58,6 +63,8 @@ class Recipe:
     """Architecture: a preset (`vismoe models` lists them), or timm:NAME for a timm model."""
     image_size: int | None = None
     """Height and width in pixels that images are resized to; default: the model's."""
+    max_level: int | None = None
+    """Level of white in 16-bit grey images, such as 4095 for 12-bit data; default: the network's, or 65535."""
     num_experts: int | None = None
     """Number of experts in each sparse layer; default: the preset's."""
     experts_per_token: int | None = None
@@ -81,6 +88,8 @@ class Recipe:
     """Max fraction of unreadable files in a folder: they are left out; if there are more, the run does not start."""
     split_seed: int = 0
     """Seed of the random train/validation split of a data set that comes without splits."""
+    group_column: str | None = None
+    """Column of metadata.csv with groups of images (of one patient, video, site): each group stays in one split."""
     steps: int = 1000
     """Number of optimiser steps."""
     batch_size: int = 64
@@ -268,6 +277,19 @@ class Recipe:
     def augmentation(self) -> dict[str, float]:
         """Arguments of `vismoe.data.training_transform`."""
         return {name: getattr(self, name) for name in AUGMENTATION}
+
+    def shortage(self, images: int) -> str | None:
+        """Why the run is too short to learn much from a number of training images, in words; None where it is not: it
+        sees each image once or more, and takes 50 steps or more."""
+        one_pass = -(-images // self.batch_size)
+        if self.steps < one_pass:
+            return (
+                f"{self.steps} steps of {self.batch_size} images are less than one pass over the {images:,} training "
+                f"images, which takes {one_pass:,} steps"
+            )
+        if self.steps < FEWEST_STEPS:
+            return f"{self.steps} steps are few, most trainings need {FEWEST_STEPS} or more"
+        return None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

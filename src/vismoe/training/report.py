@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from vismoe.data import Data
 from vismoe.explain import routing_images
-from vismoe.files.figures import save_figure
+from vismoe.files.figures import new_figure, save_figure
 from vismoe.inference import Predictor
 from vismoe.tasks import Evaluation, Task
 
@@ -16,8 +14,12 @@ from .run import SUMMARY, Run
 from .state import State
 
 
-def write_report(run: Run, state: State, task: Task, data: Data, evaluation: Evaluation) -> None:
-    """Writes a run's summary and figures into its folder."""
+def write_report(
+    run: Run, state: State, task: Task, data: Data, evaluation: Evaluation, tested: Evaluation | None = None
+) -> None:
+    """Writes a run's summary and figures into its folder. `tested`: the evaluation of its test split, where it has one
+    beside the validation split."""
+    test = {} if tested is None or data.test is None else {"test": {**tested.metrics, "images": len(data.test)}}
     run.write(
         SUMMARY,
         {
@@ -26,6 +28,8 @@ def write_report(run: Run, state: State, task: Task, data: Data, evaluation: Eva
             "images_per_second": evaluation.images_per_second,
             "load": evaluation.load,
             "skipped_steps": state.skipped,
+            **test,
+            "weakness": evaluation.weakness,
         },
     )
     draw_curves(run.metrics, task, run.path / "curves.png")
@@ -38,19 +42,18 @@ def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> No
     train = [line for line in metrics if line.get("loss") is not None]
     validation = [line for line in metrics if line.get("val_loss") is not None]
     layers = list(train[-1]["load"]) if train else []
-    figure = Figure(figsize=(12 if layers else 8, 3.4), layout="constrained")
+    figure = new_figure(12 if layers else 8, 3.4)
     loss, accuracy, *rest = figure.subplots(1, 3 if layers else 2)
     marker = "." if len(train) < 20 else ""  # a line of one point does not show
     loss.plot([line["step"] for line in train], [line["loss"] for line in train], marker=marker, label="training")
-    loss.plot([line["step"] for line in validation], [line["val_loss"] for line in validation], "o-", label="held out")
+    evaluated = [line["step"] for line in validation]
+    loss.plot(evaluated, [line["val_loss"] for line in validation], "o-", label="validation")
     highest = max([line["loss"] for line in train] + [line["val_loss"] for line in validation], default=1)
     loss.set(xlabel="step", ylabel="loss", ylim=(0, 1.05 * highest))
     if task.metric_title == task.training_metric:  # otherwise the two curves show different quantities
         steps, shares = [line["step"] for line in train], [line[task.training_metric] for line in train]
         accuracy.plot(steps, shares, marker=marker, label="training")
-    accuracy.plot(
-        [line["step"] for line in validation], [line[task.metric] for line in validation], "o-", label="held out"
-    )
+    accuracy.plot(evaluated, [line[task.metric] for line in validation], "o-", label="validation")
     accuracy.set(xlabel="step", ylabel=task.metric_title, ylim=(None, 1.005))
     for axes in rest:
         for layer in layers:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from vismoe.data import Data, Unreadable, without
-from vismoe.files import write_text
+from vismoe.files import readable, write_text
 from vismoe.weights import load_network
 
 from .recipe import Recipe
@@ -118,13 +118,13 @@ class Run:
     @property
     def left_out(self) -> list[Unreadable]:
         """Files of the data set that are left out of the run."""
-        return [Unreadable(**entry) for entry in self.data["unreadable"]]
+        return [Unreadable(readable(entry["file"]), entry["reason"]) for entry in self.data["unreadable"]]
 
     @property
     def moved(self) -> tuple[str, ...]:
         """Files that were moved between the splits, so that copies are in one split (see `Data.moved`). Empty for runs
         of versions that did not look for copies."""
-        return tuple(self.data.get("moved", ()))
+        return tuple(map(readable, self.data.get("moved", ())))
 
     @property
     def data(self) -> dict[str, Any]:
@@ -220,7 +220,8 @@ class Run:
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         text = json.dumps(without_nan(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # A file name need not be valid text: invalid bytes become escapes, which JSON restores unchanged.
+        # A path need not be valid text: invalid bytes become escapes, which JSON restores unchanged. Names of files in
+        # data sets are readable; earlier versions wrote these escapes for them too.
         write_text(self.path / name, text, errors="backslashreplace", aside=self.path / f".{name}")
 
     def log(self, values: dict[str, Any]) -> None:
@@ -268,6 +269,7 @@ def describe(data: Data) -> dict[str, Any]:
         "digest": digest.hexdigest(),
         "unreadable": [asdict(entry) for entry in data.left_out],
         "moved": list(data.moved or ()),
+        "group_column": data.group_column,
     }
 
 

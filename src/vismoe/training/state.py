@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from vismoe.data import Data
 from vismoe.tasks import Task, task_for
-from vismoe.weights import create_model, open_trained, take_over
+from vismoe.weights import create_model, data_config, open_trained, set_max_level, take_over
 
 from .optimizer import freeze, load_named_state, make_optimizer, named_state
 from .recipe import Recipe
@@ -84,7 +84,12 @@ def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
     task = task or task_for(recipe.task, data, recipe.to_json())
     model = create_model(recipe.model, **task.network_options(data), **recipe.overrides)
     if recipe.weights:
-        take_over(model, open_trained(recipe.weights), recipe.weights)
+        trained = open_trained(recipe.weights)
+        take_over(model, trained, recipe.weights)
+        if (max_level := data_config(trained).get("max_level")) is not None:
+            set_max_level(model, max_level)
+    if recipe.max_level is not None:
+        set_max_level(model, recipe.max_level)
     return model
 
 

@@ -1,6 +1,5 @@
 """Fewer experts, or none: a small model for one domain, and which experts that domain uses."""
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -13,7 +12,7 @@ from vismoe.moe import MLP, MLPExperts, MoE, SparsePlan, TopKRouter, record, sta
 from vismoe.moe.record import layers_of
 
 from .modes import evaluating
-from .places import restore_mlp, sparse_layers
+from .places import copy_of, remember, restore_mlp, sparse_layers
 
 How = Literal["expert", "merge"]
 
@@ -88,12 +87,12 @@ def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inp
     """
     _check_how(how)
     usage = _checked_usage(model, batches)
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copy_of(model)
     for path, layer in sparse_layers(model).items():
         if layer.shared is not None:
             raise ValueError(f"{path} has a shared expert, beside which its experts are no MLPs of the parent's size")
         restore_mlp(model, path, _one_mlp(layer, usage[path], how))
-    cast(Any, model).moe = None
+    remember(model, None)
     return model
 
 
@@ -116,7 +115,7 @@ def reduce_experts(
     """
     _check_how(how)
     usage = _checked_usage(model, batches)
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copy_of(model)
     for path, layer in sparse_layers(model).items():
         router = cast(TopKRouter, layer.router)
         if not isinstance(getattr(router, "weight", None), Tensor):
@@ -133,7 +132,7 @@ def reduce_experts(
         _keep(layer, kept)
     config = cast(Any, model).moe
     if config is not None:
-        cast(Any, model).moe = replace(config, num_experts=num_experts)
+        remember(model, replace(config, num_experts=num_experts))
     return model
 
 

@@ -1,12 +1,18 @@
 """Finds the MLPs of a network, replaces them and puts them back."""
 
 import copy
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 from torch import nn
+from torch.nn.utils import prune
 
 from vismoe.moe import MLP, MLPStructure, MoE, structure_of, write_mlp
+
+from .config import MoEConfig
+
+ENTRY = "vismoe_moe"
+"""The entry of a configuration of transformers' that holds the fields of `MoEConfig`."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,38 @@ def restore_mlp(model: nn.Module, path: str, mlp: MLP) -> None:
         restored = copy.deepcopy(module).to_empty(device=weight.device).to(weight.dtype).train(layer.training)
         model.set_submodule(_join(outer, part), restored)
     write_mlp(mlp, model.get_submodule(outer))
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A copy of a network.
+
+    **Raises:** ValueError for a network with modules that are pruned, but not for good: PyTorch copies none.
+    """
+    pruned = [name or "the network" for name, module in model.named_modules() if _is_pruned(module)]
+    if pruned:
+        raise ValueError(
+            f"{', '.join(pruned[:5])}{', …' * (len(pruned) > 5)}: pruned, with masks beside the weights; make that "
+            'permanent first: torch.nn.utils.prune.remove(module, "weight") for each of them'
+        )
+    return copy.deepcopy(model)
+
+
+def _is_pruned(module: nn.Module) -> bool:
+    return any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values())
+
+
+def remember(model: nn.Module, config: MoEConfig | None) -> None:
+    """Notes in `model.moe` how a network is sparse; None: it is dense. A network of transformers' has it in its
+    configuration too: its `save_pretrained` writes that, and nothing else says that the weights are experts'."""
+    network: Any = model
+    network.moe = config
+    of_transformers = getattr(model, "config", None)
+    if not hasattr(of_transformers, "save_pretrained"):
+        return
+    if config is not None:
+        setattr(of_transformers, ENTRY, asdict(config))
+    elif hasattr(of_transformers, ENTRY):
+        delattr(of_transformers, ENTRY)
 
 
 def sparse_layers(model: nn.Module) -> dict[str, MoE]:

@@ -1,6 +1,5 @@
 """A trained dense transformer made sparse (Komatsuzaki et al. 2022, *Sparse Upcycling*)."""
 
-import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from torch import nn
 from vismoe.moe import MLP, MLPExperts, MoE, StackedLinear, TopKRouter, read_mlp
 
 from .config import OVERRIDES, MoEConfig
-from .places import find_mlps, replace_mlp
+from .places import copy_of, find_mlps, remember, replace_mlp
 
 
 def upcycle(
@@ -61,7 +60,8 @@ def upcycle(
       router as it was drawn (docs/upcycling.md). router="hash" and "random" have no such option, they average the k
       experts.
 
-    **Raises:** ValueError for a model with unknown MLPs, options that contradict each other, a sparse model.
+    **Raises:** ValueError for a model with unknown MLPs, options that contradict each other, a sparse model; for MLPs
+    under adapters that are not merged, quantised, or pruned and not for good.
     """
     if unknown := sorted(set(options) - set(OVERRIDES)):
         raise ValueError(f"upcycle has no option {', '.join(unknown)}")
@@ -79,7 +79,7 @@ def upcycle(
             f"split={split} with router={config.router!r}: parts are the MLP where a token goes to all of one copy, "
             "and this router chooses experts one by one: use copies (split=1)"
         )
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copy_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer, mlp in make_sparse(model, config, split):
@@ -149,7 +149,7 @@ def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tup
         layer = config.layer(mlp)
         replace_mlp(model, path, layer)
         layers.append((layer, mlp))
-    cast(Any, model).moe = config
+    remember(model, config)
     return layers
 
 

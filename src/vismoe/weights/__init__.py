@@ -1,6 +1,6 @@
 """Loads, saves and converts models. The import registers presets and upcycled networks with timm and transformers."""
 
-from .fitting import set_image_size, take_over
+from .fitting import set_image_size, set_max_level, take_over
 from .folders.format import MULTI_LABEL
 from .folders.push import push_to_hub
 from .folders.save import save
@@ -41,6 +41,7 @@ __all__ = [
     "register_upcycled",
     "save",
     "set_image_size",
+    "set_max_level",
     "take_over",
     "to_reference",
 ]

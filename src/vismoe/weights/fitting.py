@@ -111,6 +111,18 @@ def take_over(model: nn.Module, trained: nn.Module, source: str) -> None:
     model.load_state_dict(state, strict=False)
 
 
+def set_max_level(model: Any, max_level: int) -> None:
+    """Sets the level that is white in images of 16 bits, which a model folder keeps.
+
+    **Raises:** ValueError for a network of transformers', whose folders have no place for it.
+    """
+    if isinstance(model, TransformersNetwork):
+        raise ValueError(
+            f"max_level={max_level}: folders of transformers' networks cannot keep it: convert the images to 8 bits"
+        )
+    model.pretrained_cfg |= {"max_level": max_level}
+
+
 def set_image_size(model: Any, image_size: int, source: str) -> None:
     """Sets the image size of a trained network; learned position embeddings are resized.
 

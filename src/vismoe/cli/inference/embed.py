@@ -70,7 +70,7 @@ def embed(
 
 
 def _whole(model: str, data: str) -> Data:
-    run, opened = own_run(model, data), open_data(data)
+    run, opened = own_run(model, data), open_data(data).for_testing
     return whole(opened, None if run is None else split_of_files(run))
 
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from vismoe.data import NAMED, Data, check_images
+from vismoe.data import NAMED, check_column, check_images, note_of_levels
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
-from vismoe.tasks import ClassEvaluation, Evaluation, by_group, task_of
+from vismoe.tasks import ClassEvaluation, Evaluation, Group, by_group, group_lines, task_of
 from vismoe.training import Run, without_nan
+from vismoe.weights import data_config
 
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
@@ -24,7 +25,7 @@ def evaluate_model(
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
     data: str | None = None,
-    group: str | None = None,
+    group: Annotated[str | None, tyro.conf.arg(aliases=["--group-column"])] = None,
     max_unreadable: float = 0.1,
     json: bool = False,
     device: str = "auto",
@@ -42,7 +43,8 @@ def evaluate_model(
         data: "digits", "fashion-mnist", or a folder (or zip) of class folders, or of images with a metadata.csv; of
             one with train/ and val/ the latter is used, else all. Classes are matched by name. By default a run's own
             set, of which only the part is used that the run was tested on.
-        group: A column of metadata.csv: adds the accuracy on each of its values, worst first, with 95 % intervals.
+        group: Column of metadata.csv: adds the accuracy on each of its values, worst first, with 95 % intervals, and
+            which are below the rest by more than chance.
         max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
         json: Print one JSON object; shares are in 0…1.
         device: auto, cpu, cuda or mps.
@@ -57,13 +59,18 @@ def evaluate_model(
     network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
     task = task_of(network)
     opened = task.known_to_model(open_set(model, data, task=task))
-    part = "test" if run is not None and run.test_files is not None else "held-out" if opened.train else "all"
+    is_test = opened.val_is_test or (run is not None and run.test_files is not None)
+    part = "test" if is_test else "held-out" if opened.train else "all"
     if run is not None:
         opened = replace(opened, train=None)
-    groups = _column(opened, group)
+    if group is not None:
+        check_column(replace(opened, train=None), group, "group")
     opened = check_images(opened, max_unreadable, workers)
     for entry in opened.left_out:
         note_left_out(entry)
+    levels = note_of_levels(opened, data_config(network).get("max_level"))
+    for text in (*(opened.notes if run is None else ()), *([levels] if levels else [])):
+        note(text)
     if part == "all" and Path(model).exists() and Run.of(model) is None:
         note(f"what {model} was trained on is not known: on images that it was trained on the figures are too good")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -78,43 +85,38 @@ def evaluate_model(
         **result.details(),
         "images_per_second": result.images_per_second,
         "load": result.load,
+        "weakness": result.weakness,
     }
-    if groups is not None:
+    groups: list[Group] = []
+    if group is not None:
         if not isinstance(result, ClassEvaluation):
             raise ValueError(f"group={group!r}: groups are told of classifiers, not of the task {task.name}")
-        figures["groups"] = [asdict(each) for each in by_group(result, list(opened.val.columns[groups]))]
-    figures = without_nan(figures)
-    print(json_format.dumps(figures, allow_nan=False) if json else _report(figures, result, group))
+        groups = by_group(result, list(opened.val.columns[group]))
+        figures["groups"] = [asdict(each) for each in groups]
+    if json:
+        print(json_format.dumps(without_nan(figures), allow_nan=False))
+    else:
+        lines = _report(figures, result)
+        print(*lines, *(group_lines(group, groups) if group is not None else []), sep="\n")
     sys.stdout.flush()
 
 
-def _column(data: Data, name: str | None) -> str | None:
-    if name is not None and name not in data.val.columns:
-        columns = ", ".join(data.val.columns) or "none beside file_name and the labels"
-        raise ValueError(f"group={name!r}: {data.name} has no such column in a metadata.csv; there are {columns}")
-    return name
-
-
-def _report(figures: dict[str, Any], result: Evaluation, group: str | None) -> str:
+def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
+    """Lines of figures for people."""
     titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
     # The loss comes before what is derived from probabilities.
     names = sorted(result.metrics, key=lambda name: name == "calibration_error")
     metrics = [f"{titles.get(name, name.replace('_', ' '))} {result.metrics[name]:.4f}" for name in names]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
-    split_title = {"test": " of the run's test part", "held-out": " of the held-out part", "all": ""}[figures["part"]]
+    split_title = {"test": " of the test split", "held-out": " of the held-out part", "all": ""}[figures["part"]]
     speed = f"{figures['images_per_second']:.0f} images/s"
     lines = [f"{', '.join(metrics)} on {figures['images']} images{split_title}{left_out}, {speed}", *result.lines()]
-    if groups := figures.get("groups"):
-        shares = [
-            f"{each['name']} {each['accuracy']:.4f} ({each['images']} images, 95 % interval "
-            f"{each['low']:.4f} to {each['high']:.4f})"
-            for each in groups
-        ]
-        lines.append(f"right by {group}, worst first: {', '.join(shares)}")
+    if result.weakness is not None:
+        lines.insert(1, f"warning: {result.weakness}")
     for name, load in figures["load"].items():
         uneven = max(load) * len(load) / max(1, sum(load))
         lines.append(f"{name}: load of the experts {load}, max ÷ mean {uneven:.2f}")
-    return "\n".join(lines)
+    return lines
 
 
 def main(arguments: list[str]) -> None:

@@ -90,9 +90,8 @@ def fewshot(
         header = {"model": model, "data": data, "images": len(opened.val), "seeds": seeds, "protocol": protocol}
         print(json_format.dumps(header | {"rows": rows}))
         return
-    set_title = (
-        "validation images" if run_of_set is None or run_of_set.test_files is None else "images of the run's test split"
-    )
+    is_test = opened.val_is_test or (run_of_set is not None and run_of_set.test_files is not None)
+    set_title = "images of the test split" if is_test else "validation images"
     title = f"accuracy on {len(opened.val):,} {set_title}, mean ± standard deviation over {seeds} seeds"
     table = Table("shots", "closed form", "its l2", "20 nearest neighbours", title=title)
     for row in rows:

@@ -25,7 +25,7 @@ def own_run(model: str, data: str | None) -> Run | None:
 def open_set(
     model: str, data: str | None, split_seed: int | None = None, workers: int = 0, task: Task | None = None
 ) -> Data:
-    """The set that --data names; a run's own set in the splits of the run.
+    """The set that --data names, its `val` the test split where it has one; a run's own set in the splits of the run.
 
     **Arguments:** `split_seed`, `workers`: for other sets, see `open_data`; `task`: the model's task, which opens them.
 
@@ -35,4 +35,4 @@ def open_set(
     if run is not None:
         return run_splits(run)
     assert data is not None
-    return (open_data if task is None else task.open)(data, split_seed, workers)
+    return (open_data if task is None else task.open)(data, split_seed, workers).for_testing

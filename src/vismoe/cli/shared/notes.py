@@ -10,6 +10,18 @@ def note(text: str) -> None:
     print(f"vismoe: note: {text}", file=sys.stderr)
 
 
+def warn_of_weakness(weakness: str | None, shortage: str | None, option: str) -> None:
+    """Prints, on stdout beside the result, why a trained network is of no use, and why its training was too short.
+
+    **Arguments:** `weakness`: see `vismoe.tasks.Evaluation`; `shortage`: see `vismoe.training.Recipe`; `option`: what
+    makes a training longer.
+    """
+    if weakness is not None:
+        print(f"warning: {weakness}")
+    if shortage is not None:
+        print(f"warning: {shortage}: more with {option}")
+
+
 def refuse_existing(path: Path) -> None:
     """Raises FileExistsError where the path exists."""
     if path.exists():

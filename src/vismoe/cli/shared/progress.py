@@ -52,6 +52,13 @@ class TrainingProgress:
             self.printed = status.step / status.steps
             self._print(f"{self.title}: {_line(status)}")
 
+    def log(self, line: str) -> None:
+        """Prints a line, above the live display where there is one."""
+        if self.live is not None:
+            self.console.print(line, markup=False, highlight=False)
+        else:
+            self._print(line)
+
     def _print(self, line: str) -> None:
         try:
             print(line, file=self.console.file, flush=True)
@@ -91,7 +98,7 @@ class ImageProgress:
 
 
 def _line(status: Status) -> str:
-    validation = "" if status.score is None else f", held out {status.score:.4f}"
+    validation = "" if status.score is None else f", validation {status.score:.4f}"
     uneven = [f"{max(load) * len(load):.2f}" for load in status.load.values()]
     load = f", max ÷ mean load {' '.join(uneven)}" if uneven else ""
     accuracy = "" if status.accuracy is None else f", training accuracy {status.accuracy:.3f}"
@@ -105,7 +112,7 @@ def _figures(status: Status) -> Table:
     table = Table.grid(padding=(0, 2))
     validation = "–" if status.score is None else f"{status.score:.4f}"
     accuracy = [] if status.accuracy is None else ["training accuracy", f"{status.accuracy:.3f}"]
-    table.add_row("loss", f"{status.loss:.3f}", *accuracy, "held out", validation)
+    table.add_row("loss", f"{status.loss:.3f}", *accuracy, "validation", validation)
     table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
     for name, load in status.load.items():
         # Full height is twice the mean: an even load is a row of half-high bars.

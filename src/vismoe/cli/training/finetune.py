@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vismoe.adapt import Options, finetune
+from vismoe.adapt import Finetuned, Options, finetune
+from vismoe.tasks import Group, group_lines
 
 from ..shared.progress import TrainingProgress
 
@@ -24,12 +25,14 @@ def finetune_folder(
     layers: str = "last-2",
     experts: Literal["full", "low-rank"] = "low-rank",
     image_size: int | None = None,
+    max_level: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
     class_weights: float = 0.0,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     seed: int = 0,
+    group_column: str | None = None,
     max_unreadable: float = 0.1,
     workers: int = 0,
     device: str = "auto",
@@ -50,8 +53,11 @@ def finetune_folder(
         freeze_router: Routers and their balancing stay as they are.
         num_experts: Experts of each layer that is upcycled.
         layers: Blocks that are upcycled: last-N (of the odd ones), every-N, or numbers from 0 with commas between.
-        experts: low-rank, the MLP frozen and low-rank differences; full, copies of the MLP.
+        experts: low-rank, the MLP frozen and low-rank differences, which train less and did no worse; full, copies of
+            the MLP, the default of `vismoe upcycle`, which can be perturbed, cut and merged.
         image_size: Pixels; by default up to 112 on a CPU, 224 elsewhere.
+        max_level: White in images of 16 bits of grey, such as 4095 for those of 12; by default the network's own, or
+            65535.
         epochs: Times that each image is trained on, up to whole steps; by default at most 12 (80 from scratch), and
             no more than some 8 minutes of two cores.
         batch_size: Images of a step; 32, from scratch 64, unless said.
@@ -59,7 +65,10 @@ def finetune_folder(
         class_weights: How much more rare classes count in the loss, as a power of their rarity: with 0.5 they are found
             more often, common ones less.
         dtype: Of products while training; auto: bfloat16 where the device multiplies it natively.
-        seed: Of the split, of new weights, order and augmentation.
+        seed: Seed of the split, new weights, order and augmentation. Where --from is a run on the same images, its
+            split is kept.
+        group_column: Column of metadata.csv whose values are groups of images (of one patient, video, site): each group
+            stays in one split.
         max_unreadable: Largest share of files that may be damaged; they are named and left out.
         workers: Processes that prepare images; 0 for none.
         device: auto, cpu, cuda or mps.
@@ -76,12 +85,14 @@ def finetune_folder(
         layers=layers,
         experts=experts,
         image_size=image_size,
+        max_level=max_level,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         class_weights=class_weights,
         dtype=dtype,
         seed=seed,
+        group_column=group_column,
     )
     with TrainingProgress("finetune") as progress:
         finetuned = finetune(
@@ -91,19 +102,32 @@ def finetune_folder(
             workers=workers,
             max_unreadable=max_unreadable,
             on_status=progress,
-            log=print,
+            log=progress.log,
         )
+    if finetuned.run.writes:
+        _tell(finetuned, options)
+
+
+def _tell(finetuned: Finetuned, options: Options) -> None:
+    """Prints the result, where it is, and what to do next."""
     report = finetuned.report
     name, test, (low, high) = report["score"], report["test"], report["interval"]
     print(
-        f"test part: {name.replace('_', ' ')} {test[name]:.4f}, right on {report['right']} of "
+        f"test split: {name.replace('_', ' ')} {test[name]:.4f}, right on {report['right']} of "
         f"{report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}), "
         f"calibration error {test['calibration_error']:.4f}"
     )
+    if report["groups"]:
+        print(*group_lines(report["group_column"], [Group(**group) for group in report["groups"]]), sep="\n")
     path = finetuned.run.path
     written = [name for name in ("model/", "report.json", "classes.csv", *FIGURES) if (path / name).exists()]
     print(f"everything is in {path}: {', '.join(written)}, …")
-    print(f"next: vismoe predict {path} IMAGES; vismoe export {path} model.onnx")
+    if report["weakness"] is None:
+        print(f"next: vismoe predict {path} IMAGES; vismoe export {path} model.onnx")
+    else:
+        print(f"warning: {report['weakness']}")
+        source = "" if options.trained else " --from a trained network,"
+        print(f"next:{source} more images, --epochs N; {path}/mistakes.png shows what it takes for what")
 
 
 def main(arguments: list[str]) -> None:

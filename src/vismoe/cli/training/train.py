@@ -9,6 +9,7 @@ import tyro
 from vismoe.recipes import RECIPES, find_recipe, train
 from vismoe.training import Recipe
 
+from ..shared.notes import warn_of_weakness
 from ..shared.progress import TrainingProgress
 
 
@@ -41,10 +42,13 @@ def main(arguments: list[str]) -> None:
                 where there is none.
         """
         with TrainingProgress(recipe.name) as progress:
-            run = train(recipe, out, progress, resume == "auto")
+            run = train(recipe, out, progress, resume == "auto", log=progress.log)
         if run.writes:
             name, score = next(iter(run.summary.items()))
-            print(f"held out: {name.replace('_', ' ')} {score:.4f}; everything is in {run.path}")
+            test = run.summary.get("test")
+            tested = "" if test is None else f"; test split, {test['images']:,} images: {test[name]:.4f}"
+            print(f"validation: {name.replace('_', ' ')} {score:.4f}{tested}; everything is in {run.path}")
+            warn_of_weakness(run.summary["weakness"], run.recipe.shortage(run.data["training_images"]), "--steps")
             print(f"next: vismoe eval {shlex.quote(str(run.path))} --data {shlex.quote(recipe.data)}")
 
     tyro.cli(

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from vismoe.files import cache_folder, sha256_of, whole_folder
 
-from .image_folder import HELD_OUT, TRAIN
-from .metadata import METADATA
+from .layout import split_of
+from .metadata import TABLES
 
 MAX_MEMBERS, MAX_BYTES, MAX_RATIO = 1_000_000, 64 * 2**30, 200
 """Most files of an archive, most bytes when unpacked, and most bytes for each of its own. Images hardly compress: an
@@ -145,7 +145,7 @@ def _without_common_folder(files: dict[str, zipfile.ZipInfo]) -> dict[str, zipfi
     """The files by their paths below a folder that all lie in, unless it is a split of a set or a class folder."""
     first = next(iter(files)).partition("/")[0]
     inside = [name.removeprefix(f"{first}/") for name in files]
-    is_set = any("/" in name for name in inside) or METADATA in inside
-    if not is_set or first in (TRAIN, *HELD_OUT) or not all(name.startswith(f"{first}/") for name in files):
+    is_set = any("/" in name for name in inside) or not set(TABLES).isdisjoint(inside)
+    if not is_set or split_of(first) is not None or not all(name.startswith(f"{first}/") for name in files):
         return files
     return dict(zip(inside, files.values(), strict=True))

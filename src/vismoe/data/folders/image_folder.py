@@ -1,24 +1,29 @@
-"""A folder of images: class folders, or a `metadata.csv` with the labels; already split or in one piece."""
+"""A folder of images: class folders, or a table with the labels; already split or in one piece."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from ..image_set import Data, ImageSet
-from ..images import IMAGE_SUFFIXES, Unreadable, list_images, read_image
-from .metadata import METADATA, Row, read_tables
+from vismoe.files import readable
 
-TRAIN, HELD_OUT = "train", ("val", "validation", "valid", "test")
-"""Folders of the splits of a set; of several to evaluate on the first in this order is used."""
+from ..image_set import Data, ImageSet
+from ..images import IMAGE_SUFFIXES, Listing, Unreadable, list_folder, read_image
+from .layout import Layout, find_layout, split_of, subfolders
+from .metadata import METADATA, Row, find_table, read_tables
+
+SHOWN = 3
+TABLE_SUFFIXES = (".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An image file below the set's folder, its labels, and the other columns of its row of metadata."""
+    """An image file below the set's folder, its labels, and the other columns of its row of metadata. `file` is its
+    readable name."""
 
     file: str
     labels: tuple[str, ...]
@@ -26,90 +31,169 @@ class Entry:
 
 
 def open_folder(root: Path) -> Data:
-    """A folder as a set. Its own split is kept where it has one: `train/` beside `val/` (or validation, valid, test).
-    Otherwise `val` has all images, and `train` is None.
+    """A folder as a set. Its own split is kept where it has one: see `find_layout`. Otherwise `val` has all images, and
+    `train` is None.
 
-    **Raises:** ValueError for a folder without labelled images, a class without any, a class to evaluate on that is not
-    in the training split, or a `metadata.csv` that is no such table.
+    **Raises:** ValueError for a folder without labelled images, a class without any, a class folder that is a link
+    which is not followed, a class to evaluate on that is not in the training split, a table that is none, or folders
+    that may be splits or classes.
     """
-    parts = _split_folders(root)
-    images, left_out = list_images(root)
-    files = [path.relative_to(root).as_posix() for path in images]
-    tables, faults = read_tables(root, ["", *parts], files, [entry.file for entry in left_out])
-    unused = tuple(f"{name}/" for name in HELD_OUT if name not in parts) if "" not in parts else ()
-    left_out = [entry for entry in (*left_out, *faults) if not entry.file.startswith(unused)]
+    listing = list_folder(root)
+    paths = {readable(path.relative_to(root).as_posix()): path for path in listing.images}
+    layout = find_layout(root, list(paths), find_table(root) is not None)
+    layout = _without_unlabelled_test(root, layout)
+    tables, faults = read_tables(root, ["", *layout.folders], paths, [entry.file for entry in listing.left_out])
+    left_out = [entry for entry in (*listing.left_out, *faults) if not _is_of_unused_split(entry.file, layout)]
     multi_label = any(row.several for rows in tables.values() for row in rows.values())
-    entries_of_parts = []
-    for part in parts:
-        part_files = [file for file in files if not part or file.startswith(f"{part}/")]
-        rows = tables.get("", {}) | tables[part] if part in tables else tables.get("")
-        entries, unlabelled = (
-            _by_class_folder(root, part, part_files) if rows is None else _by_metadata(part, part_files, rows)
-        )
+    entries_of_splits = []
+    for folder in layout.folders:
+        files = [file for file in paths if not folder or file.startswith(f"{folder}/")]
+        entries, unlabelled = _labelled(root, folder, files, tables, listing.left_out)
         if not multi_label:
             unlabelled += [
-                Unreadable(entry.file, f"has no label in {METADATA}") for entry in entries if not entry.labels
+                Unreadable(entry.file, f"has no label in {_table_name(root, folder)}")
+                for entry in entries
+                if not entry.labels
             ]
             entries = [entry for entry in entries if entry.labels]
         left_out += unlabelled
         if not any(entry.labels for entry in entries):
-            raise ValueError(f"{root / part} has no labelled images{_hint_of(left_out)}")
-        entries_of_parts.append(entries)
-    classes = _classes(root, parts, entries_of_parts)
+            raise ValueError(f"{root / folder} has no labelled images{_hint_of(left_out)}")
+        entries_of_splits.append(entries)
+    classes = _classes(root, layout.folders, entries_of_splits)
     class_numbers = {name: index for index, name in enumerate(classes)}
-    *train, val = (_image_set(root, entries, class_numbers, multi_label) for entries in entries_of_parts)
-    return Data(str(root), classes, train[0] if train else None, val, left_out=tuple(left_out))
+    sets = [_image_set(paths, entries, class_numbers, multi_label) for entries in entries_of_splits]
+    train, val, test = sets[0], sets[-1] if len(sets) < 3 else sets[1], sets[2] if len(sets) > 2 else None
+    notes = (*layout.notes, *_notes_of(listing), *_notes_of_tables(root, tables))
+    return Data(
+        str(root), classes, train if len(sets) > 1 else None, val, left_out=tuple(left_out), test=test, notes=notes
+    )
+
+
+def _is_of_unused_split(file: str, layout: Layout) -> bool:
+    """Whether a file lies, or a table says that it lies, in a split that is not used."""
+    folder = file.partition("/")[0]
+    return layout.train != "" and folder not in layout.folders and split_of(folder) is not None
 
 
 def may_be_split(root: Path) -> bool:
     """Whether a folder is in one piece and may be trained on, unlike `val/` alone."""
-    (first, *others) = _split_folders(root)
-    return not others and first not in HELD_OUT
+    files = [readable(path.relative_to(root).as_posix()) for path in list_folder(root).images]
+    layout = find_layout(root, files, find_table(root) is not None)
+    return layout.train is not None and layout.validation is None
 
 
-def _split_folders(root: Path) -> list[str]:
-    """The folders of a set's splits, `train` first; [""] where it comes in one piece."""
-    names = [path.name for path in root.iterdir() if path.is_dir() and not path.is_symlink()]
-    evaluated = [name for name in HELD_OUT if name in names][:1]
-    if TRAIN in names:
-        return [TRAIN, *evaluated]
-    class_folders = [name for name in names if name not in HELD_OUT and not name.startswith(".")]
-    return evaluated if evaluated and not class_folders else [""]
+def _without_unlabelled_test(root: Path, layout: Layout) -> Layout:
+    """The layout without a test split that has neither class folders nor a table, as competitions hand it out, where
+    there is another split to evaluate on."""
+    test = layout.test
+    if test is None or find_table(root) or find_table(root / test) or subfolders(root / test):
+        return layout
+    note = f"{test}/ is not used: it has no class folders and no table, so that its labels are not known"
+    return replace(layout, test=None, notes=(*layout.notes, note))
 
 
-def _classes(root: Path, parts: Sequence[str], entries_of_parts: Sequence[Sequence[Entry]]) -> list[str]:
-    labels = [{label for entry in entries for label in entry.labels} for entries in entries_of_parts]
-    if unknown := sorted(labels[-1] - labels[0]):
-        raise ValueError(f"{root / parts[1]} has classes that {root / parts[0]} lacks: {', '.join(unknown)}")
+def _labelled(
+    root: Path,
+    folder: str,
+    files: Sequence[str],
+    tables: Mapping[str, Mapping[str, Row]],
+    left_out: Sequence[Unreadable],
+) -> tuple[list[Entry], list[Unreadable]]:
+    """The images of a split with their labels, and those that have none. Without a column of labels the class folders
+    are the labels."""
+    rows = {**tables.get("", {}), **tables[folder]} if folder in tables else tables.get("")
+    if rows is None or any(row.labels is None for row in rows.values()):
+        _check_links(root, folder, left_out)
+    if rows is None:
+        return _by_class_folder(root, folder, files)
+    return _by_metadata(folder, files, rows, _table_name(root, folder))
+
+
+def _check_links(root: Path, folder: str, left_out: Sequence[Unreadable]) -> None:
+    """Raises ValueError for a class folder that is a link which is not followed: its class would be lost."""
+    for entry in left_out:
+        path = root / entry.file
+        if path.parent == root / folder and path.is_symlink() and path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise ValueError(
+                f"{path} is {entry.reason}, so that its class would be lost: put the images in its place, or a link to "
+                f"a folder inside {root}"
+            )
+
+
+def _notes_of(listing: Listing) -> list[str]:
+    """What is to be said of the files and folders that are not read."""
+    notes = []
+    if listing.skipped:
+        shown = ", ".join(f"{name}/" for name in listing.skipped[:SHOWN])
+        more = f" and {len(listing.skipped) - SHOWN} more" if len(listing.skipped) > SHOWN else ""
+        notes.append(f"hidden folders and those of the system are not read: {shown}{more}")
+    others = {suffix: number for suffix, number in listing.others.items() if suffix not in TABLE_SUFFIXES}
+    if others:
+        kinds = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in sorted(others.items()))
+        notes.append(f"files that are no images are not read: {kinds}")
+    return notes
+
+
+def _notes_of_tables(root: Path, tables: Mapping[str, Mapping[str, Row]]) -> list[str]:
+    """What is to be said of labels: a name with a comma may be meant as one."""
+    notes = []
+    for folder, rows in tables.items():
+        divided = [row.divided for row in rows.values() if row.divided]
+        if divided:
+            notes.append(
+                f"{_table_name(root, folder)}: {len(divided)} of {len(rows)} cells hold several labels, such as "
+                f"{divided[0]!r}: an image may show several classes; where that is one name, write it as a JSON list, "
+                f"{json.dumps([divided[0]], ensure_ascii=False)}"
+            )
+    return notes
+
+
+def _table_name(root: Path, folder: str) -> str:
+    """The name of the table that says the labels of a split."""
+    table = find_table(root / folder) or find_table(root)
+    return METADATA if table is None else table.name
+
+
+def _classes(root: Path, folders: Sequence[str], entries_of_splits: Sequence[Sequence[Entry]]) -> list[str]:
+    labels = [{label for entry in entries for label in entry.labels} for entries in entries_of_splits]
+    for folder, found in zip(folders[1:], labels[1:], strict=True):
+        if unknown := sorted(found - labels[0]):
+            raise ValueError(f"{root / folder} has classes that {root / folders[0]} lacks: {', '.join(unknown)}")
     return sorted(labels[0])
 
 
-def _by_metadata(part: str, files: Iterable[str], rows: Mapping[str, Row]) -> tuple[list[Entry], list[Unreadable]]:
+def _by_metadata(
+    part: str, files: Iterable[str], rows: Mapping[str, Row], table: str
+) -> tuple[list[Entry], list[Unreadable]]:
     entries, left_out = [], []
     for file in files:
         if file not in rows:
-            left_out.append(Unreadable(file, f"not named in {METADATA}"))
+            left_out.append(Unreadable(file, f"not named in {table}"))
         elif (labels := rows[file].labels) is not None:
             entries.append(Entry(file, labels, rows[file].columns))
         elif (name := _class_folder(part, file)) is not None:
             entries.append(Entry(file, (name,), rows[file].columns))
         else:
-            left_out.append(Unreadable(file, f"lies in no class folder, and {METADATA} has no column label"))
+            left_out.append(Unreadable(file, f"lies in no class folder, and {table} has no column label"))
     return entries, left_out
 
 
 def _by_class_folder(root: Path, part: str, files: Iterable[str]) -> tuple[list[Entry], list[Unreadable]]:
     folder = root / part
-    classes = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.is_symlink() and p.name[0] != "."]
+    classes = subfolders(folder)
     if not classes:
         raise ValueError(f"{folder} has no class folders: expected a folder of images for each class, or {METADATA}")
+    for name in classes:
+        if readable(name) != name:
+            raise ValueError(f"the name of the class folder {name!a} is not UTF-8: rename it")
     entries, left_out = [], []
     for file in files:
-        name = _class_folder(part, file)
-        if name is None:
+        label = _class_folder(part, file)
+        if label is None:
             left_out.append(Unreadable(file, "lies in no class folder"))
         else:
-            entries.append(Entry(file, (name,)))
+            entries.append(Entry(file, (label,)))
     if empty := sorted(set(classes) - {entry.labels[0] for entry in entries}):
         accepted = ", ".join(IMAGE_SUFFIXES)
         raise ValueError(f"{folder}: no images in the class folders {', '.join(empty)}; accepted are {accepted}")
@@ -117,19 +201,14 @@ def _by_class_folder(root: Path, part: str, files: Iterable[str]) -> tuple[list[
 
 
 def _class_folder(part: str, file: str) -> str | None:
-    """The class folder that an image lies in; None where it lies in none.
-
-    **Raises:** ValueError for a name that is not UTF-8.
-    """
+    """The class folder that an image lies in; None where it lies in none."""
     name, _, rest = file.removeprefix(f"{part}/" if part else "").partition("/")
-    if not rest:
-        return None
-    if name.encode(errors="replace").decode() != name:
-        raise ValueError(f"the name of the class folder {name!a} is not UTF-8: rename it")
-    return name
+    return name if rest else None
 
 
-def _image_set(root: Path, entries: Sequence[Entry], class_numbers: Mapping[str, int], multi_label: bool) -> ImageSet:
+def _image_set(
+    paths: Mapping[str, Path], entries: Sequence[Entry], class_numbers: Mapping[str, int], multi_label: bool
+) -> ImageSet:
     if multi_label:
         labels = torch.zeros(len(entries), len(class_numbers), dtype=torch.bool)
         for row, entry in enumerate(entries):
@@ -139,11 +218,11 @@ def _image_set(root: Path, entries: Sequence[Entry], class_numbers: Mapping[str,
     names = {name for entry in entries for name in entry.columns}
     files = [entry.file for entry in entries]
     columns = {name: [entry.columns.get(name, "") for entry in entries] for name in sorted(names)}
-    return ImageSet(labels, partial(_read, root, files), files, columns)
+    return ImageSet(labels, partial(_read, [paths[file] for file in files]), files, columns)
 
 
-def _read(root: Path, files: Sequence[str], index: int) -> Image.Image:
-    return read_image(root / files[index])
+def _read(paths: Sequence[Path], index: int) -> Image.Image:
+    return read_image(paths[index])
 
 
 def _hint_of(left_out: Sequence[Unreadable]) -> str:

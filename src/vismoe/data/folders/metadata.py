@@ -1,4 +1,5 @@
-"""`metadata.csv`, as Hugging Face's datasets have it: a row for each image, with file_name, label and other columns."""
+"""`metadata.csv` and `metadata.jsonl`, as Hugging Face's datasets have them: a row for each image, with file_name and
+label, and other columns."""
 
 import ast
 import csv
@@ -8,62 +9,89 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..images import Unreadable
 
-METADATA = "metadata.csv"
+METADATA, METADATA_LINES = "metadata.csv", "metadata.jsonl"
+TABLES = (METADATA, METADATA_LINES)
+UNREAD_TABLES = ("metadata.parquet",)
+"""Tables that Hugging Face's datasets have too, and that are refused: their labels would be lost in silence."""
 FILE, LABEL, LABELS = "file_name", "label", "labels"
 
 
 @dataclass(frozen=True)
 class Row:
     """The row of a file. `labels`: None where there is no such column; `several`: whether there may be more than one;
-    `columns`: the other columns."""
+    `columns`: the other columns; `divided`: the cell that a separator divides into several labels, "" where none does.
+    """
 
     labels: tuple[str, ...] | None
     several: bool
     columns: Mapping[str, str]
+    divided: str = ""
 
 
 def read_tables(
     root: Path, folders: Iterable[str], files: Collection[str], links: Collection[str]
 ) -> tuple[dict[str, dict[str, Row]], list[Unreadable]]:
     """The tables of a set, by their folders below `root`, with rows by files below `root`; and the names in them that
-    are neither in `files` nor in `links` (links are never followed).
+    are neither in `files` nor in `links` (which are not followed).
 
-    **Raises:** ValueError for a file that is no such table.
+    **Raises:** ValueError for a file that is no such table, and for two tables in one folder.
     """
     tables: dict[str, dict[str, Row]] = {}
     faults, file_names = [], set(files)
     for folder in dict.fromkeys(folders):
-        path = root / folder / METADATA
-        if path.is_file() and not path.is_symlink():
+        path = find_table(root / folder)
+        if path is not None:
             tables[folder] = {}
             for name, row in read_metadata(path).items():
                 file = posixpath.normpath(posixpath.join(folder, name))
                 if name.startswith("/") or file.startswith("../"):
-                    faults.append(Unreadable(name, f"named in {METADATA}, but leads out of the folder"))
+                    faults.append(Unreadable(name, f"named in {path.name}, but leads out of the folder"))
                 elif file in file_names:
                     tables[folder][file] = row
                 elif file not in links:
-                    faults.append(Unreadable(file, f"named in {METADATA}, but there is no such image"))
+                    faults.append(Unreadable(file, f"named in {path.name}, but there is no such image"))
     return tables, faults
+
+
+def find_table(folder: Path) -> Path | None:
+    """The table of a folder, in CSV or in lines of JSON; None where there is none.
+
+    **Raises:** ValueError where there are both, and for a table of a kind that is not read.
+    """
+    if unread := [name for name in UNREAD_TABLES if (folder / name).is_file()]:
+        raise ValueError(f"{folder / unread[0]} is not read: write it as {METADATA} or {METADATA_LINES}")
+    found = [path for name in TABLES if (path := folder / name).is_file() and not path.is_symlink()]
+    if len(found) > 1:
+        raise ValueError(f"{folder} has both {METADATA} and {METADATA_LINES}: which one is it?")
+    return found[0] if found else None
 
 
 def read_metadata(path: Path) -> dict[str, Row]:
     """The row of each file, by its path below the folder of `path`.
 
     The column `label` (or `labels`) holds one label, several with `|`, `;` or commas between, or a JSON list of them,
-    for names with such signs. Rows of one file are merged.
+    for names with such signs. In lines of JSON it is a name, or a list of names: nothing divides a name. Rows of one
+    file are merged.
 
     **Raises:** ValueError for a file that is no such table.
     """
+    rows = _read_lines(path) if path.suffix == ".jsonl" else _read_csv(path)
+    if not rows:
+        raise ValueError(f"{path} names no files")
+    return rows
+
+
+def _read_csv(path: Path) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             names = [name.strip() for name in next(reader, [])]
             column = _label_column(path, names)
-            rows: dict[str, Row] = {}
             for values in reader:
                 if values and len(values) != len(names):
                     raise ValueError(
@@ -73,9 +101,43 @@ def read_metadata(path: Path) -> dict[str, Row]:
                     _add(path, rows, dict(zip(names, values, strict=True)), column)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
-    if not rows:
-        raise ValueError(f"{path} names no files")
     return rows
+
+
+def _read_lines(path: Path) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entries = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(entries, dict) or not isinstance(entries.get(FILE), str):
+            raise ValueError(
+                f'{path}, line {number}: expected an object such as {{"{FILE}": "1.png", "{LABEL}": "cat"}}'
+            )
+        column = _label_column(path, list(entries))
+        if column is not None:  # as the cell of a CSV file whose names nothing divides
+            entries[column] = _as_list(path, number, entries[column])
+        _add(path, rows, {name: _as_text(value) for name, value in entries.items()}, column)
+    return rows
+
+
+def _as_list(path: Path, number: int, value: Any) -> list[Any]:
+    """The labels of a line of JSON."""
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(name, str | int | float) for name in values):
+        raise ValueError(f"{path}, line {number}: the label {value!r} is neither a name nor a list of names")
+    return values
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _label_column(path: Path, names: list[str]) -> str | None:
@@ -101,7 +163,9 @@ def _add(path: Path, rows: dict[str, Row], line: dict[str, str], column: str | N
     if labels is not None and name in rows:
         labels = tuple(dict.fromkeys((*(rows[name].labels or ()), *labels)))
     columns = {key: value for key, value in line.items() if key not in (FILE, column)}
-    rows[name] = Row(labels, column == LABELS or len(labels or ()) > 1, columns)
+    cell = "" if column is None else line[column].strip()
+    divided = cell if len(labels or ()) > 1 and not cell.startswith("[") and column == LABEL else ""
+    rows[name] = Row(labels, column == LABELS or len(labels or ()) > 1, columns, divided)
 
 
 def parse_labels(cell: str) -> tuple[str, ...]:

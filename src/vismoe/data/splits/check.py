@@ -1,7 +1,8 @@
 """Decodes every file of a set once, before hours of training, and leaves out the unreadable ones."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import TypeVar
 
 from PIL import Image
@@ -9,9 +10,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..batches import leave_stopping
 from ..image_set import Data, ImageSet
-from ..images import Unreadable
+from ..images import Unreadable, largest_level
 
 T = TypeVar("T")
+FEWER_BITS = (8, 10, 12, 14)
+"""Bits of cameras and scanners that are written into files of 16."""
 
 
 class _Decoded(Dataset[T | Unreadable]):
@@ -43,8 +46,46 @@ def for_each_image(images: ImageSet, function: Callable[[Image.Image], T], worke
     return [entry for batch in loader for entry in batch]
 
 
-def _nothing(image: Image.Image) -> None:
-    """That it was decoded is enough."""
+@dataclass(frozen=True)
+class Look:
+    """What is seen of an image as it is decoded: its size in pixels, and its largest level where it has 16 bits of
+    grey, otherwise 0."""
+
+    width: int
+    height: int
+    level: int = 0
+
+
+def look_at(image: Image.Image) -> Look:
+    """An image's size and level."""
+    return Look(*image.size, largest_level(image))
+
+
+def with_looks(data: Data, looks: Sequence[Look]) -> Data:
+    """A set with what is seen of its images: their typical size, and the largest level of those of 16 bits."""
+    if not looks:
+        return data
+    size = round(median(look.width for look in looks)), round(median(look.height for look in looks))
+    return replace(data, typical_size=size, largest_level=max(look.level for look in looks))
+
+
+def note_of_levels(data: Data, max_level: int | None = None) -> str:
+    """What is to be said of a set's images of 16 bits; "" where there is nothing.
+
+    **Arguments:** `max_level`: the level that the network takes as white, default None: 65,535.
+    """
+    largest = data.largest_level
+    if max_level is not None:
+        if largest <= max_level:
+            return ""
+        return f"images of 16 bits have levels up to {largest:,}: all above max_level={max_level:,} are white"
+    bits = next((bits for bits in FEWER_BITS if 0 < largest < 2**bits), None)
+    if bits is None:
+        return ""
+    return (
+        f"no level of the images of 16 bits is above {largest:,}: they seem to have {bits} bits, and are nearly black, "
+        f"as 65,535 is taken as white; trained with --max-level {2**bits - 1} a network takes that as white"
+    )
 
 
 def check_images(data: Data, max_unreadable: float, workers: int = 0) -> Data:
@@ -57,12 +98,12 @@ def check_images(data: Data, max_unreadable: float, workers: int = 0) -> Data:
     **Raises:** ValueError where the share is larger, or too few images remain (see `without`).
     """
     if data.unreadable is not None:
-        files = {file for part in data.parts for file in part.files}
+        files = {file for part in _splits(data) for file in part.files}
         return accept(data, [entry for entry in data.unreadable if entry.file in files], max_unreadable)
-    parts = [part for part in data.parts if part.files]
-    decoded = [entry for part in parts for entry in for_each_image(part, _nothing, workers)]
-    unreadable = [entry for entry in decoded if entry is not None]
-    return accept(data, unreadable, max_unreadable)
+    parts = [part for part in _splits(data) if part.files]
+    decoded = [entry for part in parts for entry in for_each_image(part, look_at, workers)]
+    data = with_looks(data, [entry for entry in decoded if isinstance(entry, Look)])
+    return accept(data, [entry for entry in decoded if isinstance(entry, Unreadable)], max_unreadable)
 
 
 def accept(data: Data, unreadable: Sequence[Unreadable], max_unreadable: float) -> Data:
@@ -74,7 +115,7 @@ def accept(data: Data, unreadable: Sequence[Unreadable], max_unreadable: float) 
     if not 0 <= max_unreadable <= 1:
         raise ValueError(f"max_unreadable={max_unreadable}: accepted are shares, 0 to 1")
     left_out = sorted([*data.left_out, *unreadable], key=lambda entry: entry.file)
-    total = sum(map(len, data.parts)) + len(data.left_out)
+    total = sum(map(len, _splits(data))) + len(data.left_out)
     if len(left_out) > max_unreadable * total:
         examples = "; ".join(f"{entry.file!r}: {entry.reason}" for entry in left_out[:3])
         raise ValueError(
@@ -96,12 +137,17 @@ def without(data: Data, left_out: Sequence[Unreadable]) -> Data:
             return part
         return part.subset([index for index, file in enumerate(part.files) if file not in removed])
 
-    train, val = None if data.train is None else remaining(data.train), remaining(data.val)
-    for part in (train, val):
+    train, val, test = (None if part is None else remaining(part) for part in (data.train, data.val, data.test))
+    assert val is not None
+    for part in (train, val, test):
         if part is not None and not len(part):
             raise ValueError(
                 f"{data.name}: no image that can be read is left to {'train' if part is train else 'evaluate'} on"
             )
-    if train is not None and (missing := data.classes_without(train)):
-        raise ValueError(f"{data.name}: no image to train on that can be read is left of {', '.join(missing)}")
-    return replace(data, train=train, val=val, left_out=tuple(left_out))
+    if train is not None:
+        data.check_classes(train, "no image to train on that can be read is left of")
+    return replace(data, train=train, val=val, test=test, left_out=tuple(left_out))
+
+
+def _splits(data: Data) -> list[ImageSet]:
+    return [*data.parts, *([] if data.test is None else [data.test])]

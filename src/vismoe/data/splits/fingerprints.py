@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy.fft import dctn
 
 from ..image_set import Data, ImageSet
-from ..images import Unreadable, eight_bits, flatten_alpha
-from .check import accept, for_each_image
+from ..images import Unreadable, eight_bits, flatten_alpha, largest_level
+from .check import Look, accept, for_each_image, with_looks
 
 SIDE, LOW = 32, 8
 NOISE = 4.0
@@ -31,6 +30,7 @@ class Fingerprint:
     - `contrast`: standard deviation of the grey levels, of 255.
     - `thumbnail` (768,): 16 × 16 colours less their mean, as a vector of length 1 (0 for an image of one grey), so that
       the product of two is their correlation.
+    - `level`: the largest level of an image of 16 bits of grey; 0 for others.
     """
 
     width: int
@@ -41,6 +41,12 @@ class Fingerprint:
     phash: int
     contrast: float
     thumbnail: np.ndarray
+    level: int = 0
+
+    @property
+    def look(self) -> Look:
+        """Size and level."""
+        return Look(self.width, self.height, self.level)
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
@@ -50,6 +56,8 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     two-dimensional cosine transform of 32 × 32 grey levels, and for each of its 8 × 8 lowest frequencies whether it is
     above their median by more than NOISE.
     """
+    from scipy.fft import dctn  # its import takes half a second
+
     digest, shown, transparent = _opaque(eight_bits(image))
     colours = np.asarray(shown.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
     levels = colours @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -64,6 +72,7 @@ def fingerprint(image: Image.Image) -> Fingerprint:
         phash=int.from_bytes(np.packbits(low > np.median(low) + NOISE).tobytes(), "big"),
         contrast=float(levels.std()),
         thumbnail=thumbnail / max(float(np.linalg.norm(thumbnail)), 1.0),
+        level=largest_level(image),
     )
 
 
@@ -90,4 +99,5 @@ def fingerprint_all(data: Data, max_unreadable: float, workers: int = 0) -> tupl
     """
     results = [entry for part in data.parts for entry in try_fingerprints(part, workers)]
     readable = accept(data, [entry for entry in results if isinstance(entry, Unreadable)], max_unreadable)
-    return readable, [entry for entry in results if isinstance(entry, Fingerprint)]
+    prints = [entry for entry in results if isinstance(entry, Fingerprint)]
+    return with_looks(readable, [entry.look for entry in prints]), prints

@@ -1,4 +1,4 @@
-"""A random split of a folder in one piece: a share of each class, and all copies of an image on one side."""
+"""A random split of a folder in one piece: a share of each class, and each group of images on one side."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -10,9 +10,11 @@ import torch
 from ..batches import mix_seeds
 from ..image_set import Data
 from ..images import Unreadable
+from .check import with_looks
 from .duplicates import find_duplicates
 from .fingerprints import Fingerprint, try_fingerprints
 from .grouped_split import grouped_split
+from .groups import joined_groups
 
 
 def split_folder(
@@ -21,7 +23,8 @@ def split_folder(
     """Splits a set in one piece (`train` is None) into `train` and `val`.
 
     A share of each class is drawn by `draw_of_each_class`. Where copies of an image, exact or near, are on both sides
-    after that, `grouped_split` moves images until they are not; a folder without copies is split as drawn.
+    after that, or images with one value of the set's `group_column`, `grouped_split` moves images until they are not; a
+    folder without copies, and without a `group_column`, is split as drawn.
 
     **Arguments:** `seed`: of the draw; `share`: of the images in `val`, default 0.25; `workers`: processes that decode
     the images, each once, default 0: this process; `moved`: `Data.moved` of an earlier split, the files that change
@@ -37,8 +40,9 @@ def split_folder(
         drawn = draw_of_each_class(_label_names(data), seed, share)
         if moved is None:
             prints = try_fingerprints(whole, workers)
-            validation = _without_copies_to_train_on(whole.labels, prints, drawn, seed, share)
+            validation = _without_groups_on_both_sides(data, prints, drawn, seed, share)
             data = replace(data, unreadable=tuple(entry for entry in prints if isinstance(entry, Unreadable)))
+            data = with_looks(data, [entry.look for entry in prints if isinstance(entry, Fingerprint)])
         else:
             files = set(moved)
             validation = drawn ^ {index for index, file in enumerate(whole.files) if file in files}
@@ -57,17 +61,18 @@ def _label_names(data: Data) -> list[tuple[str, ...]]:
     return [tuple(name for name, shown in zip(data.classes, row, strict=True) if shown) for row in rows]
 
 
-def _without_copies_to_train_on(
-    labels: torch.Tensor, prints: Sequence[Fingerprint | Unreadable], drawn: set[int], seed: int, share: float
+def _without_groups_on_both_sides(
+    data: Data, prints: Sequence[Fingerprint | Unreadable], drawn: set[int], seed: int, share: float
 ) -> set[int]:
-    """The validation images, changed so that none has a copy in the training split."""
+    """The validation images, changed so that none has a copy, or an image of its group, in the training split."""
     readable = [index for index, print_ in enumerate(prints) if isinstance(print_, Fingerprint)]
     fingerprints = [print_ for print_ in prints if isinstance(print_, Fingerprint)]
     drawn_places = [place for place, index in enumerate(readable) if index in drawn]
     if not drawn_places:  # unreadable images have no copies
         return drawn
-    groups = find_duplicates(fingerprints).groups
-    _, validation = grouped_split(labels[readable], groups, seed, share, drawn_places)
+    usable = replace(data, val=data.val.subset(readable))
+    groups = joined_groups(usable, find_duplicates(fingerprints).groups)
+    _, validation = grouped_split(usable.val.labels, groups, seed, share, drawn_places)
     return drawn.difference(readable) | {readable[place] for place in validation}
 
 

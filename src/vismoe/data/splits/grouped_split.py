@@ -11,6 +11,7 @@ from torch import Tensor
 from ..batches import mix_seeds
 from ..image_set import Data
 from .duplicates import Duplicates
+from .groups import joined_groups
 
 TRIES = 8
 """Most orders that are tried while a class has no image held out: where groups tie classes together, none may work."""
@@ -55,7 +56,7 @@ def grouped_split(
         held_out = min(tries, key=lambda tried: len(_not_held_out(counts, tried)))
     if not held_out:
         raise ValueError(
-            "no class has two images that are not copies of each other, so that none can be held out: "
+            "no class has two images that are not copies of each other or of one group, so that none can be held out: "
             "expected at least two of a class"
         )
     val = [index for index, group in enumerate(groups) if group in held_out]
@@ -123,15 +124,15 @@ def _draw(
 
 
 def hold_out(data: Data, duplicates: Duplicates, seed: int, share: float = 0.25) -> tuple[Data, Duplicates]:
-    """Splits a set in one piece (`train` is None) by `grouped_split`. Returns it with `train` and `val`, and the
-    duplicates of its images in their new order, those of `train` before those of `val`.
+    """Splits a set in one piece (`train` is None) by `grouped_split`: copies are on one side, and so are images with
+    one value of the set's `group_column`. Returns it with `train` and `val`, and the duplicates of its images in their
+    new order, those of `train` before those of `val`.
 
     **Raises:** ValueError where nothing can be held out, or a class has no image.
     """
-    if missing := data.classes_without(data.val):
-        raise ValueError(f"{data.name}: no image that can be read is left of {', '.join(missing)}")
+    data.check_classes(data.val, "no image that can be read is left of")
     try:
-        train, val = grouped_split(data.val.labels, duplicates.groups, seed, share)
+        train, val = grouped_split(data.val.labels, joined_groups(data, duplicates.groups), seed, share)
     except ValueError as error:
         raise ValueError(f"{data.name}: {error}") from error
     return replace(data, train=data.val.subset(train), val=data.val.subset(val)), duplicates.subset(train + val)

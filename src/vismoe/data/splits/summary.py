@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..image_set import Data, ImageSet
+from ..images import Unreadable
 from .duplicates import Duplicates
 from .grouped_split import conflicts, leakage
 
@@ -50,6 +51,7 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
         "grey": sum(print_.grey for print_ in prints) / len(prints),
         "transparent": sum(print_.transparent for print_ in prints) / len(prints),
         "left_out": [{"file": entry.file, "reason": entry.reason} for entry in data.left_out],
+        "notes": list(data.notes),
         "duplicate_groups": sum(number > 1 for number in Counter(duplicates.groups).values()),
         "exact_duplicates": [[names[a], names[b]] for a, b in duplicates.exact],
         "near_duplicates": [[names[a], names[b]] for a, b in duplicates.near],
@@ -94,6 +96,7 @@ def tell(summary: dict[str, Any]) -> str:
         lines.append(
             f"left out: {_counted(len(left_out), 'file')}: {_first_of([_with_reason(entry) for entry in left_out])}"
         )
+    lines += [f"note: {text}" for text in summary.get("notes", ())]
     if summary["duplicate_groups"]:
         exact, near = summary["exact_duplicates"], summary["near_duplicates"]
         lines.append(
@@ -117,6 +120,23 @@ def tell(summary: dict[str, Any]) -> str:
         ]
         lines.append(f"the same image under other labels: {len(conflicting)}: {_first_of(descriptions)}")
     return "\n".join(lines)
+
+
+def tell_classes(data: Data) -> str:
+    """The classes of a set with the number of images of each to train on, in words; "" for a set without classes."""
+    if not data.classes:
+        return ""
+    counts = zip(data.classes, _counts(data, data.parts[0]), strict=True)
+    several = ", several an image" if data.multi_label else ""
+    return f"{len(data.classes)} classes{several}: " + _first_of(
+        [f"{name} {count:,}" for name, count in counts], CLASSES
+    )
+
+
+def tell_reasons(left_out: Sequence[Unreadable]) -> str:
+    """Why files are left out, in words: each reason with its count, the most frequent first."""
+    counts = Counter(entry.reason for entry in left_out).most_common()
+    return _first_of([f"{number} × {reason}" for reason, number in counts])
 
 
 def tell_imbalance(summary: Mapping[str, Any]) -> str:

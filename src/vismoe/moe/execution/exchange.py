@@ -87,7 +87,8 @@ def _tokens_of_rows(plan: SparsePlan, tokens: Tensor) -> Tensor:
     """Each row's token. Backward is a gather too where the plan knows each token's rows."""
     if plan.inverse is None:
         return tokens.index_select(0, plan.token)
-    return _Dispatch.apply(tokens, plan.token, plan.inverse)
+    dispatch = _Dispatch.forward if inside_transform() else _Dispatch.apply
+    return dispatch(tokens, plan.token, plan.inverse)
 
 
 def _sum_of_rows(plan: SparsePlan, rows: Tensor) -> Tensor:
@@ -95,7 +96,14 @@ def _sum_of_rows(plan: SparsePlan, rows: Tensor) -> Tensor:
     if plan.inverse is None:
         weighted = rows * plan.weight[:, None]  # weights are float32
         return weighted.new_zeros(plan.num_tokens, rows.shape[1]).index_add(0, plan.token, weighted).to(rows.dtype)
-    return _Combine.apply(rows, plan.weight, plan.token, plan.inverse)
+    combine = _Combine.forward if inside_transform() else _Combine.apply
+    return combine(rows, plan.weight, plan.token, plan.inverse)
+
+
+def inside_transform() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, …) runs, which differentiates and batches plain operations by
+    itself, and knows neither backward passes written by hand nor operators that read counts."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 class _Dispatch(torch.autograd.Function):

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..experts.stacked import StackedLinear
+from ..resident import resident
 from .exchange import Rows
 from .grouped_linear import grouped_linear
 
@@ -16,7 +17,8 @@ class OneExpert:
         self.number = number
 
     def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
-        return F.linear(x, layer.weight[self.number], None if layer.bias is None else layer.bias[self.number])
+        weight, bias = _parameters(layer, x)
+        return F.linear(x, weight[self.number], None if bias is None else bias[self.number])
 
     def expand(self, parameter: Tensor) -> Tensor:
         return parameter[self.number]
@@ -30,8 +32,9 @@ class Batched:
         return parameter
 
     def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
-        weight = self.of_tiles(layer.weight).mT
-        return torch.bmm(x, weight) if layer.bias is None else torch.baddbmm(self.expand(layer.bias), x, weight)
+        weight, bias = _parameters(layer, x)
+        weight = self.of_tiles(weight).mT
+        return torch.bmm(x, weight) if bias is None else torch.baddbmm(self.expand(bias), x, weight)
 
     def expand(self, parameter: Tensor) -> Tensor:
         return self.of_tiles(parameter)[:, None]
@@ -103,14 +106,15 @@ class SortedRows:
 
     def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
         dtype = product_dtype(x)
-        x, weight = x.to(dtype), layer.weight.to(dtype)
+        weight, bias = _parameters(layer, x)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         if x.device.type == "cpu":
-            return grouped_linear(x, weight, None if layer.bias is None else layer.bias.to(dtype), self.count)
+            return grouped_linear(x, weight, bias, self.count)
         # The device's product leaves dead rows undefined, forward and backward: zeros replace them on either side.
         end = self.count.cumsum(0).to(torch.int32)
         live = torch.arange(self.num_rows, device=end.device)[:, None] < end[-1]
         y = torch.where(live, F.grouped_mm(torch.where(live, x, 0), weight.mT, offs=end), 0)
-        return y if layer.bias is None else y + self.expand(layer.bias).to(dtype)
+        return y if bias is None else y + self.expand(bias)
 
     def expand(self, parameter: Tensor) -> Tensor:
         # A product, not a gather, whose backward would add thousands of rows into each expert's one by one.
@@ -124,6 +128,12 @@ class SortedRows:
             row = torch.arange(self.num_rows, device=end.device)[:, None]
             self.member = (row >= end - self.count) & (row < end)
         return self.member
+
+
+def _parameters(layer: StackedLinear, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, each read once: a parametrization computes them when they are read."""
+    bias = layer.bias
+    return resident(layer.weight, x), None if bias is None else resident(bias, x)
 
 
 def product_dtype(tokens: Tensor) -> torch.dtype:

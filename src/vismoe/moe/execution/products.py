@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .exchange import Rows
+from .exchange import Rows, inside_transform
 from .layouts import Batched, Buffers, OneExpert, Padded, SortedRows, Tiles, product_dtype
 
 Product = Callable[[nn.Module, Rows], Tensor]
@@ -35,7 +35,8 @@ def grouped(experts: nn.Module, rows: Rows) -> Tensor:
     if rows.even:
         answers: Tensor = experts(rows.values.view(len(rows.count), rows.bound, rows.values.shape[1]), Batched())
         return answers.flatten(0, 1)
-    if rows.values.device.type != "cpu" and product_dtype(rows.values) != torch.bfloat16:
+    reads_counts = rows.values.device.type == "cpu" or product_dtype(rows.values) == torch.bfloat16
+    if inside_transform() or not reads_counts:
         return _multiply_padded(experts, rows, Tiles(rows, TILE))
     sorted_answers: Tensor = experts(rows.values, SortedRows(rows))
     return sorted_answers

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..resident import resident
 from .mlp import MLP, kind_of
 
 
@@ -49,7 +50,7 @@ class StackedNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*rows f"], layout: "Layout") -> Float[Tensor, "*rows f"]:
         """Each row normalised, with its expert's scale and shift."""
         normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
-        return normed * layout.expand(self.weight) + layout.expand(self.bias)
+        return normed * layout.expand(resident(self.weight, x)) + layout.expand(resident(self.bias, x))
 
     def extra_repr(self) -> str:
         return f"{', '.join(map(str, self.weight.shape))}, eps={self.eps}"

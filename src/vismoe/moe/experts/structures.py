@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .mlp import MLP
 
@@ -182,9 +183,23 @@ def _linears(module: nn.Module, structure: MLPStructure) -> dict[str, nn.Linear]
                 linear = module.get_submodule(path)
             except AttributeError as error:
                 raise ValueError(f"{type(module).__name__} has no {path}, where its structure has {part}") from error
-            if not isinstance(linear, nn.Linear):
-                raise ValueError(
-                    f"{type(module).__name__}.{path} is a {type(linear).__name__}: expected a Linear layer"
-                )
-            linears[part] = linear
+            if reason := _why_unreadable(linear):
+                raise ValueError(f"{type(module).__name__}.{path} is {reason}")
+            linears[part] = cast(nn.Linear, linear)
     return linears
+
+
+def _why_unreadable(linear: nn.Module) -> str:
+    """What a linear layer is whose weight cannot be read as numbers, and what to do; "" for any other."""
+    cls = type(linear)
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if hasattr(linear, "base_layer"):  # as PEFT calls the layer that an adapter is around
+        return f"{name}, an adapter that is not merged: merge it first (`model.merge_and_unload()` in PEFT)"
+    quantised = "quantised, or sharded: upcycle the plain network, quantise or shard the result"
+    if "quantized" in name:
+        return f"{name}, {quantised}"
+    if not isinstance(linear, nn.Linear):
+        return f"a {name}: expected a Linear layer"
+    if is_traceable_wrapper_subclass(linear.weight):
+        return f"a Linear layer whose weight is a {type(linear.weight).__name__}, {quantised}"
+    return ""

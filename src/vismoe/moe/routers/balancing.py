@@ -5,7 +5,7 @@ moves the bias by them. So activation recompute, which runs inside backward, see
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +13,9 @@ import torch.distributed
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
+from torch.nn.parallel import DistributedDataParallel
 
+from ..resident import resident
 from .base import Router
 
 BalanceRule = Literal["log", "sign", "z-score"]
@@ -28,6 +30,17 @@ with one that has none, and vanishes where loads are even; "sign" is the publish
 standard deviation."""
 STEPS = {"log": 0.2, "sign": 0.03, "z-score": 0.03}
 """Step of a bias in logits per unit of its rule. Chosen by `benchmarks/balance_rules.py`; see `docs/balancing.md`."""
+
+
+APART = (
+    "where several processes train one network (FSDP, …), each then has another bias, and is another network; set "
+    "`layer.router.balance_group = torch.distributed.group.WORLD` for every vismoe.MoE layer of it"
+)
+JOINED = (
+    "inside DistributedDataParallel's Join choices are not summed over processes, since one whose data has ended makes "
+    "none: each step moves the bias by one process's choices"
+)
+_SAID: set[str] = set()
 
 
 def move_bias(bias_E: Float[Tensor, " E"], count_E: Int[Tensor, " E"], rule: str = "log") -> Float[Tensor, " E"]:
@@ -64,18 +77,67 @@ def _moved_bias(bias: Tensor, count: Tensor, rule: str) -> Tensor:
 def _count_choices(count: Tensor, load: Tensor, group: str) -> None:
     if not inside_backward():
         count.copy_(load)
-        if group:
-            torch.distributed.all_reduce(count, group=_resolve_process_group(group))  # type: ignore[arg-type]
+        processes = _counting_processes(group)
+        if processes is not None:
+            torch.distributed.all_reduce(count, group=processes)
+
+
+def _counting_processes(group: str) -> torch.distributed.ProcessGroup | None:
+    """The processes whose choices are summed; None: this one's alone are counted. Asked when choices are counted, since
+    a network may be wrapped, or compiled, after it was built."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    wrapper = DistributedDataParallel._active_ddp_module
+    if wrapper is not None and wrapper._join_config.enable:
+        # A process whose data has ended calls no layer, and would leave the others' sum waiting.
+        if group or not wrapper.forward_sync_buffers:
+            _warn_once(JOINED if wrapper.forward_sync_buffers else f"{JOINED}; {APART}")
+        return None
+    if group:
+        return _resolve_process_group(group)  # type: ignore[arg-type]
+    if wrapper is not None:  # It copies rank 0's buffers to all before each forward, or is asked not to.
+        return None if wrapper.forward_sync_buffers else wrapper.process_group
+    if torch.distributed.get_world_size() > 1:
+        _warn_once(f"experts are balanced by each process's own choices: {APART}")
+    return None
+
+
+def _warn_once(text: str) -> None:
+    if text not in _SAID:
+        _SAID.add(text)
+        warnings.warn(text, stacklevel=2)
 
 
 @_moved_bias.register_fake
 def _(bias: Tensor, count: Tensor, rule: str) -> Tensor:
+    resident(count, bias)
     return torch.empty_like(bias)
 
 
 @_count_choices.register_fake
 def _(count: Tensor, load: Tensor, group: str) -> None:
-    return None
+    resident(count, load)
+
+
+# Under torch.func.vmap, samples that share a bias are counted together; networks that each have one, each by itself.
+@_moved_bias.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], bias: Tensor, count: Tensor, rule: str) -> tuple[Tensor, int]:
+    each = zip(_of_each(bias, in_dims[0], info), _of_each(count, in_dims[1], info), strict=True)
+    return torch.stack([_moved_bias(*of_one, rule) for of_one in each]), 0
+
+
+@_count_choices.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], count: Tensor, load: Tensor, group: str) -> tuple[None, None]:
+    if in_dims[0] is None and in_dims[1] is not None:
+        _count_choices(count, load.sum(in_dims[1]), group)
+    else:
+        for of_one in zip(_of_each(count, in_dims[0], info), _of_each(load, in_dims[1], info), strict=True):
+            _count_choices(*of_one, group)
+    return None, None
+
+
+def _of_each(tensor: Tensor, dim: int | None, info: Any) -> Sequence[Tensor]:
+    return [tensor] * info.batch_size if dim is None else tensor.unbind(dim)
 
 
 class BalancedRouter(Router):
@@ -85,7 +147,8 @@ class BalancedRouter(Router):
     `balance_count`, the choices that move the bias in the next training forward.
 
     **Attributes:** `balance_rule`: how far the bias moves for the counts (`RULES`); `balance_group`: a process group
-    over which counts are summed when they are taken; None, the default, communicates nothing.
+    over which counts are summed when they are taken; None, the default: this process's alone, or those of a
+    DistributedDataParallel that does not broadcast buffers. Several processes without either are warned once.
     """
 
     balance_bias: Tensor | None
@@ -141,14 +204,12 @@ class BalancedRouter(Router):
                 )
         return True
 
-    @torch.no_grad()
     def choice_bias(self, counting: bool) -> Float[Tensor, " E"] | None:
         """What to add to the logits for this forward's choice; a forward that counts first moves it by the last
         counts."""
         moves = counting and self.balance_bias is not None
         return _moved_bias(self.balance_bias, self.balance_count, self.balance_rule) if moves else self.balance_bias
 
-    @torch.no_grad()
     def count_choices(self, load_E: Int[Tensor, " E"]) -> None:
         """Keeps this forward's choices for the next one to move the bias by."""
         if self.balance_count is not None:

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..plan import Plan
+from ..resident import resident
 
 
 @dataclass(frozen=True)
-class Routing:
-    """What a router decided for the tokens of one call.
+class Routing(dict[str, Any]):
+    """What a router decided for the tokens of one call. It is also a dictionary of its fields: tools that look at what
+    each module returns (torchinfo, …) take tensors and dictionaries, and nothing else.
 
     - `plan`: who goes where, carried out by a layer's exchange and product.
     - `gates`: the router's weight for every (token, expert) pair, float32, as used (with noise, if there was any).
@@ -31,6 +33,11 @@ class Routing:
     noisy_logits: Float[Tensor, "G S E ..."]
     load: Int[Tensor, " E"]
     mask: Bool[Tensor, "G S"] | None = None
+
+    def __post_init__(self) -> None:
+        fields = dict(vars(self))
+        gates = fields.pop("gates")
+        self.update(fields, gates=gates)  # last, whose shape torchinfo prints
 
 
 class Router(nn.Module):
@@ -100,12 +107,13 @@ def float32_linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "E d"]) -> F
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
-        return F.linear(x.float(), weight.float())
+        return F.linear(x.float(), resident(weight, x).float())
 
 
-@torch.no_grad()
+# Detached, not under `torch.no_grad()`: torch.export writes that as a graph in a graph, which it cannot read again.
 def first_top_k(scores_GSE: Float[Tensor, "G S E"], k: int) -> Int[Tensor, "G S k"]:
     """Indices of the k largest scores, larger first, among equals the first (torch.topk promises no order)."""
+    scores_GSE = scores_GSE.detach()
     chosen = [scores_GSE.argmax(-1, keepdim=True)]
     for _ in range(k - 1):
         scores_GSE = scores_GSE.scatter(-1, chosen[-1], -torch.inf)
@@ -113,7 +121,6 @@ def first_top_k(scores_GSE: Float[Tensor, "G S E"], k: int) -> Int[Tensor, "G S 
     return torch.cat(chosen, -1)
 
 
-@torch.no_grad()
 def largest_first(scores_GES: Float[Tensor, "G E S"], number: int) -> Int[Tensor, "G E C"]:
     """Indices of the largest scores, larger first, among equals the first (torch.topk promises no order)."""
-    return scores_GES.sort(dim=-1, descending=True, stable=True).indices[..., :number]
+    return scores_GES.detach().sort(dim=-1, descending=True, stable=True).indices[..., :number]

@@ -74,6 +74,8 @@ def describe_model(model: nn.Module, preprocessing: Mapping[str, Any] | None = N
         timm_config = cast(Mapping[str, Any], model.pretrained_cfg)
         names, problem_type = timm_config.get("label_names"), timm_config.get("problem_type")
         data_config, classes = resolve_input_data_config(model), cast(int, model.num_classes)
+        if "max_level" in timm_config:
+            data_config |= {"max_level": timm_config["max_level"]}
     elif isinstance(model, VisionTransformer):
         names, problem_type = None, None
         data_config, classes = {"input_size": (model.in_chans, *model.patch_embed.img_size)}, model.num_classes

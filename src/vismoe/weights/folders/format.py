@@ -9,7 +9,14 @@ from typing import Any
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "preprocessor_config.json", "README.md"
 FILES = (CONFIG, WEIGHTS, PROCESSOR, CARD)
 FORMAT_VERSION = 1
-ENTRIES = {"model_args": dict, "pretrained_cfg": dict, "label_names": list, "vismoe_format": int, "parent": dict}
+ENTRIES = {
+    "model_args": dict,
+    "pretrained_cfg": dict,
+    "label_names": list,
+    "vismoe_format": int,
+    "parent": dict,
+    "max_level": int,
+}
 MULTI_LABEL = "multi_label_classification"
 """transformers' problem type for several classes per image."""
 
@@ -40,6 +47,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     for name, kind in ENTRIES.items():
         if name in config and not isinstance(config[name], kind):
             raise ValueError(f"{path}: {name} is {config[name]!r}, expected a {kind.__name__}")
+    if config.get("max_level", 1) < 1:
+        raise ValueError(f"{path}: max_level is {config['max_level']}, expected a number > 0")
     if "architecture" in config:
         _check_preprocessing(path, config)
     version = config.get("vismoe_format", 0)

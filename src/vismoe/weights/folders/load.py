@@ -62,6 +62,8 @@ def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Pare
     if names is not None and (len(names) != model.num_classes or not all(isinstance(name, str) for name in names)):
         raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
     model.pretrained_cfg |= {"label_names": names, "problem_type": config.get("problem_type")}
+    if "max_level" in config:
+        model.pretrained_cfg |= {"max_level": config["max_level"]}
     return _load_state(model, state, folder / WEIGHTS)
 
 

@@ -119,11 +119,14 @@ def _complete_config(
         arguments.pop("num_classes", None)
     if parent is not None:
         config["parent"] = {"source": parent.source, "sha256": parent.sha256}
-    for name in ("label_names", "problem_type"):  # vismoe stores them at the top level, not in timm's entries
+    max_level = cast(Any, model).pretrained_cfg.get("max_level")
+    for name in ("label_names", "problem_type", "max_level"):  # stored at the top level, not in timm's entries
         config.pop(name, None)
         config.get("pretrained_cfg", {}).pop(name, None)
     if label_names is not None:
         config["label_names"] = list(label_names)
     if problem_type is not None:
         config["problem_type"] = problem_type
+    if max_level is not None:
+        config["max_level"] = max_level
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")

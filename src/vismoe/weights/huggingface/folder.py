@@ -8,14 +8,15 @@ from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from vismoe.vit import MoEConfig, make_sparse
+from vismoe.vit.places import ENTRY
 
 from ..folders.format import CONFIG, WEIGHTS
 from .processor import read_processor, write_processor
 
-MOE, DENSE, UPCYCLED = "vismoe_moe", "dense", "vismoe_upcycled"
+MOE, DENSE, UPCYCLED = ENTRY, "dense", "vismoe_upcycled"
 LABELS = ("id2label", "label2id", "problem_type")
 INSIDE = "upcycled."
 """Prefix of the names of weights where transformers wrote a network that its Auto class had opened."""
@@ -50,6 +51,7 @@ def write_transformers(
         config["problem_type"] = problem_type
     if sparse:
         dense = _dense_class(model)
+        config.pop(MOE, None)
         labels = {name: config.pop(name, None) for name in LABELS}
         config = {
             "model_type": UPCYCLED,
@@ -81,8 +83,8 @@ def read_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     """
     import transformers
 
-    sparse = config.get(MOE)
-    if config["model_type"] == UPCYCLED:
+    sparse, is_ours = config.get(MOE), config["model_type"] == UPCYCLED
+    if is_ours:
         config = config[DENSE] | {name: config.get(name) for name in LABELS}
     (name,) = config["architectures"]
     cls = getattr(transformers, str(name), None)
@@ -95,19 +97,45 @@ def read_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     class_config = {key: value for key, value in config.items() if key not in (MOE, "model_type")}
     try:
         if sparse is None:
-            model = network.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            model = _from_pretrained(network, folder, None)
         else:
+            moe = MoEConfig(**sparse)
             model = network(network.config_class.from_dict(class_config))
-            make_sparse(model, MoEConfig(**sparse))
-            _load_weights(model, weights)
+            make_sparse(model, moe)
+            state = {name.removeprefix(INSIDE): tensor for name, tensor in load_file(weights).items()}
+            if is_ours or state.keys() <= model.state_dict().keys():
+                _load_weights(model, state)
+            else:
+                model = _from_pretrained(network, folder, moe)
     except (SafetensorError, RuntimeError, TypeError) as error:
         raise ValueError(f"{folder} does not fit {name}: {error}") from error
     model.preprocessing = read_processor(folder)
     return cast(nn.Module, model).eval()
 
 
-def _load_weights(model: nn.Module, weights: Path) -> None:
-    state = {name.removeprefix(INSIDE): tensor for name, tensor in load_file(weights).items()}
+def _from_pretrained(network: Any, folder: Path, moe: MoEConfig | None) -> Any:
+    """What `save_pretrained` wrote, of a sparse network too: it may call weights otherwise than they are in memory.
+
+    **Raises:** RuntimeError where transformers drew parameters at random, because the file lacks them.
+    """
+
+    def build(self: Any, *arguments: Any, **options: Any) -> None:
+        network.__init__(self, *arguments, **options)
+        if moe is not None:
+            make_sparse(self, moe)
+
+    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    building: Any = type(network.__name__, (network,), {"__init__": build, "__module__": network.__module__})
+    model, loading = building.from_pretrained(folder, **options)
+    model.__class__ = network
+    if missing := sorted(loading["missing_keys"]):
+        experts = any(".experts." in name for name in loading["unexpected_keys"])
+        why = f"; the file has experts, and {CONFIG} does not say which: save with vismoe.save" if experts else ""
+        raise RuntimeError(f"weights are missing: {', '.join(missing[:5])}{why}")
+    return model
+
+
+def _load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
     # Where several names share a tensor, one of them is in the file.
     parameters = model.state_dict(keep_vars=True)

@@ -13,7 +13,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vismoe.vit import make_sparse
-from vismoe.vit.places import find_blocks
+from vismoe.vit.places import find_blocks, remember
 
 from .folder import INSIDE, is_transformers
 from .processor import pair, processor_of
@@ -37,9 +37,12 @@ def as_network(model: nn.Module) -> nn.Module:
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
-    """timm's data configuration of a network: input_size, mean, std (one value a channel), interpolation, crop_pct."""
-    config: dict[str, Any] = resolve_input_data_config(as_network(model))
-    return config
+    """timm's data configuration of a network: input_size, mean, std (one value a channel), interpolation, crop_pct; and
+    max_level, white in images of 16 bits, where that is not 65,535."""
+    network: Any = as_network(model)
+    config: dict[str, Any] = resolve_input_data_config(network)
+    max_level = getattr(network, "pretrained_cfg", {}).get("max_level")
+    return config if max_level is None else config | {"max_level": max_level}
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class TransformersNetwork(nn.Module):
 
     @moe.setter
     def moe(self, config: Any) -> None:
-        self.model.moe = config
+        remember(self.model, config)
 
     @property
     def embed_dim(self) -> int:

@@ -1,6 +1,8 @@
 """Upcycled networks for transformers' Auto classes. Imported only after those: see `register_upcycled`."""
 
-from typing import Any
+import inspect
+from functools import cache
+from typing import Any, cast
 
 import transformers
 from transformers import PreTrainedModel
@@ -17,32 +19,59 @@ AUTO_CLASSES = {
     "AutoModelForSequenceClassification": "UpcycledForSequenceClassification",
 }
 """transformers' classes that open upcycled networks, with the class that each returns."""
+NO_SPLIT = "_no_split_modules"
+"""Where transformers' classes say which blocks lie whole on one device."""
 
 
 class Upcycled(PreTrainedModel):
     """A network of transformers', `upcycled`, with experts in place of some MLPs; it is called as that network is and
-    returns the same. `auto`: the Auto class that opens it."""
+    returns the same. `auto`: the Auto class that opens it.
+
+    What is built is of a class derived for the dense network's class, with the parameters of its `forward`, by which
+    transformers' Trainer knows columns and labels, and with what it says of gradient checkpointing and devices.
+    """
 
     config_class = UpcycledConfig
     base_model_prefix = "upcycled"
     auto = ""
 
+    def __new__(cls, config: UpcycledConfig | None = None, *args: Any, **kwargs: Any) -> "Upcycled":
+        # A copy is made without a configuration, of a class that is derived already.
+        general: Any = cls
+        built = general if config is None else _derived(general, cls.dense_class(config))
+        return cast(Upcycled, super().__new__(built))
+
     def __init__(self, config: UpcycledConfig):
         super().__init__(config)
-        dense, (name,) = config.dense_config(), config.dense["architectures"]
-        dense_classes = getattr(transformers, self.auto)._model_mapping.get(type(dense), ())
-        classes = {
-            cls.__name__: cls for cls in (dense_classes if isinstance(dense_classes, tuple) else (dense_classes,))
-        }
-        if name not in classes:
-            raise ValueError(f"this is an upcycled {name}, which {self.auto} does not open: vismoe.load does")
-        self.upcycled = classes[name](dense)
+        self.upcycled = self.dense_class(config)(config.dense_config())
         make_sparse(self.upcycled, MoEConfig(**config.vismoe_moe))
-        self.main_input_name = self.upcycled.main_input_name
         self.post_init()
+
+    @classmethod
+    def dense_class(cls, config: UpcycledConfig) -> Any:
+        """The class of the dense network.
+
+        **Raises:** ValueError where another Auto class opens it.
+        """
+        (name,) = config.dense["architectures"]
+        mapped = getattr(transformers, cls.auto)._model_mapping.get(type(config.dense_config()), ())
+        classes = {dense.__name__: dense for dense in (mapped if isinstance(mapped, tuple) else (mapped,))}
+        if name not in classes:
+            raise ValueError(f"this is an upcycled {name}, which {cls.auto} does not open: vismoe.load does")
+        return classes[name]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.upcycled(*args, **kwargs)
+
+
+@cache
+def _derived(cls: Any, dense: Any) -> Any:
+    def forward(self: Upcycled, *args: Any, **kwargs: Any) -> Any:
+        return self.upcycled(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(dense.forward)  # type: ignore[attr-defined]
+    said = {name: getattr(dense, name) for name in ("main_input_name", "supports_gradient_checkpointing", NO_SPLIT)}
+    return type(cls.__name__, (cls,), {"forward": forward, "__module__": __name__, "__doc__": cls.__doc__, **said})
 
 
 def register() -> None:
