@@ -265,7 +265,7 @@ def bad_inputs(run, folder):
         (["models", "nothing*"], "no preset or published weights match"),
         (["upcycle", str(run), *out[1:], "--perturb", "nan"], "perturb=nan"),
         (["upcycle", str(run), *out[1:], "--block-list", "trunk"], "block_list='trunk': there is no such list"),
-        (["upcycle", "vmoe_pico_patch2_8_dense", *out[1:]], "is a preset, whose weights are random"),
+        (["upcycle", "vmoe_pico_patch2_8_dense", *out[1:]], "is a preset with random weights"),
         (["upcycle", str(folder / "begun"), *out[1:]], "has no model yet"),
         (["densify", str(run), *out[1:], "--data", "digits", "--max-unreadable", "nan"], "max_unreadable=nan"),
     ]

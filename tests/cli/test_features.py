@@ -173,7 +173,7 @@ def test_bad_input(shades, tmp_path, capsys, monkeypatch):
         ([*embed, "--data", "digits", *out, "--batch-size", "0"], "batch_size=0"),
         ([*fewshot, "--shots", "one"], "shots='one'"),
         ([*fewshot, "--shots", "0"], "each must be at least 1"),
-        ([*fewshot, "--shots", "9"], "9 shots, but dark has 9 images to train on"),
+        ([*fewshot, "--shots", "9"], "9 shots, but dark has 9 training images"),
         ([*fewshot, "--seeds", "0"], "seeds=0"),
         (["fewshot", PRESET, "--data", str(tmp_path / "one")], "one has one class, cat: few-shot accuracy needs"),
     ):

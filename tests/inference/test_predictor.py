@@ -121,7 +121,7 @@ def test_evaluate_opens_what_strings_name(model, folder, tmp_path):
 
 def test_random_weights_give_no_answers():
     """A preset's name is no trained model: answers by chance would look like answers."""
-    with pytest.raises(ValueError, match="is a preset, whose weights are random: name a trained network"):
+    with pytest.raises(ValueError, match="is a preset with random weights: name a trained network"):
         vismoe.Predictor("vmoe_pico_patch2_8_every2_e8")
 
 
