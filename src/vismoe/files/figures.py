@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float | int, height: float | int) -> "Figure":
     """An empty figure whose parts make room for each other.
 
     **Arguments:** `width`, `height`: in inches.
