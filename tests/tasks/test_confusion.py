@@ -1,5 +1,7 @@
 """pytest tests/tasks/test_confusion.py: the confusion matrix as people see it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from vismoe.tasks import confusion
 def drawn(monkeypatch, labels, predictions, classes):
     figures = []
     monkeypatch.setattr(confusion, "save_figure", lambda figure, path, dpi: figures.append(figure))
-    confusion.draw_confusion(torch.tensor(labels), torch.tensor(predictions), classes, None)
+    confusion.draw_confusion(torch.tensor(labels), torch.tensor(predictions), classes, Path("unused"))
     figures[0].draw_without_rendering()
     return figures[0]
 
