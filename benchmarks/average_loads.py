@@ -1,7 +1,7 @@
 """How even an average of weights (EMA) keeps its experts, against the raw weights.
 
-    python benchmarks/average_loads.py                        # digits: about ten minutes of one core
-    python benchmarks/average_loads.py --recipe fashion_mnist --steps 1500 --seeds 0
+    python benchmarks/average_loads.py                        # digits, 1,000 steps: some ten minutes of one core
+    python benchmarks/average_loads.py --steps 40 --seeds 0    # a minute; --recipe fashion_mnist: hours
 
 A run is trained with an EMA, by a rate that falls to 0 (cosine) and by one that stays (constant), each with both
 warm-ups of the decay. Four networks of its last checkpoint are evaluated on the validation split:

@@ -32,7 +32,7 @@ def rebalance(
     """Moves the balancing biases of a network by the loads of batches. Nothing else changes.
 
     An average of weights (EMA) routes otherwise than the weights that it averages, so that their biases do not fit it:
-    in short runs its busiest expert got 3.4 times the mean load, and 1.02 times after this
+    in short runs its busiest expert got 3.6 times the mean load, and 1.05 times after this
     (`benchmarks/average_loads.py`). The same holds for weights that were merged, pruned or edited.
 
     **Arguments:**
