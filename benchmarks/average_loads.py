@@ -6,9 +6,9 @@
 A run is trained with an EMA, by a rate that falls to 0 (cosine) and by one that stays (constant), each with both
 warm-ups of the decay. Four networks of its last checkpoint are evaluated on the validation split:
 
-- raw: the weights that are trained.
+- raw: the trained weights.
 - averaged: parameters and balancing biases averaged.
-- raw bias: parameters averaged, biases those of the raw weights.
+- raw bias: averaged parameters with the biases of the raw weights.
 - rebalanced: as averaged; then `vismoe.rebalance` moves the biases by the loads of 32 training batches.
 
 Reported: top-1, and max ÷ mean load of the worst layer. Each network is a row of results/average_loads.csv.

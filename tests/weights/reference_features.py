@@ -400,8 +400,8 @@ Few-shot regression
     image of 200
   | features/test_ridge.py::test_reference
 Few-shot regularisation
-  | chosen on the test part, by rank over nine sets
-  | by default on more images of the training part; `--protocol reference` on the held-out part, by rank over seeds
+  | chosen on the test split, by rank over nine sets
+  | by default on more images of the training split; `--protocol reference` on the validation split, by rank over seeds
   | features/test_fewshot.py::test_the_reference_s_protocol
 """
 

@@ -70,8 +70,8 @@ def _derived(cls: Any, dense: Any) -> Any:
         return self.upcycled(*args, **kwargs)
 
     forward.__signature__ = inspect.signature(dense.forward)  # type: ignore[attr-defined]
-    said = {name: getattr(dense, name) for name in ("main_input_name", "supports_gradient_checkpointing", NO_SPLIT)}
-    return type(cls.__name__, (cls,), {"forward": forward, "__module__": __name__, "__doc__": cls.__doc__, **said})
+    of_dense = {name: getattr(dense, name) for name in ("main_input_name", "supports_gradient_checkpointing", NO_SPLIT)}
+    return type(cls.__name__, (cls,), {"forward": forward, "__module__": __name__, "__doc__": cls.__doc__, **of_dense})
 
 
 def register() -> None:
