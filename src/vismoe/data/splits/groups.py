@@ -69,22 +69,23 @@ def joined_groups(data: Data, copies: Sequence[int]) -> list[int]:
 def join(copies: Sequence[int], values: Sequence[str]) -> list[int]:
     """Groups in which images are together that are in one group of `copies` or have one of the `values`; an empty value
     joins nothing."""
-    root = list(range(len(copies)))
+    from scipy.sparse import coo_array  # its import takes half a second
+    from scipy.sparse.csgraph import connected_components
 
-    def find(index: int) -> int:
-        while root[index] != index:
-            root[index] = root[root[index]]
-            index = root[index]
-        return index
-
-    first: dict[int | str, int] = {}
-    for index, (copy, value) in enumerate(zip(copies, values, strict=True)):
-        for key in (copy, value):
-            if key != "":
-                one, other = sorted((find(first.setdefault(key, index)), find(index)))
-                root[other] = one
+    nodes: dict[int | str, int] = {}  # of groups of copies and of values, behind those of the images
+    edges = [
+        (image, len(copies) + nodes.setdefault(key, len(nodes)))
+        for image, keys in enumerate(zip(copies, values, strict=True))
+        for key in keys
+        if key != ""
+    ]
+    size = len(copies) + len(nodes)
+    rows, columns = zip(*edges, strict=True)
+    component = connected_components(
+        coo_array(([1] * len(edges), (rows, columns)), shape=(size, size)), directed=False
+    )[1]
     numbers: dict[int, int] = {}
-    return [numbers.setdefault(find(index), len(numbers)) for index in range(len(copies))]
+    return [numbers.setdefault(number, len(numbers)) for number in component[: len(copies)].tolist()]
 
 
 def shared_groups(train: ImageSet, val: ImageSet, column: str) -> SharedGroups | None:
