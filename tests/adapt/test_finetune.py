@@ -136,7 +136,7 @@ def test_what_does_not_train_stays_bit_equal(folder, parent, tmp_path, train):
     """And what trains has moved; the head alone takes no step."""
     asked = options(folder, parent, train=train, freeze_router=True)
     parts = open_splits(asked.data, asked.seed, 0.1)
-    before = initial_model(asked, parts, tmp_path / "begun", torch.device("cpu"), 0)[0].state_dict()
+    before = initial_model(asked, parts, tmp_path / "begun", torch.device("cpu"), 0, print)[0].state_dict()
     finetune(asked, tmp_path / "run", device="cpu")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}

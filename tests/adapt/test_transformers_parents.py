@@ -144,7 +144,7 @@ def test_finetune(kind, train, folder, tmp_path):
     """From a trunk to a run whose model transformers opens, with the names of the classes and the same answers."""
     source = written(trunk(kind), tmp_path / "trunk", size={"height": 32, "width": 32})
     options = Options(str(folder), str(source), train=train, epochs=1, num_experts=3, image_size=16)
-    initial_model(options, open_splits(options.data, options.seed, 0.1), tmp_path / "begun", CPU, 0)
+    initial_model(options, open_splits(options.data, options.seed, 0.1), tmp_path / "begun", CPU, 0, print)
     found = finetune(options, tmp_path / "run", device="cpu")
     before = load_file(tmp_path / "begun" / "initial" / "model.safetensors")
     after = load_file(tmp_path / "run" / "model" / "model.safetensors")

@@ -30,19 +30,15 @@ from vismoe.training.loop import told_signal
 from vismoe.training.report import write_report
 from vismoe.training.run import ASKED, CHECKPOINTS, INITIAL, MODEL, SPLIT
 from vismoe.training.state import begin
-from vismoe.vit.places import find_blocks
 from vismoe.weights import data_config, load_network, parse_source
 
-from .freezing import Trained, freeze
+from .freezing import SHARES, choose_trained, freeze
 from .initial_model import initial_model
-from .options import Options
+from .options import Options, Trained
 from .outcome import write_outcome
 from .reserve_run import REPORT, check_run_folder, free_run_folder, withdraw
 from .rules import choose, kept_side
 from .splits import open_splits
-
-SHARES = {"all": 1.0, "last-third": 1 / 3, "experts": 1 / 3, "head": 0.0}
-"""Share of the blocks that the backward pass goes through."""
 
 Log = Callable[[str], None]
 
@@ -184,16 +180,12 @@ class _Adaptation:
             self.log(f"a linear classifier on the frozen network: {score:.4f} on the validation part")
 
     def _initial_model(self) -> tuple[Any, dict[str, float] | None]:
-        return initial_model(self.options, self.splits, self.path, self.device, self.workers)
+        return initial_model(self.options, self.splits, self.path, self.device, self.workers, self.log)
 
     @cached_property
     def trained_part(self) -> Trained:
         """Which part of the network is trained."""
-        options = self.options
-        if options.train != "auto":
-            return options.train
-        on_cpu = options.trained and self.device.type == "cpu"
-        return "last-third" if on_cpu and find_blocks(self.network) is not None else "all"
+        return choose_trained(self.options, self.network, self.device)
 
     def plan(self) -> None:
         """Chooses the recipe."""

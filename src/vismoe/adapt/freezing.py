@@ -1,14 +1,26 @@
 """Freezes parts of a network."""
 
-from typing import Literal, get_args
+from typing import get_args
 
+import torch
 from torch import nn
 
 from vismoe.features.features import classifiers
 from vismoe.moe import LowRankExperts, MoE
 from vismoe.vit.places import find_blocks
 
-Trained = Literal["all", "last-third", "experts", "head"]
+from .options import Options, Trained
+
+SHARES = {"all": 1.0, "last-third": 1 / 3, "experts": 1 / 3, "head": 0.0}
+"""Share of the blocks that the backward pass goes through."""
+
+
+def choose_trained(options: Options, model: nn.Module, device: torch.device) -> Trained:
+    """Which part of a network is trained."""
+    if options.train != "auto":
+        return options.train
+    on_cpu = options.trained and device.type == "cpu"
+    return "last-third" if on_cpu and find_blocks(model) is not None else "all"
 
 
 def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:

@@ -1,5 +1,7 @@
 """The initial network of an adaptation: its head fitted by logistic regression, and upcycled where that is asked."""
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,16 +12,18 @@ from vismoe.features.features import classifiers, features
 from vismoe.features.probe import linear_probe
 from vismoe.inference import evaluate
 from vismoe.moe import MoE
-from vismoe.tasks import classification_of
+from vismoe.tasks import ClassEvaluation, classification_of
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
 from vismoe.weights import create_model, load_network, open_trained, parse_source, set_image_size, set_max_level
 from vismoe.weights.folders.format import CONFIG
 
+from .calibrate import ENOUGH, divide_logits, fit_temperature
+from .freezing import SHARES, choose_trained
 from .options import Options
 from .reserve_run import reserve
-from .rules import choose_image_size
+from .rules import FEWEST_EPOCHS, Work, choose_dtype, choose_image_size, is_better, larger_image_size
 from .splits import Splits
 
 SCRATCH = {True: "vmoe_nano_patch4_32_every2_e8", False: "vmoe_nano_patch4_32_dense"}
@@ -28,7 +32,7 @@ from few images."""
 
 
 def initial_model(
-    options: Options, splits: Splits, path: Path, device: torch.device, workers: int
+    options: Options, splits: Splits, path: Path, device: torch.device, workers: int, log: Callable[[str], None]
 ) -> tuple[Any, dict[str, float] | None]:
     """The network to train, and the scores of its linear probe: on the test split and, where there is one, on the
     validation split; None for a network without trained weights. It is made once a run and then loaded."""
@@ -37,7 +41,7 @@ def initial_model(
         network: Any = load_network(folder)
     else:
         torch.manual_seed(options.seed)
-        network = open_start(options.source, options.makes_sparse, len(data.classes), options.image_size, device)
+        network = _opened(options.source, options.makes_sparse, len(data.classes), options.image_size)
         if options.max_level is not None:
             set_max_level(network, options.max_level)
         sparse = any(isinstance(module, MoE) for module in network.modules())
@@ -46,7 +50,7 @@ def initial_model(
         if sparse:
             _refuse_other_experts(options, network)
         if options.trained:
-            _fit_head(network.to(device), splits, workers)
+            network = _fitted_at_best_size(network, options, splits, device, workers, log)
         if options.makes_sparse and not sparse:
             network = _upcycled(network, options)
         reserve(options, path)
@@ -55,6 +59,43 @@ def initial_model(
         return network, None
     scored = {"test": splits.test.val} | ({"validation": data.val} if splits.validated else {})
     return network, {name: evaluate(network.to(device), part, workers=workers).score for name, part in scored.items()}
+
+
+def _fitted_at_best_size(
+    network: Any, options: Options, splits: Splits, device: torch.device, workers: int, log: Callable[[str], None]
+) -> nn.Module:
+    """The network with a fitted head, at the image size that is asked for, or at the better of two for a linear
+    classifier."""
+    source, first = str(options.source), options.image_size or choose_image_size(network, device)
+    summary = splits.summary
+    image_side = min(summary["width"]["median"], summary["height"]["median"])
+    second = None if options.image_size else larger_image_size(network, first, image_side)
+    if second is None or not splits.validated:
+        set_image_size(network, first, source)
+        _fit_head(network.to(device), splits, workers)
+        return cast(nn.Module, network)
+    larger = copy.deepcopy(network)
+    set_image_size(network, first, source)
+    set_image_size(larger, second, source)
+    work = Work.of(larger, splits, SHARES[choose_trained(options, larger, device)], trained=True)
+    epochs = work.affordable(device, choose_dtype(options, device)) / len(splits.fitting.parts[0])
+    if epochs < FEWEST_EPOCHS:
+        log(
+            f"images are about {image_side} pixels wide or high, and are trained on at {first}: at {second} a CPU has "
+            f"time for {epochs:.1f} epochs, where {FEWEST_EPOCHS} are the least; --image-size {second} --epochs N "
+            "trains there"
+        )
+        _fit_head(network.to(device), splits, workers)
+        return cast(nn.Module, network)
+    candidates = {first: network, second: larger}
+    evaluations = {size: _fit_head(model.to(device), splits, workers) for size, model in candidates.items()}
+    chosen = second if is_better(evaluations[second].right, evaluations[first].right) else first
+    log(
+        f"{chosen} × {chosen} pixels: on the validation split a linear classifier on the frozen network has "
+        f"{evaluations[first].score:.4f} at {first} pixels, {evaluations[second].score:.4f} at {second}, which "
+        + ("is more than chance explains" if chosen == second else "chance may explain: the smaller is faster")
+    )
+    return cast(nn.Module, candidates[chosen])
 
 
 def _refuse_other_experts(options: Options, network: nn.Module) -> None:
@@ -83,7 +124,9 @@ def _upcycled(model: nn.Module, options: Options) -> nn.Module:
 
 
 @torch.no_grad()
-def _fit_head(model: nn.Module, splits: Splits, workers: int) -> None:
+def _fit_head(model: nn.Module, splits: Splits, workers: int) -> ClassEvaluation:
+    """Fits the classifier by logistic regression, and its temperature on the validation split: a classifier that is too
+    sure magnifies the first steps of the training. Returns its evaluation on the validation split."""
     heads = classifiers(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         raise ValueError(f"the classifier of {type(model).__name__} is no one linear layer, which could be fitted")
@@ -92,6 +135,11 @@ def _fit_head(model: nn.Module, splits: Splits, workers: int) -> None:
     heads[0].weight.copy_(weight)
     if heads[0].bias is not None:
         heads[0].bias.copy_(bias)
+    evaluation = evaluate(model, splits.fitting.val, workers=workers, task=classification_of(splits.fitting))
+    assert isinstance(evaluation, ClassEvaluation)
+    if splits.validated and len(evaluation.labels) >= ENOUGH:
+        divide_logits(model, fit_temperature(evaluation.scores, evaluation.labels))
+    return evaluation
 
 
 def open_start(
@@ -99,6 +147,14 @@ def open_start(
 ) -> nn.Module:
     """The network that `source` names (a preset has random weights), or without one a small preset. It gets a new head
     of `num_classes`, and takes images of `image_size`, by default the size that `choose_image_size` gives."""
+    model = _opened(source, sparse, num_classes, image_size)
+    if source is not None and parse_source(source).is_trained:
+        set_image_size(model, image_size or choose_image_size(model, device), source)
+    return model
+
+
+def _opened(source: str | None, sparse: bool, num_classes: int, image_size: int | None) -> nn.Module:
+    """As `open_start`, but a trained network keeps its own image size."""
     if source is None or not parse_source(source).is_trained:
         size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
         if source is None:
@@ -108,5 +164,4 @@ def open_start(
     if not hasattr(model, "reset_classifier"):
         raise ValueError(f"{source} is a {type(model).__name__}: its classifier cannot be exchanged")
     model.reset_classifier(num_classes)
-    set_image_size(model, image_size or choose_image_size(model, device), source)
     return cast(nn.Module, model)

@@ -6,8 +6,7 @@ from typing import Any, Literal, get_args
 
 from vismoe.weights import parse_source
 
-from .freezing import Trained
-
+Trained = Literal["all", "last-third", "experts", "head"]
 Products = Literal["float32", "bfloat16"]
 LARGEST = 4096
 """Largest side of an image in pixels."""
@@ -42,7 +41,8 @@ class Options:
     """full: copies of the network's MLP; low-rank: its MLP frozen, and low-rank differences, which were no worse and
     have less to train (docs/finetune.md)."""
     image_size: int | None = None
-    """Height and width of images in pixels; default: the network's own, at most 112 on a CPU and 224 elsewhere."""
+    """Height and width of images in pixels; default: the network's own, at most 112 on a CPU and 224 elsewhere, or up to
+    twice that where images are larger and a linear classifier on the network has more answers right there."""
     max_level: int | None = None
     """White in images of 16 bits of grey, such as 4095 for those of 12; default: the network's own, or 65535."""
     epochs: int | None = None

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vismoe.data import ImageSet, memory_of
 from vismoe.training import Recipe
@@ -16,11 +16,18 @@ from .options import Options, Products
 from .splits import Splits
 
 BUDGET = {"float32": 3e13, "bfloat16": 5e13}
-"""Most multiplications of a training on a CPU: some eight minutes of two cores (25 and 50 images/s of a ViT-S/14 at 112
-pixels, the last third of which is trained)."""
+"""Most multiplications of an adaptation on a CPU, from the first image to the test: some eight minutes of two cores (25
+and 50 images/s of a ViT-S/14 at 112 pixels, the last third of which is trained)."""
 EPOCHS = {True: 12, False: 80}
 """Most epochs, for a trained network and from scratch."""
+FEWEST_EPOCHS = 4
+"""An image size at which a CPU has time for fewer epochs is not tried."""
 CPU_IMAGE, IMAGE = 112, 224
+EVALUATED_EVERY = 4
+"""Epochs between two evaluations of a training from scratch."""
+WARMUP = 50
+"""Warm-up steps of a trained network, but at most a third of all: Adam's first steps move every weight by the whole
+rate, whatever its gradient, and at the full rate they destroy what the linear classifier knew."""
 BATCH = {True: 32, False: 64}
 RATE = {True: 2e-4, False: 2e-3}
 BYTES_OF_A_TOKEN = 34 * 4
@@ -39,11 +46,68 @@ class Choice:
 def choose_image_size(model: nn.Module, device: torch.device) -> int:
     """The largest multiple of the patch size that is at most the network's own size, and at most the size at which a
     device trains in minutes."""
+    own = int(data_config(model)["input_size"][1])
     if not getattr(model, "resizable", True):
-        return int(data_config(model)["input_size"][1])
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (16, 16))[0]
-    largest = min(data_config(model)["input_size"][1], CPU_IMAGE if device.type == "cpu" else IMAGE)
-    return int(max(patch, largest // patch * patch))
+        return own
+    patch = _patch_size(model)
+    largest = min(own, CPU_IMAGE if device.type == "cpu" else IMAGE)
+    return max(patch, largest // patch * patch)
+
+
+def larger_image_size(model: nn.Module, first: int, image_side: float) -> int | None:
+    """A second size to try: that of the images, at most twice the first and at most the network's own; None where the
+    images have no more pixels than the first, or the network takes no more.
+
+    **Arguments:** `model`: the network at its own size; `first`: the size that `choose_image_size` gave; `image_side`:
+    the shorter side of a typical image, in pixels.
+    """
+    if not getattr(model, "resizable", True):
+        return None
+    patch = _patch_size(model)
+    largest = min(float(data_config(model)["input_size"][1]), 2 * first, image_side)
+    larger = int(largest // patch * patch)
+    return larger if larger > first else None
+
+
+def is_better(right: Tensor, than: Tensor) -> bool:
+    """Whether answers are better than others on the same images by more than chance explains: the number of images on
+    which they alone are right exceeds that of the reverse by more than one standard error (McNemar's, its square root
+    of both).
+
+    **Arguments:** `right`, `than`: (N,), whether each answer is right.
+    """
+    gained, lost = int((right & ~than).sum()), int((than & ~right).sum())
+    return gained - lost > math.sqrt(gained + lost)
+
+
+def _patch_size(model: nn.Module) -> int:
+    return int(getattr(getattr(model, "patch_embed", None), "patch_size", (16, 16))[0])
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiplications of an adaptation.
+
+    - `image`: of a trained image, and of evaluating its share of the validation split once an epoch.
+    - `fixed`: of all that is not training: features and evaluations of the linear classifier, and the test.
+    """
+
+    image: float
+    fixed: float
+
+    @staticmethod
+    def of(model: nn.Module, splits: Splits, share: float, trained: bool) -> "Work":
+        """Counts a network at its size. `share`: share of the blocks that are trained, in 0…1; `trained`: whether the
+        network has trained weights, and so a linear classifier first."""
+        forward = cost(model, data_config(model)["input_size"]).multiplications
+        train, validation, test = len(splits.fitting.parts[0]), len(splits.fitting.val), len(splits.test.val)
+        evaluations = validation / train if trained else validation / train / EVALUATED_EVERY
+        once = validation + test + (train + validation + test if trained else 0)
+        return Work(forward * (1 + 2 * share + evaluations), forward * once)
+
+    def affordable(self, device: torch.device, dtype: Products) -> float:
+        """Number of images that there is time to train on, with repetitions; infinite on what is no CPU."""
+        return math.inf if device.type != "cpu" else max(0.0, BUDGET[dtype] - self.fixed) / self.image
 
 
 def choose(options: Options, model: nn.Module, splits: Splits, device: torch.device, share: float) -> Choice:
@@ -52,14 +116,11 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
     **Arguments:** `share`: share of the blocks that are trained, in 0…1.
     """
     data, trained, class_weights = splits.fitting, options.trained, options.class_weights
-    dtype: Products = "bfloat16" if multiplies_bfloat16(device) else "float32"
-    if options.dtype != "auto":
-        dtype = options.dtype
+    dtype = choose_dtype(options, device)
     images = len(data.parts[0])
     size = data_config(model)["input_size"]
     batch = options.batch_size or min(BATCH[trained], max(2, images // 4 * 2))
-    per_image = cost(model, size).multiplications * (1 + 2 * share)
-    affordable = math.inf if device.type != "cpu" else BUDGET[dtype] / per_image  # images of the whole training
+    affordable = Work.of(model, splits, share, trained).affordable(device, dtype)
     epochs = options.epochs or EPOCHS[trained]
     steps = max(1, math.ceil(epochs * images / batch))
     limited = options.epochs is None and affordable < steps * batch
@@ -90,7 +151,7 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
         accumulate=accumulate,
         dtype=dtype,
         learning_rate=options.learning_rate or RATE[trained],
-        warmup_steps=max(1, steps // 10),
+        warmup_steps=max(1, steps // 10, min(WARMUP, steps // 3) if trained else 0),
         layer_decay=0.75 if trained else 1.0,
         label_smoothing=0.1,
         class_weights=class_weights,
@@ -101,13 +162,20 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
         shear=0.0,
         flip=0.5,
         crop=0.5,
-        evaluate_every=min(steps_per_epoch, steps) if trained else min(4 * steps_per_epoch, steps),
+        evaluate_every=min(steps_per_epoch, steps) if trained else min(EVALUATED_EVERY * steps_per_epoch, steps),
         checkpoint_every=steps_per_epoch,
         keep_checkpoints=1,
         patience=4 if trained else 6,
         keep="best",
     )
     return Choice(recipe, reasons)
+
+
+def choose_dtype(options: Options, device: torch.device) -> Products:
+    """The autocast dtype of the training: as asked, or the faster one."""
+    if options.dtype != "auto":
+        return options.dtype
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -1,0 +1,124 @@
+"""pytest tests/adapt/test_rules.py: what finetune chooses by itself, and that it says why."""
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import vismoe
+from vismoe.adapt import Options, finetune, rules
+from vismoe.adapt.initial_model import initial_model
+from vismoe.adapt.rules import Work, choose, choose_image_size, is_better, larger_image_size
+from vismoe.adapt.splits import open_splits
+from vismoe.inference import evaluate
+from vismoe.vit import cost
+
+CPU = torch.device("cpu")
+
+
+def network(size=32):
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=size, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=7
+    )
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    return str(vismoe.save(network(), tmp_path_factory.mktemp("parent") / "model"))
+
+
+@pytest.fixture(scope="module")
+def detail(tmp_path_factory):
+    """Two classes, 32 pixels: upright and lying stripes of one pixel, which are the same grey at 16 pixels."""
+    folder, random = tmp_path_factory.mktemp("sets") / "detail", np.random.default_rng(0)
+    for axis, name in enumerate(("lying", "upright")):
+        (folder / name).mkdir(parents=True)
+        for number in range(60):
+            values = 100 + 60 * (np.indices((32, 32))[axis] % 2) + random.integers(0, 40, (32, 32))
+            Image.fromarray(values.astype(np.uint8)).save(folder / name / f"{number}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("image_side", "larger"),
+    [(28, None), (16, None), (100, None), (112, None), (118, None), (130, 128), (300, 224), (213, 208), (4000, 224)],
+)
+def test_the_larger_size_is_that_of_the_images(image_side, larger):
+    """A multiple of the patch size, at most twice the first, and none where the images have no more to show."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=448)
+    first = choose_image_size(model, CPU)
+    assert (first, larger_image_size(model, first, image_side)) == (112, larger)
+
+
+def test_a_network_of_one_size_keeps_it():
+    model = network()
+    model.resizable = False
+    assert choose_image_size(model, CPU) == 32
+    assert larger_image_size(model, 32, 300) is None
+
+
+def test_by_more_than_chance_explains():
+    """Nine images gained and one lost are more than the root of ten; six and four are not; nothing is not."""
+    right = torch.tensor([True] * 9 + [False] + [True] * 5)
+    assert is_better(right, torch.tensor([False] * 9 + [True] + [True] * 5))
+    assert not is_better(torch.tensor([True] * 6 + [False] * 4), torch.tensor([False] * 6 + [True] * 4))
+    assert not is_better(right, right)
+
+
+@pytest.mark.parametrize(
+    ("budget", "size", "said"), [(1e13, 32, "at 32, which is more than chance"), (5e7, 16, "epochs")]
+)
+def test_the_size_at_which_a_linear_classifier_sees_more(monkeypatch, tmp_path, detail, parent, budget, size, said):
+    """Classes that differ in detail alone are trained on at the images' size, where there is time for it; which of both
+    it is, is said with the figures."""
+    monkeypatch.setattr(rules, "CPU_IMAGE", 16)
+    monkeypatch.setattr(rules, "BUDGET", dict.fromkeys(rules.BUDGET, budget))
+    lines = []
+    found = finetune(Options(detail, parent, epochs=1), tmp_path / "run", device="cpu", log=lines.append)
+    assert found.run.load_model().pretrained_cfg["input_size"] == (3, size, size)
+    assert any(said in line for line in lines)
+
+
+def test_a_size_that_is_asked_for_is_kept(monkeypatch, tmp_path, detail, parent):
+    monkeypatch.setattr(rules, "CPU_IMAGE", 16)
+    lines = []
+    model, _ = initial_model(
+        Options(detail, parent, image_size=24), open_splits(detail, 0, 0.1), tmp_path, CPU, 0, lines.append
+    )
+    assert model.pretrained_cfg["input_size"] == (3, 24, 24)
+    assert not lines
+
+
+def test_the_fitted_classifier_is_as_sure_as_it_is_right(monkeypatch, tmp_path, detail, parent):
+    """Its temperature is fitted: no other one has a lower loss on the validation split."""
+    monkeypatch.setattr("vismoe.adapt.initial_model.ENOUGH", 2)
+    splits = open_splits(detail, 0, 0.1)
+    model, probe = initial_model(Options(detail, parent), splits, tmp_path, CPU, 0, print)
+    scores, labels = (found := evaluate(model, splits.fitting.val)).scores, found.labels
+    assert found.score == probe["validation"]
+    loss = [torch.nn.functional.cross_entropy(scores * factor, labels).item() for factor in (0.8, 1.0, 1.25)]
+    assert loss[1] <= min(loss) + 1e-6
+
+
+def test_the_time_of_everything_is_counted(parent, detail):
+    """Features, evaluations and the test are part of the budget; on a GPU there is none."""
+    model, splits = network(), open_splits(detail, 0, 0.1)
+    forward = cost(model, (3, 32, 32)).multiplications
+    train, validation, test = len(splits.fitting.parts[0]), len(splits.fitting.val), len(splits.test.val)
+    work = Work.of(model, splits, 1 / 3, trained=True)
+    assert work.fixed == forward * (train + 2 * (validation + test))
+    assert work.image == pytest.approx(forward * (5 / 3 + validation / train))
+    assert work.affordable(torch.device("cuda"), "float32") == math.inf
+    assert work.affordable(CPU, "float32") == pytest.approx((rules.BUDGET["float32"] - work.fixed) / work.image)
+
+
+@pytest.mark.parametrize(("epochs", "steps", "warmup"), [(4, 10, 3), (100, 238, 50), (1000, 2375, 237)])
+def test_the_warm_up_of_a_trained_network(parent, detail, epochs, steps, warmup):
+    """Fifty steps or a tenth, but at most a third of all: Adam's first steps do not destroy the linear classifier."""
+    options = Options(detail, parent, epochs=epochs)
+    recipe = choose(options, network(), open_splits(detail, 0, 0.1), CPU, 1 / 3).recipe
+    assert (recipe.steps, recipe.warmup_steps) == (steps, warmup)
