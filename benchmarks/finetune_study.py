@@ -108,7 +108,7 @@ def few_shot(parent: Path, data: Path, seed: int) -> dict[str, Any]:
     parts = open_splits(str(data), seed, 0.1)
     fitting, classes = parts.fitting, len(parts.fitting.classes)
     assert fitting.train is not None
-    model = open_start(str(parent), False, classes, None, torch.device("cpu"))
+    model = open_start(str(parent), classes, None, torch.device("cpu"))
     order = torch.randperm(len(fitting.train), generator=torch.Generator().manual_seed(seed))
     drawn = [order[fitting.train.labels[order] == number][:FEW] for number in range(classes)]
     shown = fitting.train.subset(torch.cat(drawn).tolist())

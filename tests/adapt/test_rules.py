@@ -11,7 +11,7 @@ from PIL import Image
 import vismoe
 from vismoe.adapt import Options, finetune, rules
 from vismoe.adapt.initial_model import initial_model
-from vismoe.adapt.rules import Work, choose, choose_image_size, is_better, larger_image_size
+from vismoe.adapt.rules import Work, choose, choose_image_size, is_better, larger_image_size, scratch_preset
 from vismoe.adapt.splits import open_splits
 from vismoe.inference import evaluate
 from vismoe.vit import cost
@@ -122,3 +122,27 @@ def test_the_warm_up_of_a_trained_network(parent, detail, epochs, steps, warmup)
     options = Options(detail, parent, epochs=epochs)
     recipe = choose(options, network(), open_splits(detail, 0, 0.1), CPU, 1 / 3).recipe
     assert (recipe.steps, recipe.warmup_steps) == (steps, warmup)
+
+
+@pytest.mark.parametrize(
+    ("image_side", "asked", "patch", "size"),
+    [
+        (28, None, 4, 28),
+        (32, None, 4, 32),
+        (33, None, 4, 32),
+        (50, None, 8, 48),
+        (64, None, 8, 64),
+        (94, None, 16, 96),
+        (213, None, 16, 128),
+        (4000, None, 16, 128),
+        (1, None, 4, 4),
+        (28, 64, 8, 64),
+        (4000, 36, 4, 36),
+        (28, 224, 16, 224),
+    ],
+)
+def test_from_scratch_the_size_is_that_of_the_images(image_side, asked, patch, size):
+    """As near as eight patches a side allow, and a preset whose patches fit; a size that is asked for is kept."""
+    name, found = scratch_preset(image_side, asked, sparse=False)
+    model = vismoe.create_model(name, num_classes=2, img_size=found)
+    assert (found, model.patch_embed.num_patches) == (size, (size // patch) ** 2)

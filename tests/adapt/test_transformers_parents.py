@@ -53,7 +53,7 @@ def test_a_trunk_becomes_the_classifier_that_transformers_has(kind, tmp_path):
     """With the trunk's weights: what the new class makes of its own weights there is what the trunk makes."""
     model = trunk(kind)
     model.save_pretrained(tmp_path / "trunk")
-    start = open_start(f"local-dir:{tmp_path / 'trunk'}", False, 5, 32, CPU)
+    start = open_start(f"local-dir:{tmp_path / 'trunk'}", 5, 32, CPU)
     auto = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "trunk", num_labels=5)
     assert type(start.model) is type(auto)
     auto.load_state_dict(
@@ -69,7 +69,7 @@ def test_a_trunk_without_such_a_class_is_refused(tmp_path):
     """With what would be accepted."""
     transformers.ViTMAEModel(transformers.ViTMAEConfig(**IMAGES)).save_pretrained(tmp_path / "trunk")
     with pytest.raises(ValueError, match=r"ViTMAEModel has no classifier.*accepted are"):
-        open_start(str(tmp_path / "trunk"), False, 5, 32, CPU)
+        open_start(str(tmp_path / "trunk"), 5, 32, CPU)
 
 
 @pytest.mark.parametrize("kind", ["ViT", "CLIP"])

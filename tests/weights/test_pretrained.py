@@ -133,7 +133,7 @@ def test_other_classes_and_sizes(made, server, tmp_path):
     torch.testing.assert_close(says(grey, PIXELS[:, :1]), says(model, PIXELS[:, :1].expand(-1, 3, -1, -1)))
     features = pretrained(create=timm.create_model, features_only=True)
     assert torch.equal(says(features)[-1], says_features(model)[-1])
-    start = open_start(TAG, False, 3, None, torch.device("cpu"))
+    start = open_start(TAG, 3, None, torch.device("cpu"))
     assert (start.num_classes, tuple(start.pretrained_cfg["input_size"])) == (3, (3, 12, 12))
 
 

@@ -16,19 +16,15 @@ from vismoe.tasks import ClassEvaluation, classification_of
 from vismoe.training.run import INITIAL
 from vismoe.vit import upcycle
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
-from vismoe.weights import create_model, load_network, open_trained, parse_source, set_image_size, set_max_level
+from vismoe.weights import create_model, load_network, open_trained, set_image_size, set_max_level
 from vismoe.weights.folders.format import CONFIG
 
 from .calibrate import ENOUGH, divide_logits, fit_temperature
 from .freezing import SHARES, choose_trained
 from .options import Options
 from .reserve_run import reserve
-from .rules import FEWEST_EPOCHS, Work, choose_dtype, choose_image_size, is_better, larger_image_size
+from .rules import FEWEST_EPOCHS, Work, choose_dtype, choose_image_size, is_better, larger_image_size, scratch_preset
 from .splits import Splits
-
-SCRATCH = {True: "vmoe_nano_patch4_32_every2_e8", False: "vmoe_nano_patch4_32_dense"}
-"""Presets to train from scratch, sparse and dense. They get a convolutional stem and mean pooling, which learn more
-from few images."""
 
 
 def initial_model(
@@ -41,7 +37,10 @@ def initial_model(
         network: Any = load_network(folder)
     else:
         torch.manual_seed(options.seed)
-        network = _opened(options.source, options.makes_sparse, len(data.classes), options.image_size)
+        if options.source is not None and options.trained:
+            network = _with_new_head(options.source, len(data.classes))
+        else:
+            network = _untrained(options, len(data.classes), splits.image_side)
         if options.max_level is not None:
             set_max_level(network, options.max_level)
         sparse = any(isinstance(module, MoE) for module in network.modules())
@@ -67,9 +66,7 @@ def _fitted_at_best_size(
     """The network with a fitted head, at the image size that is asked for, or at the better of two for a linear
     classifier."""
     source, first = str(options.source), options.image_size or choose_image_size(network, device)
-    summary = splits.summary
-    image_side = min(summary["width"]["median"], summary["height"]["median"])
-    second = None if options.image_size else larger_image_size(network, first, image_side)
+    second = None if options.image_size else larger_image_size(network, first, splits.image_side)
     if second is None or not splits.validated:
         set_image_size(network, first, source)
         _fit_head(network.to(device), splits, workers)
@@ -81,9 +78,8 @@ def _fitted_at_best_size(
     epochs = work.affordable(device, choose_dtype(options, device)) / len(splits.fitting.parts[0])
     if epochs < FEWEST_EPOCHS:
         log(
-            f"images are about {image_side} pixels wide or high, and are trained on at {first}: at {second} a CPU has "
-            f"time for {epochs:.1f} epochs, where {FEWEST_EPOCHS} are the least; --image-size {second} --epochs N "
-            "trains there"
+            f"images have {splits.image_side} pixels a side and are trained on at {first}: at {second} a CPU has time "
+            f"for {epochs:.1f} epochs, fewer than {FEWEST_EPOCHS}; --image-size {second} --epochs N trains there"
         )
         _fit_head(network.to(device), splits, workers)
         return cast(nn.Module, network)
@@ -98,12 +94,12 @@ def _fitted_at_best_size(
     return cast(nn.Module, candidates[chosen])
 
 
-def _refuse_other_experts(options: Options, network: nn.Module) -> None:
+def _refuse_other_experts(options: Options, network: Any) -> None:
     """Raises ValueError where other experts are asked for than a sparse network has, with how to get them."""
     if not (asked := [name for name in options.of_experts if name != "freeze_router"]):
         return
     given = ", ".join(f"{name}={getattr(options, name)!r}" for name in asked)
-    name = options.source or SCRATCH[True]
+    name = options.source or network.pretrained_cfg["architecture"]
     numbers = sorted({module.router.num_experts for module in network.modules() if isinstance(module, MoE)})
     has = f"{name} is sparse already, with {' and '.join(map(str, numbers))} experts a layer, which stay as they are"
     if not options.trained:
@@ -142,26 +138,28 @@ def _fit_head(model: nn.Module, splits: Splits, workers: int) -> ClassEvaluation
     return evaluation
 
 
-def open_start(
-    source: str | None, sparse: bool, num_classes: int, image_size: int | None, device: torch.device
-) -> nn.Module:
-    """The network that `source` names (a preset has random weights), or without one a small preset. It gets a new head
-    of `num_classes`, and takes images of `image_size`, by default the size that `choose_image_size` gives."""
-    model = _opened(source, sparse, num_classes, image_size)
-    if source is not None and parse_source(source).is_trained:
-        set_image_size(model, image_size or choose_image_size(model, device), source)
+def open_start(source: str, num_classes: int, image_size: int | None, device: torch.device) -> nn.Module:
+    """The trained network that `source` names, with a new head of `num_classes`. It takes images of `image_size`, by
+    default the size that `choose_image_size` gives."""
+    model = _with_new_head(source, num_classes)
+    set_image_size(model, image_size or choose_image_size(model, device), source)
     return model
 
 
-def _opened(source: str | None, sparse: bool, num_classes: int, image_size: int | None) -> nn.Module:
-    """As `open_start`, but a trained network keeps its own image size."""
-    if source is None or not parse_source(source).is_trained:
-        size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-        if source is None:
-            size |= CONV_STEM_AND_MEAN
-        return create_model(source or SCRATCH[sparse], num_classes=num_classes, **size)
+def _with_new_head(source: str, num_classes: int) -> nn.Module:
+    """The trained network that `source` names, at its own image size."""
     model: Any = open_trained(source)
     if not hasattr(model, "reset_classifier"):
         raise ValueError(f"{source} is a {type(model).__name__}: its classifier cannot be exchanged")
     model.reset_classifier(num_classes)
     return cast(nn.Module, model)
+
+
+def _untrained(options: Options, num_classes: int, image_side: int) -> nn.Module:
+    """The preset of the options, or without one a small preset that fits the images."""
+    if options.source is not None:
+        size: dict[str, Any] = {} if options.image_size is None else {"img_size": options.image_size}
+        return create_model(options.source, num_classes=num_classes, **size)
+    preset, image_size = scratch_preset(image_side, options.image_size, options.makes_sparse)
+    stem: dict[str, Any] = CONV_STEM_AND_MEAN
+    return create_model(preset, num_classes=num_classes, img_size=image_size, **stem)

@@ -41,8 +41,9 @@ class Options:
     """full: copies of the network's MLP; low-rank: its MLP frozen, and low-rank differences, which were no worse and
     have less to train (docs/finetune.md)."""
     image_size: int | None = None
-    """Height and width of images in pixels; default: the network's own, at most 112 on a CPU and 224 elsewhere, or up to
-    twice that where images are larger and a linear classifier on the network has more answers right there."""
+    """Height and width of images in pixels. Default: the network's own, at most 112 on a CPU and 224 elsewhere; up to
+    twice that if the images are larger and a linear classifier on the network is better there. From scratch: as near
+    to the images' as eight patches a side allow."""
     max_level: int | None = None
     """White in images of 16 bits of grey, such as 4095 for those of 12; default: the network's own, or 65535."""
     epochs: int | None = None

@@ -23,6 +23,10 @@ EPOCHS = {True: 12, False: 80}
 FEWEST_EPOCHS = 4
 """An image size at which a CPU has time for fewer epochs is not tried."""
 CPU_IMAGE, IMAGE = 112, 224
+SCRATCH = {4: "vmoe_nano_patch4_32", 8: "vmoe_nano_patch8_64", 16: "vmoe_nano_patch16_128"}
+"""Trunks to train from scratch, by their patch size, smallest first."""
+SCRATCH_PATCHES = 8
+"""Most patches along a side of an image, from scratch."""
 EVALUATED_EVERY = 4
 """Epochs between two evaluations of a training from scratch."""
 WARMUP = 50
@@ -67,6 +71,21 @@ def larger_image_size(model: nn.Module, first: int, image_side: float) -> int | 
     largest = min(float(data_config(model)["input_size"][1]), 2 * first, image_side)
     larger = int(largest // patch * patch)
     return larger if larger > first else None
+
+
+def scratch_preset(image_side: float, image_size: int | None, sparse: bool) -> tuple[str, int]:
+    """The preset to train from scratch, and its image size: as near to the images' as SCRATCH_PATCHES patches a side
+    allow, of the smallest patch size that does, so that small images keep their detail and large ones cost no more.
+
+    **Arguments:** `image_side`: the shorter side of a typical image, in pixels; `image_size`: the size that is asked
+    for; None: none is.
+    """
+    side = image_size or image_side
+    patch = next((patch for patch in SCRATCH if round(side / patch) <= SCRATCH_PATCHES), max(SCRATCH))
+    if image_size is not None:  # a smaller patch where the size is no multiple of this one
+        patch = next((fits for fits in sorted(SCRATCH, reverse=True) if fits <= patch and not image_size % fits), patch)
+    size = image_size or patch * max(1, min(SCRATCH_PATCHES, round(side / patch)))
+    return f"{SCRATCH[patch]}_{'every2_e8' if sparse else 'dense'}", size
 
 
 def is_better(right: Tensor, than: Tensor) -> bool:

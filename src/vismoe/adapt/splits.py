@@ -59,6 +59,11 @@ class Splits:
         return bool(self.summary["imbalance"] > UNEVEN)
 
     @property
+    def image_side(self) -> int:
+        """The shorter side of a typical image, in pixels."""
+        return int(min(self.summary["width"]["median"], self.summary["height"]["median"]))
+
+    @property
     def sizes(self) -> str:
         """The sizes of the splits, in words."""
         train, validation, test = len(self.fitting.parts[0]), len(self.fitting.val), len(self.test.val)

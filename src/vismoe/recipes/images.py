@@ -11,10 +11,7 @@ def images() -> Recipe:
     """
     return Recipe(
         name="images",
-        model="vmoe_nano_patch4_32_every2_e8",
-        # Patches of 8: as many tokens, and as much work, as at the preset's 32 × 32.
-        image_size=64,
-        model_options=(("patch_size", 8), ("stem", "conv"), ("class_token", False), ("global_pool", "avg")),
+        model="vmoe_nano_patch8_64_every2_e8",
         data="FOLDER",
         translate=0.0,
         scale=0.0,

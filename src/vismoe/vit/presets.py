@@ -63,6 +63,8 @@ SIZES = {
     "pico_patch2_8": Size(64, 4, 4, 256, 2, 8, ("every-2",), pos_embed_std=1.0),
     "pico_patch4_28": Size(64, 4, 4, 256, 4, 28, ("every-2",), pos_embed_std=1.0, parts=CONV_STEM_AND_MEAN),
     "nano_patch4_32": Size(128, 6, 4, 512, 4, 32, pos_embed_std=1.0),
+    "nano_patch8_64": Size(128, 6, 4, 512, 8, 64, pos_embed_std=1.0, parts=CONV_STEM_AND_MEAN),
+    "nano_patch16_128": Size(128, 6, 4, 512, 16, 128, pos_embed_std=1.0, parts=CONV_STEM_AND_MEAN),
 }
 
 

@@ -37,40 +37,41 @@ def finetune_folder(
     workers: int = 0,
     device: str = "auto",
 ) -> None:
-    """Make a classifier of your own images: looks at them, splits, trains, tests, and writes all into a run folder.
+    """Train a classifier on your own images: check them, split them, train, test, and write all into a run folder.
 
-    Interrupted, it leaves a model; the same command again goes on. Example: vismoe finetune --data digits --epochs 2
+    To continue an interrupted run, give the same command again. Example: vismoe finetune --data digits --epochs 2
 
     Args:
-        data: A folder with a folder of images for each class, or with a metadata.csv; a zip of one; or a named set.
-        source: What to start from: a run or model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG (download); a preset has
-            random weights. Without it a small network is trained from scratch: a trained one does much better.
-        sparse: Upcycle a dense network; so does any option of experts. From scratch: a sparse network, the default.
-        dense: From scratch a dense network; a trained one stays dense unless said.
+        data: Folder with one folder of images per class, or with images and a metadata.csv (columns file_name and
+            label); a zip of one; digits or fashion-mnist.
+        source: Network to start from: a run or model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (downloaded), or a
+            preset (random weights). By default a small network is trained from scratch, which is much less accurate.
+        sparse: Replace MLPs of a dense network by experts (upcycling), or train a sparse network from scratch.
+        dense: Train a dense network. This is the default, unless the network is sparse or an option of experts is
+            given.
         out: Run folder; by default the first free one of runs/finetune, runs/finetune-2, …
-        train: all; last-third, of the blocks, and the head; experts, and the head; head, by logistic regression on
-            features; auto: last-third of a trained network on a CPU, else all.
-        freeze_router: Routers and their balancing stay as they are.
-        num_experts: Experts of each layer that is upcycled.
-        layers: Blocks that are upcycled: last-N (of the odd ones), every-N, or numbers from 0 with commas between.
-        experts: low-rank, the MLP frozen and low-rank differences, which train less and did no worse; full, copies of
-            the MLP, the default of `vismoe upcycle`, which can be perturbed, cut and merged.
-        image_size: Pixels; by default up to 112 on a CPU, 224 elsewhere.
-        max_level: White in images of 16 bits of grey, such as 4095 for those of 12; by default the network's own, or
-            65535.
-        epochs: Times that each image is trained on, up to whole steps; by default at most 12 (80 from scratch), and
-            no more than some 8 minutes of two cores.
-        batch_size: Images of a step; 32, from scratch 64, unless said.
-        learning_rate: Peak rate; 2e-4, from scratch 2e-3, unless said.
-        class_weights: How much more rare classes count in the loss, as a power of their rarity: with 0.5 they are found
-            more often, common ones less.
-        dtype: Of products while training; auto: bfloat16 where the device multiplies it natively.
-        seed: Seed of the split, new weights, order and augmentation. Where --from is a run on the same images, its
-            split is kept.
-        group_column: Column of metadata.csv whose values are groups of images (of one patient, video, site): each group
-            stays in one split.
-        max_unreadable: Largest share of files that may be damaged; they are named and left out.
-        workers: Processes that prepare images; 0 for none.
+        train: Which weights are trained: all; last-third of the blocks, and the head; experts, and the head; head
+            (logistic regression on the features). auto: last-third of a trained network on a CPU, otherwise all.
+        freeze_router: Freeze the routers and their load balancing.
+        num_experts: Number of experts per sparse layer, when upcycling.
+        layers: Blocks to upcycle: last-N (of the odd ones), every-N, or block numbers from 0 such as 8,10.
+        experts: low-rank: the MLP is frozen and each expert adds a trained low-rank difference. full: each expert is a
+            trained copy of the MLP.
+        image_size: Height and width in pixels. By default at most 112 on a CPU and 224 elsewhere; up to twice that if
+            the images are larger and a linear classifier is better there.
+        max_level: White level of 16-bit grey images, such as 4095 for 12-bit data; by default the network's, or 65535.
+        epochs: Passes over the training images. By default at most 12 (from scratch 80), and on a CPU no more than
+            about 8 minutes of two cores allow.
+        batch_size: Images per step; by default 32, from scratch 64.
+        learning_rate: Peak learning rate; by default 2e-4, from scratch 2e-3.
+        class_weights: Weight of rare classes in the loss: each class weighs (mean class size / its size) to this power.
+            0: none. With 0.5 rare classes are found more often and common ones less.
+        dtype: Autocast dtype of training; auto: bfloat16 if the device multiplies it natively.
+        seed: Seed of the split, new weights, order and augmentation. If --from is a run on the same images, its split
+            is kept.
+        group_column: Column of metadata.csv with groups (patient, video, site): each group stays in one split.
+        max_unreadable: Largest fraction of damaged files. They are named and left out.
+        workers: Processes that prepare images; 0: none.
         device: auto, cpu, cuda or mps.
     """
     if sparse and dense:
@@ -127,7 +128,7 @@ def _tell(finetuned: Finetuned, options: Options) -> None:
     else:
         print(f"warning: {report['weakness']}")
         source = "" if options.trained else " --from a trained network,"
-        print(f"next:{source} more images, --epochs N; {path}/mistakes.png shows what it takes for what")
+        print(f"next:{source} more images or --epochs N; {path}/mistakes.png shows what is confused with what")
 
 
 def main(arguments: list[str]) -> None:
