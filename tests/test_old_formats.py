@@ -229,7 +229,7 @@ def test_stopped_finetune(capsys):
     Path("parent").mkdir()  # its weights are not read again
     check_answers("run", EXPECTED["finetune_stopped"]["model"])
     assert main(EXPECTED["finetune"]["command"]) == 0
-    assert f"goes on after step {EXPECTED['finetune']['middle']}" in capsys.readouterr().out
+    assert f"resuming after step {EXPECTED['finetune']['middle']}" in capsys.readouterr().out
     check_end("finetune", OLD / "finetune_finished" / "model" / "model.safetensors")
     assert read("run", "split.json") == read(OLD / "finetune_finished", "split.json")
     ours, theirs = read("run", "report.json"), read(OLD / "finetune_finished", "report.json")

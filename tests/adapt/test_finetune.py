@@ -98,12 +98,12 @@ def test_all_is_written(done):
     assert f"{found.report['test']['top1']:.4f}" in card
     assert "licence" in card
     assert any("a linear classifier on the frozen network" in line for line in told)
-    assert any(re.match(r"ended after step \d+ of \d+.*; kept are the weights of step \d+", line) for line in told)
+    assert any(re.match(r"ended after step \d+ of \d+.*; the weights of step \d+ are kept", line) for line in told)
     assert "Fine-tuned with vismoe from model (" in card  # no path of somebody's machine
 
 
 def test_the_report_is_of_images_that_nothing_was_chosen_by(done, folder):
-    """The three parts are disjoint and make up the set; the figures are those of the test part, computed anew."""
+    """The three splits are disjoint and make up the set; the metrics are those of the test split, computed anew."""
     found, _ = done
     split = json.loads((found.run.path / "split.json").read_text())
     whole = open_data(str(folder)).val
@@ -124,7 +124,7 @@ def test_the_report_is_of_images_that_nothing_was_chosen_by(done, folder):
 
 
 def test_it_is_no_worse_than_the_head_alone(folder, parent, tmp_path):
-    """A training that does harm is thrown away: what is kept has the linear classifier's figure on the test part."""
+    """A training that does harm is thrown away: what is kept has the linear classifier's metric on the test split."""
     told = []
     found = finetune(options(folder, parent, learning_rate=5.0), tmp_path / "run", device="cpu", log=told.append)
     assert any("the linear classifier is kept" in line for line in told)
@@ -155,14 +155,14 @@ def test_interrupted_it_leaves_a_model_and_goes_on_to_the_same_end(folder, paren
         if status.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(TrainingStoppedError, match="the same command again goes on"):
+    with pytest.raises(TrainingStoppedError, match="give the same command again to continue"):
         finetune(asked, tmp_path / "run", device="cpu", on_status=stop)
     assert {name for name, _ in predict(vismoe.load(tmp_path / "run"), image((0, 0, 0), 1))[0].classes} == set(COLOURS)
     with pytest.raises(FileExistsError, match="begun with other options"):
         finetune(replace(asked, seed=1), tmp_path / "run", device="cpu")
     told = []
     again = finetune(asked, tmp_path / "run", device="cpu", log=told.append)
-    assert "goes on after step 3" in told
+    assert "resuming after step 3" in told
     one, other = (load_file(each.run.path / "model" / "model.safetensors") for each in (whole, again))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert again.report["test"] == whole.report["test"]
@@ -215,13 +215,13 @@ def test_copies_are_on_one_side(tmp_path, parent):
 
 
 def test_two_images_a_class(tmp_path, parent):
-    """One to train on, one to test on: no part to choose by, so nothing is chosen, and that is said."""
+    """One training and one test image a class: there is no validation split, nothing is selected, and that is said."""
     told = []
     fill(tmp_path / "data", 2)
     found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu", log=told.append)
     assert found.report["pictures"] == {"train": 3, "validation": 0, "test": 3}
     assert found.report["temperature"] == 1.0
-    assert any("too few for a part to choose by" in line for line in told)
+    assert any("no validation (too few images" in line for line in told)
 
 
 def test_several_labels_a_image(tmp_path, parent):
@@ -323,7 +323,7 @@ def test_temperature_is_the_best_there_is():
     labels = torch.distributions.Categorical(logits=logits / 2.5).sample()
     found = fit_temperature(logits, labels)
     grid = torch.linspace(0.5, 6, 2000)
-    losses = torch.stack([nn.functional.cross_entropy(logits / t, labels) for t in grid])
+    losses = torch.stack([nn.functional.cross_entropy(logits / t, labels, label_smoothing=1 / 202) for t in grid])
     assert found == pytest.approx(float(grid[losses.argmin()]), abs=5e-3)
     model, x = (
         timm.create_model("vit_tiny_patch16_224", img_size=16, depth=1, num_classes=4).eval(),
@@ -333,6 +333,17 @@ def test_temperature_is_the_best_there_is():
     before = model(x)
     assert divide_logits(model, 2.0)
     torch.testing.assert_close(model(x), before / 2)
+
+
+def test_temperature_without_an_error():
+    """Of 98 images that are all right, a probability is at most that of one error among as many: it is not sure."""
+    labels = torch.arange(98) % 2
+    logits = 20.0 * nn.functional.one_hot(labels, 2)
+    probability = (logits / fit_temperature(logits, labels)).softmax(1).amax(1)
+    assert probability.tolist() == pytest.approx([1 - 0.5 / 100] * 98, abs=1e-4)
+    several = labels[:, None].bool()
+    scores = torch.where(several, 20.0, -20.0)
+    assert (scores / fit_temperature(scores, several)).sigmoid().amax().item() == pytest.approx(1 - 0.5 / 100, abs=1e-4)
 
 
 def test_freeze_says_what_it_cannot():

@@ -72,7 +72,7 @@ def test_finetune_keeps_patients_whole(folder, tmp_path, capsys):
     no_patient_twice(*parts)
     assert sum(map(len, parts)) == PATIENTS * IMAGES
     numbers = " + ".join(str(len(patients(part))) for part in parts)
-    assert f"each patient is in one of them: {numbers}" in printed
+    assert f"each patient is in one split: {numbers}" in printed
     assert "may be too good" not in printed
     assert json.loads((out / "data.json").read_text())["group_column"] == "patient"
     assert main(["eval", str(out), "--json", "--device", "cpu"]) == 0
@@ -166,7 +166,9 @@ def test_a_set_s_own_test_split_keeps_its_groups(tmp_path, capsys):
     splits = open_splits(str(folder), 0, 0.1, group_column="patient")
     no_patient_twice(*[images.files for images in (*splits.fitting.parts, splits.test.val)])
     assert splits.dropped == 2 * IMAGES
-    assert f"{2 * IMAGES} are left out, whose copies or images of their patient are in another split" in splits.sizes
+    assert (
+        f"{2 * IMAGES} more are left out: their copies or images of their patient are in another split" in splits.sizes
+    )
     arguments = ["train", "digits", *TINY, "--data", str(folder), "--group-column", "patient"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
     assert "8 of 32 validation images of" in capsys.readouterr().err
@@ -195,7 +197,7 @@ def test_a_child_is_not_tested_on_what_its_parent_was_trained_on(folder, parents
         assert main(["finetune", "--from", str(parents / "tuned"), *more, "--out", str(source)]) == 0
         more[3] = "8"
     assert main(["finetune", "--from", str(source), *more, "--out", str(tmp_path / "run")]) == 0
-    assert "which was trained on none of the test images" in capsys.readouterr().out
+    assert "which was not trained on any of the test images" in capsys.readouterr().out
     train, validation, test = of_split(tmp_path / "run")
     assert test
     assert not set(trained[parent]) & set(test)

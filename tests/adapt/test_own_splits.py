@@ -52,7 +52,7 @@ def test_copies_of_other_splits_are_not_trained_on(root):
     splits = open_splits(str(root), 0, 0.1)
     assert [len(splits.fitting.parts[0]), len(splits.fitting.val), len(splits.test.val)] == [12, 12, 12]
     assert splits.dropped == 3
-    assert "12 images to train on (3 are left out, whose copies are in another split)" in splits.sizes
+    assert "12 training (3 more are left out: their copies are in another split)" in splits.sizes
 
 
 def test_a_class_that_is_all_copies_is_an_error(root):

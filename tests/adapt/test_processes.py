@@ -31,7 +31,7 @@ def test_torchrun_is_one_adaptation(tmp_path, forked, train):
         [*start, *arguments], capture_output=True, text=True, check=False, env=environment, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    for line in ("to choose by, ", "a linear classifier on the frozen network", "everything is in", "test split: "):
+    for line in (" validation, ", "a linear classifier on the frozen network", "everything is in", "test split: "):
         assert done.stdout.count(line) == 1, done.stdout
     options = Options(data, str(tmp_path / "parent"), train=train, epochs=2, batch_size=8)
     one = finetune(options, tmp_path / "one", device="cpu")

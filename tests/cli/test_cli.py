@@ -430,7 +430,7 @@ def test_an_unfinished_run_has_no_test_part(tuned, tmp_path, capsys):
     shutil.copytree(tuned, tmp_path / "run")
     (tmp_path / "run" / "split.json").unlink()
     assert main(["eval", str(tmp_path / "run")]) == 2
-    assert "the same `vismoe finetune` goes on" in capsys.readouterr().err
+    assert "give the same `vismoe finetune` again" in capsys.readouterr().err
 
 
 def test_a_finetuned_run_on_a_named_set_has_the_set_s_parts(run, tmp_path):

@@ -53,7 +53,7 @@ def test_finetune(tmp_path, capsys, pressed):
     assert main([*arguments, "--out", str(out)]) == 130
     said = line(capsys)
     assert said.startswith(f"vismoe: Ctrl-C, SIGINT: stopped; {out}/model is the model as it is now")
-    assert said.endswith("the same command again goes on")
+    assert said.endswith("give the same command again to continue")
     assert (out / "model" / "config.json").exists()
 
 

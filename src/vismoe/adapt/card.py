@@ -27,28 +27,28 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "",
         f"# A classifier of {len(classes)} classes",
         "",
-        f"Says which of these is on an image{', several at once' if summary['multi_label'] else ''}: {names}.",
+        f"Classes{' (an image may have several)' if summary['multi_label'] else ''}: {names}.",
         "",
         "## Data",
         "",
-        f"{report['pictures']['train']:,} images to train on, {report['pictures']['validation']:,} to choose by, "
-        f"{report['pictures']['test']:,} to test on; copies, exact and near, are on one side{_of_groups(report)}. "
+        f"{report['pictures']['train']:,} training images, {report['pictures']['validation']:,} validation images, "
+        f"{report['pictures']['test']:,} test images. Exact and near copies are in one split{_of_groups(report)}. "
         f"{tell_imbalance(summary).capitalize()}; {len(summary['left_out'])} of the "
         f"files could not be read. Images are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
         "",
         "## Figures",
         "",
         *([f"**Warning:** {report['weakness']}.", ""] if report["weakness"] else []),
-        f"On the test part, which nothing was chosen by: {score.replace('_', ' ')} {test[score]:.4f}"
+        f"On the test split, which nothing was selected on: {score.replace('_', ' ')} {test[score]:.4f}"
         f"; right on {report['right']} of {report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}). "
         f"All: {figures}.",
         "",
         *(
-            [f"A linear classifier on the frozen parent has {report['probe']['test']:.4f}.", ""]
+            [f"A linear classifier on the frozen initial network: {report['probe']['test']:.4f}.", ""]
             if report["probe"]
             else []
         ),
-        "| class, worst first | test images | found | 95 % interval |",
+        "| class, worst first | test images | recall | 95 % interval |",
         "| --- | --- | --- | --- |",
         *(
             f"| {row['class'].replace('|', '/')} | {row['pictures']} | {row['recall']:.3f} "

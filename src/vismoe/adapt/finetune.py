@@ -32,6 +32,7 @@ from vismoe.training.run import ASKED, CHECKPOINTS, INITIAL, MODEL, SPLIT
 from vismoe.training.state import begin
 from vismoe.weights import data_config, load_network, parse_source
 
+from .calibrate import ENOUGH
 from .freezing import SHARES, choose_trained, freeze
 from .initial_model import initial_model
 from .options import Options, Trained
@@ -154,15 +155,13 @@ class _Adaptation:
         self.log(tell_summary(self.splits.summary))
         self.log(self.splits.sizes)
         if self.parent is not None:
-            self.log(f"the split is that of {self.parent.path}, which was trained on none of the test images")
+            self.log(f"the split is that of {self.parent.path}, which was not trained on any of the test images")
         elif (source := self.options.source) is not None and Path(source).exists() and Run.of(source) is None:
-            self.log(
-                f"what {source} was trained on is not known: on images that it was trained on figures are too good"
-            )
+            self.log(f"note: the training images of {source} are not known; metrics on images among them are too good")
         if self.splits.unnamed is not None:
             self.log(tell_unnamed_groups(self.splits.unnamed))
         if self.options.source is None:
-            self.log("no --from: a small network is trained from scratch; starting from a trained one does much better")
+            self.log("no --from: a small network is trained from scratch; a trained network is much more accurate")
 
     def build(self) -> None:
         """Makes the initial network, and evaluates its linear probe."""
@@ -177,38 +176,64 @@ class _Adaptation:
             self.log("the network is sparse; --dense trains one without experts")
         if self.probe is not None and self.splits.validated:
             score = self.probe["validation"]
-            self.log(f"a linear classifier on the frozen network: {score:.4f} on the validation part")
+            self.log(f"a linear classifier on the frozen network: {score:.4f} on the validation split")
 
     def _initial_model(self) -> tuple[Any, dict[str, float] | None]:
         return initial_model(self.options, self.splits, self.path, self.device, self.workers, self.log)
 
     @cached_property
     def trained_part(self) -> Trained:
-        """Which part of the network is trained."""
+        """Which weights are trained: none but the classifier where that is right already."""
+        if self.options.train == "auto" and not self.options.makes_sparse and self._perfect:
+            return "head"
         return choose_trained(self.options, self.network, self.device)
 
+    @property
+    def _perfect(self) -> bool:
+        """Whether the linear classifier leaves no error on the validation split by which training could be judged."""
+        enough = self.splits.validated and len(self.splits.fitting.val) >= ENOUGH
+        return enough and self.probe is not None and self.probe["validation"] == 1.0
+
     def plan(self) -> None:
-        """Chooses the recipe."""
+        """Chooses the recipe; a run that is resumed keeps its own, since the rules may have changed."""
         try:
             freeze(self.network, self.trained_part, not self.options.freeze_router)
-            choice = choose(self.options, self.network, self.splits, self.device, SHARES[self.trained_part])
-            choice = self.mesh.run_on_main(lambda: choice)  # others may have found less memory
+            begun = self.mesh.run_on_main(
+                lambda: Run(self.path).recipe if Run.of(self.path) == Run(self.path) else None
+            )
+            recipe = self._chosen_recipe() if begun is None else begun
             if self.trained_part != "head":
-                check_shares(choice.recipe.batch_size, self.mesh.size)
+                check_shares(recipe.batch_size, self.mesh.size)
         except ValueError:
             if self.mesh.is_main:
                 withdraw(self.path)
             raise
+        self.recipe = replace(recipe, **self.engine)
+        if self.trained_part == "head":
+            if self.options.train == "auto":
+                self.log(
+                    "the linear classifier has no error on the validation split, so training could not be seen to "
+                    "improve it: it is kept; --train last-third or all trains all the same"
+                )
+        elif shortage := recipe.shortage(len(self.splits.fitting.parts[0])):
+            self.log(f"warning: {shortage}: more with --epochs")
+
+    def _chosen_recipe(self) -> Recipe:
+        """The recipe that the rules choose; logs their reasons."""
+        options = self.options
+        choice = choose(options, self.network, self.splits, self.device, SHARES[self.trained_part])
+        choice = self.mesh.run_on_main(lambda: choice)  # others may have found less memory
         if self.trained_part != "head":
             self.log(f"training {self.trained_part}: {'; '.join(choice.reasons)}")
-        architecture = self.options.source or self.network.pretrained_cfg["architecture"]
-        seeds: dict[str, Any] = {"split_seed": self.options.seed, "seed": self.options.seed}
-        seeds["group_column"] = self.options.group_column
-        self.recipe = replace(choice.recipe, model=architecture, **seeds, **self.engine)
-        if self.trained_part != "head" and (shortage := self.recipe.shortage(len(self.splits.fitting.parts[0]))):
-            self.log(f"warning: {shortage}: more with --epochs")
-        if not self.splits.validated:
-            self.recipe = replace(self.recipe, keep="last", patience=0)
+        selection: dict[str, Any] = {} if self.splits.validated else {"keep": "last", "patience": 0}
+        return replace(
+            choice.recipe,
+            model=options.source or self.network.pretrained_cfg["architecture"],
+            split_seed=options.seed,
+            seed=options.seed,
+            group_column=options.group_column,
+            **selection,
+        )
 
     def train(self, on_status: Callable[[Status], None] | None) -> Run:
         """Trains, or resumes training, and writes into the run which files are in which split."""
@@ -218,7 +243,7 @@ class _Adaptation:
             )
         else:
             if self.mesh.is_main and (saved := Checkpointer(self.path / CHECKPOINTS, warn=self.log).newest()):
-                self.log(f"goes on after step {saved['step']}")
+                self.log(f"resuming after step {saved['step']}")
             run = _fit(self.recipe, self.path, self.splits.fitting, self.network, on_status, self.mesh.is_main)
         if self.mesh.is_main:
             if self.trained_part != "head":
@@ -232,7 +257,7 @@ class _Adaptation:
         network, kept = run.load_model(), self.trained_part
         score = run.summary[self.splits.score]
         if self.probe is not None and self.splits.validated and score < self.probe["validation"]:
-            self.log(f"training made it no better ({score:.4f}): the linear classifier is kept")
+            self.log(f"training did not improve on it ({score:.4f}): the linear classifier is kept")
             network, kept = load_network(self.path / INITIAL), "head"
         origin = _origin(self.options, kept, self.network)
         report = write_outcome(run, network, self.splits, self.probe, origin, self.workers)
@@ -260,8 +285,8 @@ def _fit(
             classification_of(data).save(network, path / MODEL)
         raise TrainingStoppedError(
             error.signal,
-            f"{told_signal(error.signal)}: stopped; {path / MODEL} is the model as it is now, neither tested "
-            "nor calibrated; the same command again goes on",
+            f"{told_signal(error.signal)}: stopped; {path / MODEL} is the model as it is now, neither tested nor "
+            "calibrated; give the same command again to continue",
         ) from error
 
 
@@ -293,15 +318,15 @@ def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module)
 def _origin(options: Options, part: Trained, network: Any) -> str:
     if not options.trained:
         return f"Trained from scratch with vismoe: {network.pretrained_cfg['architecture']}, seed {options.seed}."
-    method = "its classifier alone" if part == "head" else f"{part} trained"
+    method = "classifier only" if part == "head" else f"{part} trained"
     licence = network.pretrained_cfg.get("license")
     return f"Fine-tuned with vismoe from {_public_name(options.source)} ({method}, seed {options.seed}). " + (
-        f"Its licence: {licence}." if licence else "Its licence is not in its files: look where it is from."
+        f"Its licence: {licence}." if licence else "Its files name no licence: see where it is from."
     )
 
 
 def _public_name(source: str | None) -> str:
-    """A source as a public text may name it: of a path only the last part."""
+    """A source as a public text may name it: of a path only the last name."""
     return Path(source).name if source is not None and Path(source).exists() else str(source)
 
 
@@ -310,5 +335,5 @@ def _ending(run: Run, score: str) -> str:
     evaluated = [line for line in run.metrics if score in line]
     last, recipe = evaluated[-1]["step"], run.recipe
     kept = max(evaluated, key=lambda line: line[score]) if recipe.keep == "best" else evaluated[-1]
-    early = f", {recipe.patience} evaluations without a better one" if last < recipe.steps else ""
-    return f"ended after step {last} of {recipe.steps}{early}; kept are the weights of step {kept['step']}"
+    early = f" ({recipe.patience} evaluations without improvement)" if last < recipe.steps else ""
+    return f"ended after step {last} of {recipe.steps}{early}; the weights of step {kept['step']} are kept"

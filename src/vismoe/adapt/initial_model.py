@@ -121,8 +121,9 @@ def _upcycled(model: nn.Module, options: Options) -> nn.Module:
 
 @torch.no_grad()
 def _fit_head(model: nn.Module, splits: Splits, workers: int) -> ClassEvaluation:
-    """Fits the classifier by logistic regression, and its temperature on the validation split: a classifier that is too
-    sure magnifies the first steps of the training. Returns its evaluation on the validation split."""
+    """Fits the classifier by logistic regression, and divides its logits by a temperature where they are too sure on
+    the validation split: they would magnify the first steps of the training. Returns its evaluation on the validation
+    split."""
     heads = classifiers(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         raise ValueError(f"the classifier of {type(model).__name__} is no one linear layer, which could be fitted")
@@ -134,7 +135,7 @@ def _fit_head(model: nn.Module, splits: Splits, workers: int) -> ClassEvaluation
     evaluation = evaluate(model, splits.fitting.val, workers=workers, task=classification_of(splits.fitting))
     assert isinstance(evaluation, ClassEvaluation)
     if splits.validated and len(evaluation.labels) >= ENOUGH:
-        divide_logits(model, fit_temperature(evaluation.scores, evaluation.labels))
+        divide_logits(model, max(1.0, fit_temperature(evaluation.scores, evaluation.labels)))
     return evaluation
 
 

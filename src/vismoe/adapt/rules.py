@@ -34,6 +34,9 @@ WARMUP = 50
 rate, whatever its gradient, and at the full rate they destroy what the linear classifier knew."""
 BATCH = {True: 32, False: 64}
 RATE = {True: 2e-4, False: 2e-3}
+STEPS_OF_RATE = 120
+"""Steps from which a trained network has the full rate; with fewer the rate is smaller in proportion. Adam moves each
+weight by up to the rate per step, which first harms what the linear classifier knew; a short one cannot mend it."""
 BYTES_OF_A_TOKEN = 34 * 4
 """Bytes that a block keeps of a token for backward, for each unit of width, in float32 (Korthikanti et al. 2022,
 eq. 1)."""
@@ -149,19 +152,19 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
     reasons = [
         f"{size[1]} × {size[2]} pixels"
         + (", the network's only size" if not getattr(model, "resizable", True) else ""),
-        f"products in {dtype}",
-        f"{steps} steps of {batch} images ({steps * batch / images:.1f} times the set"
-        + (f", for {BUDGET[dtype]:.0e} multiplications on a CPU)" if limited else ")"),
+        f"autocast in {dtype}",
+        f"{steps} steps of {batch} images ({steps * batch / images:.1f} epochs"
+        + (f", what {BUDGET[dtype]:.0e} MACs on a CPU allow)" if limited else ")"),
     ]
     if splits.uneven:
         reasons.append(
-            f"classes are uneven, and rare ones count for more in the loss (power {class_weights:g})"
+            f"classes are imbalanced; rare ones weigh more in the loss (power {class_weights:g})"
             if class_weights
-            else "classes are uneven: rare ones will be found less often; --class-weights 0.5 makes them count for more"
+            else "classes are imbalanced; --class-weights 0.5 finds rare ones more often"
         )
     accumulate = _micro_batches(model, batch, size, device)
     if accumulate > 1:
-        reasons.append(f"each batch in {accumulate} parts, to fit in memory")
+        reasons.append(f"gradient accumulation over {accumulate} steps, to fit in memory")
     recipe = Recipe(
         name="finetune",
         data=data.name,
@@ -169,7 +172,7 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
         batch_size=batch,
         accumulate=accumulate,
         dtype=dtype,
-        learning_rate=options.learning_rate or RATE[trained],
+        learning_rate=options.learning_rate or RATE[trained] * (min(1.0, steps / STEPS_OF_RATE) if trained else 1.0),
         warmup_steps=max(1, steps // 10, min(WARMUP, steps // 3) if trained else 0),
         layer_decay=0.75 if trained else 1.0,
         label_smoothing=0.1,

@@ -27,15 +27,15 @@ def _own_set(run: Run) -> Data:
         return _written_splits(run, open_for(task, name).for_testing)
     if (run.path / ASKED).is_file():
         raise ValueError(
-            f"{run.path} is not finished, and which images are its test part is written at the end: "
-            "the same `vismoe finetune` goes on; or name another set with --data"
+            f"{run.path} is not finished, and its split is written at the end: "
+            "give the same `vismoe finetune` again to finish it, or name another set with --data"
         )
     opened = open_for(task, name, run.recipe.split_seed, moved=run.moved)
     data = replace(without(opened, run.left_out), left_out=())
     if describe(data)["digest"] != run.data["digest"] and name not in NAMED and open_for(task, name).train is None:
         raise ValueError(
-            f"{name} has changed since {run.path} was trained on it, and which of its images were held out cannot be "
-            "told any more: make it as it was, or name other images with --data"
+            f"{name} has changed since {run.path} was trained on it, so its validation images are not known any more: "
+            "restore it, or name other images with --data"
         )
     return data
 

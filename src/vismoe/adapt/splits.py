@@ -67,21 +67,23 @@ class Splits:
     def sizes(self) -> str:
         """The sizes of the splits, in words."""
         train, validation, test = len(self.fitting.parts[0]), len(self.fitting.val), len(self.test.val)
-        chosen = (
-            f"{validation:,} to choose by"
+        validated = (
+            f"{validation:,} validation"
             if self.validated
-            else "too few for a part to choose by (figures while it trains are of the training part)"
+            else "no validation (too few images; metrics during training are of the training split)"
         )
         column = self.fitting.group_column
         of_group = "" if column is None else f" or images of their {column}"
         dropped = (
-            f" ({self.dropped:,} are left out, whose copies{of_group} are in another split)" if self.dropped else ""
+            f" ({self.dropped:,} more are left out: their copies{of_group} are in another split)"
+            if self.dropped
+            else ""
         )
         groups = ""
         if column is not None:
             numbers = [len(set(images.columns[column])) for images in self._parts]
-            groups = f"; each {column} is in one of them: {' + '.join(f'{number:,}' for number in numbers)}"
-        return f"{train:,} images to train on{dropped}, {chosen}, {test:,} to test on{groups}"
+            groups = f"; each {column} is in one split: {' + '.join(f'{number:,}' for number in numbers)}"
+        return f"split: {train:,} training{dropped}, {validated}, {test:,} test images{groups}"
 
     @property
     def _parts(self) -> list[ImageSet]:
