@@ -93,7 +93,7 @@ def _check_timm(name: str) -> None:
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
         raise ValueError(
-            f"timm has no model {name!r}{_did_you_mean(near)}; accepted are timm:NAME and timm:NAME.TAG, with a NAME of "
+            f"timm has no model {name!r}{_did_you_mean(near)}; accepted are timm:NAME and timm:NAME.TAG, a NAME of "
             "timm.list_models(), such as timm:vit_tiny_patch16_224"
         )
     try:
