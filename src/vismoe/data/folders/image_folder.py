@@ -12,12 +12,9 @@ from PIL import Image
 from vismoe.files import readable
 
 from ..image_set import Data, ImageSet
-from ..images import IMAGE_SUFFIXES, Listing, Unreadable, list_folder, read_image
+from ..images import IMAGE_SUFFIXES, Unreadable, list_folder, read_image
 from .layout import Layout, find_layout, split_of, subfolders
 from .metadata import METADATA, Row, find_table, read_tables
-
-SHOWN = 3
-TABLE_SUFFIXES = (".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def open_folder(root: Path) -> Data:
     class_numbers = {name: index for index, name in enumerate(classes)}
     sets = [_image_set(paths, entries, class_numbers, multi_label) for entries in entries_of_splits]
     train, val, test = sets[0], sets[-1] if len(sets) < 3 else sets[1], sets[2] if len(sets) > 2 else None
-    notes = (*layout.notes, *_notes_of(listing), *_notes_of_tables(root, tables))
+    notes = (*layout.notes, *listing.notes, *_notes_of_tables(root, tables))
     return Data(
         str(root), classes, train if len(sets) > 1 else None, val, left_out=tuple(left_out), test=test, notes=notes
     )
@@ -119,20 +116,6 @@ def _check_links(root: Path, folder: str, left_out: Sequence[Unreadable]) -> Non
                 f"{path} is {entry.reason}, so that its class would be lost: put the images in its place, or a link to "
                 f"a folder inside {root}"
             )
-
-
-def _notes_of(listing: Listing) -> list[str]:
-    """What is to be said of the files and folders that are not read."""
-    notes = []
-    if listing.skipped:
-        shown = ", ".join(f"{name}/" for name in listing.skipped[:SHOWN])
-        more = f" and {len(listing.skipped) - SHOWN} more" if len(listing.skipped) > SHOWN else ""
-        notes.append(f"hidden folders and those of the system are not read: {shown}{more}")
-    others = {suffix: number for suffix, number in listing.others.items() if suffix not in TABLE_SUFFIXES}
-    if others:
-        kinds = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in sorted(others.items()))
-        notes.append(f"files that are no images are not read: {kinds}")
-    return notes
 
 
 def _notes_of_tables(root: Path, tables: Mapping[str, Mapping[str, Row]]) -> list[str]:
