@@ -27,9 +27,11 @@ class Entry:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_folder(root: Path) -> Data:
+def open_folder(root: Path) -> tuple[Data, bool]:
     """A folder as a set. Its own split is kept where it has one: see `find_layout`. Otherwise `val` has all images, and
     `train` is None.
+
+    **Returns:** the set, and whether it is in one piece and may be trained on, unlike `val/` alone.
 
     **Raises:** ValueError for a folder without labelled images, a class without any, a class folder that is a link
     which is not followed, a class to evaluate on that is not in the training split, a table that is none, or folders
@@ -62,22 +64,16 @@ def open_folder(root: Path) -> Data:
     sets = [_image_set(paths, entries, class_numbers, multi_label) for entries in entries_of_splits]
     train, val, test = sets[0], sets[-1] if len(sets) < 3 else sets[1], sets[2] if len(sets) > 2 else None
     notes = (*layout.notes, *listing.notes, *_notes_of_tables(root, tables))
-    return Data(
+    data = Data(
         str(root), classes, train if len(sets) > 1 else None, val, left_out=tuple(left_out), test=test, notes=notes
     )
+    return data, layout.train is not None and layout.validation is None
 
 
 def _is_of_unused_split(file: str, layout: Layout) -> bool:
     """Whether a file lies, or a table says that it lies, in a split that is not used."""
     folder = file.partition("/")[0]
     return layout.train != "" and folder not in layout.folders and split_of(folder) is not None
-
-
-def may_be_split(root: Path) -> bool:
-    """Whether a folder is in one piece and may be trained on, unlike `val/` alone."""
-    files = [readable(path.relative_to(root).as_posix()) for path in list_folder(root).images]
-    layout = find_layout(root, files, find_table(root) is not None)
-    return layout.train is not None and layout.validation is None
 
 
 def _without_unlabelled_test(root: Path, layout: Layout) -> Layout:
