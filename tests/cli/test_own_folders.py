@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vismoe
 from vismoe.adapt import run_splits
 from vismoe.adapt.run_splits import split_of_files
 from vismoe.cli import main
@@ -100,6 +101,43 @@ def test_images_of_12_bits_are_said(tmp_path, capsys, options):
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == (0 if options else 2)
     assert all("they seem to have 12 bits" in note and "--max-level 4095" in note for note in notes)
+
+
+@pytest.fixture(scope="module")
+def odd_folder(tmp_path_factory):
+    """A sparse network of two classes, and a folder of theirs: 12-bit images, a system's folder, and a text file."""
+    root, random = tmp_path_factory.mktemp("odd"), np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / "set" / name).mkdir(parents=True)
+        for number in range(8):
+            levels = random.integers(0, 4096, (8, 8)).astype(np.uint16)
+            Image.fromarray(levels).save(root / "set" / name / f"{number}.png")
+    (root / "set" / "cat" / "@eaDir").mkdir()
+    (root / "set" / "dog" / "notes.txt").write_text("bitten")
+    vismoe.save(vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=2), root / "model", ["cat", "dog"])
+    return root
+
+
+@pytest.mark.parametrize("verb", ["eval", "fewshot", "embed", "embed images", "densify"])
+def test_every_verb_says_what_of_a_folder_is_not_read(odd_folder, tmp_path, capsys, verb):
+    """Who gives a folder to any verb hears of what is skipped in it, and of images that are nearly black."""
+    model, folder = str(odd_folder / "model"), str(odd_folder / "set")
+    options = {
+        "eval": [model, "--data", folder],
+        "fewshot": [model, "--data", folder, "--shots", "1", "--seeds", "1"],
+        "embed": [model, "--data", folder, "--out", str(tmp_path / "e.npy")],
+        "embed images": [model, folder, "--out", str(tmp_path / "e.npy")],
+        "densify": [model, str(tmp_path / "dense"), "--data", folder],
+    }[verb]
+    assert main([verb.split()[0], *options]) == 0
+    errors = capsys.readouterr().err
+    for text in (
+        "hidden folders and those of the system are not read: cat/@eaDir/\n",
+        "files that are no images are not read: 1 .txt\n",
+        "no level of the images of 16 bits is above 4,0",
+    ):
+        assert errors.count(text) == 1, errors
+    assert errors.count("vismoe: note: ") == 3 + (verb == "eval")
 
 
 def test_the_recipe_for_folders_needs_a_folder(capsys):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vismoe.data import open_data
+from vismoe.data import list_folder, open_data
+from vismoe.data.folders import image_folder
 from vismoe.data.splits.folder_split import draw_of_each_class
 
 
@@ -159,3 +160,15 @@ def test_no_label_is_lost_to_training():
         trained = {name for number, names in enumerate(labels) for name in names if number not in drawn}
         assert trained == {name for names in labels for name in names}
         assert drawn
+
+
+def test_a_folder_is_listed_once(tmp_path, monkeypatch):
+    """Many files on a slow disk are listed once to open a folder and split it, and once for a folder of `val/` alone,
+    which is not split."""
+    listed = []
+    monkeypatch.setattr(image_folder, "list_folder", lambda root: listed.append(root) or list_folder(root))
+    lay(tmp_path / "whole", a=4, b=4)
+    lay(tmp_path / "evaluated" / "val", a=4, b=4)
+    for name, is_split in (("whole", True), ("evaluated", False)):
+        assert (open_data(str(tmp_path / name), 0).train is not None) == is_split
+    assert listed == [tmp_path / "whole", tmp_path / "evaluated"]

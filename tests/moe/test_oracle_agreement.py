@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -200,12 +201,43 @@ def test_groups_that_do_not_divide_are_images_at_evaluation(monkeypatch):
     """A group size that does not divide the tokens: at evaluation one group an image, with the image's own capacity."""
     options = {"k": 2, "capacity_factor": 0.5, "capacity_multiple_of": 1}
     layer, x = layer_like(options, group_size=7)
-    y, seen = run(layer.eval(), x, None, torch.zeros(1), monkeypatch)
+    with pytest.warns(UserWarning, match="group_size=7 does not divide"):
+        y, seen = run(layer.eval(), x, None, torch.zeros(1), monkeypatch)
     layer.group_size = SIZE
     expected, routed, _ = oracle_says(layer, x, None, torch.zeros(x.shape[0], SIZE, EXPERTS), 2)
     np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-5, atol=1e-5)
     assert seen.gates.shape == (IMAGES, SIZE, EXPERTS)
     assert sum(one.kept.sum() for one in routed) == seen.plan.count.sum() < IMAGES * SIZE * 2
+
+
+@pytest.mark.parametrize(
+    ("router", "is_said"),
+    [
+        (vismoe.TopKRouter(DIM, EXPERTS, capacity_factor=1.0), True),
+        (vismoe.ExpertChoiceRouter(DIM, EXPERTS), True),
+        (vismoe.SoftRouter(DIM, EXPERTS), True),
+        (vismoe.TopKRouter(DIM, EXPERTS, capacity_factor=1.0, eval_capacity_factor="none"), False),
+    ],
+    ids=("capacity", "experts choose", "soft", "dropless"),
+)
+def test_other_groups_at_evaluation_are_said(router, is_said):
+    """Who evaluates a network with a group size is told once that a batch is grouped otherwise, with both numbers and
+    the batches that help, and only where an answer can depend on it; such a batch itself says nothing."""
+    layer = vismoe.MoE(router, vismoe.MLPExperts(DIM, HIDDEN, EXPERTS), group_size=3 * SIZE).eval()
+    x = torch.randn(4, SIZE, DIM)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        layer(x[:3])
+        assert not caught
+        layer(x)
+        layer(x[:2])
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == is_said
+    for text in said:
+        assert text.startswith(
+            f"group_size={3 * SIZE} does not divide the {4 * SIZE} tokens of this batch (4 images × "
+        )
+        assert text.endswith(f"batches of 3 images, or a multiple, make groups of {3 * SIZE}")
 
 
 def test_shapes_of_input(monkeypatch):

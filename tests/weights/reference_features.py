@@ -355,7 +355,8 @@ Capacity at evaluation
     vit/test_presets.py::test_paper_presets_are_the_papers
 A group size that does not divide the tokens
   | an error
-  | an error in training; at evaluation a group an image, since the last batch of a set is seldom a full one
+  | an error in training; at evaluation a group an image, since the last batch of a set is seldom a full one, with a
+    warning where that can change an answer
   | moe/test_oracle_agreement.py::test_groups_that_do_not_divide_are_images_at_evaluation
 Rounding to bfloat16 on the way to experts
   | published configurations do, soft routing always

@@ -76,13 +76,36 @@ def test_what_is_here_comes_before_a_preset(place, tmp_path):
         ("begun", FileNotFoundError, "^begun has no model yet: finish its training with --resume auto$"),
         ("vmoe_pico_patch2_8_dens", ValueError, "unknown preset .*; did you mean vmoe_pico_patch2_8_dense"),
         (f"{PRESET}.tag", ValueError, "has no published weights 'tag': it has none"),
-        ("timm:vit_tinny_patch16_224", ValueError, "timm has no model .*; did you mean .*vit_tiny_patch16_224"),
+        ("timm:vit_tinny_patch16_224", ValueError, "timm has no model .* .did you mean .*vit_tiny_patch16_224"),
+        ("timm:nosuch", ValueError, r"timm has no model 'nosuch'; accepted are timm:NAME .* of timm.list_models\(\)"),
+        ("timm:", ValueError, "timm has no model ''; accepted are timm:NAME"),
+        (
+            "timm:resnet50.nosuch",
+            ValueError,
+            "timm has no weights 'nosuch' of resnet50: accepted are a1_in1k, .* no tag",
+        ),
+        (
+            "timm:beit3_giant_patch14_224.x",
+            ValueError,
+            "timm has no weights 'x' of beit3_giant_patch14_224: it has none",
+        ),
+        ("resnet50", FileNotFoundError, r"^resnet50: no such .* preset \(did you mean timm:resnet50\?\); accepted are"),
+        ("restnet50", FileNotFoundError, r"did you mean timm:resnet50 or "),
+        ("pico_patch2_8_every2_e8", FileNotFoundError, "did you mean vmoe_pico_patch2_8_every2_e8"),
     ],
 )
 def test_what_means_nothing_is_refused(place, text, kind, says):
     """Before anything is opened, with what is accepted."""
     with pytest.raises(kind, match=says):
         parse_source(text)
+
+
+def test_a_timm_model_without_trained_weights_is_refused():
+    """A network that nobody published weights of is no case for looking at one's network cable."""
+    with pytest.raises(
+        ValueError, match=r"^timm has no trained weights of beit3_giant_patch14_224: use a name of timm"
+    ):
+        open_source("timm:beit3_giant_patch14_224")
 
 
 def test_open(place):

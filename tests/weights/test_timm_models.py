@@ -34,7 +34,7 @@ def test_alone_it_is_timm_s_own():
 def test_names_that_timm_does_not_know():
     """Near ones are offered."""
     with pytest.raises(
-        ValueError, match=r"timm has no model 'mobilenetv3_smal_050'; did you mean mobilenetv3_small_050"
+        ValueError, match=r"timm has no model 'mobilenetv3_smal_050' .did you mean mobilenetv3_small_050"
     ):
         vismoe.create_model("timm:mobilenetv3_smal_050")
 

@@ -3,7 +3,7 @@
 from .batches import Collate, check_shares, evaluation_batches, mix_seeds, training_batches
 from .cached import cached_at_scale, cached_images, memory_of
 from .image_set import Batch, Data, ImageSet, Sample
-from .images import MAX_LEVEL, Unreadable, eight_bits, flatten_alpha, list_images, read_image
+from .images import MAX_LEVEL, Unreadable, eight_bits, flatten_alpha, list_folder, list_images, read_image
 from .sets import NAMED, open_data
 from .splits.check import check_images, note_of_levels, without
 from .splits.duplicates import Duplicates, find_duplicates
@@ -52,6 +52,7 @@ __all__ = [
     "hold_out",
     "joined_groups",
     "leakage",
+    "list_folder",
     "list_images",
     "memory_of",
     "mix_seeds",

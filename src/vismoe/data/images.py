@@ -102,6 +102,9 @@ SYSTEM_FOLDERS = (
     "system volume information",
 )
 """Folders that programs leave among people's own, in lower case. Like hidden ones they are not read."""
+TABLE_SUFFIXES = (".csv", ".jsonl")
+SHOWN = 3
+"""Folders that a note names."""
 MAX_LEVEL = 2**16 - 1
 """White in an image of 16 bits."""
 MAX_PIXELS = 100_000_000
@@ -150,6 +153,20 @@ class Listing:
     left_out: list[Unreadable]
     skipped: list[str]
     others: Mapping[str, int]
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the files and folders that are not read."""
+        notes = []
+        if self.skipped:
+            shown = ", ".join(f"{name}/" for name in self.skipped[:SHOWN])
+            more = f" and {len(self.skipped) - SHOWN} more" if len(self.skipped) > SHOWN else ""
+            notes.append(f"hidden folders and those of the system are not read: {shown}{more}")
+        others = {suffix: number for suffix, number in self.others.items() if suffix not in TABLE_SUFFIXES}
+        if others:
+            kinds = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in sorted(others.items()))
+            notes.append(f"files that are no images are not read: {kinds}")
+        return notes
 
 
 def list_images(root: Path) -> tuple[list[Path], list[Unreadable]]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from .fashion_mnist import CLASSES, read_fashion_mnist
 from .folders.archive import archive_folder
-from .folders.image_folder import may_be_split, open_folder
+from .folders.image_folder import open_folder
 from .image_set import Data, ImageSet
 from .splits.folder_split import split_folder
 from .splits.groups import check_groups
@@ -48,13 +48,13 @@ def open_data(
 
     **Raises:** FileNotFoundError, ValueError for a name or folder that cannot be opened.
     """
-    path, folder = Path(name), None
+    path, may_be_split = Path(name), False
     if name in NAMED:
         data = _digits(split_seed or 0) if name == "digits" else fashion_mnist()
     elif path.is_dir():
-        folder, data = path, open_folder(path)
+        data, may_be_split = open_folder(path)
     elif path.is_file() and path.suffix.lower() == ".zip":
-        folder, data = _unpacked(path)
+        data, may_be_split = _unpacked(path)
     else:
         accepted = " and ".join(f'"{known}"' for known in NAMED)
         raise FileNotFoundError(
@@ -62,15 +62,16 @@ def open_data(
         )
     data = replace(data, group_column=group_column)
     check_groups(data, fewest=2)
-    if split_seed is None or folder is None or not may_be_split(folder):
+    if split_seed is None or not may_be_split:
         return data
     return split_folder(data, split_seed, HELD_OUT, workers, moved)
 
 
-def _unpacked(path: Path) -> tuple[Path, Data]:
+def _unpacked(path: Path) -> tuple[Data, bool]:
     folder = archive_folder(path)
     try:
-        return folder, replace(open_folder(folder), name=str(path))
+        data, may_be_split = open_folder(folder)
+        return replace(data, name=str(path)), may_be_split
     except ValueError as error:
         raise ValueError(str(error).replace(str(folder), str(path))) from error
 

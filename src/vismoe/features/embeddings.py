@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from vismoe.data import Data, ImageSet, Unreadable, list_images, read_image
+from vismoe.data import Data, ImageSet, Unreadable, list_folder, read_image
 from vismoe.files import readable, whole_files
 
 Format = Literal["npy", "parquet"]
@@ -30,11 +30,15 @@ def open_images(paths: Sequence[str | Path]) -> Data:
     """
     files: list[Path] = []
     left_out: list[Unreadable] = []
+    notes: list[str] = []
     for path in map(Path, paths):
         if path.is_dir():
-            listed, unreadable = list_images(path)
-            files += listed
-            left_out += [Unreadable(readable((path / entry.file).as_posix()), entry.reason) for entry in unreadable]
+            listing = list_folder(path)
+            files += listing.images
+            left_out += [
+                Unreadable(readable((path / entry.file).as_posix()), entry.reason) for entry in listing.left_out
+            ]
+            notes += [f"{path}: {text}" for text in listing.notes]
         elif path.is_file():
             files.append(path)
         else:
@@ -43,7 +47,7 @@ def open_images(paths: Sequence[str | Path]) -> Data:
         raise ValueError(f"no images in {', '.join(map(str, paths)) or 'nothing: name files or folders'}")
     labels = torch.zeros(len(files), 0, dtype=torch.bool)
     images = ImageSet(labels, partial(_read, files), [readable(path.as_posix()) for path in files])
-    return Data("the images", [], None, images, left_out=tuple(left_out))
+    return Data("the images", [], None, images, left_out=tuple(left_out), notes=tuple(notes))
 
 
 def _read(files: Sequence[Path], index: int) -> Image.Image:
@@ -70,7 +74,7 @@ def whole(data: Data, parts: Mapping[str, str] | None = None) -> Data:
     if parts:
         part_of_image = [parts.get(file, "") for file in images.files]
     images = replace(images, columns={PART: part_of_image} if any(part_of_image) else {})
-    return Data(data.name, data.classes, None, images, data.channels, data.left_out)
+    return Data(data.name, data.classes, None, images, data.channels, data.left_out, notes=data.notes)
 
 
 def _of_parts(first: ImageSet, second: ImageSet, index: int) -> Image.Image:

@@ -1,5 +1,6 @@
 """The sparse layer: a router, experts and optionally a shared module."""
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from torch.fx import Proxy
 from .condition import Conditioned
 from .execution.exchange import Exchange, LocalExchange
 from .execution.products import Product, grouped
+from .plan import Plan, SparsePlan
 from .record import LayerRecord
 from .routers.balancing import inside_backward
 from .routers.base import Router, Routing
@@ -26,7 +28,9 @@ class MoE(Conditioned):
     - `router`, `experts`: modules that agree on `dim` and `num_experts`.
     - `shared`: a module that is applied to every token and whose output is added; default: none.
     - `group_size`: tokens that are routed together, images in order, cutting across them as the reference does; default
-      "none": all tokens of the call are one group, or all tokens of an image where the router asks for that.
+      "none": all tokens of the call are one group, or all tokens of an image where the router asks for that. At
+      evaluation each image is a group where the size does not divide the tokens, as in a last batch; where that can
+      change an answer (a capacity, experts that choose, soft routing) a warning says so once.
     - `product`: how rows are multiplied by their experts' weights; default `vismoe.moe.grouped`.
     - `bfloat16_exchange`: whether what experts receive and answer is rounded to bfloat16, as the reference's
       dispatchers do; default False.
@@ -64,7 +68,7 @@ class MoE(Conditioned):
         self.group_size, self.product = group_size, product or backend or grouped
         self.exchange: Exchange = LocalExchange(bfloat16_exchange)
         self.origin: Any = None
-        self._warned = False
+        self._warned, self._warned_of_groups = False, False
 
     def forward(
         self, x: Float[Tensor, "*batch d"] | Proxy, mask: Bool[Tensor, "B S"] | Proxy | None = None
@@ -100,6 +104,8 @@ class MoE(Conditioned):
         context = {} if condition.context is None else {"context": condition.context}
         routing = self.router(tokens_GSd, mask_GS, **context)
         self._write_record(routing)
+        if self.group_size != "none" and tokens_GSd.shape[1] != self.group_size:
+            self._warn_of_groups(tokens_BSd, routing.plan)
         rows = self.exchange.dispatch(routing.plan, tokens_GSd.flatten(0, 1))
         answers = self.product(self.experts, rows)
         y = self.exchange.combine(routing.plan, rows, answers).view(tokens_BSd.shape)
@@ -145,6 +151,21 @@ class MoE(Conditioned):
             tokens = f"{number} tokens of this batch ({tokens_BSd.shape[0]} images × {tokens_BSd.shape[1]} tokens)"
             raise ValueError(f"group_size={size} does not divide the {tokens}")
         return tokens_BSd
+
+    def _warn_of_groups(self, tokens_BSd: Tensor, plan: Plan) -> None:
+        """Says once that images are groups in place of groups of `group_size`, unless no answer depends on groups."""
+        independent = isinstance(plan, SparsePlan) and plan.capacity is None
+        if torch.compiler.is_compiling() or independent or self._warned_of_groups:
+            return
+        self._warned_of_groups = True
+        images, tokens, size = *tokens_BSd.shape[:2], int(self.group_size)
+        full = size // math.gcd(size, tokens)
+        warnings.warn(
+            f"group_size={size} does not divide the {images * tokens} tokens of this batch ({images} images × {tokens} "
+            "tokens): at evaluation each image is then a group by itself, and its answer may differ from the one in a "
+            f"group of {size}; batches of {full} images, or a multiple, make groups of {size}",
+            stacklevel=3,
+        )
 
     def _write_record(self, routing: Routing) -> None:
         training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()

@@ -208,6 +208,8 @@ def _of_timm(name: str, num_classes: int | None, pretrained: bool, overrides: di
     create = partial(_create, name, num_classes, pretrained, overrides | {"pretrained_cfg_overlay": overlay})
     if not pretrained:
         return create()
+    if not any(vars(defaults)[source] for source in SOURCES) and "pretrained_cfg" not in overrides:
+        raise ValueError(f"timm has no trained weights of {name}: use a name of timm.list_pretrained(), or a preset")
     if defaults.hf_hub_id:
         download(defaults.hf_hub_id, (CONFIG,))  # fail before timm's retries
     return downloading(f"timm:{name}", create)

@@ -1,5 +1,6 @@
 """Parses strings that name a model. `opening.py` opens them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -72,13 +73,11 @@ def parse_source(text: str) -> Source:
 def parse_architecture(text: str) -> Source:
     """Parses the name of a network that `create_model` can build: a preset, PRESET.TAG or timm:NAME.
 
-    **Raises:** ValueError for an unknown name: near matches are listed.
+    **Raises:** ValueError for an unknown name or tag: near matches and what is accepted are listed.
     """
     if text.startswith(TIMM):
         name = text.removeprefix(TIMM)
-        if not timm.is_model(name):
-            near = get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-            raise ValueError(f"timm has no model {name!r}{'; did you mean ' * bool(near)}{' or '.join(near)}")
+        _check_timm(name)
         return Source("timm", name, text)
     preset, dot, tag = text.partition(".")
     if preset not in PRESETS:
@@ -88,11 +87,42 @@ def parse_architecture(text: str) -> Source:
     return Source("published" if dot else "preset", text, text)
 
 
+def _check_timm(name: str) -> None:
+    """Raises ValueError for a NAME or NAME.TAG that timm does not have."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        raise ValueError(
+            f"timm has no model {name!r}{_did_you_mean(near)}; accepted are timm:NAME and timm:NAME.TAG, a NAME of "
+            "timm.list_models(), such as timm:vit_tiny_patch16_224"
+        )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # an unknown tag
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        accepted = f"accepted are {', '.join(tags)}, or no tag" if tags else "it has none"
+        raise ValueError(f"timm has no weights {tag!r} of {architecture}: {accepted}") from error
+
+
 def unknown_preset(name: str) -> ValueError:
     """The error for an unknown preset."""
     near = get_close_matches(name, PRESETS, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`vismoe models` lists them"
     return ValueError(f"unknown preset {name!r}; {hint}")
+
+
+def _near_names(text: str) -> str:
+    """What may be meant by a name that is no path: presets and timm's models; "" where nothing is near."""
+    if timm.is_model(text):
+        near = [f"{TIMM}{text}"]
+    else:
+        near = get_close_matches(text, PRESETS, n=2, cutoff=0.7)
+        near += [f"{TIMM}{name}" for name in get_close_matches(text, timm.list_models(), n=3, cutoff=0.7)]
+    return _did_you_mean(near)
+
+
+def _did_you_mean(near: Sequence[str]) -> str:
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def _parse_path(name: str, text: str) -> Source:
@@ -101,8 +131,8 @@ def _parse_path(name: str, text: str) -> Source:
         if path.suffix == ONNX:
             raise FileNotFoundError(f"{text}: no such file")
         raise FileNotFoundError(
-            f"{text}: no such run or model folder, file or preset; accepted are also timm:NAME (a timm model), "
-            "hf:ORG/NAME (Hugging Face Hub) and PRESET.TAG (published weights; `vismoe models` lists them)"
+            f"{text}: no such run or model folder, file or preset{_near_names(text)}; accepted are also timm:NAME (a "
+            "timm model), hf:ORG/NAME (Hugging Face Hub) and PRESET.TAG (published weights; `vismoe models` lists them)"
         )
     if path.is_file():
         return Source("exported" if path.suffix == ONNX else "file", name, text)

@@ -12,7 +12,7 @@ from vismoe.parallel import resolve_device
 
 from ..shared.data import own_run
 from ..shared.model import open_resized
-from ..shared.notes import note_left_out
+from ..shared.notes import note_set
 from ..shared.progress import ImageProgress
 
 
@@ -59,8 +59,7 @@ def embed(
     check_embeddings(out, format)
     network = open_resized(model, image_size).to(resolve_device(device))
     opened = check_images(open_images(images) if data is None else _whole(model, data), 1.0, workers)
-    for entry in opened.left_out:
-        note_left_out(entry)
+    note_set(opened, network, data is not None and own_run(model, data) is not None)
     with ImageProgress("features") as progress:
         vectors = features(network, opened.val, batch_size, workers, views, watch=progress)
     names, labels = file_names(opened.val), class_names(opened.val, opened.classes)

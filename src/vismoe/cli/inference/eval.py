@@ -9,16 +9,15 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from vismoe.data import NAMED, check_column, check_images, note_of_levels
+from vismoe.data import NAMED, check_column, check_images
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
 from vismoe.tasks import ClassEvaluation, Evaluation, Group, by_group, group_lines, task_of
 from vismoe.training import Run, without_nan
-from vismoe.weights import data_config
 
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
-from ..shared.notes import note, note_left_out
+from ..shared.notes import note, note_set
 
 
 def evaluate_model(
@@ -66,11 +65,7 @@ def evaluate_model(
     if group is not None:
         check_column(replace(opened, train=None), group, "group")
     opened = check_images(opened, max_unreadable, workers)
-    for entry in opened.left_out:
-        note_left_out(entry)
-    levels = note_of_levels(opened, data_config(network).get("max_level"))
-    for text in (*(opened.notes if run is None else ()), *([levels] if levels else [])):
-        note(text)
+    note_set(opened, network, run is not None)
     if part == "all" and Path(model).exists() and Run.of(model) is None:
         note(f"what {model} was trained on is not known: on images that it was trained on the figures are too good")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):

@@ -16,7 +16,7 @@ from vismoe.training import Run
 
 from ..shared.data import open_set, own_run
 from ..shared.model import open_resized
-from ..shared.notes import note, note_left_out
+from ..shared.notes import note, note_set
 from ..shared.progress import ImageProgress
 
 
@@ -70,8 +70,7 @@ def fewshot(
     network = open_resized(model, image_size).to(resolve_device(device))
     opened = open_set(model, data, 0 if run is None else run.recipe.split_seed, workers=workers)
     opened = check_images(opened, max_unreadable, workers)
-    for entry in opened.left_out:
-        note_left_out(entry)
+    note_set(opened, network, run_of_set is not None)
     possible = check_shots(opened, requested_shots, protocol)
     for number in sorted(set(requested_shots) - set(possible)):
         note(f"{number} shots are left out: some class of {data} has too few training images")

@@ -14,9 +14,9 @@ from vismoe.tasks import task_of
 from vismoe.vit import cost, measure_usage, reduce_experts
 from vismoe.weights import data_config
 
-from ..shared.data import open_set
+from ..shared.data import open_set, own_run
 from ..shared.model import open_model
-from ..shared.notes import note_left_out, refuse_existing
+from ..shared.notes import note_set, refuse_existing
 
 
 def densify_model(
@@ -56,8 +56,7 @@ def densify_model(
     network = open_model(model)
     task = task_of(network)
     opened = check_images(task.known_to_model(open_set(model, data, task=task)), max_unreadable)
-    for entry in opened.left_out:
-        note_left_out(entry)
+    note_set(opened, network, own_run(model, data) is not None)
     for path, usage in measure_usage(network, _pixels(network, opened, images, batch_size)).items():
         print(f"{path}: fraction of the tokens per expert {' '.join(f'{share:.3f}' for share in usage.share.tolist())}")
     batches = _pixels(network, opened, images, batch_size)

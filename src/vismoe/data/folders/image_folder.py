@@ -12,12 +12,9 @@ from PIL import Image
 from vismoe.files import readable
 
 from ..image_set import Data, ImageSet
-from ..images import IMAGE_SUFFIXES, Listing, Unreadable, list_folder, read_image
+from ..images import IMAGE_SUFFIXES, Unreadable, list_folder, read_image
 from .layout import Layout, find_layout, split_of, subfolders
 from .metadata import METADATA, Row, find_table, read_tables
-
-SHOWN = 3
-TABLE_SUFFIXES = (".csv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -30,9 +27,11 @@ class Entry:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_folder(root: Path) -> Data:
+def open_folder(root: Path) -> tuple[Data, bool]:
     """A folder as a set. Its own split is kept where it has one: see `find_layout`. Otherwise `val` has all images, and
     `train` is None.
+
+    **Returns:** the set, and whether it is in one piece and may be trained on, unlike `val/` alone.
 
     **Raises:** ValueError for a folder without labelled images, a class without any, a class folder that is a link
     which is not followed, a class to evaluate on that is not in the training split, a table that is none, or folders
@@ -64,23 +63,17 @@ def open_folder(root: Path) -> Data:
     class_numbers = {name: index for index, name in enumerate(classes)}
     sets = [_image_set(paths, entries, class_numbers, multi_label) for entries in entries_of_splits]
     train, val, test = sets[0], sets[-1] if len(sets) < 3 else sets[1], sets[2] if len(sets) > 2 else None
-    notes = (*layout.notes, *_notes_of(listing), *_notes_of_tables(root, tables))
-    return Data(
+    notes = (*layout.notes, *listing.notes, *_notes_of_tables(root, tables))
+    data = Data(
         str(root), classes, train if len(sets) > 1 else None, val, left_out=tuple(left_out), test=test, notes=notes
     )
+    return data, layout.train is not None and layout.validation is None
 
 
 def _is_of_unused_split(file: str, layout: Layout) -> bool:
     """Whether a file lies, or a table says that it lies, in a split that is not used."""
     folder = file.partition("/")[0]
     return layout.train != "" and folder not in layout.folders and split_of(folder) is not None
-
-
-def may_be_split(root: Path) -> bool:
-    """Whether a folder is in one piece and may be trained on, unlike `val/` alone."""
-    files = [readable(path.relative_to(root).as_posix()) for path in list_folder(root).images]
-    layout = find_layout(root, files, find_table(root) is not None)
-    return layout.train is not None and layout.validation is None
 
 
 def _without_unlabelled_test(root: Path, layout: Layout) -> Layout:
@@ -119,20 +112,6 @@ def _check_links(root: Path, folder: str, left_out: Sequence[Unreadable]) -> Non
                 f"{path} is {entry.reason}, so that its class would be lost: put the images in its place, or a link to "
                 f"a folder inside {root}"
             )
-
-
-def _notes_of(listing: Listing) -> list[str]:
-    """What is to be said of the files and folders that are not read."""
-    notes = []
-    if listing.skipped:
-        shown = ", ".join(f"{name}/" for name in listing.skipped[:SHOWN])
-        more = f" and {len(listing.skipped) - SHOWN} more" if len(listing.skipped) > SHOWN else ""
-        notes.append(f"hidden folders and those of the system are not read: {shown}{more}")
-    others = {suffix: number for suffix, number in listing.others.items() if suffix not in TABLE_SUFFIXES}
-    if others:
-        kinds = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in sorted(others.items()))
-        notes.append(f"files that are no images are not read: {kinds}")
-    return notes
 
 
 def _notes_of_tables(root: Path, tables: Mapping[str, Mapping[str, Row]]) -> list[str]:

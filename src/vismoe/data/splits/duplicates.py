@@ -12,6 +12,8 @@ BITS, CORRELATION, SHAPE = 6, 0.985, 1.1
 FLAT, FREQUENCIES = 4.0, 12
 """Contrast (grey levels, of 255) and number of set bits below which a hash says too little, as for empty grounds,
 gradients, and rings of hairlines."""
+BLOCK = 64
+"""Images that are compared with all others at once."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,25 @@ def _exact(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
 
 def _near(fingerprints: Sequence[Fingerprint]) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """The first image of each image's group, and enough pairs to connect the groups. Each image is compared with all
-    later ones that are not in its group already."""
+    later ones that are not in its group already, a block of them at once."""
     hashes = np.array([print_.phash for print_ in fingerprints], np.uint64)
     thumbnails = np.stack([print_.thumbnail for print_ in fingerprints])
     shapes = np.log([print_.width / print_.height for print_ in fingerprints])
     group, pairs = np.arange(len(hashes)), []
-    for index in range(len(hashes)):
-        close = np.flatnonzero(np.bitwise_count(hashes[index + 1 :] ^ hashes[index]) <= BITS) + index + 1
-        close = close[(group[close] != group[index]) & (np.abs(shapes[close] - shapes[index]) <= np.log(SHAPE))]
-        for duplicate in close[thumbnails[close] @ thumbnails[index] >= CORRELATION].tolist():
+    for start in range(0, len(hashes), BLOCK):
+        block = slice(start, start + BLOCK)
+        alike = np.bitwise_count(hashes[block, None] ^ hashes[start:]) <= BITS
+        alike[:, :BLOCK] = np.triu(alike[:, :BLOCK], 1)
+        columns = np.flatnonzero(alike.any(0)) + start
+        close = alike[:, columns - start] & (group[block, None] != group[columns])
+        close &= np.abs(shapes[block, None] - shapes[columns]) <= np.log(SHAPE)
+        columns, close = columns[close.any(0)], close[:, close.any(0)]
+        # One product with all that are left: quick, too, where the hashes of many unlike images are alike.
+        near = close & (thumbnails[block] @ thumbnails[columns].T >= CORRELATION)
+        for row, column in np.argwhere(near):
+            index, duplicate = start + row, columns[column]
             if group[duplicate] != group[index]:
-                pairs.append((index, duplicate))
+                pairs.append((int(index), int(duplicate)))
                 low, high = sorted((group[index], group[duplicate]))
                 group[group == high] = low
     return group, pairs

@@ -12,6 +12,8 @@ import torch
 import torch.distributed
 from jaxtyping import Float, Int
 from torch import Tensor
+
+# A group by its name, which operators and pickles can hold: torch has no public function for that.
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
@@ -87,6 +89,8 @@ def _counting_processes(group: str) -> torch.distributed.ProcessGroup | None:
     a network may be wrapped, or compiled, after it was built."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
+    # torch has no public way from a layer to the wrapper around it, or to whether that is inside Join. Its public
+    # `will_sync_module_buffers` asks more: inside `no_sync` it is False, where the next forward broadcasts again.
     wrapper = DistributedDataParallel._active_ddp_module
     if wrapper is not None and wrapper._join_config.enable:
         # A process whose data has ended calls no layer, and would leave the others' sum waiting.
@@ -97,6 +101,8 @@ def _counting_processes(group: str) -> torch.distributed.ProcessGroup | None:
         return _resolve_process_group(group)  # type: ignore[arg-type]
     if wrapper is not None:  # It copies rank 0's buffers to all before each forward, or is asked not to.
         return None if wrapper.forward_sync_buffers else wrapper.process_group
+    # No error: each process may train a network of its own, or balance what it copies to the others. A layer cannot
+    # tell these from FSDP, which hands it whole parameters and leaves no trace in it.
     if torch.distributed.get_world_size() > 1:
         _warn_once(f"experts are balanced by each process's own choices: {APART}")
     return None
