@@ -190,7 +190,7 @@ def test_from_scratch_and_from_a_zip(sparse, tmp_path, folder, monkeypatch):
     with zipfile.ZipFile(tmp_path / "colours.zip", "w") as archive:
         for file in folder.rglob("*.png"):
             archive.write(file, file.relative_to(folder.parent))
-    found = finetune(Options(str(tmp_path / "colours.zip"), sparse=sparse, epochs=1), tmp_path / "run", device="cpu")
+    found = finetune(Options(str(tmp_path / "colours.zip"), sparse=sparse, epochs=1, image_size=16), tmp_path / "run", device="cpu")
     assert any(isinstance(module, MoE) for module in found.run.load_model().modules()) == (sparse is None)
     assert found.report["probe"] is None
     assert "from scratch" in found.report["origin"]

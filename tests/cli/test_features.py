@@ -86,7 +86,8 @@ def test_parts_have_a_column(tmp_path, shades, capsys):
     assert parts == ["train"] * 1347 + ["held-out"] * 450
     data, run, tuned = str(shades), tmp_path / "run", tmp_path / "tuned"
     assert main(["train", "digits", "--data", data, "--steps", "1", "--batch-size", "8", "--out", str(run)]) == 0
-    assert main(["finetune", "--data", data, "--epochs", "1", "--device", "cpu", "--out", str(tuned)]) == 0
+    small = ["--epochs", "1", "--image-size", "8", "--device", "cpu"]
+    assert main(["finetune", "--data", data, *small, "--out", str(tuned)]) == 0
     told = capsys.readouterr().out
     words = ("a small network is trained from scratch", "the network is sparse; --dense", "images to train on")
     assert all(each in told for each in words)
