@@ -33,6 +33,7 @@ def unchecked():
     config.update("jaxtyping_disable", False)
 
 
+@functools.cache
 def digits():
     """Every fourth digit is held out."""
     loaded = load_digits()
