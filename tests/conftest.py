@@ -21,8 +21,8 @@ install_import_hook(CHECKED, "beartype.beartype").__enter__()
 
 @pytest.fixture(autouse=True)
 def _figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports are sketched, but for a test with the mark `figures`, and for fixtures that several tests share and that do not
-    ask for `sketched`."""
+    """Reports are sketched, but for a test with the mark `figures`, and for fixtures that several tests share, unless
+    they ask for `sketched`."""
     if "figures" not in request.keywords:
         sketches.sketch(monkeypatch.setattr)
         monkeypatch.setenv(sketches.VARIABLE, "1")

@@ -151,7 +151,8 @@ def test_upcycle_and_densify(tmp_path, capsys):
     assert main(["densify", sparse, str(tmp_path / "back"), "--data", "digits", "--images", "40"]) == 0
     before, after = (line for line in capsys.readouterr().out.splitlines() if " images, " in line)
     assert before.split(",")[:2] == [part.replace("after", "before") for part in after.split(",")[:2]]
-    assert main(["densify", sparse, str(tmp_path / "fewer"), "--data", "digits", "--images", "40", "--num-experts", "2"]) == 0
+    fewer = ["--data", "digits", "--images", "40", "--num-experts", "2"]
+    assert main(["densify", sparse, str(tmp_path / "fewer"), *fewer]) == 0
     assert vismoe.load(tmp_path / "fewer").moe.num_experts == 2
     for arguments in (["upcycle", dense, sparse], ["densify", sparse, str(tmp_path / "back"), "--data", "digits"]):
         assert main(arguments) == 2

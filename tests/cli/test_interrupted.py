@@ -49,8 +49,8 @@ def test_train(tmp_path, capsys, pressed, monkeypatch):
 def test_finetune(tmp_path, capsys, pressed):
     """The same; the model as it is then is there."""
     out = tmp_path / "run"
-    arguments = ["finetune", "--data", str(fill(tmp_path / "data", 8)), "--dense", "--epochs", "3", "--image-size", "8", *TINY]
-    assert main([*arguments, "--out", str(out)]) == 130
+    arguments = ["finetune", "--data", str(fill(tmp_path / "data", 8)), "--dense", "--epochs", "3", *TINY]
+    assert main([*arguments, "--image-size", "8", "--out", str(out)]) == 130
     said = line(capsys)
     assert said.startswith(f"vismoe: Ctrl-C, SIGINT: stopped; {out}/model is the model as it is now")
     assert said.endswith("the same command again goes on")
