@@ -1,6 +1,7 @@
 """What every test has: shapes checked, figures sketched, the reference's figures and files, forked commands."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,20 @@ install_import_hook(CHECKED, "beartype.beartype").__enter__()
 
 @pytest.fixture(autouse=True)
 def _figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports are sketched, but for a test with the mark `figures`, and for fixtures that several tests share."""
+    """Reports are sketched, but for a test with the mark `figures`, and for fixtures that several tests share, unless
+    they ask for `sketched`."""
     if "figures" not in request.keywords:
         sketches.sketch(monkeypatch.setattr)
         monkeypatch.setenv(sketches.VARIABLE, "1")
+
+
+@pytest.fixture(scope="module")
+def sketched() -> Iterator[None]:
+    """Asked for by a fixture of a module, it sketches that one's reports too."""
+    with pytest.MonkeyPatch.context() as patch:
+        sketches.sketch(patch.setattr)
+        patch.setenv(sketches.VARIABLE, "1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Figures of a report that take no time: drawing one takes longer than the few steps of most trainings here.
 
-A test of what is drawn has the mark `figures`, and fixtures of a module or session draw too (conftest.py).
+A test of what is drawn has the mark `figures`, and fixtures of a module or session draw too, unless they ask
+for `sketched` (conftest.py).
 """
 
 import base64

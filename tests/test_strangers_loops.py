@@ -33,6 +33,7 @@ def unchecked():
     config.update("jaxtyping_disable", False)
 
 
+@functools.cache
 def digits():
     """Every fourth digit is held out."""
     loaded = load_digits()
@@ -73,7 +74,8 @@ def unevenness(model):
 
 def train(model, accumulate=1):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for step, (images, labels) in enumerate(batches(), start=1):
+    size = max(16, model.blocks[1].mlp.router.num_experts)
+    for step, (images, labels) in enumerate(batches(size=size), start=1):
         F.cross_entropy(model(images), labels).backward()
         if step % accumulate == 0:
             optimizer.step()
@@ -156,7 +158,7 @@ def test_parts_of_timms_training_script():
     loss_function, updates = torch.nn.CrossEntropyLoss(), 0
     for epoch in range(epochs):
         model.train()
-        for images, labels in batches(steps // epochs):
+        for images, labels in batches(steps // epochs, 16):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = loss_function(model(images), labels)
             scaler(loss, optimizer, clip_grad=1.0, parameters=model.parameters(), need_update=True)

@@ -190,7 +190,8 @@ def test_from_scratch_and_from_a_zip(sparse, tmp_path, folder, monkeypatch):
     with zipfile.ZipFile(tmp_path / "colours.zip", "w") as archive:
         for file in folder.rglob("*.png"):
             archive.write(file, file.relative_to(folder.parent))
-    found = finetune(Options(str(tmp_path / "colours.zip"), sparse=sparse, epochs=1), tmp_path / "run", device="cpu")
+    asked = Options(str(tmp_path / "colours.zip"), sparse=sparse, epochs=1, image_size=16)
+    found = finetune(asked, tmp_path / "run", device="cpu")
     assert any(isinstance(module, MoE) for module in found.run.load_model().modules()) == (sparse is None)
     assert found.report["probe"] is None
     assert "from scratch" in found.report["origin"]
@@ -436,11 +437,16 @@ def test_a_choice_that_fails_leaves_no_claim(tmp_path, folder, parent, monkeypat
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.fixture(scope="module")
+def head_alone(folder, parent, tmp_path_factory, sketched):
+    return finetune(options(folder, parent, train="head"), tmp_path_factory.mktemp("head") / "mine", device="cpu")
+
+
 @pytest.mark.parametrize("left", ["report.json", "summary.json", "model"])
-def test_a_head_alone_that_was_killed_goes_on(folder, parent, tmp_path, left):
+def test_a_head_alone_that_was_killed_goes_on(folder, parent, head_alone, tmp_path, left):
     """Killed after its recipe was written, also while a model was: the same command ends as it would have."""
-    asked = options(folder, parent, train="head")
-    whole = finetune(asked, tmp_path / "mine", device="cpu").report
+    asked, whole = options(folder, parent, train="head"), head_alone.report
+    shutil.copytree(head_alone.run.path, tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine" / left) if left == "model" else (tmp_path / "mine" / left).unlink()
     (tmp_path / "mine" / "report.json").unlink(missing_ok=True)
     (tmp_path / "mine" / f".model.{'0' * 32}.new").mkdir()

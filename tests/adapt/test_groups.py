@@ -14,6 +14,7 @@ from vismoe.training.run import describe
 
 PATIENTS, IMAGES = 20, 6
 TINY = ["--steps", "2", "--batch-size", "8", "--device", "cpu"]
+SMALL = ["--epochs", "1", "--image-size", "8"]
 
 
 def cells(folder, rows=None, count=PATIENTS):
@@ -63,6 +64,8 @@ def test_finetune_keeps_patients_whole(folder, tmp_path, capsys):
         "--epochs",
         "1",
         "--dense",
+        "--image-size",
+        "8",
         "--device",
         "cpu",
     ]
@@ -175,11 +178,11 @@ def test_a_set_s_own_test_split_keeps_its_groups(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def parents(folder, tmp_path_factory):
+def parents(folder, tmp_path_factory, sketched):
     """A run of finetune on the folder and one of train, both without groups."""
     place = tmp_path_factory.mktemp("parents")
     shared = ["--data", str(folder), "--device", "cpu"]
-    assert main(["finetune", *shared, "--dense", "--epochs", "1", "--out", str(place / "tuned")]) == 0
+    assert main(["finetune", *shared, "--dense", *SMALL, "--out", str(place / "tuned")]) == 0
     assert main(["train", "digits_dense", *TINY, "--data", str(folder), "--out", str(place / "trained")]) == 0
     return place
 
@@ -191,11 +194,11 @@ def test_a_child_is_not_tested_on_what_its_parent_was_trained_on(folder, parents
     trained = {"tuned": of_split(parents / "tuned")[0], "trained": run_splits(Run(parents / "trained")).train.files}
     trained["child"] = trained["tuned"]
     source = parents / parent
-    more = ["--epochs", "1", "--seed", "7", "--train", "head", "--data", str(folder), "--device", "cpu"]
+    more = ["--seed", "7", "--train", "head", *SMALL, "--data", str(folder), "--device", "cpu"]
     if parent == "child":
         source = tmp_path / "between"
         assert main(["finetune", "--from", str(parents / "tuned"), *more, "--out", str(source)]) == 0
-        more[3] = "8"
+        more[1] = "8"
     assert main(["finetune", "--from", str(source), *more, "--out", str(tmp_path / "run")]) == 0
     assert "which was not trained on any of the test images" in capsys.readouterr().out
     train, validation, test = of_split(tmp_path / "run")

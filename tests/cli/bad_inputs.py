@@ -47,14 +47,15 @@ def images(folder: Path, number: int = 20, classes: tuple[str, ...] = ("cat", "d
 
 
 def bomb() -> bytes:
-    """20,000 × 20,000 grey pixels in about 100 KB: a whole PNG file, one row and its repetitions deflated."""
+    """20,000 × 20,000 grey pixels in about 400 KB: a whole PNG file, one row and its repetitions deflated."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = zlib.compressobj(9)
-    blank = b"\0" * 20_001
-    data = b"".join(rows.compress(blank) for _ in range(20_000)) + rows.flush()
+    rows = zlib.compressobj(9, wbits=-15)
+    hundred = rows.compress(b"\0" * 20_001 * 100) + rows.flush(zlib.Z_FULL_FLUSH)  # what follows may repeat it
+    checksum = struct.pack(">HH", 20_001 * 20_000 % 65_521, 1)  # Adler-32 of zeros
+    data = b"\x78\xda" + hundred * 200 + rows.flush() + checksum
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 

@@ -22,7 +22,7 @@ TINY = ["--steps", "3", "--batch-size", "8"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, sketched):
     path = tmp_path_factory.mktemp("cli") / "run"
     assert main(["train", "digits", *TINY, "--out", str(path)]) == 0
     return path
@@ -151,7 +151,8 @@ def test_upcycle_and_densify(tmp_path, capsys):
     assert main(["densify", sparse, str(tmp_path / "back"), "--data", "digits", "--images", "40"]) == 0
     before, after = (line for line in capsys.readouterr().out.splitlines() if " images, " in line)
     assert before.split(",")[:2] == [part.replace("after", "before") for part in after.split(",")[:2]]
-    assert main(["densify", sparse, str(tmp_path / "fewer"), "--data", "digits", "--num-experts", "2"]) == 0
+    fewer = ["--data", "digits", "--images", "40", "--num-experts", "2"]
+    assert main(["densify", sparse, str(tmp_path / "fewer"), *fewer]) == 0
     assert vismoe.load(tmp_path / "fewer").moe.num_experts == 2
     for arguments in (["upcycle", dense, sparse], ["densify", sparse, str(tmp_path / "back"), "--data", "digits"]):
         assert main(arguments) == 2
@@ -217,7 +218,7 @@ def test_output_that_nobody_reads_is_no_error(forked):
 
 def test_a_training_that_nobody_watches_ends_all_the_same(tmp_path, forked):
     """`vismoe train … | head -n 1`: the run is whole."""
-    words = [str(forked), "-m", "vismoe", "train", "digits", "--steps", "40", "--batch-size", "8", "--device", "cpu"]
+    words = [str(forked), "-m", "vismoe", "train", "digits", "--steps", "20", "--batch-size", "8", "--device", "cpu"]
     line = shlex.join([*words, "--out", str(tmp_path / "run")]) + " | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
@@ -308,7 +309,7 @@ def test_divergence_has_its_own_code(tmp_path, capsys):
         "train",
         "digits",
         "--steps",
-        "20",
+        "11",
         "--batch-size",
         "8",
         "--learning-rate",
@@ -343,7 +344,7 @@ def test_random_weights_are_said(capsys):
 
 
 @pytest.fixture(scope="module")
-def shades(tmp_path_factory):
+def shades(tmp_path_factory, sketched):
     """Dark and light images in class folders, in one piece, and a run on it."""
     place = tmp_path_factory.mktemp("shades")
     for name, grey in (("dark", 40), ("light", 200)):
@@ -389,7 +390,8 @@ def tuned(shades):
     shutil.copytree(shades / "data", data)
     rows = [f"{name}/{n}.png,{'ann' if n % 2 else 'bob'}" for name in ("dark", "light") for n in range(12)]
     (data / "metadata.csv").write_text("\n".join(["file_name,who", *rows]))
-    assert main(["finetune", "--data", str(data), "--epochs", "1", "--out", str(out), "--device", "cpu"]) == 0
+    arguments = ["--epochs", "1", "--image-size", "8", "--out", str(out), "--device", "cpu"]
+    assert main(["finetune", "--data", str(data), *arguments]) == 0
     return out
 
 

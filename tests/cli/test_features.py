@@ -86,7 +86,8 @@ def test_parts_have_a_column(tmp_path, shades, capsys):
     assert parts == ["train"] * 1347 + ["held-out"] * 450
     data, run, tuned = str(shades), tmp_path / "run", tmp_path / "tuned"
     assert main(["train", "digits", "--data", data, "--steps", "1", "--batch-size", "8", "--out", str(run)]) == 0
-    assert main(["finetune", "--data", data, "--epochs", "1", "--device", "cpu", "--out", str(tuned)]) == 0
+    small = ["--epochs", "1", "--image-size", "8", "--device", "cpu"]
+    assert main(["finetune", "--data", data, *small, "--out", str(tuned)]) == 0
     told = capsys.readouterr().out
     words = ("a small network is trained from scratch", "the network is sparse; --dense", "images to train on")
     assert all(each in told for each in words)
@@ -103,29 +104,30 @@ def test_parts_have_a_column(tmp_path, shades, capsys):
     assert f"{tmp_path}/digits.csv and {tmp_path}/digits.npy exist: " in capsys.readouterr().err
 
 
-def test_long_waits_are_told(tmp_path, capsys, monkeypatch):
+def test_long_waits_are_told(shades, tmp_path, capsys, monkeypatch):
     """Where it takes longer than a few seconds, a line on stderr says how far it is."""
     monkeypatch.setattr("vismoe.cli.shared.progress.QUIET", 0.0)
-    assert main(["embed", PRESET, "--data", "digits", "--out", str(tmp_path / "e.npy"), "--batch-size", "900"]) == 0
+    data = ["--data", str(shades)]
+    assert main(["embed", PRESET, *data, "--out", str(tmp_path / "e.npy"), "--batch-size", "16"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("features: ")]
     assert [line.split(" images")[0] for line in lines] == [
-        "features: 900 of 1,797",
-        "features: 1,797 of 1,797",
+        "features: 16 of 24",
+        "features: 24 of 24",
     ]
-    assert main(["fewshot", PRESET, "--data", "digits", "--shots", "1", "--seeds", "1"]) == 0
-    assert "features: 710 of 710 images, 0:00 left" in capsys.readouterr().err
+    assert main(["fewshot", PRESET, *data, "--shots", "1", "--seeds", "1"]) == 0
+    assert "features: 24 of 24 images, 0:00 left" in capsys.readouterr().err
 
 
-def test_fewshot(capsys):
+def test_fewshot(shades, capsys):
     """Table and JSON hold the figures of `few_shot`, with mean and deviation; too many shots are left out aloud."""
-    arguments = ["fewshot", PRESET, "--data", "digits", "--shots", "5,1,200", "--seeds", "2"]
+    arguments = ["fewshot", PRESET, "--data", str(shades), "--shots", "5,1,200", "--seeds", "2"]
     assert main([*arguments, "--json"]) == 0
     out, errors = capsys.readouterr()
     assert "200 shots are left out" in errors
     found = json.loads(out)
     torch.manual_seed(0)
-    expected = few_shot(vismoe.create_model(PRESET), open_data("digits"), (1, 5), 2)
-    assert (found["images"], found["seeds"]) == (450, 2)
+    expected = few_shot(vismoe.create_model(PRESET), open_data(str(shades), 0), (1, 5), 2)
+    assert (found["images"], found["seeds"]) == (6, 2)
     for row, each in zip(found["rows"], expected, strict=True):
         assert (row["shots"], row["l2"]) == (each.shots, each.l2)
         assert row["closed_form"]["each"] == each.closed_form
@@ -136,15 +138,15 @@ def test_fewshot(capsys):
     assert f"{found['rows'][1]['closed_form']['mean']:.4f} ± " in capsys.readouterr().out
 
 
-def test_fewshot_by_the_reference_s_protocol(capsys):
+def test_fewshot_by_the_reference_s_protocol(shades, capsys):
     """`--protocol reference` is that of `few_shot`, which more shots than a class has images are no matter to."""
-    arguments = ["fewshot", PRESET, "--data", "digits", "--shots", "5,200", "--seeds", "1", "--protocol", "reference"]
-    assert main([*arguments, "--json"]) == 0
+    arguments = ["fewshot", PRESET, "--data", str(shades), "--shots", "5,200", "--seeds", "1"]
+    assert main([*arguments, "--protocol", "reference", "--json"]) == 0
     out, errors = capsys.readouterr()
     found = json.loads(out)
     torch.manual_seed(0)
     model = vismoe.create_model(PRESET)
-    expected = few_shot(model, open_data("digits"), (5, 200), 1, protocol="reference")
+    expected = few_shot(model, open_data(str(shades), 0), (5, 200), 1, protocol="reference")
     assert found["protocol"] == "reference"
     assert "left out" not in errors
     rows = [(row["shots"], row["l2"], row["closed_form"]["each"]) for row in found["rows"]]

@@ -50,7 +50,7 @@ def test_finetune(tmp_path, capsys, pressed):
     """The same; the model as it is then is there."""
     out = tmp_path / "run"
     arguments = ["finetune", "--data", str(fill(tmp_path / "data", 8)), "--dense", "--epochs", "3", *TINY]
-    assert main([*arguments, "--out", str(out)]) == 130
+    assert main([*arguments, "--image-size", "8", "--out", str(out)]) == 130
     said = line(capsys)
     assert said.startswith(f"vismoe: Ctrl-C, SIGINT: stopped; {out}/model is the model as it is now")
     assert said.endswith("give the same command again to continue")

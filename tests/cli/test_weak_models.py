@@ -47,7 +47,7 @@ def test_finetune_says_it_and_the_card_does(alike, capsys):
     """In its last lines, in place of what to do with a good model, in report.json and on the card."""
     out = alike / "tuned"
     arguments = ["finetune", "--data", str(alike / "set"), "--dense", "--epochs", "1", "--device", "cpu"]
-    assert main([*arguments, "--learning-rate", "1e-9", "--out", str(out)]) == 0
+    assert main([*arguments, "--image-size", "8", "--learning-rate", "1e-9", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     weakness = json.loads((out / "report.json").read_text())["weakness"]
     assert f"warning: {weakness}" in printed

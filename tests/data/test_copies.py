@@ -33,8 +33,7 @@ def sides(data):
     return {file: part for part, images in (("train", data.train), ("val", data.val)) for file in images.files}
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "seed"), [(0, 0), (0, 1), (2, 2)])
 def test_copies_are_on_one_side(tmp_path, seed, workers):
     """Exact copies, JPEG copies and halves of an image are never both trained and evaluated on; each class still has
     about a quarter of its images to evaluate on."""
@@ -146,7 +145,7 @@ def test_a_zip_is_split_as_its_folder(tmp_path, monkeypatch):
 drawings = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 11)), min_size=3, max_size=30)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(drawings, st.integers(0, 2**32 - 1))
 def test_what_was_drawn_is_kept_where_no_group_is_torn(images, seed):
     """Against its definition: of any draw, whole groups stay held out, no group is torn, no class loses its last image

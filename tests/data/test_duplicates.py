@@ -213,7 +213,7 @@ def test_what_is_said_of_a_image():
 
 
 def test_digits_and_their_like_are_not_lumped_together():
-    """Small images of the same things are rarely taken for each other: of 900,000 pairs of digits no ten."""
+    """Small images of the same things are rarely taken for each other: of 228,000 pairs of digits no three."""
     data = open_data("digits")
-    prints = [fingerprint(data.train.image(index)) for index in range(len(data.train))]
-    assert len(find_duplicates(prints).near) < 10
+    prints = [fingerprint(data.train.image(index)) for index in range(0, len(data.train), 2)]
+    assert len(find_duplicates(prints).near) < 3

@@ -77,6 +77,7 @@ def test_fetching_leaves_the_global_generator_alone(images):
 
 def test_evaluation_shows_everything_once_in_order(images):
     """Batches of an evaluation, laid side by side, are the set."""
-    batches = list(evaluation_batches(images, augment(), batch_size=500))
-    assert [len(batch["image"]) for batch in batches] == [500, 500, 347]
+    images = images.subset(range(34))
+    batches = list(evaluation_batches(images, augment(), batch_size=13))
+    assert [len(batch["image"]) for batch in batches] == [13, 13, 8]
     assert torch.cat([batch["label"] for batch in batches]).tolist() == list(images.labels)

@@ -77,7 +77,7 @@ def test_box_and_mask_move_with_the_image(form, tensor):
     generator, seen = np.random.default_rng(0), 0
     transform = training(config(), **FORMS[form])
     torch.manual_seed(0)
-    for _ in range(60):
+    for _ in range(30):
         sample = scene(generator)
         if tensor:
             sample["image"] = tv_tensors.Image(torch.from_numpy(np.array(sample["image"])).permute(2, 0, 1))

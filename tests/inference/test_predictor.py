@@ -52,14 +52,25 @@ def test_answers_say_names_probabilities_and_image(model, tmp_path):
     assert answer.classes == list(zip(answer.names, answer.probabilities, strict=True))
 
 
-def test_folder_network_and_exported_file_answer_alike(model, folder, exported):
-    """What a string names is opened; batches of any size give the same answers to 1e-5."""
+def answers_as_the_network(model, *sources):
+    """Batches of any size give the same answers to 1e-5."""
     expected = vismoe.Predictor(model).predict(IMAGES)
-    for source in (folder, str(folder), exported):
+    for source in sources:
         answers = vismoe.Predictor(source, batch_size=5).predict(IMAGES)
         assert [answer.names for answer in answers] == [answer.names for answer in expected]
         for answer, wanted in zip(answers, expected, strict=True):
             assert answer.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+
+
+def test_folder_and_network_answer_alike(model, folder):
+    """What a string names is opened."""
+    answers_as_the_network(model, folder, str(folder))
+
+
+@pytest.mark.slow
+def test_exported_file_and_network_answer_alike(model, exported):
+    """An ONNX file too; `vismoe predict` of one is compared in tests/deploy/test_onnx.py always."""
+    answers_as_the_network(model, exported)
 
 
 def test_threads_share_it(model):

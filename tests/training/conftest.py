@@ -2,9 +2,16 @@
 
 import pytest
 
-from vismoe.training import fit
+from vismoe.training import fit, loop
 
 from .tiny import tiny
+
+
+@pytest.fixture(autouse=True)
+def few_batches(monkeypatch):
+    """An EMA is balanced by few batches: 32 of them, which it is otherwise before each evaluation, take longer than all
+    the steps of most runs here."""
+    monkeypatch.setattr(loop, "REBALANCING", 2)
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def test_twins_start_from_the_same_trunk():
 
 def test_training_learns(tmp_path):
     """The loop descends: sixty steps on digits are far above chance, which is 0.1."""
-    run = fit(tiny(steps=60, batch_size=32, warmup_steps=5, learning_rate=3e-3), tmp_path / "run")
+    run = fit(tiny(steps=60, batch_size=16, warmup_steps=5, learning_rate=3e-3), tmp_path / "run")
     assert run.summary["top1"] > 0.4
 
 

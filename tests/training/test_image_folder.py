@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory):
+def run(folder, tmp_path_factory, sketched):
     recipe = tiny(data=str(folder), steps=30, learning_rate=3e-3, warmup_steps=3)
     return fit(recipe, tmp_path_factory.mktemp("runs") / "colours")
 

@@ -39,9 +39,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory):
+def run(folder, tmp_path_factory, sketched):
     recipe = tiny(
-        data=str(folder), steps=80, batch_size=16, learning_rate=3e-3, warmup_steps=5, degrees=0.0, translate=0.0
+        data=str(folder), steps=50, batch_size=8, learning_rate=3e-3, warmup_steps=5, degrees=0.0, translate=0.0
     )
     return fit(recipe, tmp_path_factory.mktemp("runs") / "bands")
 

@@ -40,7 +40,7 @@ def environment(python: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, sketched):
     return fit(tiny(**CHANGES), tmp_path_factory.mktemp("runs") / "alone")
 
 

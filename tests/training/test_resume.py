@@ -53,9 +53,10 @@ DRIVER = """
     from pathlib import Path
     import torch
     from vismoe.training import Recipe, fit
-    from vismoe.training import checkpointer
+    from vismoe.training import checkpointer, loop
     from vismoe.training.step import Trainer
     torch.set_num_threads(1)
+    loop.REBALANCING = 2
     plain, sync, synced = Trainer.step, checkpointer.sync, []
 
     def run(recipe, out, kill_in):

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
 
 import vismoe
 from vismoe.cli import main
@@ -178,11 +179,14 @@ def test_what_is_in_the_cache_needs_no_network(hub, tmp_path, monkeypatch):
 @pytest.mark.parametrize("verb", ["finetune", "fewshot"])
 def test_without_a_network_it_says_so_at_once(no_network, verb, tmp_path, capsys, monkeypatch):
     """One line for hf: and timm: alike, and no more than three seconds of waiting between tries."""
-    waited = []
+    waited, few = [], tmp_path / "few"
+    for number in range(8):
+        (few / f"{number % 2}").mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((8, 8), 80).save(few / f"{number % 2}" / f"{number}.png")
     monkeypatch.setattr(time, "sleep", waited.append)
     for source in ("hf:some/model", "timm:vit_tiny_patch16_224"):
         arguments = {"finetune": ["--from", source, "--out", str(tmp_path / "run")], "fewshot": [source]}[verb]
-        assert main([verb, *arguments, "--data", "digits"]) == 2
+        assert main([verb, *arguments, "--data", str(few)]) == 2
         assert sum(waited) < 3
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1
