@@ -380,7 +380,7 @@ def test_a_run_is_evaluated_on_what_it_held_out(shades, tmp_path, capsys):
     assert main(["eval", str(tmp_path / "run")]) == 0
     (tmp_path / "data" / "dark" / "1.png").rename(tmp_path / "data" / "dark" / "new.png")
     assert main(["eval", str(tmp_path / "run")]) == 2
-    assert "which of its images were held out cannot be told any more" in capsys.readouterr().err
+    assert "so its validation images are not known any more" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

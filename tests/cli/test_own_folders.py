@@ -83,7 +83,7 @@ def test_photographs_that_are_shrunk_to_digits_are_said(tmp_path, capsys):
     (note,) = capsys.readouterr().err.splitlines()
     assert "images of about 64 × 48 pixels are shrunk to 8 × 8" in note
     assert "vismoe train images" in note
-    assert find_recipe("images").image_size == 64
+    assert "_64_" in find_recipe("images").model
 
 
 @pytest.mark.parametrize("options", [(), ("--max-level", "4095")])
