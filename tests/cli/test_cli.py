@@ -249,7 +249,7 @@ def bad_inputs(run, folder):
         (["train", "digits", "--device", "tpu", *out], "device 'tpu'"),
         (["train", "digits", "--image-size", "1000000", *out], "image_size=1000000"),
         (["train", "digits", *TINY, "--out", str(run)], "--resume auto continues it"),
-        (["eval", "vmoe_pico_patch2_8_dense"], "on which set?"),
+        (["eval", "vmoe_pico_patch2_8_dense"], "no data set given"),
         (["eval", str(folder / "begun")], "has no model yet"),
         (["eval", str(folder / "nothing"), "--data", "digits"], "no such run or model folder"),
         (["eval", str(folder / "broken"), "--data", "digits"], "not readable JSON"),
@@ -366,14 +366,14 @@ def test_a_run_is_evaluated_on_what_it_held_out(shades, tmp_path, capsys):
         assert (found["part"], found["images"], found["unreadable"]) == ("held-out", 6, 0)
         assert (found["top1"], found["loss"]) == pytest.approx((summary["top1"], summary["val_loss"]))
     assert main(["eval", str(shades / "run")]) == 0
-    assert "on 6 images of the held-out part" in capsys.readouterr().out
+    assert "on 6 images of the validation split" in capsys.readouterr().out
     shutil.copytree(shades / "data", tmp_path / "data")
     shutil.copytree(shades / "run" / "model", tmp_path / "model")
     for model, notes in ((shades / "run", 0), (tmp_path / "model", 1)):
         assert main(["eval", str(model), "--data", str(tmp_path / "data"), "--json"]) == 0
         out, err = capsys.readouterr()
         assert (json.loads(out)["part"], json.loads(out)["images"]) == ("all", 24)
-        assert err.count("on images that it was trained on the figures are too good") == notes
+        assert err.count("if they are among these images, the metrics are too good") == notes
     shutil.copytree(shades / "run", tmp_path / "run")
     recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe | {"data": str(tmp_path / "data")}))

@@ -42,7 +42,7 @@ def test_train_says_classes_splits_and_size(three, tmp_path, capsys):
     assert main(["train", "digits", "--data", str(three), "--out", str(out), *TINY]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "2 classes: cat 4, dog 4"
-    assert lines[1] == "8 images to train on, 8 to validate on, 8 test images; trained at 8 × 8 pixels"
+    assert lines[1] == "8 training images, 8 validation images, 8 test images; trained at 8 × 8 pixels"
     test = Run(out).summary["test"]
     assert test["images"] == 8
     assert f"; test split, 8 images: {test['top1']:.4f}; everything" in "\n".join(lines)

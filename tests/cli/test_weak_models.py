@@ -8,7 +8,7 @@ from PIL import Image
 
 from vismoe.cli import main
 
-ALWAYS = "for every image: it tells nothing apart"
+ALWAYS = "for every image: it distinguishes no classes"
 
 
 @pytest.fixture(scope="module")

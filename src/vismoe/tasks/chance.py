@@ -37,11 +37,11 @@ def weakness_of_one_label(labels: Tensor, scores: Tensor, classes: Sequence[str]
     wins, losses = int((right & ~is_frequent).sum()), int((~right & is_frequent).sum())
     always = f"always answering {classes[frequent]!r}, the most frequent class"
     if bool((answers == answers[0]).all()):
-        return f"the model answers {classes[int(answers[0])]!r} for every image: it tells nothing apart"
+        return f"the model answers {classes[int(answers[0])]!r} for every image: it distinguishes no classes"
     if wins + losses and binomtest(wins, wins + losses, alternative="greater").pvalue <= LEVEL:
         return None
     if 0.5**others > LEVEL:
-        return f"{images} images, {others} of them of another class, are too few to tell the model from {always}"
+        return f"{images} images, {others} of them of another class, are too few to distinguish the model from {always}"
     return (
         f"the model is not better than {always}, by more than chance: it is right on {int(right.sum())} of {images} "
         f"images, that would be on {images - others} (sign test)"

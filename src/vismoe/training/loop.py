@@ -182,7 +182,7 @@ def _describe(data: Data, model: nn.Module, log: Callable[[str], None]) -> None:
     _, height, width = data_config(model)["input_size"]
     test = "" if data.test is None else f", {len(data.test):,} test images"
     log(
-        f"{len(data.parts[0]):,} images to train on, {len(data.val):,} to validate on{test}; "
+        f"{len(data.parts[0]):,} training images, {len(data.val):,} validation images{test}; "
         f"trained at {height} × {width} pixels"
     )
 

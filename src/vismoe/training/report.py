@@ -1,4 +1,4 @@
-"""The report of a finished training: summary and figures."""
+"""The report of a finished run: summary and figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +17,12 @@ from .state import State
 def write_report(
     run: Run, state: State, task: Task, data: Data, evaluation: Evaluation, tested: Evaluation | None = None
 ) -> None:
-    """Writes a run's summary and figures into its folder. `tested`: the evaluation of its test split, where it has one
-    beside the validation split."""
+    """Writes a run's summary and figures into its folder.
+
+    **Arguments:**
+    - `evaluation`: of the validation split.
+    - `tested`: of the test split; None if the data set has none.
+    """
     test = {} if tested is None or data.test is None else {"test": {**tested.metrics, "images": len(data.test)}}
     run.write(
         SUMMARY,
@@ -38,35 +42,35 @@ def write_report(
 
 
 def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> None:
-    """Draws loss and primary metric over steps, and how uneven the load of the experts was."""
+    """Draws the loss, the primary metric and the load imbalance of the experts against the steps."""
     train = [line for line in metrics if line.get("loss") is not None]
     validation = [line for line in metrics if line.get("val_loss") is not None]
     layers = list(train[-1]["load"]) if train else []
     figure = new_figure(12 if layers else 8, 3.4)
-    loss, accuracy, *rest = figure.subplots(1, 3 if layers else 2)
-    marker = "." if len(train) < 20 else ""  # a line of one point does not show
+    loss, metric, *rest = figure.subplots(1, 3 if layers else 2)
+    marker = "." if len(train) < 20 else ""  # a line of one point is invisible
     loss.plot([line["step"] for line in train], [line["loss"] for line in train], marker=marker, label="training")
     evaluated = [line["step"] for line in validation]
     loss.plot(evaluated, [line["val_loss"] for line in validation], "o-", label="validation")
     highest = max([line["loss"] for line in train] + [line["val_loss"] for line in validation], default=1)
     loss.set(xlabel="step", ylabel="loss", ylim=(0, 1.05 * highest))
     if task.metric_title == task.training_metric:  # otherwise the two curves show different quantities
-        steps, shares = [line["step"] for line in train], [line[task.training_metric] for line in train]
-        accuracy.plot(steps, shares, marker=marker, label="training")
-    accuracy.plot(evaluated, [line[task.metric] for line in validation], "o-", label="validation")
-    accuracy.set(xlabel="step", ylabel=task.metric_title, ylim=(None, 1.005))
+        steps, scores = [line["step"] for line in train], [line[task.training_metric] for line in train]
+        metric.plot(steps, scores, marker=marker, label="training")
+    metric.plot(evaluated, [line[task.metric] for line in validation], "o-", label="validation")
+    metric.set(xlabel="step", ylabel=task.metric_title, ylim=(None, 1.005))
     for axes in rest:
         for layer in layers:
-            uneven = [max(line["load"][layer]) * len(line["load"][layer]) for line in train]
+            imbalance = [max(line["load"][layer]) * len(line["load"][layer]) for line in train]
             axes.plot(
                 [line["step"] for line in train],
-                uneven,
+                imbalance,
                 marker=marker,
                 label=layer.removesuffix(".mlp").replace("blocks.", "block "),
             )
         axes.axhline(1, color="grey", linewidth=0.8)
-        axes.set(xlabel="step", ylabel="largest ÷ mean load of a batch")
-    for axes in (loss, accuracy, *rest):
+        axes.set(xlabel="step", ylabel="load imbalance (max ÷ mean)")
+    for axes in (loss, metric, *rest):
         axes.set_xlim(0, None)
         axes.legend(frameon=False)
     save_figure(figure, path, dpi=110)

@@ -123,7 +123,7 @@ class Run:
     @property
     def moved(self) -> tuple[str, ...]:
         """Files that were moved between the splits, so that copies are in one split (see `Data.moved`). Empty for runs
-        of versions that did not look for copies."""
+        of versions that did not search for copies."""
         return tuple(map(readable, self.data.get("moved", ())))
 
     @property

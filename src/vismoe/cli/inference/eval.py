@@ -32,24 +32,25 @@ def evaluate_model(
     batch_size: int = 256,
     workers: int = 0,
 ) -> None:
-    """Evaluate a model on the held-out part of a set, or on a folder of images; a run on its own test part.
+    """Evaluate a model on a data set: print its metrics, the accuracy of each class and the load of the experts.
 
     Example: vismoe eval runs/demo --data digits
 
     Args:
         model: A run folder, a model folder, an exported .onnx file, PRESET.TAG (published weights, downloaded), or a
-            preset (with random weights).
-        data: "digits", "fashion-mnist", or a folder (or zip) of class folders, or of images with a metadata.csv; of
-            one with train/ and val/ the latter is used, else all. Classes are matched by name. By default a run's own
-            set, of which only the part is used that the run was tested on.
-        group: Column of metadata.csv: adds the accuracy on each of its values, worst first, with 95 % intervals, and
-            which are below the rest by more than chance.
-        max_unreadable: Largest share of a folder's files that may be unreadable; they are named and left out.
-        json: Print one JSON object; shares are in 0…1.
-        device: auto, cpu, cuda or mps.
-        dtype: float32, or bfloat16 by autocast.
-        batch_size: Images of one forward pass.
-        workers: Processes that prepare images; 0 for none.
+            preset (random weights).
+        data: "digits", "fashion-mnist", or a folder (or zip) of class folders, or of images with a metadata.csv. The
+            test split is evaluated where there is one, else the validation split, else all images. Classes are
+            matched by name. Unset: the run's own data set, in the run's splits.
+        group: Column of metadata.csv. Prints the accuracy for each of its values, worst first, with 95 % intervals,
+            and marks the values that are significantly below the rest.
+        max_unreadable: Largest fraction of files that may be unreadable, 0 to 1. Unreadable files are listed and left
+            out.
+        json: Print one JSON object. Rates are between 0 and 1.
+        device: Device: auto, cpu, cuda or mps.
+        dtype: Data type of the computation; bfloat16 uses autocast.
+        batch_size: Images per forward pass.
+        workers: Worker processes that load images; 0 loads them in the main process.
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
@@ -67,7 +68,7 @@ def evaluate_model(
     opened = check_images(opened, max_unreadable, workers)
     note_set(opened, network, run is not None)
     if part == "all" and Path(model).exists() and Run.of(model) is None:
-        note(f"what {model} was trained on is not known: on images that it was trained on the figures are too good")
+        note(f"the training images of {model} are not known: if they are among these images, the metrics are too good")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers)
     figures: dict[str, Any] = {
@@ -85,7 +86,7 @@ def evaluate_model(
     groups: list[Group] = []
     if group is not None:
         if not isinstance(result, ClassEvaluation):
-            raise ValueError(f"group={group!r}: groups are told of classifiers, not of the task {task.name}")
+            raise ValueError(f"group={group!r}: expected a classifier, got the task {task.name}: leave --group out")
         groups = by_group(result, list(opened.val.columns[group]))
         figures["groups"] = [asdict(each) for each in groups]
     if json:
@@ -97,13 +98,13 @@ def evaluate_model(
 
 
 def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
-    """Lines of figures for people."""
+    """The metrics as lines of text."""
     titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
     # The loss comes before what is derived from probabilities.
     names = sorted(result.metrics, key=lambda name: name == "calibration_error")
     metrics = [f"{titles.get(name, name.replace('_', ' '))} {result.metrics[name]:.4f}" for name in names]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
-    split_title = {"test": " of the test split", "held-out": " of the held-out part", "all": ""}[figures["part"]]
+    split_title = {"test": " of the test split", "held-out": " of the validation split", "all": ""}[figures["part"]]
     speed = f"{figures['images_per_second']:.0f} images/s"
     lines = [f"{', '.join(metrics)} on {figures['images']} images{split_title}{left_out}, {speed}", *result.lines()]
     if result.weakness is not None:

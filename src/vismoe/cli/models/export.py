@@ -29,9 +29,9 @@ def export(
         model: A run folder, a model folder, PRESET.TAG (published weights, downloaded), or a preset (random weights).
         dst: File to write, with the suffix .onnx; an existing file is not overwritten.
         format: onnx: standard ONNX operators; each expert computes only its own tokens.
-        dynamic_batch: Accept batches of any size.
-        batch_size: Fixed batch size, without --dynamic-batch.
-        json: Print one JSON object.
+        dynamic_batch: Accept batches of any size; without it, the size is fixed by --batch-size.
+        batch_size: The fixed batch size; not used with --dynamic-batch.
+        json: Print the result as one JSON object.
     """
     exported = export_onnx(open_model(model, exported=True), dst, dynamic_batch, batch_size)
     print(json_format.dumps(asdict(exported) | {"path": str(exported.path)}) if json else _report(exported))

@@ -9,13 +9,13 @@ from vismoe.training import Run
 
 
 def own_run(model: str, data: str | None) -> Run | None:
-    """The run of MODEL, if --data names the run's own set or is not given; otherwise None.
+    """The run of MODEL, if --data names the run's own data set or is not given; otherwise None.
 
-    **Raises:** ValueError where no set is named and MODEL is no run.
+    **Raises:** ValueError if no data set is given and MODEL is not a run folder.
     """
     run = Run.of(model)
     if data is None and run is None:
-        raise ValueError(f"on which set? {model} is no run, whose own would do: name one with --data")
+        raise ValueError(f"no data set given: {model} is not a run folder: name a data set with --data")
     if run is None or data is None:
         return run
     run_data = run.recipe.data
@@ -25,9 +25,12 @@ def own_run(model: str, data: str | None) -> Run | None:
 def open_set(
     model: str, data: str | None, split_seed: int | None = None, workers: int = 0, task: Task | None = None
 ) -> Data:
-    """The set that --data names, its `val` the test split where it has one; a run's own set in the splits of the run.
+    """Opens the data set that --data names. `val` is the test split if there is one. A run's own data set has the
+    splits of the run.
 
-    **Arguments:** `split_seed`, `workers`: for other sets, see `open_data`; `task`: the model's task, which opens them.
+    **Arguments:**
+    - `split_seed`, `workers`: see `open_data`; not used for a run's own data set.
+    - `task`: the model's task, which opens the data set; None: `open_data` does.
 
     **Raises:** as `own_run`, `run_splits` and `open_data`.
     """

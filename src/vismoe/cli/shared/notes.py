@@ -1,4 +1,4 @@
-"""Notes of the verbs beside their results, on stderr."""
+"""Notes of the commands, printed on stderr."""
 
 import sys
 from pathlib import Path
@@ -14,10 +14,12 @@ def note(text: str) -> None:
 
 
 def warn_of_weakness(weakness: str | None, shortage: str | None, option: str) -> None:
-    """Prints, on stdout beside the result, why a trained network is of no use, and why its training was too short.
+    """Prints warnings on stdout if a trained network is no better than chance or its training was too short.
 
-    **Arguments:** `weakness`: see `vismoe.tasks.Evaluation`; `shortage`: see `vismoe.training.Recipe`; `option`: what
-    makes a training longer.
+    **Arguments:**
+    - `weakness`: see `vismoe.tasks.Evaluation`.
+    - `shortage`: see `vismoe.training.Recipe`.
+    - `option`: the option that makes the training longer.
     """
     if weakness is not None:
         print(f"warning: {weakness}")

@@ -1,4 +1,4 @@
-"""Progress of long work: live in a terminal, a line now and then elsewhere."""
+"""Progress bars: live in a terminal; elsewhere, a line from time to time."""
 
 import math
 import time
@@ -62,7 +62,7 @@ class TrainingProgress:
     def _print(self, line: str) -> None:
         try:
             print(line, file=self.console.file, flush=True)
-        except BrokenPipeError:  # the reader has enough, as `head` has: no reason to end a training
+        except BrokenPipeError:  # the reader has closed the pipe, as `head` does; the training goes on
             self.printed = math.inf
 
 

@@ -26,7 +26,7 @@ def demo(out: Path = Path("runs/demo"), steps: int | None = None, seed: int = 0)
     if clear(out):
         console.print(f"{out} held an earlier demo: begun afresh", soft_wrap=True)
     console.print(
-        "1,797 handwritten digits of 8 × 8 pixels (scikit-learn's), a random quarter held out.\n"
+        "1,797 handwritten digits of 8 × 8 pixels (scikit-learn's), a random quarter for validation.\n"
         "A V-MoE with 8 experts in every second block and its dense twin: same trunk, initial weights and recipe.",
         soft_wrap=True,
     )
@@ -54,13 +54,13 @@ class _Progress:
 
 
 def _report(console: Console, results: Demo, out: Path) -> None:
-    table = Table("", "sparse", "dense", "sparse ÷ dense", title="One seed each on 450 held-out digits")
+    table = Table("", "sparse", "dense", "sparse ÷ dense", title="One seed each on 450 validation images")
     twin_results = (results.sparse, results.dense)
     table.add_row("accuracy", *(f"{each.top1:.4f}" for each in twin_results), "")
     for title, figure in (
         ("parameters in all", lambda each: each.cost.parameters),
         ("parameters active per token", lambda each: each.cost.active_parameters),
-        ("multiplications per image", lambda each: each.cost.multiplications),
+        ("MACs per image", lambda each: each.cost.multiplications),
         ("images/s, forward", lambda each: each.images_per_second),
     ):
         values = [figure(each) for each in twin_results]

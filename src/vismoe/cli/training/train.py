@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
             raise ValueError(f"which recipe? there are {', '.join(RECIPES)}; try: vismoe train digits --steps 200")
         print(
             "usage: vismoe train RECIPE [--field value …] [--out DIR]\n\n"
-            "Recipes (vismoe train RECIPE --help tells more):\n"
+            "Recipes (vismoe train RECIPE --help lists every option):\n"
         )
         for known, make in RECIPES.items():
             print(f"  {known:20} {(make.__doc__ or '').splitlines()[0]}")

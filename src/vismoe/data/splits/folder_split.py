@@ -33,7 +33,7 @@ def split_folder(
     **Returns:** the set with `train`, `val` and `moved`, and, where the images were decoded, `unreadable`. Files that
     cannot be decoded stay in the split that they were drawn for.
 
-    **Raises:** ValueError where nothing can be held out.
+    **Raises:** ValueError if there are too few images for a validation split.
     """
     whole = data.val
     try:
@@ -79,11 +79,11 @@ def _without_groups_on_both_sides(
 def draw_of_each_class(labels: Sequence[tuple[str, ...]], seed: int, share: float) -> set[int]:
     """Draws a share of the images of each class (of each combination of labels) by the seed. A class of two images or
     more gives at least one and not all; the combinations that occur once are drawn from together. Each label keeps an
-    image to train on. Runs of versions that did not look for copies have this split.
+    image to train on. Runs of versions that did not search for copies have this split.
 
     **Arguments:** `labels`: the names of each image's classes.
 
-    **Raises:** ValueError where nothing can be held out.
+    **Raises:** ValueError if there are too few images for a validation split.
     """
     by_labels: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, names in enumerate(labels):
@@ -105,5 +105,5 @@ def draw_of_each_class(labels: Sequence[tuple[str, ...]], seed: int, share: floa
                     validation.add(numbers[place])
                     missing -= 1
     if not validation:
-        raise ValueError("no class has two images, so that none can be held out: expected at least two of a class")
+        raise ValueError("no class has two images to split: expected at least two of a class")
     return validation
