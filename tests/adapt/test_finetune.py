@@ -183,7 +183,7 @@ def test_dense_and_low_rank(folder, parent, tmp_path):
         finetune(asked, tmp_path / "not", device="cpu")
 
 
-@pytest.mark.parametrize("sparse", [None, False])
+@pytest.mark.parametrize("sparse", [None, True])
 def test_from_scratch_and_from_a_zip(sparse, tmp_path, folder, monkeypatch):
     """No network is needed, and it has experts unless a dense one is asked for; a zip is what it holds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -192,7 +192,7 @@ def test_from_scratch_and_from_a_zip(sparse, tmp_path, folder, monkeypatch):
             archive.write(file, file.relative_to(folder.parent))
     asked = Options(str(tmp_path / "colours.zip"), sparse=sparse, epochs=1, image_size=16)
     found = finetune(asked, tmp_path / "run", device="cpu")
-    assert any(isinstance(module, MoE) for module in found.run.load_model().modules()) == (sparse is None)
+    assert any(isinstance(module, MoE) for module in found.run.load_model().modules()) == bool(sparse)
     assert found.report["probe"] is None
     assert "from scratch" in found.report["origin"]
     assert found.report["pictures"]["train"] > 30
@@ -299,13 +299,13 @@ def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
         ({"layers": "1,3"}, True),
         ({"train": "experts"}, True),
         ({"train": "last-third"}, False),
-        ({"source": None}, True),
+        ({"source": None}, False),
+        ({"source": None, "sparse": True}, True),
         ({"source": None, "sparse": False}, False),
     ],
 )
 def test_when_a_network_is_made_sparse(asked, sparse):
-    """A given network stays as it is, which did better (docs/finetune.md), unless experts are spoken of; what starts
-    from nothing has some."""
+    """A network stays dense, which did no worse (docs/finetune.md), unless an option of experts is given."""
     assert Options(**{"data": "digits", "source": "somewhere"} | asked).makes_sparse == sparse
 
 
@@ -420,7 +420,7 @@ def test_a_network_that_is_sparse_already_keeps_its_experts(done, folder, tmp_pa
         finetune(Options(str(folder), source, num_experts=12), tmp_path / "mine", device="cpu")
     with pytest.raises(ValueError, match=r"`vismoe densify … --num-experts 2` keeps so many of them; or "):
         finetune(Options(str(folder), source, num_experts=2), tmp_path / "mine", device="cpu")
-    with pytest.raises(ValueError, match=r"num_experts=3: vmoe_nano_.* is sparse already"):
+    with pytest.raises(ValueError, match=r"num_experts=3: vmoe_nano_.* is sparse already.*: leave it out"):
         finetune(Options(str(folder), num_experts=3), tmp_path / "mine", device="cpu")
     assert not (tmp_path / "mine").exists()
 

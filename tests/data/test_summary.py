@@ -74,16 +74,16 @@ def test_a_set_of_its_own_split(own_split):
 def test_what_the_terminal_is_told(own_split):
     """In a few lines, what is wrong by name."""
     assert tell(summarise(*looked(own_split))).split("\n") == [
-        f"{own_split}: 7 images, 5 to train on, 2 held out",
+        f"{own_split}: 7 images, 5 to train and validate on, 2 test images",
         "2 classes: cat 3 + 2, dog 2 + 0; the largest class is 2.5 times the smallest",
         "48 to 64 (median 48) wide, 40 to 56 (median 40) high; 0% grey, 0% transparent",
         "left out: 1 file: val/cat/broken.png (no image of a known kind)",
         "duplicates: 1 exact, 1 near, in 2 groups: train/cat/1.png = train/dog/twin.bmp, "
         "train/cat/2.png ≈ val/cat/again.jpg",
-        "nothing held out of: dog (too few images that are no copies)",
-        "held-out images that have copies to train on: 1, with which figures would be too good: "
+        "classes without test images: dog (too few images that are not copies)",
+        "test images with copies among the training images, which make metrics too good: 1: "
         "val/cat/again.jpg ≈ train/cat/2.png",
-        "the same image under other labels: 1: train/cat/1.png (cat) = train/dog/twin.bmp (dog)",
+        "copies with different labels: 1: train/cat/1.png (cat) = train/dog/twin.bmp (dog)",
     ]
 
 
@@ -93,8 +93,8 @@ def test_words_and_whole_pixels(tmp_path):
         paint(tmp_path / name / "0.png", number, (40 + 5 * number, 30))
     summary = summarise(*looked(tmp_path))
     assert summary["width"] == {"min": 40, "median": 42, "max": 45}
-    assert "2 classes: cat 0 + 1, dog 0 + 1; classes are even\n" in tell(summary)
-    assert tell_imbalance({"imbalance": 1.004}) == "classes are even"
+    assert "2 classes: cat 0 + 1, dog 0 + 1; classes are balanced\n" in tell(summary)
+    assert tell_imbalance({"imbalance": 1.004}) == "classes are balanced"
     assert tell_imbalance({"imbalance": 1.25}) == "the largest class is 1.25 times the smallest"
 
 
@@ -119,7 +119,7 @@ def test_what_is_held_out_of_one_piece_does_not_leak(tmp_path, seed):
     assert all(
         a.split()[0].removesuffix(".png") == b.split()[0].removesuffix(".png") for a, b in summary["near_duplicates"]
     )
-    assert "nothing held out of: dog" in tell(summary)
+    assert "classes without test images: dog" in tell(summary)
 
 
 def test_several_labels_and_no_files(tmp_path):

@@ -26,9 +26,7 @@ class Options:
     a small preset."""
     sparse: bool | None = None
     """Whether a dense network is upcycled, or without a source a sparse preset is trained. None: a network stays as it
-    is unless options of experts are given (docs/finetune.md: experts did no better); without a source a sparse preset
-    is trained (docs/evidence.md: at equal multiplications it was more accurate on Fashion-MNIST, and no less so on
-    drawings)."""
+    is, and a preset is dense, unless options of experts are given (docs/finetune.md)."""
     train: Trained | Literal["auto"] = "auto"
     """Part of the network that is trained; auto: the last third for a trained network on a CPU, otherwise all."""
     freeze_router: bool = False
@@ -97,7 +95,7 @@ class Options:
         """Whether a dense network is upcycled, or without a source a sparse preset is trained."""
         if self.sparse is not None:
             return self.sparse
-        return self.source is None or bool(self.of_experts) or self.train == "experts"
+        return bool(self.of_experts) or self.train == "experts"
 
     @property
     def of_experts(self) -> list[str]:

@@ -81,13 +81,13 @@ def _spread(lengths: Sequence[int]) -> dict[str, int]:
 
 
 def tell(summary: dict[str, Any]) -> str:
-    """A summary in a few lines, for a terminal."""
+    """A summary in a few lines, for a terminal. `val` of the set is called its test split."""
     train, evaluated = summary["pictures"]["train"], summary["pictures"]["held_out"]
     classes = summary["classes"]
     width, height = ("{min:g} to {max:g} (median {median:g})".format(**summary[side]) for side in ("width", "height"))
     lines = [
-        f"{summary['name']}: {train + evaluated:,} images, {train:,} to train on, {evaluated:,} held out",
-        f"{len(classes)} classes{', several an image' if summary['multi_label'] else ''}: "
+        f"{summary['name']}: {train + evaluated:,} images, {train:,} to train and validate on, {evaluated:,} test images",
+        f"{len(classes)} classes{', several per image' if summary['multi_label'] else ''}: "
         + _first_of([f"{entry['name']} {entry['train']} + {entry['held_out']}" for entry in classes], CLASSES)
         + f"; {tell_imbalance(summary)}",
         f"{width} wide, {height} high; {summary['grey']:.0%} grey, {summary['transparent']:.0%} transparent",
@@ -104,10 +104,10 @@ def tell(summary: dict[str, Any]) -> str:
             + _first_of([f"{a} = {b}" for a, b in exact] + [f"{a} ≈ {b}" for a, b in near])
         )
     if train and (untested := [entry["name"] for entry in classes if not entry["held_out"]]):
-        lines.append(f"nothing held out of: {_first_of(untested, CLASSES)} (too few images that are no copies)")
+        lines.append(f"classes without test images: {_first_of(untested, CLASSES)} (too few images that are not copies)")
     if leaks := summary["leaks"]:
         lines.append(
-            f"held-out images that have copies to train on: {len(leaks)}, with which figures would be too good: "
+            f"test images with copies among the training images, which make metrics too good: {len(leaks)}: "
             + _first_of([f"{leak['held_out']} ≈ {leak['train']}" for leak in leaks])
         )
     if conflicting := summary["conflicts"]:
@@ -118,7 +118,7 @@ def tell(summary: dict[str, Any]) -> str:
             )
             for entry in conflicting
         ]
-        lines.append(f"the same image under other labels: {len(conflicting)}: {_first_of(descriptions)}")
+        lines.append(f"copies with different labels: {len(conflicting)}: {_first_of(descriptions)}")
     return "\n".join(lines)
 
 
@@ -127,7 +127,7 @@ def tell_classes(data: Data) -> str:
     if not data.classes:
         return ""
     counts = zip(data.classes, _counts(data, data.parts[0]), strict=True)
-    several = ", several an image" if data.multi_label else ""
+    several = ", several per image" if data.multi_label else ""
     return f"{len(data.classes)} classes{several}: " + _first_of(
         [f"{name} {count:,}" for name, count in counts], CLASSES
     )
@@ -140,9 +140,9 @@ def tell_reasons(left_out: Sequence[Unreadable]) -> str:
 
 
 def tell_imbalance(summary: Mapping[str, Any]) -> str:
-    """How uneven the classes of a summary are, in words."""
+    """The imbalance of the classes of a summary, in words."""
     times = f"{summary['imbalance']:.3g}"
-    return "classes are even" if times == "1" else f"the largest class is {times} times the smallest"
+    return "classes are balanced" if times == "1" else f"the largest class is {times} times the smallest"
 
 
 def _counted(number: int, noun: str) -> str:
