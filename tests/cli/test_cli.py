@@ -390,7 +390,7 @@ def tuned(shades):
     shutil.copytree(shades / "data", data)
     rows = [f"{name}/{n}.png,{'ann' if n % 2 else 'bob'}" for name in ("dark", "light") for n in range(12)]
     (data / "metadata.csv").write_text("\n".join(["file_name,who", *rows]))
-    arguments = ["--epochs", "1", "--image-size", "8", "--out", str(out), "--device", "cpu"]
+    arguments = ["--sparse", "--epochs", "1", "--image-size", "8", "--out", str(out), "--device", "cpu"]
     assert main(["finetune", "--data", str(data), *arguments]) == 0
     return out
 

@@ -89,7 +89,7 @@ def test_parts_have_a_column(tmp_path, shades, capsys):
     small = ["--epochs", "1", "--image-size", "8", "--device", "cpu"]
     assert main(["finetune", "--data", data, *small, "--out", str(tuned)]) == 0
     told = capsys.readouterr().out
-    words = ("a small network is trained from scratch", "the network is sparse; --dense", "images to train on")
+    words = ("a small network is trained from scratch", "the network is dense; --sparse", "split: ")
     assert all(each in told for each in words)
     Image.new("L", (9, 9), 90).save(shades / "dark" / "later.png")
     assert main(["embed", str(tuned), "--data", data, "--out", str(tmp_path / "tuned.npy")]) == 0
