@@ -86,7 +86,8 @@ def tell(summary: dict[str, Any]) -> str:
     classes = summary["classes"]
     width, height = ("{min:g} to {max:g} (median {median:g})".format(**summary[side]) for side in ("width", "height"))
     lines = [
-        f"{summary['name']}: {train + evaluated:,} images, {train:,} to train and validate on, {evaluated:,} test images",
+        f"{summary['name']}: {train + evaluated:,} images, {train:,} to train and validate on, "
+        f"{evaluated:,} test images",
         f"{len(classes)} classes{', several per image' if summary['multi_label'] else ''}: "
         + _first_of([f"{entry['name']} {entry['train']} + {entry['held_out']}" for entry in classes], CLASSES)
         + f"; {tell_imbalance(summary)}",
@@ -104,7 +105,9 @@ def tell(summary: dict[str, Any]) -> str:
             + _first_of([f"{a} = {b}" for a, b in exact] + [f"{a} ≈ {b}" for a, b in near])
         )
     if train and (untested := [entry["name"] for entry in classes if not entry["held_out"]]):
-        lines.append(f"classes without test images: {_first_of(untested, CLASSES)} (too few images that are not copies)")
+        lines.append(
+            f"classes without test images: {_first_of(untested, CLASSES)} (too few images that are not copies)"
+        )
     if leaks := summary["leaks"]:
         lines.append(
             f"test images with copies among the training images, which make metrics too good: {len(leaks)}: "
