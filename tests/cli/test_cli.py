@@ -180,9 +180,7 @@ def test_demo(tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", "--steps", "2", "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert all(
-        word in text for word in ("accuracy", "parameters in all", "active per token", "MACs", "images/s")
-    )
+    assert all(word in text for word in ("accuracy", "parameters in all", "active per token", "MACs", "images/s"))
     assert "3-nearest-neighbours on the same split: 0.98" in text
     assert f"{out}/routing.png" in text
     assert f"vismoe predict {out}" in text
