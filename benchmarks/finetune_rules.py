@@ -8,18 +8,17 @@ run to results/finetune_rules.csv and skips what is there: up to 16 processor mi
 that other rules (another commit) can be run beside.
 """
 
-import multiprocessing
 import os
 import resource
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 import tyro
+from processes import in_processes
 from table import Table
 
 from vismoe.adapt import Options, finetune
@@ -44,7 +43,7 @@ def run_one(parent: Path, sets: Path, key: tuple[str, str, str], out: Path, thre
         "validation": round(report["validation"]["top1"], 4),
         "probe": round(report["probe"]["test"], 4),
         "top1": round(report["test"]["top1"], 4),
-        "images": report["pictures"]["test"],
+        "test_images": report["pictures"]["test"],
         "minutes": round((time.monotonic() - began) / 60, 2),
         "cpu_minutes": round((used.ru_utime + used.ru_stime) / 60, 1),
     }
@@ -91,13 +90,9 @@ def main(
     wanted = [(name, rules, str(seed)) for seed in seeds for name in names]
     left = [key for key in wanted if key not in done and not table]
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    # a process a run: its memory and its processor time are its own
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for finished in as_completed(
-            pool.submit(run_one, parent, sets, key, runs / "-".join(key), threads) for key in left
-        ):
-            RESULTS.append(finished.result())
-            print(finished.result(), flush=True)
+    for row in in_processes(jobs, run_one, [(parent, sets, key, runs / "-".join(key), threads) for key in left]):
+        RESULTS.append(row)
+        print(row, flush=True)
     print_table(names, seeds)
 
 

@@ -9,12 +9,10 @@ and order; test pictures of `openclipart` are a fifth, of `emoji` those of anoth
 finished run to results/finetune.csv and skips what is there: 10 to 15 processor minutes each with products in bfloat16.
 """
 
-import multiprocessing
 import os
 import resource
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 import tyro
 from over_seeds import told
+from processes import in_processes
 from table import Table
 
 from vismoe.adapt import Options, finetune
@@ -213,14 +212,11 @@ def main(
     wanted = trials(names) if trial else decisive(names, seeds)
     done = RESULTS.done(*KEY)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    # a process a run: its memory and its processor time are its own
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        left = [study for study in wanted if study.key not in done and not table]
-        for finished in as_completed(
-            pool.submit(run_one, parent, sets / study.set, study, runs / _folder(study), threads) for study in left
-        ):
-            RESULTS.append(finished.result())
-            print(finished.result(), flush=True)
+    left = [study for study in wanted if study.key not in done and not table]
+    calls = [(parent, sets / study.set, study, runs / _folder(study), threads) for study in left]
+    for row in in_processes(jobs, run_one, calls):
+        RESULTS.append(row)
+        print(row, flush=True)
     if trial:
         print_trials(names)
     else:

@@ -16,8 +16,8 @@ from .options import Options, Products
 from .splits import Splits
 
 BUDGET = {"float32": 3e13, "bfloat16": 5e13}
-"""Most multiplications of an adaptation on a CPU, from the first image to the test: some eight minutes of two cores (25
-and 50 images/s of a ViT-S/14 at 112 pixels, the last third of which is trained)."""
+"""Most MACs of a run on a CPU, from the first image to the test: about eight minutes of two cores (a ViT-S/14 at 112
+pixels, of which the last third is trained, takes 25 and 50 images/s)."""
 EPOCHS = {True: 12, False: 80}
 """Most epochs, for a trained network and from scratch."""
 FEWEST_EPOCHS = 4
@@ -36,7 +36,7 @@ BATCH = {True: 32, False: 64}
 RATE = {True: 2e-4, False: 2e-3}
 STEPS_OF_RATE = 120
 """Steps from which a trained network has the full rate; with fewer the rate is smaller in proportion. Adam moves each
-weight by up to the rate per step, which first harms what the linear classifier knew; a short one cannot mend it."""
+weight by up to the rate per step, which first harms the features; a short training cannot repair them."""
 BYTES_OF_A_TOKEN = 34 * 4
 """Bytes that a block keeps of a token for backward, for each unit of width, in float32 (Korthikanti et al. 2022,
 eq. 1)."""
@@ -108,7 +108,7 @@ def _patch_size(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """Multiplications of an adaptation.
+    """MACs of a run.
 
     - `image`: of a trained image, and of evaluating its share of the validation split once an epoch.
     - `fixed`: of all that is not training: features and evaluations of the linear classifier, and the test.
