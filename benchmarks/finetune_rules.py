@@ -3,8 +3,8 @@
     python benchmarks/finetune_rules.py --parent vit-s14 --sets sets
     python benchmarks/finetune_rules.py --parent vit-s14 --sets sets --table
 
-`benchmarks/vit_s14_parent.py` makes the parent, `benchmarks/finetune_sets.py` two of the sets. Appends a row a finished
-run to results/finetune_rules.csv and skips what is there: up to 16 processor minutes each. `--rules` names the rows, so
+`benchmarks/vit_s14_parent.py` makes the parent, `benchmarks/finetune_sets.py` the sets. Appends a row a finished run
+to results/finetune_rules.csv and skips what is there: up to 16 processor minutes each. `--rules` names the rows, so
 that other rules (another commit) can be run beside.
 """
 
