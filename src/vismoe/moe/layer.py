@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .condition import Conditioned
+from .execution.compiled import compiled_layer
 from .execution.exchange import Exchange, LocalExchange
 from .execution.products import Product, grouped
 from .plan import Plan, SparsePlan
@@ -91,6 +92,8 @@ class MoE(Conditioned):
             raise ValueError(f"input of shape {tuple(x.shape)}: expected (B, …, {self.router.dim}), the router's dim")
         condition = self.conditions.current()
         mask = condition.mask if mask is None else mask
+        if mask is None and (compiled := self._compiled(x)) is not None:
+            return compiled
         tokens_BSd = x.flatten(1, -2) if x.ndim > 2 else x[None]
         if mask is not None:
             expected = tokens_BSd.shape[:2]
@@ -114,6 +117,18 @@ class MoE(Conditioned):
         if mask is not None:
             y = torch.where(mask[..., None], y, 0)
         return y.view(x.shape)
+
+    def _compiled(self, x: Tensor) -> Tensor | None:
+        """The outcome by one call of the compiled kernels; None where routing is recorded, a part of the layer is not
+        the usual one, or a gradient may be wanted."""
+        usual = type(self.exchange) is LocalExchange and not self.exchange.bfloat16 and self.product is grouped
+        if not usual or self.tape.open:
+            return None
+        y = compiled_layer(self.router, self.experts, x.reshape(-1, x.shape[-1]))
+        if y is None:
+            return None
+        y = y.view(x.shape)
+        return y if self.shared is None else y + self.shared(x.flatten(1, -2) if x.ndim > 2 else x[None]).view(x.shape)
 
     @property
     def backend(self) -> Product:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .compiled import compiled_answers
 from .exchange import Rows, inside_transform
 from .layouts import Batched, Buffers, OneExpert, Padded, SortedRows, Tiles, product_dtype
 
@@ -28,10 +29,13 @@ def loop(experts: nn.Module, rows: Rows) -> Tensor:
 
 
 def grouped(experts: nn.Module, rows: Rows) -> Tensor:
-    """Computes live rows only, at any load, without a graph break. On a CPU an operator reads the counts and multiplies
-    each expert's rows in turn. On other devices nothing waits for the device: bfloat16 takes one grouped product, other
+    """Computes live rows only, at any load, without a graph break. On a CPU compiled kernels serve where experts are plain
+    (see `vismoe.kernels`); elsewhere an operator reads the counts and multiplies each expert's rows in turn. On other devices nothing waits for the device: bfloat16 takes one grouped product, other
     types, whose grouped products would wait, take tiles of rows. Even rows need no counts: one batched product on every
     device."""
+    compiled = compiled_answers(experts, rows)
+    if compiled is not None:
+        return compiled
     if rows.even:
         answers: Tensor = experts(rows.values.view(len(rows.count), rows.bound, rows.values.shape[1]), Batched())
         return answers.flatten(0, 1)

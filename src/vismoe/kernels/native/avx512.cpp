@@ -1,0 +1,32 @@
+// AVX-512: 32 registers of 16 floats.
+#if defined(__x86_64__)
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <utility>
+#include <vector>
+
+#include "interface.h"
+#include "threads.h"
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
+#define SET avx512
+#define WIDTH 16
+#define VECTORS 2
+#define TALL 12
+#define SUMS 24
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#include "instructions.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+namespace vismoe {
+const Kernels avx512_kernels = {"AVX-512",      avx512::PANEL,   avx512::forward, avx512::backward,
+                              avx512::route, avx512::combine, avx512::linear,  avx512::pack};
+}  // namespace vismoe
+#endif

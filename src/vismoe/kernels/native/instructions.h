@@ -1,0 +1,23 @@
+// Everything once more for one instruction set, whose file defines SET, WIDTH (floats of a vector), VECTORS (vectors of a
+// panel), TALL (rows of a tile), SUMS (vectors of sums that registers hold), LOW and HIGH (lanes of two vectors' halves).
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <utility>
+#include <vector>
+
+#include "interface.h"
+#include "threads.h"
+
+namespace vismoe {
+namespace SET {
+namespace {
+
+#include "vectors.h"
+#include "tiles.h"
+#include "mlp.h"
+#include "route.h"
+
+}  // namespace
+}  // namespace SET
+}  // namespace vismoe

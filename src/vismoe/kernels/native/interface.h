@@ -1,0 +1,86 @@
+// What the module calls: one table of functions for each instruction set.
+#pragma once
+#include <cstdint>
+
+namespace vismoe {
+
+enum Activation { GELU_TANH = 0, GELU_ERF = 1, RELU = 2, SILU = 3 };
+
+// Stacked experts: up and gate (E, h, d), down (E, d, h), biases and norm (E, h) or (E, d); null where there is none.
+// In packed form, up, gate and down hold panels (see tiles.h) and the rest is unchanged.
+struct Experts {
+    int64_t num, dim, hidden;
+    const float *up, *up_bias, *gate, *gate_bias, *norm, *norm_bias, *down, *down_bias;
+    float eps;
+    int32_t activation;
+    bool packed;
+};
+
+// Rows sorted by expert: row r is tokens[token[r]], or tokens[r] where token is null.
+struct Rows {
+    int64_t num;  // the live rows come first, count.sum() of them
+    const float* tokens;
+    const int64_t* token;
+    const int64_t* count;
+};
+
+// y[r] = answer of row r, or y[token[r]] = weight[r] * answer where weight is given. Hidden layers before the
+// activation, (R, h), are kept where pointers are given.
+struct Forward {
+    Experts experts;
+    Rows rows;
+    const float* weight;
+    float* y;
+    float *kept_up, *kept_gate;
+};
+
+// Gradients of everything; null for what is not wanted or is not there. grad_up is needed as working memory, (R, h),
+// and so is grad_gate for gated experts: kept_up and kept_gate themselves may be given.
+struct Backward {
+    Experts experts;
+    Rows rows;
+    const float* grad_y;
+    const float *kept_up, *kept_gate;
+    float *work_up, *work_gate;
+    float *grad_x, *up, *up_bias, *gate, *gate_bias, *norm, *norm_bias, *down, *down_bias;
+};
+
+// Token choice without capacity. Logits are tokens · weightᵀ; the k experts with the largest logit + bias are chosen,
+// among equals the first.
+struct Route {
+    int64_t num_tokens, dim, num_experts, k;
+    const float *tokens, *weight, *bias;
+    int32_t gates;    // 0: softmax over experts, 1: sigmoid
+    int32_t combine;  // 0: the gate, 1: divided by the sum of the token's, 2: one
+    float* logits;    // (N, E)
+    int64_t* token;   // (N·k,) of each row, sorted by expert
+    float* row_weight;
+    int64_t* count;    // (E,)
+    int64_t* inverse;  // (N, k): the rows of a token
+};
+
+// y = activation(x · weightᵀ + bias), weight packed; activation -1: none.
+struct Linear {
+    int64_t rows, dim, out;
+    const float *x, *weight, *bias;
+    int32_t activation;
+    float* y;
+};
+
+struct Kernels {
+    const char* name;
+    int64_t panel;  // columns of a packed panel
+    void (*forward)(const Forward&, int threads);
+    void (*backward)(const Backward&, int threads);
+    void (*route)(const Route&, int threads);
+    void (*combine)(const Route&, const float* rows, float* y, int threads);
+    void (*linear)(const Linear&, int threads);
+    void (*pack)(const float* weight, int64_t num, int64_t out, int64_t in, float* packed, int threads);
+};
+
+extern const Kernels baseline_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+}  // namespace vismoe

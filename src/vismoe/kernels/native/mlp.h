@@ -1,0 +1,432 @@
+// Experts' MLPs on rows sorted by expert, forward and backward. Included once in each instruction set's namespace.
+
+struct Task {
+    int64_t expert, begin, end;  // rows, or columns
+};
+
+// Every expert's rows, in pieces of at most `most`; all as even as can be.
+inline std::vector<Task> pieces_of_rows(const Experts& experts, const Rows& rows, int64_t most) {
+    std::vector<Task> tasks;
+    for (int64_t expert = 0, begin = 0; expert < experts.num; ++expert) {
+        int64_t number = rows.count[expert], pieces = up_to(number, most);
+        for (int64_t piece = 0; piece < pieces; ++piece)
+            tasks.push_back({expert, begin + number * piece / pieces, begin + number * (piece + 1) / pieces});
+        begin += number;
+    }
+    return tasks;
+}
+
+inline int64_t live_rows(const Experts& experts, const Rows& rows) {
+    int64_t live = 0;
+    for (int64_t expert = 0; expert < experts.num; ++expert) live += rows.count[expert];
+    return live;
+}
+
+// Rows of a piece: what it keeps fits into half a megabyte; several pieces for each thread; whole tiles.
+inline int64_t rows_of_piece(const Experts& experts, const Rows& rows, int threads) {
+    int64_t fitting = (3 << 16) / (2 * experts.dim + CHUNK), shared = up_to(rows.num, threads == 1 ? 1 : 2 * threads);
+    int64_t most = fitting < shared ? fitting : shared;
+    return most < 2 * TALL ? 2 * TALL : most / TALL * TALL;
+}
+
+INLINE const float* row_of(const Rows& rows, int64_t row, int64_t dim) {
+    return rows.tokens + (rows.token ? rows.token[row] : row) * dim;
+}
+
+INLINE const float* offset(const float* from, int64_t floats) { return from ? from + floats : nullptr; }
+INLINE float* offset(float* from, int64_t floats) { return from ? from + floats : nullptr; }
+
+// The panels of columns begin… of a stacked weight (E, out, in), packed now if they are not.
+struct Panels {
+    const float* weight;
+    int64_t in, out;
+    bool packed;
+    float* buffer;
+
+    Panels(const float* stacked, int64_t expert, int64_t out, int64_t in, bool packed, float* buffer)
+        : weight(stacked + expert * (packed ? up_to(out, PANEL) * PANEL : out) * in),
+          in(in),
+          out(out),
+          packed(packed),
+          buffer(buffer) {}
+
+    // Rows begin…begin+k-1 of panel number `panel`.
+    const float* operator()(int64_t panel, int64_t begin, int64_t k) const {
+        if (packed) return weight + (panel * in + begin) * PANEL;
+        int64_t column = panel * PANEL, width = out - column < PANEL ? out - column : PANEL;
+        const float* from = weight + column * in + begin;
+        pack_columns(from, k, in, width, buffer);
+        return buffer;
+    }
+};
+
+// Mean and 1 / standard deviation of a hidden row; at(column) is where a vector of it is.
+template <typename At>
+INLINE void statistics(int64_t h, float eps, At at, float& mean, float& scale) {
+    auto value = [&](int64_t column) { return column + WIDTH <= h ? load(at(column)) : load_some(at(column), h - column); };
+    vec total = {}, squares = {};
+    for (int64_t column = 0; column < h; column += WIDTH) total += value(column);
+    mean = sum(total) / static_cast<float>(h);
+    for (int64_t column = 0; column < h; column += WIDTH) {
+        vec off = value(column) - mean;
+        for (int64_t i = h - column; i < WIDTH; ++i) off[i] = 0.0f;
+        squares += off * off;
+    }
+    scale = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(h) + eps);
+}
+
+// A hidden row, normalised in place.
+template <typename At>
+INLINE void normalise(const Experts& experts, int64_t expert, At at) {
+    int64_t h = experts.hidden;
+    const float *weight = experts.norm + expert * h, *bias = experts.norm_bias + expert * h;
+    float mean, scale;
+    statistics(h, experts.eps, at, mean, scale);
+    for (int64_t column = 0; column < h; column += WIDTH) {
+        vec value = (load(at(column)) - mean) * scale * vector_at(weight, column, h) + vector_at(bias, column, h);
+        store(at(column), value);  // there is room behind the last column
+    }
+}
+
+// Answers of a piece's rows to where they belong.
+template <typename At>
+INLINE void deliver(const Forward& f, const Task& task, At at) {
+    int64_t d = f.experts.dim;
+    const float* bias = offset(f.experts.down_bias, task.expert * d);
+    for (int64_t row = task.begin; row < task.end; ++row) {
+        float* to = f.y + (f.weight ? f.rows.token[row] : row) * d;
+        vec weight = splat(f.weight ? f.weight[row] : 1.0f);
+        for (int64_t column = 0; column < d; column += WIDTH)
+            put_vector(to, column, d, weight * (load(at(row - task.begin, column)) + vector_at(bias, column, d)));
+    }
+}
+
+// Calls body.template operator()<KIND>() for an activation.
+template <typename Body>
+INLINE void with_kind(int32_t activation, Body body) {
+    switch (activation) {
+        case GELU_TANH: return body.template operator()<GELU_TANH>();
+        case GELU_ERF: return body.template operator()<GELU_ERF>();
+        case RELU: return body.template operator()<RELU>();
+        default: return body.template operator()<SILU>();
+    }
+}
+
+// Columns begin…end-1 of a hidden row from its products: kept with their biases, activated, and put in place of `up`.
+template <int KIND>
+INLINE void activate_row(const Forward& f, int64_t expert, int64_t row, int64_t begin, int64_t end, float* up,
+                         const float* gate) {
+    int64_t h = f.experts.hidden;
+    const float *up_bias = f.experts.up_bias, *gate_bias = f.experts.gate_bias;
+    for (int64_t column = begin; column < end; column += WIDTH, up += WIDTH) {
+        vec value = load(up) + vector_at(offset(up_bias, expert * h), column, h);
+        if (f.kept_up) put_vector(f.kept_up + row * h, column, h, value);
+        if (gate) {
+            vec other = load(gate) + vector_at(offset(gate_bias, expert * h), column, h);
+            if (f.kept_gate) put_vector(f.kept_gate + row * h, column, h, other);
+            store(up, activate<KIND>(other) * value);
+            gate += WIDTH;
+        } else
+            store(up, activate<KIND>(value));
+    }
+}
+
+void forward_by_panels(const Forward& f, const Task& task) {
+    const Experts& experts = f.experts;
+    int64_t d = experts.dim, h = experts.hidden, rows = task.end - task.begin;
+    int64_t expert = task.expert, out_panels = up_to(d, PANEL), width = out_panels * PANEL;
+    Blocks tokens(0, rows, d), hidden(1, rows, experts.norm ? h : (h < CHUNK ? h : CHUNK));
+    Blocks gates(4, experts.gate ? rows : 0, hidden.columns);
+    tokens.fill([&](int64_t row) { return row_of(f.rows, task.begin + row, d); });
+    float* answers = scratch(2, rows * width);
+    float* buffer = experts.packed ? nullptr : scratch(3, PANEL * (d > CHUNK ? d : CHUNK));
+    Panels up(experts.up, expert, h, d, experts.packed, buffer);
+    Panels gate(experts.gate, expert, h, d, experts.packed, buffer);
+    Panels down(experts.down, expert, d, h, experts.packed, buffer);
+    bool whole = tokens.number == 1 && experts.packed;  // one block takes all panels, many take one after the other
+
+    // Of columns begin…end-1, a multiple of panels, which stand at column `at` of the blocks.
+    auto add_hidden = [&](const Panels& weight, const Blocks& to, int64_t begin, int64_t end, int64_t at) {
+        int64_t first = begin / PANEL, number = up_to(end, PANEL) - first, step = whole ? number : 1;
+        for (int64_t panel = 0; panel < number; panel += step) {
+            const float* right = weight(first + panel, 0, d);
+            for (int64_t b = 0; b < tokens.number; ++b)
+                multiply_block_of<false>(tokens.height(b), {d, tokens.block(b), right, d * PANEL, PANEL, step,
+                                                            to.at(b, 0, at + panel * PANEL), STRIDE, CHUNK, false});
+        }
+    };
+    auto add_answers = [&](int64_t begin, int64_t end, int64_t at) {
+        int64_t step = whole ? out_panels : 1, k = end - begin;
+        for (int64_t panel = 0; panel < out_panels; panel += step) {
+            const float* right = down(panel, begin, k);
+            for (int64_t b = 0; b < hidden.number; ++b)
+                multiply_block_of<false>(hidden.height(b), {k, hidden.at(b, 0, at), right, h * PANEL, PANEL, step,
+                                                            answers + hidden.first(b) * width + panel * PANEL, width,
+                                                            width, begin > 0});
+        }
+    };
+    for (int64_t begin = 0; begin < h; begin += CHUNK) {
+        int64_t end = h - begin < CHUNK ? h : begin + CHUNK, at = experts.norm ? begin : 0;
+        if (experts.gate) add_hidden(gate, gates, begin, end, at);
+        add_hidden(up, hidden, begin, end, at);
+        with_kind(experts.activation, [&]<int KIND>() {
+            for (int64_t b = 0; b < hidden.number; ++b)
+                for (int64_t m = 0; m < hidden.height(b); ++m)
+                    activate_row<KIND>(f, expert, task.begin + hidden.first(b) + m, begin, end, hidden.at(b, m, at),
+                                       experts.gate ? gates.at(b, m, at) : nullptr);
+        });
+        if (!experts.norm) add_answers(begin, end, 0);
+    }
+    if (experts.norm) {
+        for (int64_t b = 0; b < hidden.number; ++b)
+            for (int64_t m = 0; m < hidden.height(b); ++m)
+                normalise(experts, expert, [&](int64_t column) { return hidden.at(b, m, column); });
+        for (int64_t begin = 0; begin < h; begin += CHUNK)
+            add_answers(begin, h - begin < CHUNK ? h : begin + CHUNK, begin);
+    }
+    deliver(f, task, [&](int64_t row, int64_t column) { return answers + row * width + column; });
+}
+
+// Fewer rows than FEW, weights as they are.
+void forward_by_rows(const Forward& f, const Task& task) {
+    const Experts& experts = f.experts;
+    int64_t d = experts.dim, h = experts.hidden, rows = task.end - task.begin, expert = task.expert;
+    int64_t width = up_to(h, WIDTH) * WIDTH, out_width = up_to(d, WIDTH) * WIDTH;
+    float *ups = scratch(0, rows * width), *gates = experts.gate ? scratch(1, rows * width) : nullptr;
+    float* answers = scratch(2, rows * out_width);
+    const float* tokens[FEW];
+    float *up[FEW], *gate[FEW], *answer[FEW];
+    for (int64_t row = 0; row < rows; ++row) {
+        tokens[row] = row_of(f.rows, task.begin + row, d);
+        up[row] = ups + row * width, gate[row] = offset(gates, row * width), answer[row] = answers + row * out_width;
+    }
+    dot_rows(rows, tokens, d, experts.up + expert * h * d, h, up);
+    if (gates) dot_rows(rows, tokens, d, experts.gate + expert * h * d, h, gate);
+    with_kind(experts.activation, [&]<int KIND>() {
+        for (int64_t row = 0; row < rows; ++row)
+            activate_row<KIND>(f, expert, task.begin + row, 0, h, up[row], gate[row]);
+    });
+    for (int64_t row = 0; experts.norm && row < rows; ++row)
+        normalise(experts, expert, [&](int64_t column) { return up[row] + column; });
+    dot_rows(rows, up, h, experts.down + expert * d * h, d, answer);
+    deliver(f, task, [&](int64_t row, int64_t column) { return answer[row] + column; });
+}
+
+void forward(const Forward& f, int threads) {
+    auto tasks = pieces_of_rows(f.experts, f.rows, rows_of_piece(f.experts, f.rows, threads));
+    parallel_for(static_cast<int64_t>(tasks.size()), threads, [&](int64_t number) {
+        const Task& task = tasks[static_cast<size_t>(number)];
+        if (f.experts.packed || task.end - task.begin >= FEW)
+            forward_by_panels(f, task);
+        else
+            forward_by_rows(f, task);
+    });
+    int64_t live = live_rows(f.experts, f.rows), dead = f.rows.num - live;
+    if (!f.weight) std::memset(f.y + live * f.experts.dim, 0, static_cast<size_t>(dead * f.experts.dim) * sizeof(float));
+}
+
+// to[row] (+)= rows · weight for a piece's rows; weight (k, columns), as it is. `at` gives each row's k values.
+template <typename RowAt>
+void rows_times(int64_t rows, RowAt at, int64_t k, const float* weight, int64_t columns, float* to, bool add) {
+    Blocks left(0, rows, k);
+    left.fill(at);
+    float* buffer = scratch(3, k * PANEL);
+    for (int64_t begin = 0; begin < columns; begin += PANEL) {
+        int64_t width = columns - begin < PANEL ? columns - begin : PANEL;
+        bool packs = rows > TALL || width < PANEL;  // else the weight is read once, from where it is
+        if (packs) pack_rows(weight + begin, k, columns, width, buffer);
+        for (int64_t b = 0; b < left.number; ++b)
+            multiply_block_of<false>(
+                left.height(b), {k, left.block(b), packs ? buffer : weight + begin, 0, packs ? PANEL : columns, 1,
+                                 to + left.first(b) * columns + begin, columns, width, add});
+    }
+}
+
+// What the backward of a norm needs of each row.
+struct RowStatistics {
+    float mean, scale, of_gradient, of_product;
+};
+
+// The hidden layer of one row before the norm, at one vector, with slopes of what it is made of.
+template <int KIND>
+INLINE vec hidden_at(const Backward& b, int64_t row, int64_t column, vec& up_slope, vec& gate_slope) {
+    int64_t h = b.experts.hidden;
+    vec up = vector_at(b.kept_up + row * h, column, h);
+    if (!b.kept_gate) return activate<KIND>(up, up_slope);
+    vec slope, active = activate<KIND>(vector_at(b.kept_gate + row * h, column, h), slope);
+    up_slope = active, gate_slope = up * slope;
+    return up * active;
+}
+
+// Gradients of the hidden layer behind the norm, in work_up, and the norm's statistics.
+template <int KIND>
+void backward_of_down(const Backward& b, const Task& task, RowStatistics* statistics_of) {
+    int64_t d = b.experts.dim, h = b.experts.hidden;
+    rows_times(
+        task.end - task.begin, [&](int64_t row) { return b.grad_y + (task.begin + row) * d; }, d,
+        b.experts.down + task.expert * d * h, h, b.work_up + task.begin * h, false);
+    if (!b.experts.norm) return;
+    const float* weight = b.experts.norm + task.expert * h;
+    float* hidden = scratch(4, h + WIDTH);
+    for (int64_t row = task.begin; row < task.end; ++row) {
+        vec slope, other;
+        for (int64_t column = 0; column < h; column += WIDTH)
+            store(hidden + column, hidden_at<KIND>(b, row, column, slope, other));
+        RowStatistics& own = statistics_of[row];
+        statistics(h, b.experts.eps, [&](int64_t column) { return hidden + column; }, own.mean, own.scale);
+        vec gradients = {}, products = {};
+        for (int64_t column = 0; column < h; column += WIDTH) {
+            vec gradient = vector_at(b.work_up + row * h, column, h) * vector_at(weight, column, h);
+            gradients += gradient;
+            products += gradient * (load(hidden + column) - own.mean) * own.scale;
+        }
+        own.of_gradient = sum(gradients) / static_cast<float>(h);
+        own.of_product = sum(products) / static_cast<float>(h);
+    }
+}
+
+// Rows of gradients or tokens as the two sides of a product along rows: blocks of TALL columns, panels of PANEL.
+template <int WIDE, typename RowAt>
+INLINE void gather_columns(int64_t rows, RowAt at, int64_t columns, float* to) {
+    for (int64_t begin = 0; begin < columns; begin += WIDE) {
+        int64_t width = columns - begin < WIDE ? columns - begin : WIDE;
+        for (int64_t row = 0; row < rows; ++row, to += WIDE) {
+            const float* from = at(row) + begin;
+            for (int64_t i = 0; i < WIDE; ++i) to[i] = i < width ? from[i] : 0.0f;
+        }
+    }
+}
+
+// to (left_columns, right_columns), `apart` floats apart, (+)= leftᵀ · right along `rows` rows.
+inline void add_outer(int64_t rows, const float* left, int64_t left_columns, const float* right, int64_t right_columns,
+                      float* to, int64_t apart, bool add) {
+    for (int64_t panel = 0; panel < right_columns; panel += PANEL, right += rows * PANEL)
+        for (int64_t block = 0; block < left_columns; block += TALL)
+            multiply_block_of<true>(left_columns - block < TALL ? left_columns - block : TALL,
+                                    {rows, left + block * rows, right, 0, PANEL, 1, to + block * apart + panel, apart,
+                                     right_columns - panel, add});
+}
+
+INLINE void add_vector(float* to, int64_t column, int64_t columns, vec value) {
+    if (to) put_vector(to, column, columns, vector_at(to, column, columns) + value);
+}
+
+// Gradients of the weights of an expert's hidden units begin…end-1; the gradients of the hidden layer before its
+// activation replace those behind it in work_up and work_gate.
+template <int KIND>
+void backward_of_weights(const Backward& b, const Task& task, int64_t first, int64_t count,
+                         const RowStatistics* statistics_of) {
+    const Experts& experts = b.experts;
+    int64_t d = experts.dim, h = experts.hidden, expert = task.expert, begin = task.begin, end = task.end;
+    int64_t units = end - begin, unit_panels = up_to(units, PANEL), out_blocks = up_to(d, TALL);
+    float *up = offset(b.up, (expert * h + begin) * d), *gate = offset(b.gate, (expert * h + begin) * d);
+    float* down = offset(b.down, expert * d * h + begin);
+    float *up_bias = offset(b.up_bias, expert * h), *gate_bias = offset(b.gate_bias, expert * h);
+    float *norm = offset(b.norm, expert * h), *norm_bias = offset(b.norm_bias, expert * h);
+    float* down_bias = begin ? nullptr : offset(b.down_bias, expert * d);
+    for (float* vector : {up_bias, gate_bias, norm, norm_bias})
+        if (vector) std::memset(vector + begin, 0, static_cast<size_t>(units) * sizeof(float));
+    if (down_bias) std::memset(down_bias, 0, static_cast<size_t>(d) * sizeof(float));
+    if (!count) {
+        for (float* matrix : {up, gate})
+            if (matrix) std::memset(matrix, 0, static_cast<size_t>(units * d) * sizeof(float));
+        for (int64_t row = 0; down && row < d; ++row)
+            std::memset(down + row * h, 0, static_cast<size_t>(units) * sizeof(float));
+        return;
+    }
+    for (int64_t from = 0; from < count; from += CHUNK) {
+        int64_t rows = count - from < CHUNK ? count - from : CHUNK, row0 = first + from;
+        float* hidden = scratch(0, unit_panels * rows * PANEL);
+        for (int64_t column = begin; column < end; column += WIDTH) {
+            vec shift = vector_at(experts.norm_bias ? experts.norm_bias + expert * h : nullptr, column, end);
+            vec factor = vector_at(experts.norm ? experts.norm + expert * h : nullptr, column, end);
+            vec of_up = {}, of_gate = {}, of_norm = {}, of_shift = {};
+            float* to = hidden + (column - begin) / PANEL * rows * PANEL + (column - begin) % PANEL;
+            for (int64_t row = row0; row < row0 + rows; ++row, to += PANEL) {
+                vec up_slope = {}, gate_slope = {};
+                vec value = hidden_at<KIND>(b, row, column, up_slope, gate_slope);
+                vec gradient = vector_at(b.work_up + row * h, column, end);
+                if (experts.norm) {
+                    const RowStatistics& own = statistics_of[row];
+                    value = (value - own.mean) * own.scale;
+                    of_norm += gradient * value, of_shift += gradient;
+                    gradient = (gradient * factor - own.of_gradient - value * own.of_product) * own.scale;
+                    value = value * factor + shift;
+                }
+                store(to, value);
+                vec through = gradient * up_slope;
+                of_up += through;
+                put_vector(b.work_up + row * h, column, end, through);
+                if (b.kept_gate) {
+                    through = gradient * gate_slope;
+                    of_gate += through;
+                    put_vector(b.work_gate + row * h, column, end, through);
+                }
+            }
+            add_vector(up_bias, column, end, of_up);
+            add_vector(gate_bias, column, end, of_gate);
+            add_vector(norm, column, end, of_norm);
+            add_vector(norm_bias, column, end, of_shift);
+        }
+        if (up || gate) {
+            float* tokens = scratch(1, up_to(d, PANEL) * rows * PANEL);
+            gather_columns<PANEL>(rows, [&](int64_t row) { return row_of(b.rows, row0 + row, d); }, d, tokens);
+            float* left = scratch(2, up_to(units, TALL) * rows * TALL);
+            for (auto [matrix, work] : {std::pair(up, b.work_up), std::pair(gate, b.work_gate)}) {
+                if (!matrix) continue;
+                const float* gradients = work + row0 * h + begin;
+                gather_columns<TALL>(rows, [&](int64_t row) { return gradients + row * h; }, units, left);
+                add_outer(rows, left, units, tokens, d, matrix, d, from > 0);
+            }
+        }
+        if (down) {
+            float* left = scratch(1, out_blocks * rows * TALL);
+            gather_columns<TALL>(rows, [&](int64_t row) { return b.grad_y + (row0 + row) * d; }, d, left);
+            add_outer(rows, left, d, hidden, units, down, h, from > 0);
+        }
+        if (down_bias)
+            for (int64_t column = 0; column < d; column += WIDTH) {
+                vec total = {};
+                for (int64_t row = row0; row < row0 + rows; ++row) total += vector_at(b.grad_y + row * d, column, d);
+                add_vector(down_bias, column, d, total);
+            }
+    }
+}
+
+// Gradients of a piece's rows.
+inline void backward_of_rows(const Backward& b, const Task& task) {
+    int64_t d = b.experts.dim, h = b.experts.hidden, rows = task.end - task.begin, at = task.expert * h * d;
+    float* to = b.grad_x + task.begin * d;
+    rows_times(rows, [&](int64_t row) { return b.work_up + (task.begin + row) * h; }, h, b.experts.up + at, d, to, false);
+    if (b.experts.gate)
+        rows_times(rows, [&](int64_t row) { return b.work_gate + (task.begin + row) * h; }, h, b.experts.gate + at, d, to,
+                   true);
+}
+
+void backward(const Backward& b, int threads) {
+    auto pieces = pieces_of_rows(b.experts, b.rows, rows_of_piece(b.experts, b.rows, threads));
+    auto size = static_cast<int64_t>(pieces.size());
+    std::vector<RowStatistics> statistics_of(b.experts.norm ? static_cast<size_t>(b.rows.num) : 0);
+    parallel_for(size, threads, [&](int64_t number) {
+        with_kind(b.experts.activation, [&]<int KIND>() {
+            backward_of_down<KIND>(b, pieces[static_cast<size_t>(number)], statistics_of.data());
+        });
+    });
+    std::vector<int64_t> first(static_cast<size_t>(b.experts.num) + 1, 0);
+    for (int64_t expert = 0; expert < b.experts.num; ++expert)
+        first[static_cast<size_t>(expert) + 1] = first[static_cast<size_t>(expert)] + b.rows.count[expert];
+    int64_t chunks = up_to(b.experts.hidden, CHUNK);
+    parallel_for(b.experts.num * chunks, threads, [&](int64_t number) {
+        int64_t expert = number / chunks, begin = number % chunks * CHUNK, end = begin + CHUNK;
+        if (end > b.experts.hidden) end = b.experts.hidden;
+        with_kind(b.experts.activation, [&]<int KIND>() {
+            backward_of_weights<KIND>(b, {expert, begin, end}, first[static_cast<size_t>(expert)],
+                                      b.rows.count[expert], statistics_of.data());
+        });
+    });
+    if (!b.grad_x) return;
+    parallel_for(size, threads, [&](int64_t number) { backward_of_rows(b, pieces[static_cast<size_t>(number)]); });
+    int64_t live = live_rows(b.experts, b.rows), dead = b.rows.num - live;
+    std::memset(b.grad_x + live * b.experts.dim, 0, static_cast<size_t>(dead * b.experts.dim) * sizeof(float));
+}
+

@@ -1,0 +1,251 @@
+// Products of small tiles that stay in registers. Included once in each instruction set's namespace, after vectors.h.
+//
+// The right side is packed: panels of PANEL columns, each (k, PANEL), the last one filled up with zeros. The left side is
+// blocks of at most TALL rows in chunks of CHUNK columns, each chunk (TALL, STRIDE); or "columns", (k, TALL), where it is a
+// transposed matrix. Every sum runs over k in order, whatever the tile: a row's result does not depend on its neighbours.
+
+constexpr int PANEL = WIDTH * VECTORS;
+constexpr int CHUNK = 256;
+constexpr int STRIDE = CHUNK + 16;  // not a power of two, which would put all rows into the same sets of the cache
+constexpr int64_t BLOCK = int64_t(TALL) * STRIDE;
+
+INLINE int64_t up_to(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple; }
+
+// sums += left (M rows) · P panels, which lie `apart` floats apart; a panel's rows lie `step` floats apart.
+template <int M, int N, bool COLUMNS>
+INLINE void multiply(int64_t k, const float* left, const float* right, int64_t apart, int64_t step, vec (&sums)[M][N]) {
+    for (int64_t begin = 0; begin < k; begin += CHUNK) {
+        int64_t here = COLUMNS ? k : (k - begin < CHUNK ? k - begin : CHUNK);
+        for (int64_t i = 0; i < here; ++i) {
+            vec columns[N];
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) columns[n] = load(right + n / VECTORS * apart + n % VECTORS * WIDTH);
+#pragma GCC unroll 16
+            for (int m = 0; m < M; ++m) {
+                vec value = splat(COLUMNS ? left[m] : left[m * STRIDE]);
+#pragma GCC unroll 16
+                for (int n = 0; n < N; ++n) sums[m][n] += value * columns[n];
+            }
+            right += step;
+            left += COLUMNS ? TALL : 1;
+        }
+        if (COLUMNS) return;
+        left += BLOCK - here;
+    }
+}
+
+// A tile of M rows takes so many panels at once that there are enough sums to hide the latency of an addition.
+constexpr int panels_at_once(int m) { return m * VECTORS * 4 <= SUMS ? 4 : m * VECTORS * 2 <= SUMS ? 2 : 1; }
+
+// The vector at `column` of `columns`, zeros behind the last.
+INLINE vec vector_at(const float* from, int64_t column, int64_t columns) {
+    if (from == nullptr || column >= columns) return (vec){};
+    return column + WIDTH <= columns ? load(from + column) : load_some(from + column, columns - column);
+}
+
+INLINE void put_vector(float* to, int64_t column, int64_t columns, vec value) {
+    if (column + WIDTH <= columns)
+        store(to + column, value);
+    else if (column < columns)
+        store_some(to + column, value, columns - column);
+}
+
+// A block of rows times some panels, into a matrix of `columns` columns whose rows lie `row` floats apart.
+struct Product {
+    int64_t k;
+    const float *left, *right;
+    int64_t apart, step, panels;
+    float* to;
+    int64_t row, columns;
+    bool add;  // to what is there
+};
+
+template <int M, int P, bool COLUMNS>
+INLINE void multiply_panels(const Product& p, int64_t panel) {
+    constexpr int N = P * VECTORS;
+    vec sums[M][N];
+    float* to = p.to + panel * PANEL;
+    int64_t columns = p.columns - panel * PANEL;
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) sums[m][n] = (vec){};
+    multiply<M, N, COLUMNS>(p.k, p.left, p.right + panel * p.apart, p.apart, p.step, sums);
+    if (columns >= N * WIDTH && !p.add) {
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) store(to + m * p.row + n * WIDTH, sums[m][n]);
+    } else if (columns >= N * WIDTH) {
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n)
+                store(to + m * p.row + n * WIDTH, load(to + m * p.row + n * WIDTH) + sums[m][n]);
+    } else {
+        float rest[M][N * WIDTH];
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) store(&rest[m][n * WIDTH], sums[m][n]);
+        for (int m = 0; m < M; ++m)
+            for (int64_t i = 0; i < columns; ++i)
+                to[m * p.row + i] = p.add ? to[m * p.row + i] + rest[m][i] : rest[m][i];
+    }
+}
+
+template <int M, bool COLUMNS>
+__attribute__((noinline)) void multiply_block(const Product& p) {
+    constexpr int P = panels_at_once(M);
+    int64_t panel = 0;
+    for (; panel + P <= p.panels; panel += P) multiply_panels<M, P, COLUMNS>(p, panel);
+    if constexpr (P > 1)
+        for (; panel < p.panels; ++panel) multiply_panels<M, 1, COLUMNS>(p, panel);
+}
+
+template <bool COLUMNS, int M = TALL>
+inline void multiply_block_of(int64_t rows, const Product& p) {
+    if (rows == M)
+        multiply_block<M, COLUMNS>(p);
+    else if constexpr (M > 1)
+        multiply_block_of<COLUMNS, M - 1>(rows, p);
+}
+
+// Rows in blocks, as the left side of products: block b has rows first_row(b)…first_row(b + 1) - 1.
+struct Blocks {
+    int64_t rows, number, columns;
+    float* data;
+
+    Blocks(int slot, int64_t rows, int64_t columns)
+        : rows(rows), number(up_to(rows, TALL)), columns(columns), data(scratch(slot, number * size())) {}
+
+    int64_t size() const { return up_to(columns, CHUNK) * BLOCK; }
+    int64_t first(int64_t block) const { return rows * block / number; }
+    int64_t height(int64_t block) const { return first(block + 1) - first(block); }
+    float* block(int64_t number) const { return data + number * size(); }
+
+    // Where column `column` of row m of a block is.
+    float* at(int64_t block_number, int64_t m, int64_t column) const {
+        return block(block_number) + column / CHUNK * BLOCK + m * STRIDE + column % CHUNK;
+    }
+
+    // Takes every row from where row_at(row) says.
+    template <typename RowAt>
+    void fill(RowAt row_at) const {
+        for (int64_t b = 0; b < number; ++b)
+            for (int64_t m = 0; m < height(b); ++m) {
+                const float* row = row_at(first(b) + m);
+                for (int64_t begin = 0; begin < columns; begin += CHUNK) {
+                    int64_t here = columns - begin < CHUNK ? columns - begin : CHUNK;
+                    __builtin_memcpy(at(b, m, begin), row + begin, static_cast<size_t>(here) * 4);
+                }
+            }
+    }
+};
+
+// k rows of a matrix, `apart` floats apart, `width` columns, as a panel filled up with zeros.
+INLINE void pack_rows(const float* matrix, int64_t k, int64_t apart, int64_t width, float* panel) {
+    if (width >= PANEL) {
+        for (int64_t i = 0; i < k; ++i, matrix += apart, panel += PANEL)
+            for (int v = 0; v < VECTORS; ++v) store(panel + v * WIDTH, load(matrix + v * WIDTH));
+        return;
+    }
+    for (int64_t i = 0; i < k; ++i, matrix += apart, panel += PANEL)
+        for (int64_t j = 0; j < PANEL; ++j) panel[j] = j < width ? matrix[j] : 0.0f;
+}
+
+INLINE vec interleave_low(vec a, vec b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, LOW);
+#else
+    return __builtin_shuffle(a, b, (ivec){LOW});
+#endif
+}
+
+INLINE vec interleave_high(vec a, vec b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, HIGH);
+#else
+    return __builtin_shuffle(a, b, (ivec){HIGH});
+#endif
+}
+
+// WIDTH vectors, transposed: as many rounds of interleaving the halves as WIDTH has bits.
+INLINE void transpose(vec (&rows)[WIDTH]) {
+    vec other[WIDTH];
+#pragma GCC unroll 4
+    for (int round = 1; round < WIDTH; round *= 2) {
+#pragma GCC unroll 16
+        for (int i = 0; i < WIDTH / 2; ++i) {
+            other[2 * i] = interleave_low(rows[i], rows[i + WIDTH / 2]);
+            other[2 * i + 1] = interleave_high(rows[i], rows[i + WIDTH / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < WIDTH; ++i) rows[i] = other[i];
+    }
+}
+
+// `width` rows of a matrix, `apart` floats apart, k columns, as a panel: transposed, and filled up with zeros.
+INLINE void pack_columns(const float* matrix, int64_t k, int64_t apart, int64_t width, float* panel) {
+    int64_t whole = width >= PANEL ? k / WIDTH * WIDTH : 0;
+    for (int64_t begin = 0; begin < whole; begin += WIDTH)
+        for (int v = 0; v < VECTORS; ++v) {
+            vec square[WIDTH];
+#pragma GCC unroll 16
+            for (int i = 0; i < WIDTH; ++i) square[i] = load(matrix + (v * WIDTH + i) * apart + begin);
+            transpose(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < WIDTH; ++i) store(panel + (begin + i) * PANEL + v * WIDTH, square[i]);
+        }
+    for (int64_t i = whole; i < k; ++i)
+        for (int64_t j = 0; j < PANEL; ++j) panel[i * PANEL + j] = j < width ? matrix[j * apart + i] : 0.0f;
+}
+
+// out[i][j] = rows[i] · weight[j], for few rows and a weight that is not packed: both are read along k.
+template <int M, int N>
+INLINE void dot_tile(const float* const* rows, int64_t k, const float* weight, float* const* out, int64_t column) {
+    vec sums[M][N];
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) sums[m][n] = (vec){};
+    int64_t i = 0;
+    for (; i + WIDTH <= k; i += WIDTH) {
+        vec left[M];
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) left[m] = load(rows[m] + i);
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) {
+            vec right = load(weight + n * k + i);
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) sums[m][n] += left[m] * right;
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) {
+            vec rest = load_some(rows[m] + i, k - i) * load_some(weight + n * k + i, k - i);
+            out[m][column + n] = sum(sums[m][n] + rest);
+        }
+}
+
+template <int M>
+INLINE void dot_rows_of(const float* const* rows, int64_t k, const float* weight, int64_t columns, float* const* out) {
+    int64_t column = 0;
+    for (; column + 4 <= columns; column += 4) dot_tile<M, 4>(rows, k, weight + column * k, out, column);
+    for (; column < columns; ++column) dot_tile<M, 1>(rows, k, weight + column * k, out, column);
+}
+
+constexpr int FEW = 16;  // fewer rows than this do not repay the packing of a weight
+
+// out[i] = rows[i] · weightᵀ for `number` < FEW rows; four rows of the weight at a time stay in the cache.
+INLINE void dot_rows(int64_t number, const float* const* rows, int64_t k, const float* weight, int64_t columns,
+                     float* const* out) {
+    for (int64_t column = 0; column < columns; column += 4) {
+        int64_t here = columns - column < 4 ? columns - column : 4;
+        float* moved[FEW];
+        for (int64_t i = 0; i < number; ++i) moved[i] = out[i] + column;
+        const float* own = weight + column * k;
+        int64_t i = 0;
+        for (; i + 4 <= number; i += 4) dot_rows_of<4>(rows + i, k, own, here, moved + i);
+        if (i + 2 <= number) dot_rows_of<2>(rows + i, k, own, here, moved + i), i += 2;
+        if (i < number) dot_rows_of<1>(rows + i, k, own, here, moved + i);
+    }
+}

@@ -1,0 +1,174 @@
+"""Where the compiled kernels may stand for modules that are called: plain experts, and plain token choice."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vismoe.kernels import ACTIVATIONS, ExpertTensors, RouterTensors, apply_experts, apply_layer, native
+
+from ..experts.stacked import MLPExperts, StackedLinear, StackedNorm, tanh_gelu
+from ..routers.sigmoid import SigmoidRouter
+from ..routers.top_k import TopKRouter
+from .exchange import Rows, inside_transform
+from .grouped_linear import grouped_linear
+
+GATES: dict[type[nn.Module], str] = {TopKRouter: "softmax", SigmoidRouter: "sigmoid"}
+
+
+class PackedExperts(nn.Module):
+    """Experts in the form in which products read them, without gradient; see `vismoe.optimize`.
+
+    **Arguments:** `experts`: what `vismoe.kernels.pack_experts` returned.
+    """
+
+    def __init__(self, experts: ExpertTensors):
+        super().__init__()
+        self.tensors = experts
+        self.dim, self.hidden_dim, self.num_experts = experts.dim, experts.hidden_dim, experts.num_experts
+
+    def forward(self, *inputs: Any) -> Tensor:
+        raise RuntimeError("experts that vismoe.optimize packed are multiplied by compiled kernels alone")
+
+
+def compiled_answers(experts: nn.Module, rows: Rows) -> Tensor | None:
+    """The answers of a product by compiled kernels; None where these may not stand for a call of the experts."""
+    values = rows.values
+    if not _takes(values) or (tensors := expert_tensors(experts)) is None:
+        return None
+    return apply_experts(tensors, values.contiguous(), rows.count.contiguous(), _Called(tensors))
+
+
+def compiled_layer(router: nn.Module, experts: nn.Module, tokens: Tensor) -> Tensor | None:
+    """A layer's outcome for tokens (N, d) by one call of the kernels; None where they may not stand for calls of router
+    and experts, or a gradient may be wanted."""
+    if not _takes(tokens) or torch.is_grad_enabled():
+        return None
+    routed, tensors = router_tensors(router), expert_tensors(experts)
+    if routed is None or tensors is None or not len(tokens):
+        return None
+    return apply_layer(routed, tensors, tokens.contiguous())
+
+
+def _takes(x: Tensor) -> bool:
+    """Whether kernels are in use, and an input is one for them: float32 on a CPU, and nobody traces or transforms."""
+    return (
+        native() is not None
+        and not torch.compiler.is_compiling()
+        and type(x) in (Tensor, nn.Parameter)
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
+        and not torch._C._len_torch_dispatch_stack()  # counters of FLOPs, fake tensors: they see operators
+        and not inside_transform()
+    )
+
+
+def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
+    """Whether calling a module does what its class says and nothing else."""
+    return type(module) is kind and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or nn.modules.module._has_any_global_hook()
+    )
+
+
+def _is_resident(parameter: Tensor | None) -> bool:
+    return parameter is None or (
+        type(parameter) in (nn.Parameter, Tensor)
+        and parameter.dtype == torch.float32
+        and parameter.device.type == "cpu"
+        and parameter.is_contiguous()
+    )
+
+
+def activation_number(activation: Any) -> int | None:
+    """The kernels' number of an activation; None for one they do not know."""
+    if isinstance(activation, nn.Module):
+        kind = type(activation)
+        name = {nn.ReLU: "relu", nn.SiLU: "silu"}.get(kind)
+        if kind is nn.GELU:
+            name = "gelu" if activation.approximate == "none" else "gelu_tanh"
+    else:
+        name = {tanh_gelu: "gelu_tanh", F.gelu: "gelu", F.relu: "relu", F.silu: "silu"}.get(activation)
+    return None if name is None else ACTIVATIONS[name]
+
+
+def expert_tensors(experts: nn.Module) -> ExpertTensors | None:
+    """What the kernels take of experts; None where these are not plain: of another class, with hooks,
+    parametrizations or adapters, offloaded, of another type or on another device."""
+    if type(experts) is PackedExperts:
+        return experts.tensors
+    if not _is_plain(experts, MLPExperts):
+        return None
+    module: Any = experts
+    activation = activation_number(module.activation)
+    if activation is None or (module.dropout and module.training):
+        return None
+    up, gate, norm, down = module.up, module.gate, module.norm, module.down
+    if not (
+        _is_plain(up, StackedLinear)
+        and _is_plain(down, StackedLinear)
+        and (gate is None or _is_plain(gate, StackedLinear))
+        and (norm is None or _is_plain(norm, StackedNorm))
+    ):
+        return None
+    tensors = (
+        up.weight,
+        up.bias,
+        None if gate is None else gate.weight,
+        None if gate is None else gate.bias,
+        None if norm is None else norm.weight,
+        None if norm is None else norm.bias,
+        down.weight,
+        down.bias,
+    )
+    if not all(map(_is_resident, tensors)):
+        return None
+    return ExpertTensors(
+        module.num_experts, module.dim, module.hidden_dim, *tensors, 0.0 if norm is None else norm.eps, activation
+    )
+
+
+def router_tensors(router: nn.Module) -> RouterTensors | None:
+    """What the kernels take of a router of token choice that drops nothing; None for another router, or while it
+    trains."""
+    gates = GATES.get(type(router))
+    if gates is None or router.training or not _is_plain(router, type(router)):
+        return None
+    module: Any = router
+    if module.eval_capacity_factor != "none" or not (
+        _is_resident(module.weight) and _is_resident(module.balance_bias)
+    ):
+        return None
+    return RouterTensors(module.weight, module.balance_bias, module.k, gates, module.combine)
+
+
+class _Called:
+    """The experts' MLP as operations that can be differentiated twice."""
+
+    def __init__(self, experts: ExpertTensors):
+        self.eps, self.activation = experts.eps, experts.activation
+
+    def __call__(self, rows: Tensor, count: Tensor, *tensors: Any) -> Tensor:
+        up, up_bias, gate, gate_bias, norm, norm_bias, down, down_bias = tensors
+        functions = {
+            ACTIVATIONS["gelu_tanh"]: tanh_gelu,
+            ACTIVATIONS["gelu"]: F.gelu,
+            ACTIVATIONS["relu"]: F.relu,
+            ACTIVATIONS["silu"]: F.silu,
+        }
+        hidden, activate = grouped_linear(rows, up, up_bias, count), functions[self.activation]
+        hidden = (
+            activate(hidden) if gate is None else activate(grouped_linear(rows, gate, gate_bias, count)) * hidden
+        )
+        if norm is not None:
+            expert = torch.repeat_interleave(torch.arange(len(count)), count)
+            expert = F.pad(expert, (0, len(rows) - len(expert)))
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=self.eps) * norm[expert] + norm_bias[expert]
+        return grouped_linear(hidden, down, down_bias, count)
