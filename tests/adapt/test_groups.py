@@ -105,7 +105,7 @@ def test_a_patient_s_copies_bring_the_next_one_along(tmp_path):
         image = (folder / "round" / f"{number}-0.png").read_bytes()
         (folder / "round" / f"{number + 1}-0.png").write_bytes(image)
     splits = open_splits(str(folder), 0, 0.1, group_column="patient")
-    parts = [images.files for images in (*splits.fitting.parts, splits.test.val)]
+    parts = [images.files for images in (*splits.fitting.train_and_val, splits.test.val)]
     no_patient_twice(*parts)
     for number in range(0, PATIENTS, 4):
         assert [{f"{number}", f"{number + 1}"} <= patients(part) for part in parts].count(True) == 1
@@ -167,7 +167,7 @@ def test_a_set_s_own_test_split_keeps_its_groups(tmp_path, capsys):
         rows = [f"{file},p{file.split('/')[1].split('-')[0]}" for file in files]
         (folder / side / "metadata.csv").write_text("\n".join(["file_name,patient", *rows]))
     splits = open_splits(str(folder), 0, 0.1, group_column="patient")
-    no_patient_twice(*[images.files for images in (*splits.fitting.parts, splits.test.val)])
+    no_patient_twice(*[images.files for images in (*splits.fitting.train_and_val, splits.test.val)])
     assert splits.dropped == 2 * IMAGES
     assert (
         f"{2 * IMAGES} more are left out: their copies or images of their patient are in another split" in splits.sizes

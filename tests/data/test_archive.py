@@ -54,7 +54,7 @@ def test_a_zip_is_the_folder_that_it_holds(tmp_path, cache, prefix):
     path = pack(tmp_path / "pets.ZIP", {**extra, **pets(prefix)})
     opened = open_data(str(path), 0)
     assert (opened.name, opened.classes, opened.left_out) == (str(path), ["cat", "dog"], ())
-    assert sorted(f for part in opened.parts for f in part.files) == sorted(pets())
+    assert sorted(f for split in opened.train_and_val for f in split.files) == sorted(pets())
     assert opened.val.image(0).size == (8, 8)
     assert len(list(cache.iterdir())) == 1
 

@@ -63,7 +63,7 @@ def test_three_splits_are_three(tmp_path, names):
     assert (whole.train.files, whole.val.files) == ([*data.train.files, *data.val.files], data.test.files)
     assert whole.train.image(5).tobytes() == data.val.image(1).tobytes()
     assert whole.train.labels.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
-    assert data.numbered_as(["ant", "cat", "dog"]).test.labels.tolist() == [1, 1, 2, 2]
+    assert data.align_classes(["ant", "cat", "dog"]).test.labels.tolist() == [1, 1, 2, 2]
 
 
 def test_unreadable_files_of_a_test_split_are_left_out(tmp_path):

@@ -211,7 +211,7 @@ def test_a_run_that_is_being_written_is_left_alone(run, forked):
     arguments = ["train", "digits", "--steps", "4", "--batch-size", "8", "--out", str(run.path), "--resume", "auto"]
     arguments += ["--warmup-steps", "1", "--device", "cpu"]
     before = (run.path / "metrics.jsonl").read_bytes()
-    with Run(run.path).alone():
+    with Run(run.path).lock():
         done = subprocess.run([forked, "-m", "vismoe", *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "is being written by another process" in done.stderr

@@ -72,7 +72,7 @@ class SharedBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, stream: ShuffledForever, batch_size: int, rank: int = 0, ranks: int = 1):
-        check_shares(batch_size, ranks)
+        check_batch_size(batch_size, ranks)
         self.stream, self.batch_size = stream, batch_size
         last = batch_size - 1
         self.places = [place for place in range(batch_size) if min(place, last - place) % ranks == rank]
@@ -83,7 +83,7 @@ class SharedBatches(Sampler[list[tuple[int, int]]]):
             yield [batch[place] for place in self.places]
 
 
-def check_shares(batch_size: int, ranks: int) -> None:
+def check_batch_size(batch_size: int, ranks: int) -> None:
     """Raises ValueError where `ranks` processes cannot share a batch evenly, in pairs."""
     if ranks > 1 and batch_size % (2 * ranks):
         raise ValueError(f"batch_size={batch_size} for {ranks} processes: it must be a multiple of {2 * ranks}")
@@ -119,11 +119,11 @@ def training_batches(
     batches = SharedBatches(ShuffledForever(len(images), seed, start), batch_size, rank, ranks)
     samples = Samples(images, transform, seed)
     return DataLoader(
-        samples, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=leave_stopping
+        samples, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=ignore_stop_signals
     )
 
 
-def leave_stopping(worker: int) -> None:
+def ignore_stop_signals(worker: int) -> None:
     """Makes a data worker ignore Ctrl-C, and SIGTERM of other processes than its parent. Both reach every process of a
     terminal or of a system that shuts down, and the training decides when its workers stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -149,5 +149,5 @@ def evaluation_batches(
         sampler=keys,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=leave_stopping,
+        worker_init_fn=ignore_stop_signals,
     )

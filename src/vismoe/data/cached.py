@@ -39,7 +39,7 @@ def _cached(images: ImageSet, change: Callable[[Image.Image], Image.Image]) -> I
     return replace(images, image=_Cache(images, change))
 
 
-def memory_of(images: ImageSet, side: int) -> int:
+def cache_bytes(images: ImageSet, side: int) -> int:
     """Bytes that the images take when cached with a short side of `side` pixels, if they are 4:3 and in colour."""
     return len(images) * side * side * 4
 

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
+from vismoe.files.renamed import renamed_method, renamed_property
+
 from .images import Unreadable
 
 Sample = dict[str, Any]
@@ -125,9 +127,11 @@ class Data:
         return self.val.labels.ndim == 2
 
     @property
-    def parts(self) -> list[ImageSet]:
+    def train_and_val(self) -> list[ImageSet]:
         """`train`, where there is one, and `val`."""
         return [part for part in (self.train, self.val) if part is not None]
+
+    parts = renamed_property("parts", "train_and_val")
 
     @property
     def for_testing(self) -> "Data":
@@ -153,12 +157,12 @@ class Data:
         several, (images without the class ÷ images with it) to the power; None for a power of 0."""
         if not power:
             return None
-        labels = self.parts[0].labels
+        labels = self.train_and_val[0].labels
         sizes = labels.sum(0) if self.multi_label else labels.bincount(minlength=len(self.classes))
         others = len(labels) - sizes if self.multi_label else sizes.double().mean()
         return (others / sizes.clamp_min(1)).pow(power).float()
 
-    def numbered_as(self, classes: Sequence[str]) -> "Data":
+    def align_classes(self, classes: Sequence[str]) -> "Data":
         """The same set with the classes of a network, in the network's order; the set may lack some.
 
         **Raises:** ValueError for a class that the network does not know.
@@ -179,3 +183,5 @@ class Data:
 
         train, test = (None if part is None else renumbered(part) for part in (self.train, self.test))
         return replace(self, classes=list(classes), train=train, val=renumbered(self.val), test=test)
+
+    numbered_as = renamed_method("numbered_as", "align_classes")

@@ -17,7 +17,7 @@ from .splits.folder_split import split_folder
 from .splits.groups import check_groups
 
 NAMED = ("digits", "fashion-mnist")
-HELD_OUT = 0.25
+VALIDATION_SHARE = 0.25
 """Share of the validation split of a set that comes in one piece."""
 
 
@@ -64,7 +64,7 @@ def open_data(
     check_groups(data, fewest=2)
     if split_seed is None or not may_be_split:
         return data
-    return split_folder(data, split_seed, HELD_OUT, workers, moved)
+    return split_folder(data, split_seed, VALIDATION_SHARE, workers, moved)
 
 
 def _unpacked(path: Path) -> tuple[Data, bool]:
@@ -84,7 +84,7 @@ def _digits(split_seed: int) -> Data:
     # Sixteen grey levels, dark ink on white as written: 0…16 -> 255…0.
     pixels = (255 - digits.images * (255 / 16)).round().astype(np.uint8)
     indices = np.arange(len(pixels))
-    train, val = train_test_split(indices, test_size=HELD_OUT, random_state=split_seed, stratify=digits.target)
+    train, val = train_test_split(indices, test_size=VALIDATION_SHARE, random_state=split_seed, stratify=digits.target)
     whole = ImageSet(torch.from_numpy(digits.target), partial(_image, pixels))
     names = [str(name) for name in digits.target_names]
     return Data("digits", names, whole.subset(train.tolist()), whole.subset(val.tolist()), channels=1)

@@ -39,7 +39,7 @@ def evaluate(
     model = model if isinstance(model, nn.Module) else open_network(str(model))
     if not isinstance(images, ImageSet):
         task = task or task_of(model)
-        images = task.known_to_model(task.open(str(images))).val
+        images = task.align_classes(task.open(str(images))).val
     if not len(images):
         raise ValueError("a set without images: nothing to evaluate")
     mesh = Mesh() if mesh is None or mesh.size > len(images) else mesh

@@ -17,7 +17,7 @@ from vismoe.moe import BalancedRouter
 
 AXES = ("replicate", "data", "expert")
 """Axes that split a batch: copies of sharded weights, shards of weights, and experts spread over processes."""
-PATIENCE = timedelta(hours=6)
+TIMEOUT = timedelta(hours=6)
 """How long processes wait for the main process to do something alone, such as scanning a large folder."""
 
 
@@ -93,7 +93,7 @@ class Mesh:
         """The sum of all processes' tensors, on the device of this one's."""
         if self.size == 1:
             return tensor
-        summed = tensor.to(self._reachable(tensor.device), copy=True)
+        summed = tensor.to(self._comm_device(tensor.device), copy=True)
         dist.all_reduce(summed, group=self.group)
         return summed.to(tensor.device)
 
@@ -105,7 +105,7 @@ class Mesh:
         """The largest of all processes' numbers."""
         if self.size == 1:
             return number
-        largest = torch.tensor(number, device=self._reachable(torch.device("cpu")))
+        largest = torch.tensor(number, device=self._comm_device(torch.device("cpu")))
         dist.all_reduce(largest, dist.ReduceOp.MAX, self.group)
         return int(largest)
 
@@ -115,7 +115,7 @@ class Mesh:
         if self.size == 1:
             return
         for tensor in tensors:
-            sent = tensor.to(self._reachable(tensor.device))
+            sent = tensor.to(self._comm_device(tensor.device))
             dist.broadcast(sent, group=self.group, group_src=0)
             if sent is not tensor:
                 tensor.copy_(sent)
@@ -150,7 +150,7 @@ class Mesh:
         """Inside the block backward does not communicate: for all micro-batches of a step but the last."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
-    def _reachable(self, device: torch.device) -> torch.device:
+    def _comm_device(self, device: torch.device) -> torch.device:
         """The device from which the group can send a tensor: a group with NCCL alone cannot send from a CPU."""
         kinds = backend_devices(dist.get_backend_config(self.group))
         if device.type in kinds:
@@ -170,7 +170,7 @@ def join_mesh() -> Iterator[Mesh]:
     if dist.is_initialized():
         yield _all_processes()
     elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         try:
             yield _all_processes()
         finally:

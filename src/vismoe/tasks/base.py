@@ -5,6 +5,7 @@ A task is one file and its registration: `register_task(MyTask)`. A recipe names
 the `problem_type` of a model folder.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from vismoe.data import (
     read_image,
     training_transform,
 )
+from vismoe.files.renamed import renamed_method
 from vismoe.weights import data_config, save
 
+OLD_METHODS = {"check_further": "check_extra_eval", "known_to_model": "align_classes"}
 Sum = Callable[[Tensor], Tensor]
 """The sum of a tensor over the processes that share an evaluation."""
 
@@ -111,6 +114,14 @@ class Task(ABC):
     metric_title: ClassVar[str]
     training_metric: ClassVar[str | None] = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Accepts overridden methods by their old names, for one version."""
+        super().__init_subclass__(**options)
+        for old, new in OLD_METHODS.items():
+            if old in vars(cls):
+                warnings.warn(f"{cls.__name__}.{old} is called {new} now", DeprecationWarning, stacklevel=2)
+                setattr(cls, new, vars(cls)[old])
+
     # Made for a training, or of a trained network.
 
     @classmethod
@@ -142,16 +153,19 @@ class Task(ABC):
         """Raises ValueError for a set that cannot be trained on."""
         return None
 
-    def check_further(self, name: str, images: ImageSet) -> None:
+    def check_extra_eval(self, name: str, images: ImageSet) -> None:
         """Raises ValueError for a further set that cannot be evaluated beside the validation split."""
         return None
 
-    def known_to_model(self, data: Data) -> Data:
+    def align_classes(self, data: Data) -> Data:
         """The set in the form that the network of this task takes.
 
         **Raises:** ValueError where the set does not fit the network.
         """
         return data
+
+    check_further = renamed_method("check_further", "check_extra_eval")
+    known_to_model = renamed_method("known_to_model", "align_classes")
 
     def check_model(self, model: nn.Module) -> None:
         """Raises ValueError for a network that gives no answers of this task."""

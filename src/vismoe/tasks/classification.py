@@ -52,7 +52,7 @@ class Classification(Labels):
         per_class = [hits[labels == number].float().mean().item() for number in range(classes)]
         return {name: value.item() for name, value in metrics.items()}, per_class
 
-    def check_further(self, name: str, images: ImageSet) -> None:
+    def check_extra_eval(self, name: str, images: ImageSet) -> None:
         if images.labels.ndim != 1:
             raise ValueError(f"extra_eval[{name!r}] has labels of shape {tuple(images.labels.shape)}: expected ('N',)")
         least, most = int(images.labels.min()), int(images.labels.max())

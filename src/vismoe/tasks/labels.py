@@ -203,7 +203,7 @@ class Labels(Task):
         """The task's name in a model folder, as in transformers; None for one class an image."""
         return None
 
-    def known_to_model(self, data: Data) -> Data:
+    def align_classes(self, data: Data) -> Data:
         """The set with the network's classes in the network's order, matched by name; the set may lack some. A network
         without names of classes takes a set with as many classes as it has.
 
@@ -215,7 +215,7 @@ class Labels(Task):
         if self.named and multi_label != data.multi_label:
             trained, given = ("several classes" if each else "one class" for each in (multi_label, data.multi_label))
             raise ValueError(f"the model was trained on images with {trained} each, {data.name} has {given} an image")
-        return data.numbered_as(self.classes)
+        return data.align_classes(self.classes)
 
 
 class ScoreTable(Scorer):

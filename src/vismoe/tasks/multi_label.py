@@ -55,7 +55,7 @@ class MultiLabel(Labels):
         }
         return {name: value.item() for name, value in metrics.items()}, precision.tolist()
 
-    def check_further(self, name: str, images: ImageSet) -> None:
+    def check_extra_eval(self, name: str, images: ImageSet) -> None:
         if images.labels.shape[1:] != (len(self.classes),):
             expected = f"expected {('N', len(self.classes))}"
             raise ValueError(f"extra_eval[{name!r}] has labels of shape {tuple(images.labels.shape)}: {expected}")

@@ -18,17 +18,17 @@ from vismoe.data import (
     Batch,
     Data,
     ImageSet,
+    check_batch_size,
     check_images,
-    check_shares,
     evaluation_batches,
+    find_group_column,
+    format_classes,
+    format_group_column,
+    format_reasons,
     note_of_levels,
     shared_groups,
-    tell_classes,
-    tell_reasons,
-    tell_unnamed_groups,
     training_batches,
-    unnamed_groups,
-    without,
+    without_files,
 )
 from vismoe.inference import evaluate
 from vismoe.moe import biased_routers, keeping_balance, rebalance
@@ -61,7 +61,7 @@ class TrainingStoppedError(RuntimeError):
         self.signal = number
 
 
-def told_signal(number: int) -> str:
+def signal_name(number: int) -> str:
     """A signal in words."""
     name = signal.Signals(number).name
     return f"Ctrl-C, {name}" if number == signal.SIGINT else name
@@ -142,23 +142,23 @@ def fit(
         task = task_for(recipe.task, opened, recipe.to_json())
         task.check(opened)
         extra_eval = _check_extra_eval(extra_eval or {}, task)
-        check_shares(recipe.batch_size, mesh.size)
+        check_batch_size(recipe.batch_size, mesh.size)
         state = begin((build(recipe, opened, task) if network is None else network()).to(device), recipe)
         run, moved, left_out = mesh.run_on_main(
             lambda: _open_run(recipe, state.model, out, opened, resume, None if data is not None else open_set)
         )
         if data is None and moved:
             opened = open_set(moved=moved)
-        run, data = replace(run, writes=mesh.is_main), without(opened, left_out)
+        run, data = replace(run, writes=mesh.is_main), without_files(opened, left_out)
         task = task_for(recipe.task, data, recipe.to_json())
         if log is not None and mesh.is_main:
             _describe(data, state.model, log)
-        with run.alone(), Stop() as stop:
+        with run.lock(), Stop() as stop:
             checkpointer = Checkpointer(run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _warn)
             if (saved := checkpointer.newest()) is not None:
                 state.load_state_dict(saved)
-            run.forget_after(state.step)
-            run.follow(recipe)
+            run.truncate_metrics(state.step)
+            run.update_length(recipe)
             with tracking(run, recipe, state.step) as track:
                 trainer = Trainer(recipe, state, task, mesh, track)
                 evaluation = _optimise(
@@ -177,12 +177,12 @@ def fit(
 
 def _describe(data: Data, model: nn.Module, log: Callable[[str], None]) -> None:
     """Logs the classes of a set, the sizes of its splits, and the size that images are trained at."""
-    if classes := tell_classes(data):
+    if classes := format_classes(data):
         log(classes)
     _, height, width = data_config(model)["input_size"]
     test = "" if data.test is None else f", {len(data.test):,} test images"
     log(
-        f"{len(data.parts[0]):,} training images, {len(data.val):,} validation images{test}; "
+        f"{len(data.train_and_val[0]):,} training images, {len(data.val):,} validation images{test}; "
         f"trained at {height} × {width} pixels"
     )
 
@@ -211,7 +211,7 @@ def _refuse_images_of_parent(recipe: Recipe, data: Data) -> None:
         seed, advice = 0, "`vismoe finetune --from` keeps its split"
     else:
         before = open_for(old.task, old.data, old.split_seed, moved=parent.moved)
-        trained, seed = set(before.parts[0].files), old.split_seed
+        trained, seed = set(before.train_and_val[0].files), old.split_seed
         grouped = "" if old.group_column is None else f" --group-column {old.group_column}"
         advice = f"--split-seed {seed}{grouped} keeps its split"
     shared = len(trained.intersection(data.val.files))
@@ -231,7 +231,7 @@ def _check_extra_eval(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping
     for name, images in extra_eval.items():
         if not len(images):
             raise ValueError(f"extra_eval[{name!r}] has no image: expected one or more")
-        task.check_further(name, images)
+        task.check_extra_eval(name, images)
     return extra_eval
 
 
@@ -246,22 +246,22 @@ def _open_run(
             data = open_set(moved=Run(out).moved)
         run = Run.reopen(out, recipe, data, max(Checkpointer(out / CHECKPOINTS).steps(), default=0))
     else:
-        Run.refuse(out)
+        Run.check_free(out)
         if open_set is not None:
             data = open_set(workers=recipe.workers) if data.moved is not None else data
             data = check_images(data, recipe.max_unreadable, recipe.workers)
             _warn_of_size(data, data_config(model)["input_size"][1:])
-            if (found := unnamed_groups(data, fewest=2)) is not None:
-                _warn(tell_unnamed_groups(found))
+            if (found := find_group_column(data, fewest=2)) is not None:
+                _warn(format_group_column(found))
             if text := note_of_levels(data, data_config(model).get("max_level")):
                 _warn(f"note: {text}")
         _refuse_images_of_parent(recipe, data)
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
-        total = len(left_out) + sum(map(len, without(data, left_out).parts))
+        total = len(left_out) + sum(map(len, without_files(data, left_out).train_and_val))
         _warn(
             f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them "
-            f"({tell_reasons(left_out)})"
+            f"({format_reasons(left_out)})"
         )
     if open_set is not None:
         for text in data.notes:
@@ -321,7 +321,7 @@ def _optimise(
             path = checkpointer.folder
             raise TrainingStoppedError(
                 stop_signal,
-                f"{told_signal(stop_signal)}: stopped after step {state.step} of {recipe.steps}, which {path} has a "
+                f"{signal_name(stop_signal)}: stopped after step {state.step} of {recipe.steps}, which {path} has a "
                 f"checkpoint of; the same command with --out {path.parent} --resume auto goes on",
             )
         if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
@@ -346,7 +346,7 @@ def _batches(trainer: Trainer, data: Data) -> Iterator[Batch]:
     """The batches that the run has yet to take: this process's share of each, on the model's device."""
     recipe, state, task, mesh = trainer.recipe, trainer.state, trainer.task, trainer.mesh
     batches = training_batches(
-        data.parts[0],
+        data.train_and_val[0],
         task.training_transform(data_config(state.model), recipe.augmentation),
         recipe.batch_size,
         recipe.seed,
@@ -391,7 +391,7 @@ def _rebalance(trainer: Trainer, data: Data) -> None:
     state, recipe, task, mesh = trainer.state, trainer.recipe, trainer.task, trainer.mesh
     if state.average is None or not biased_routers(state.evaluated):
         return
-    images, network = data.parts[0], state.evaluated
+    images, network = data.train_and_val[0], state.evaluated
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(recipe.seed))
     number = min(len(order), REBALANCING * recipe.batch_size) // mesh.size * mesh.size  # as many for each process
     places = order[:number][mesh.rank :: mesh.size].tolist()

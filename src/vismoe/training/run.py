@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,17 +18,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from vismoe.data import Data, Unreadable, without
+from vismoe.data import Data, Unreadable, without_files
 from vismoe.files import readable, write_text
+from vismoe.files.renamed import renamed_method
 from vismoe.weights import load_network
 
 from .recipe import Recipe
 from .schedule import learning_rate
 
 LOCK = ".lock"
-ASKED, INITIAL, SPLIT = "finetune.json", "initial", "split.json"
+OPTIONS, INITIAL, SPLIT = "finetune.json", "initial", "split.json"
 """Files of a `finetune` run: its options, its initial network, and the split of each image file."""
-FREE = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
+MAY_DIFFER = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
 """Recipe fields that may differ in a resumed run: they do not change the result (on one kind of device)."""
 LENGTH = ("steps", "cooldown_steps")
 """Recipe fields that may differ as long as the steps already done would have been the same."""
@@ -58,11 +60,11 @@ class Run:
     writes: bool = True
 
     @staticmethod
-    def refuse(path: Path) -> None:
+    def check_free(path: Path) -> None:
         """Raises FileExistsError where the path exists. An empty folder is accepted, and one with the files that a run
         killed at its start leaves."""
-        hidden = {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE, ASKED)}
-        leftovers = {ENVIRONMENT, DATA, LOCK, ASKED, INITIAL} | hidden
+        hidden = {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE, OPTIONS)}
+        leftovers = {ENVIRONMENT, DATA, LOCK, OPTIONS, INITIAL} | hidden
         names = {file.name for file in path.iterdir() if not ASIDE.fullmatch(file.name)} if path.is_dir() else set()
         if path.exists() and (not path.is_dir() or names - leftovers):
             hint = "; it is a run: --resume auto continues it" if (path / RECIPE).is_file() else ""
@@ -72,9 +74,9 @@ class Run:
     def create(path: Path, recipe: Recipe, data: Data) -> "Run":
         """Creates a run folder.
 
-        **Raises:** FileExistsError, see `refuse`.
+        **Raises:** FileExistsError, see `check_free`.
         """
-        Run.refuse(path)
+        Run.check_free(path)
         path.mkdir(parents=True, exist_ok=True)
         run = Run(path)
         run.write(ENVIRONMENT, environment())
@@ -90,7 +92,7 @@ class Run:
         """
         run = Run(path)
         new, old = recipe.to_json(), run.recipe.to_json()
-        changed = [name for name in new if new[name] != old[name] and name not in FREE]
+        changed = [name for name in new if new[name] != old[name] and name not in MAY_DIFFER]
         if done and changed and set(changed) <= set(LENGTH):
             _check_length(path, run.recipe, recipe, done)
         elif changed:
@@ -99,7 +101,7 @@ class Run:
                 f"{path} was started with another recipe ({differences}): resume it with that one, or choose "
                 "another --out"
             )
-        present, recorded = describe(without(data, run.left_out)), run.data
+        present, recorded = describe(without_files(data, run.left_out)), run.data
         if present["digest"] != recorded["digest"]:
             count = ("{training_images} training and {held_out_images} validation images").format
             raise ValueError(
@@ -108,7 +110,7 @@ class Run:
             )
         return run
 
-    def follow(self, recipe: Recipe) -> None:
+    def update_length(self, recipe: Recipe) -> None:
         """Writes the recipe again where the run's length has changed."""
         if self.writes:
             old, new = self.recipe.to_json(), recipe.to_json()
@@ -141,7 +143,7 @@ class Run:
         raise ValueError(f"{self.path / DATA} is damaged: it does not describe the data set; start a new run")
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Inside the block no other process on this machine can write the run.
 
         **Raises:** FileExistsError where another process is writing it.
@@ -163,7 +165,7 @@ class Run:
                 if self.writes:
                     (self.path / LOCK).unlink(missing_ok=True)
 
-    def forget_after(self, step: int) -> None:
+    def truncate_metrics(self, step: int) -> None:
         """Removes from the metrics all lines after a step, and a truncated line."""
         path = self.path / METRICS
         if self.writes and path.exists():
@@ -176,6 +178,16 @@ class Run:
                     break
                 kept.append(line + "\n")
             path.write_text("".join(kept))
+
+    alone = renamed_method("alone", "lock")
+    follow = renamed_method("follow", "update_length")
+    forget_after = renamed_method("forget_after", "truncate_metrics")
+
+    @staticmethod
+    def refuse(path: Path) -> None:
+        """The old name of `check_free`."""
+        warnings.warn("Run.refuse is called check_free now", DeprecationWarning, stacklevel=2)
+        Run.check_free(path)
 
     @staticmethod
     def of(path: str | Path) -> "Run | None":
@@ -258,7 +270,7 @@ def describe(data: Data) -> dict[str, Any]:
     """Describes a data set: its name, classes, number of images and files left out. `digest`: SHA-256 of the classes,
     file names and labels, in order."""
     digest = hashlib.sha256(json.dumps(data.classes).encode())
-    for part in data.parts:
+    for part in data.train_and_val:
         digest.update(json.dumps([part.labels.int().tolist(), list(part.files)]).encode())
     return {
         "name": data.name,

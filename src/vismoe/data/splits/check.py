@@ -8,7 +8,7 @@ from typing import TypeVar
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..batches import leave_stopping
+from ..batches import ignore_stop_signals
 from ..image_set import Data, ImageSet
 from ..images import Unreadable, largest_level
 
@@ -42,12 +42,12 @@ def for_each_image(images: ImageSet, function: Callable[[Image.Image], T], worke
     **Arguments:** `workers`: processes that decode and call the function, default 0: this process.
     """
     decoded = _Decoded(images, function)
-    loader = DataLoader(decoded, 64, num_workers=workers, collate_fn=list, worker_init_fn=leave_stopping)
+    loader = DataLoader(decoded, 64, num_workers=workers, collate_fn=list, worker_init_fn=ignore_stop_signals)
     return [entry for batch in loader for entry in batch]
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageStats:
     """What is seen of an image as it is decoded: its size in pixels, and its largest level where it has 16 bits of
     grey, otherwise 0."""
 
@@ -56,12 +56,12 @@ class Look:
     level: int = 0
 
 
-def look_at(image: Image.Image) -> Look:
+def image_stats(image: Image.Image) -> ImageStats:
     """An image's size and level."""
-    return Look(*image.size, largest_level(image))
+    return ImageStats(*image.size, largest_level(image))
 
 
-def with_looks(data: Data, looks: Sequence[Look]) -> Data:
+def with_image_stats(data: Data, looks: Sequence[ImageStats]) -> Data:
     """A set with what is seen of its images: their typical size, and the largest level of those of 16 bits."""
     if not looks:
         return data
@@ -95,14 +95,14 @@ def check_images(data: Data, max_unreadable: float, workers: int = 0) -> Data:
     **Arguments:** `max_unreadable`: largest share of files that may be left out; `workers`: processes that decode,
     default 0: this process.
 
-    **Raises:** ValueError where the share is larger, or too few images remain (see `without`).
+    **Raises:** ValueError where the share is larger, or too few images remain (see `without_files`).
     """
     if data.unreadable is not None:
         files = {file for part in _splits(data) for file in part.files}
         return accept(data, [entry for entry in data.unreadable if entry.file in files], max_unreadable)
     parts = [part for part in _splits(data) if part.files]
-    decoded = [entry for part in parts for entry in for_each_image(part, look_at, workers)]
-    data = with_looks(data, [entry for entry in decoded if isinstance(entry, Look)])
+    decoded = [entry for part in parts for entry in for_each_image(part, image_stats, workers)]
+    data = with_image_stats(data, [entry for entry in decoded if isinstance(entry, ImageStats)])
     return accept(data, [entry for entry in decoded if isinstance(entry, Unreadable)], max_unreadable)
 
 
@@ -122,10 +122,10 @@ def accept(data: Data, unreadable: Sequence[Unreadable], max_unreadable: float) 
             f"{data.name}: {len(left_out)} of {total} files cannot be used, more than a share of max_unreadable="
             f"{max_unreadable:g} ({examples}{'; …' if len(left_out) > 3 else ''}): mend or remove them, or accept more"
         )
-    return replace(without(data, left_out), unreadable=())
+    return replace(without_files(data, left_out), unreadable=())
 
 
-def without(data: Data, left_out: Sequence[Unreadable]) -> Data:
+def without_files(data: Data, left_out: Sequence[Unreadable]) -> Data:
     """A set without some files.
 
     **Raises:** ValueError where a class has no image to train on any more, or a split has no image.
@@ -150,4 +150,4 @@ def without(data: Data, left_out: Sequence[Unreadable]) -> Data:
 
 
 def _splits(data: Data) -> list[ImageSet]:
-    return [*data.parts, *([] if data.test is None else [data.test])]
+    return [*data.train_and_val, *([] if data.test is None else [data.test])]

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from vismoe.files.renamed import renamed_property
+
 from ..image_set import Data, ImageSet
 from ..images import Unreadable, eight_bits, flatten_alpha, largest_level
-from .check import Look, accept, for_each_image, with_looks
+from .check import ImageStats, accept, for_each_image, with_image_stats
 
 SIDE, LOW = 32, 8
 NOISE = 4.0
@@ -44,9 +46,11 @@ class Fingerprint:
     level: int = 0
 
     @property
-    def look(self) -> Look:
+    def stats(self) -> ImageStats:
         """Size and level."""
-        return Look(self.width, self.height, self.level)
+        return ImageStats(self.width, self.height, self.level)
+
+    look = renamed_property("look", "stats")
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
@@ -97,7 +101,7 @@ def fingerprint_all(data: Data, max_unreadable: float, workers: int = 0) -> tupl
 
     **Raises:** ValueError where the share of unreadable files is above `max_unreadable`.
     """
-    results = [entry for part in data.parts for entry in try_fingerprints(part, workers)]
+    results = [entry for part in data.train_and_val for entry in try_fingerprints(part, workers)]
     readable = accept(data, [entry for entry in results if isinstance(entry, Unreadable)], max_unreadable)
     prints = [entry for entry in results if isinstance(entry, Fingerprint)]
-    return with_looks(readable, [entry.look for entry in prints]), prints
+    return with_image_stats(readable, [entry.stats for entry in prints]), prints

@@ -10,7 +10,7 @@ import torch
 from ..batches import mix_seeds
 from ..image_set import Data
 from ..images import Unreadable
-from .check import with_looks
+from .check import with_image_stats
 from .duplicates import find_duplicates
 from .fingerprints import Fingerprint, try_fingerprints
 from .grouped_split import grouped_split
@@ -42,7 +42,7 @@ def split_folder(
             prints = try_fingerprints(whole, workers)
             validation = _without_groups_on_both_sides(data, prints, drawn, seed, share)
             data = replace(data, unreadable=tuple(entry for entry in prints if isinstance(entry, Unreadable)))
-            data = with_looks(data, [entry.look for entry in prints if isinstance(entry, Fingerprint)])
+            data = with_image_stats(data, [entry.stats for entry in prints if isinstance(entry, Fingerprint)])
         else:
             files = set(moved)
             validation = drawn ^ {index for index, file in enumerate(whole.files) if file in files}

@@ -123,7 +123,7 @@ def _draw(
     return held_out
 
 
-def hold_out(data: Data, duplicates: Duplicates, seed: int, share: float = 0.25) -> tuple[Data, Duplicates]:
+def split_data(data: Data, duplicates: Duplicates, seed: int, share: float = 0.25) -> tuple[Data, Duplicates]:
     """Splits a set in one piece (`train` is None) by `grouped_split`: copies are on one side, and so are images with
     one value of the set's `group_column`. Returns it with `train` and `val`, and the duplicates of its images in their
     new order, those of `train` before those of `val`.
@@ -150,5 +150,5 @@ def leakage(data: Data, duplicates: Duplicates) -> list[tuple[int, int]]:
 
 def conflicts(data: Data, duplicates: Duplicates) -> list[tuple[int, int]]:
     """Exact duplicates with different labels; indices count through `train`, then through `val`."""
-    labels = torch.cat([part.labels for part in data.parts])
+    labels = torch.cat([part.labels for part in data.train_and_val])
     return [(a, b) for a, b in duplicates.exact if not torch.equal(labels[a], labels[b])]

@@ -29,7 +29,7 @@ class SharedGroups:
 
 def check_column(data: Data, column: str, option: str = "group_column") -> None:
     """Raises ValueError for a column that the set's table does not have. `option`: what it was named by."""
-    for part in data.parts:
+    for part in data.train_and_val:
         if column not in part.columns:
             columns = ", ".join(part.columns) or "none beside file_name and the labels"
             raise ValueError(
@@ -44,7 +44,7 @@ def check_groups(data: Data, fewest: int) -> None:
     if column is None:
         return
     check_column(data, column)
-    values = [value for part in data.parts for value in part.columns[column]]
+    values = [value for part in data.train_and_val for value in part.columns[column]]
     named, unnamed = {value for value in values if value}, values.count("")
     if len(named) + unnamed < fewest:
         found = f"one value, {next(iter(named))!r}" if len(named) == 1 else f"{len(named)} values"
@@ -62,7 +62,7 @@ def joined_groups(data: Data, copies: Sequence[int]) -> list[int]:
     """
     if data.group_column is None:
         return list(copies)
-    values = [value for part in data.parts for value in part.columns[data.group_column]]
+    values = [value for part in data.train_and_val for value in part.columns[data.group_column]]
     return join(copies, values)
 
 
@@ -95,7 +95,7 @@ def shared_groups(train: ImageSet, val: ImageSet, column: str) -> SharedGroups |
     return SharedGroups(column, len(trained.union(evaluated) - {""}), shared, len(evaluated)) if shared else None
 
 
-def unnamed_groups(data: Data, fewest: int) -> SharedGroups | None:
+def find_group_column(data: Data, fewest: int) -> SharedGroups | None:
     """The column of a set's table, not chosen as its `group_column`, that looks like one of groups and has groups on
     both sides of the split: by its name, and by values that repeat. The one that the most images share; None where
     there is none. `fewest`: number of groups below which it could not be split by."""
@@ -103,15 +103,15 @@ def unnamed_groups(data: Data, fewest: int) -> SharedGroups | None:
         return None
     found = []
     for column in data.val.columns:
-        counts = Counter(value for part in data.parts for value in part.columns.get(column, ()) if value)
+        counts = Counter(value for part in data.train_and_val for value in part.columns.get(column, ()) if value)
         repeats = fewest <= len(counts) < counts.total()
         if repeats and _names_a_group(column) and (shared := shared_groups(data.train, data.val, column)):
             found.append(shared)
     return max(found, key=lambda each: (each.shared, each.groups), default=None)
 
 
-def tell_unnamed_groups(found: SharedGroups) -> str:
-    """What `unnamed_groups` found, in words, with the option that helps."""
+def format_group_column(found: SharedGroups) -> str:
+    """What `find_group_column` found, in words, with the option that helps."""
     name = found.column
     return (
         f"{found.shared:,} of {found.evaluated:,} images to evaluate on have a value of the column {name!r} that is "

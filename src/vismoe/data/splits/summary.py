@@ -24,8 +24,8 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
     **Raises:** ValueError where the duplicates are of a different number of images.
     """
     prints = duplicates.fingerprints
-    if len(prints) != sum(map(len, data.parts)):
-        raise ValueError(f"duplicates of {len(prints)} images, but {data.name} has {sum(map(len, data.parts))}")
+    if len(prints) != sum(map(len, data.train_and_val)):
+        raise ValueError(f"duplicates of {len(prints)} images, but {data.name} has {sum(map(len, data.train_and_val))}")
     names = [
         part.files[index] if part.files else f"{side} {index}"
         for side, part in _sides(data)
@@ -36,7 +36,7 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
         [0] * len(data.classes) if part is None else _counts(data, part) for part in (data.train, data.val)
     )
     sizes = [train + val for train, val in zip(trained, evaluated, strict=True) if train + val]
-    labels = [_label_names(data, row) for part in data.parts for row in part.labels]
+    labels = [_label_names(data, row) for part in data.train_and_val for row in part.labels]
     return {
         "name": data.name,
         "pictures": {"train": border, "held_out": len(data.val)},
@@ -63,7 +63,7 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
 
 
 def _sides(data: Data) -> list[tuple[str, ImageSet]]:
-    return [("held-out" if part is data.val else "train", part) for part in data.parts]
+    return [("held-out" if part is data.val else "train", part) for part in data.train_and_val]
 
 
 def _counts(data: Data, part: ImageSet) -> list[int]:
@@ -80,7 +80,7 @@ def _spread(lengths: Sequence[int]) -> dict[str, int]:
     return {"min": min(lengths), "median": round(statistics.median(lengths)), "max": max(lengths)}
 
 
-def tell(summary: dict[str, Any]) -> str:
+def format_summary(summary: dict[str, Any]) -> str:
     """A summary in a few lines, for a terminal. `val` of the set is called its test split."""
     train, evaluated = summary["pictures"]["train"], summary["pictures"]["held_out"]
     classes = summary["classes"]
@@ -90,7 +90,7 @@ def tell(summary: dict[str, Any]) -> str:
         f"{evaluated:,} test images",
         f"{len(classes)} classes{', several per image' if summary['multi_label'] else ''}: "
         + _first_of([f"{entry['name']} {entry['train']} + {entry['held_out']}" for entry in classes], CLASSES)
-        + f"; {tell_imbalance(summary)}",
+        + f"; {format_imbalance(summary)}",
         f"{width} wide, {height} high; {summary['grey']:.0%} grey, {summary['transparent']:.0%} transparent",
     ]
     if left_out := summary["left_out"]:
@@ -125,24 +125,24 @@ def tell(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def tell_classes(data: Data) -> str:
+def format_classes(data: Data) -> str:
     """The classes of a set with the number of images of each to train on, in words; "" for a set without classes."""
     if not data.classes:
         return ""
-    counts = zip(data.classes, _counts(data, data.parts[0]), strict=True)
+    counts = zip(data.classes, _counts(data, data.train_and_val[0]), strict=True)
     several = ", several per image" if data.multi_label else ""
     return f"{len(data.classes)} classes{several}: " + _first_of(
         [f"{name} {count:,}" for name, count in counts], CLASSES
     )
 
 
-def tell_reasons(left_out: Sequence[Unreadable]) -> str:
+def format_reasons(left_out: Sequence[Unreadable]) -> str:
     """Why files are left out, in words: each reason with its count, the most frequent first."""
     counts = Counter(entry.reason for entry in left_out).most_common()
     return _first_of([f"{number} × {reason}" for reason, number in counts])
 
 
-def tell_imbalance(summary: Mapping[str, Any]) -> str:
+def format_imbalance(summary: Mapping[str, Any]) -> str:
     """The imbalance of the classes of a summary, in words."""
     times = f"{summary['imbalance']:.3g}"
     return "classes are balanced" if times == "1" else f"the largest class is {times} times the smallest"
