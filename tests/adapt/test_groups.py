@@ -128,9 +128,13 @@ def test_a_column_that_looks_like_a_group_is_pointed_out(folder, tmp_path, capsy
 @pytest.mark.parametrize(
     ("column", "rows", "said"),
     [
-        ("person", None, "group_column='person': SET has no such column in a metadata.csv; there are hall, patient"),
-        ("hall", None, "group_column='hall': SET has one value, 'lab' in it, and each of"),
-        ("patient", 2, "group_column='patient': SET has 2 values in it, and each of 3 splits needs one of its own"),
+        (
+            "person",
+            None,
+            "group_column='person': SET has no such column in a metadata.csv; its columns are hall, patient",
+        ),
+        ("hall", None, "group_column='hall': SET has one value, 'lab', in this column, but"),
+        ("patient", 2, "group_column='patient': SET has 2 values in this column, but 3 splits need at least 3"),
     ],
 )
 def test_columns_that_cannot_be_split_by(tmp_path, capsys, column, rows, said):

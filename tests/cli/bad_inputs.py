@@ -145,7 +145,7 @@ CASES = [
     Case("a file of no bytes", empty_file, 0, "1 of 40 files cannot be used"),
     Case("the same, its name no UTF-8", name_that_is_no_text, 0, "1 of 41 files cannot be used"),
     Case("links out of the folder, one inside it", links, 0, "2 of 43 files cannot be used"),
-    Case("a class folder that is a link out of the folder", linked_class, 2, "so that its class would be lost"),
+    Case("a class folder that is a link out of the folder", linked_class, 2, "so its class would be lost"),
     Case("splits of unknown names", unknown_splits, 2, "look like splits: name them train, val and test"),
     Case("metadata.csv that names ../ and what is not there", lost_label, 0, "2 of 42 files cannot be used"),
     Case("metadata.csv without file_name", metadata_without_names, 2, "expected the columns file_name and label"),

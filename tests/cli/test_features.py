@@ -37,7 +37,7 @@ def test_embed_a_set(shades, tmp_path, capsys):
     assert main(["embed", PRESET, "--data", str(shades), "--out", str(tmp_path / "e.npy")]) == 0
     out, errors = capsys.readouterr()
     assert out.startswith("24 images, 64 features each: ")
-    assert "'light/letter.png' is left out: no image of a known kind" in errors
+    assert "'light/letter.png' is left out: not an image of a known format" in errors
     assert np.load(tmp_path / "e.npy").shape == (24, 64)
     rows = table(tmp_path / "e.csv")
     assert len(rows) == 24

@@ -61,7 +61,7 @@ def test_a_set_of_its_own_split(own_split):
         "height": {"min": 40, "median": 40, "max": 56},
         "grey": 0.0,
         "transparent": 0.0,
-        "left_out": [{"file": "val/cat/broken.png", "reason": "no image of a known kind"}],
+        "left_out": [{"file": "val/cat/broken.png", "reason": "not an image of a known format"}],
         "notes": [],
         "duplicate_groups": 2,
         "exact_duplicates": [["train/cat/1.png", "train/dog/twin.bmp"]],
@@ -77,11 +77,11 @@ def test_what_the_terminal_is_told(own_split):
         f"{own_split}: 7 images, 5 to train and validate on, 2 test images",
         "2 classes: cat 3 + 2, dog 2 + 0; the largest class is 2.5 times the smallest",
         "48 to 64 (median 48) wide, 40 to 56 (median 40) high; 0% grey, 0% transparent",
-        "left out: 1 file: val/cat/broken.png (no image of a known kind)",
+        "left out: 1 file: val/cat/broken.png (not an image of a known format)",
         "duplicates: 1 exact, 1 near, in 2 groups: train/cat/1.png = train/dog/twin.bmp, "
         "train/cat/2.png ≈ val/cat/again.jpg",
         "classes without test images: dog (too few images that are not copies)",
-        "test images with copies among the training images, which make metrics too good: 1: "
+        "test images with copies among the training images (metrics would be too good): 1: "
         "val/cat/again.jpg ≈ train/cat/2.png",
         "copies with different labels: 1: train/cat/1.png (cat) = train/dog/twin.bmp (dog)",
     ]
@@ -148,5 +148,5 @@ def test_a_class_that_cannot_be_read_is_an_error(tmp_path):
         paint(tmp_path / "cat" / f"{number}.png", number)
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "0.png").write_bytes(b"hello")
-    with pytest.raises(ValueError, match="no image that can be read is left of dog"):
+    with pytest.raises(ValueError, match="no readable images of dog"):
         split_data(*looked(tmp_path), 0)
