@@ -116,7 +116,7 @@ def test_a_column_that_looks_like_a_group_is_pointed_out(folder, tmp_path, capsy
     called otherwise is not."""
     assert main(["train", "digits", "--data", str(folder), *TINY, "--out", str(tmp_path / "one")]) == 0
     told = capsys.readouterr().err
-    assert told.count("--group-column patient keeps each of its 20 groups in one split") == 1
+    assert told.count("--group-column patient keeps each of the 20 groups in one split") == 1
     assert "hall" not in told
     splits = open_splits(str(folder), 0, 0.1)
     train = patients([*splits.fitting.train.files, *splits.fitting.val.files])

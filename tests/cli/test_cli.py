@@ -259,7 +259,7 @@ def bad_inputs(run, folder):
         (["predict", str(run), str(folder / "gone.png")], "no such image"),
         (["predict", str(run), str(folder / "text.png"), "--batch-size", "-1"], "batch_size=-1"),
         (["predict", str(run), ""], "no images given"),
-        (["eval", str(run), "--data", "digits", "--device", "cpu:7"], "device 'cpu:7' is not here"),
+        (["eval", str(run), "--data", "digits", "--device", "cpu:7"], "device 'cpu:7' is not available"),
         (["eval", str(run), "--data", "digits", "--batch-size", "0"], "batch_size=0"),
         (["models", "nothing*"], "no preset or published weights match"),
         (["upcycle", str(run), *out[1:], "--perturb", "nan"], "perturb=nan"),

@@ -81,7 +81,7 @@ def test_photographs_that_are_shrunk_to_digits_are_said(tmp_path, capsys):
     lay(tmp_path / "set", "cat", "dog", size=(64, 48))
     assert main(["train", "digits", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run"), *TINY]) == 0
     (note,) = capsys.readouterr().err.splitlines()
-    assert "images of about 64 × 48 pixels are shrunk to 8 × 8" in note
+    assert "images of about 64 × 48 pixels are resized to 8 × 8" in note
     assert "vismoe train images" in note
     assert "_64_" in find_recipe("images").model
 

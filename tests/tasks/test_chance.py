@@ -45,7 +45,7 @@ def test_a_useless_multi_label_classifier_is_told():
     generator = torch.Generator().manual_seed(0)
     labels = torch.rand(80, 3, generator=generator) < 0.4
     noise = torch.randn(80, 3, generator=generator)
-    assert "ranks the images of no class above the others" in evaluation(labels, noise).weakness
+    assert "ranks its images significantly above the others" in evaluation(labels, noise).weakness
     assert "answers no class for every image" in evaluation(labels, labels + 0.1 * noise - 9).weakness
     assert "answers 'cat', 'dog', 'owl' for every image" in evaluation(labels, labels + 0.1 * noise + 9).weakness
     assert evaluation(labels, 4.0 * labels - 2 + noise).weakness is None
@@ -71,7 +71,7 @@ def test_groups_below_the_rest():
     limit = next(rank for rank, chance in enumerate(ordered) if chance * (37 - rank) > 0.05)
     assert {row.name for row in rows if row.below} == {name for name in chances if chances[name] in ordered[:limit]}
     lines = group_lines("patient", rows)
-    assert "2 of 37 groups are below the rest by more than chance" in lines[0]
+    assert "2 of 37 groups are significantly below the rest" in lines[0]
     assert re.fullmatch(r"  patient  images   right  95 % interval", lines[1])
     assert lines[2].split()[0] == rows[0].name
     assert lines[2].endswith("below")

@@ -48,10 +48,10 @@ def evaluation_transform(config: dict[str, Any]) -> Transform:
     **Raises:** ValueError if timm cannot use the configuration.
     """
     try:
-        alone = v2.Compose([_mode_of(config), create_transform(**_of_timm(config))])
+        single = v2.Compose([_mode_of(config), create_transform(**_of_timm(config))])
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"the model's data configuration {config} cannot be used: {error!r}") from error
-    return partial(_transformed, alone, partial(_evaluated, config, alone))
+    return partial(_transformed, single, partial(_evaluated, config, single))
 
 
 def evaluation_scale(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
@@ -131,7 +131,7 @@ def training_transform(
         *([affine] if degrees or translate or scale or shear else []),
         *([v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []),
     ]
-    alone = v2.Compose(
+    single = v2.Compose(
         [
             _mode_of(config),
             random_crop or (partial(_of_size, tuple(size), centre) if scaled == size else centre),
@@ -140,7 +140,7 @@ def training_transform(
             *([erasing] if erase else []),
         ]
     )
-    together = v2.Compose(
+    joint = v2.Compose(
         [
             partial(_each, partial(_prepared, config)),
             *([_require_one_size, random_crop] if random_crop else [partial(_each, partial(_centred, config))]),
@@ -150,40 +150,40 @@ def training_transform(
             *([partial(_erased, erasing)] if erase else []),
         ]
     )
-    return partial(_transformed, alone, together)
+    return partial(_transformed, single, joint)
 
 
-def _transformed(alone: Callable[[Image.Image], Any], together: Callable[[Sample], Sample], sample: Sample) -> Sample:
+def _transformed(single: Callable[[Image.Image], Any], joint: Callable[[Sample], Sample], sample: Sample) -> Sample:
     """The sample with its images, boxes and masks transformed.
 
-    `alone` transforms a single PIL image, which is faster; `together` transforms several values.
+    `single` transforms a single PIL image, which is faster; `joint` transforms several values.
     """
-    moving = {name: value for name, value in sample.items() if isinstance(value, Image.Image | tv_tensors.TVTensor)}
-    if not moving:
+    spatial = {name: value for name, value in sample.items() if isinstance(value, Image.Image | tv_tensors.TVTensor)}
+    if not spatial:
         return sample
-    if len(moving) == 1:
-        ((name, value),) = moving.items()
+    if len(spatial) == 1:
+        ((name, value),) = spatial.items()
         if isinstance(value, Image.Image):
-            return sample | {name: alone(value)}
-    return sample | together(moving)
+            return sample | {name: single(value)}
+    return sample | joint(spatial)
 
 
-def _each(change: Callable[[Any], Any], moving: Sample) -> Sample:
-    return {name: change(value) for name, value in moving.items()}
+def _each(change: Callable[[Any], Any], spatial: Sample) -> Sample:
+    return {name: change(value) for name, value in spatial.items()}
 
 
-def _evaluated(config: dict[str, Any], alone: Callable[[Image.Image], Any], moving: Sample) -> Sample:
+def _evaluated(config: dict[str, Any], single: Callable[[Image.Image], Any], spatial: Sample) -> Sample:
     """The images, boxes and masks of a sample, transformed for evaluation."""
     normalize, (_, *size) = _normalize(config, 0.0), config["input_size"]
 
     def change(value: Any) -> Any:
         if isinstance(value, Image.Image):
-            return alone(value)
+            return single(value)
         value = _scaled(config, config.get("crop_mode"), _prepared(config, value))
-        # Normalised before the crop: if the crop is larger than the image, its padding is 0, the mean after this.
+        # Normalised before the crop: a crop larger than the image is padded with 0, which is then the mean colour.
         return functional.center_crop(normalize(_as_floats(value)), size)
 
-    return _each(change, moving)
+    return _each(change, spatial)
 
 
 def _prepared(config: dict[str, Any], value: Any) -> Any:
@@ -225,26 +225,26 @@ def _scaled(config: dict[str, Any], crop_mode: str | None, value: Any) -> Any:
     return functional.resize(value, size, InterpolationMode(config["interpolation"]))
 
 
-def _require_one_size(moving: Sample) -> Sample:
+def _require_one_size(spatial: Sample) -> Sample:
     """Returns its argument.
 
     **Raises:** ValueError if the values have different sizes, so one random crop does not fit all.
     """
-    sizes = {name: tuple(functional.get_size(value)) for name, value in moving.items()}
+    sizes = {name: tuple(functional.get_size(value)) for name, value in spatial.items()}
     if len(set(sizes.values())) > 1:
         given = ", ".join(f"{name} {height} × {width}" for name, (height, width) in sizes.items())
         raise ValueError(
             f"a sample whose values have different sizes ({given}) cannot be randomly cropped: resize them to one "
             "size, or set crop to 1"
         )
-    return moving
+    return spatial
 
 
-def _moved_boxes(affine: v2.RandomAffine, moving: Sample) -> Sample:
+def _moved_boxes(affine: v2.RandomAffine, spatial: Sample) -> Sample:
     """A sample after an affine transform. Boxes without area before it have none after it: a box outside the image is
     clipped to a line at the border, and a rotation would give that line an area."""
-    moved = affine(moving)
-    for name, original in moving.items():
+    moved = affine(spatial)
+    for name, original in spatial.items():
         if isinstance(original, tv_tensors.BoundingBoxes) and not tv_tensors.is_rotated_bounding_format(
             original.format
         ):
@@ -260,14 +260,14 @@ def _as_floats(value: Any) -> Any:
     return functional.to_dtype(value, torch.float32, scale=True) if isinstance(value, tv_tensors.Image) else value
 
 
-def _erased(erasing: v2.RandomErasing, moving: Sample) -> Sample:
+def _erased(erasing: v2.RandomErasing, spatial: Sample) -> Sample:
     """Erases, with the given probability, the same random rectangle in all images of a sample."""
-    images = {name: value for name, value in moving.items() if not isinstance(value, tv_tensors.TVTensor)}
+    images = {name: value for name, value in spatial.items() if not isinstance(value, tv_tensors.TVTensor)}
     if not images or torch.rand(1) >= erasing.p:
-        return moving
+        return spatial
     first, *_ = images.values()
     rectangle = erasing.make_params([first])
-    return moving | {name: erasing.transform(value, rectangle) for name, value in images.items()}
+    return spatial | {name: erasing.transform(value, rectangle) for name, value in images.items()}
 
 
 def _of_size(size: tuple[int, int], change: Callable[[Any], Any], image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Duplicates of images: the same pixels, or nearly the same."""
+"""Finds duplicate images: with the same pixels, or nearly the same."""
 
 from collections import defaultdict
 from collections.abc import Sequence

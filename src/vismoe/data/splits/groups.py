@@ -67,7 +67,7 @@ def check_groups(data: Data, fewest: int) -> None:
     values = [value for split in data.train_and_val for value in split.columns[column]]
     named, unnamed = {value for value in values if value}, values.count("")
     if len(named) + unnamed < fewest:
-        given = f"one value, {next(iter(named))!r}" if len(named) == 1 else f"{len(named)} values"
+        given = f"one value, {next(iter(named))!r}," if len(named) == 1 else f"{len(named)} values"
         raise ValueError(
             f"group_column={column!r}: {data.name} has {given} in this column, but {fewest} splits need at least "
             f"{fewest}: choose another column, or add images with other values"
