@@ -168,7 +168,7 @@ def test_bad_input(shades, tmp_path, capsys, monkeypatch):
         ([*embed, *out], "name either images or a data set"),
         ([*embed, "x.png", "--data", "digits", *out], "name either images or a data set"),
         ([*embed, str(tmp_path / "gone"), *out], "no such image or folder"),
-        ([*embed, str(tmp_path / "letter.png"), *out], "no image that can be read"),
+        ([*embed, str(tmp_path / "letter.png"), *out], "no readable image"),
         ([*embed, "--data", "digits", "--out", str(tmp_path / "there.npy")], "there.npy exists"),
         ([*embed, "--data", "digits", "--out", str(tmp_path / "e.parquet")], "pip install 'vismoe[embed]'"),
         ([*embed, "--data", "digits", "--out", str(tmp_path / "e.json")], "accepted are .npy and .parquet"),

@@ -196,7 +196,7 @@ def test_without_a_network_it_says_so_at_once(no_network, verb, tmp_path, capsys
 
 def test_a_repository_that_is_not_there(hub):
     """Neither a private one nor one without a name is taken for a missing network."""
-    with pytest.raises(ValueError, match="the hub has no such model, or it is private"):
+    with pytest.raises(ValueError, match="the hub has no such model, or the model is private"):
         open_trained("hf:some/nothing")
     with pytest.raises(ValueError, match="ORG/NAME"):
         open_trained("hf:some/thing/else")

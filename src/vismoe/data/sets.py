@@ -44,12 +44,12 @@ def open_data(
     - `name`: the name or path.
     - `split_seed`: seed of the random split of a folder without splits: 25 % of each class are for validation. Its
       images are decoded, each once, so that copies of an image (exact or near) stay in one split. Default None: no
-      split, all images are for evaluation.
+      split, all images are for evaluation. For "digits" also the seed of its split; default 0.
     - `workers`: number of processes that decode images; default 0: this process.
     - `moved`: `Data.moved` of the same folder opened before: repeats its split without decoding images. `()`: the split
       ignores copies. Default None: copies are searched for.
     - `group_column`: column of the metadata with groups of images (patients, videos, sites); each group stays in one
-      split. Default None.
+      split. Default None: no groups.
 
     **Returns:** the data set.
 

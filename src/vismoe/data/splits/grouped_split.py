@@ -35,7 +35,7 @@ def grouped_split(
     1. Each class has a training image. So all images of a class with a single group are training images.
     2. Each class with two or more groups has a validation image. If groups hold several classes, this may not be
        possible for all classes: of several random orders, the one with the most such classes is used.
-    3. Each class gets more validation groups until it reaches `share`.
+    3. Further groups go to the validation split as long as they bring its classes closer to `share`.
 
     Classes with the fewest groups choose first (after Sechidis et al. 2011, "On the stratification of multi-label
     data").
