@@ -70,11 +70,11 @@ def open_folder(root: Path) -> tuple[Data, bool]:
         entries_of_splits.append(entries)
     classes = _classes(root, layout.folders, entries_of_splits)
     class_numbers = {name: index for index, name in enumerate(classes)}
-    sets = [_image_set(paths, entries, class_numbers, multi_label) for entries in entries_of_splits]
-    train, val, test = sets[0], sets[-1] if len(sets) < 3 else sets[1], sets[2] if len(sets) > 2 else None
+    splits = [_image_set(paths, entries, class_numbers, multi_label) for entries in entries_of_splits]
+    train, val, test = splits[0], splits[min(1, len(splits) - 1)], splits[2] if len(splits) > 2 else None
     notes = (*layout.notes, *listing.notes, *_notes_of_tables(root, tables))
     data = Data(
-        str(root), classes, train if len(sets) > 1 else None, val, left_out=tuple(left_out), test=test, notes=notes
+        str(root), classes, train if len(splits) > 1 else None, val, left_out=tuple(left_out), test=test, notes=notes
     )
     return data, layout.train is not None and layout.validation is None
 
