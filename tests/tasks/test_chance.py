@@ -25,9 +25,17 @@ def answering(labels, answers):
     ("labels", "answers", "said"),
     [
         ([0] * 20 + [1] * 20, [1] * 40, "the model answers 'dog' for every image"),
-        ([0] * 20 + [1] * 20, [0] * 10 + [1] * 10 + [0] * 10 + [1] * 10, "not better than always answering 'cat'"),
-        ([0] * 90 + [1] * 10, [0] * 87 + [1] * 3 + [1] * 6 + [0] * 4, "right on 93 of 100 images, that would be on 90"),
-        ([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1], "6 images, 3 of them of another class, are too few"),
+        (
+            [0] * 20 + [1] * 20,
+            [0] * 10 + [1] * 10 + [0] * 10 + [1] * 10,
+            "not significantly better than always answering 'cat'",
+        ),
+        (
+            [0] * 90 + [1] * 10,
+            [0] * 87 + [1] * 3 + [1] * 6 + [0] * 4,
+            "right on 93 of 100 images, and always answering the same on 90",
+        ),
+        ([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1], "6 images, 3 of them of other classes, are too few"),
         ([0] * 20 + [1] * 20, [0] * 16 + [1] * 4 + [1] * 16 + [0] * 4, None),
         ([0] * 5 + [1] * 5, [0] * 5 + [1] * 5, None),
         ([2] * 10, [2] * 10, None),
