@@ -33,11 +33,9 @@ def run_one(parent: Path, sets: Path, key: tuple[str, str, str], out: Path, thre
     began, (name, _, seed) = time.monotonic(), key
     done = finetune(Options(str(sets / name), str(parent), seed=int(seed)), out, log=print)
     report, used = done.report, resource.getrusage(resource.RUSAGE_SELF)
-    steps = max(line["step"] for line in done.run.metrics)
-    shutil.rmtree(out)  # a hundred megabytes of weights and more
-    return dict(zip(KEY, key, strict=True)) | {
+    row = dict(zip(KEY, key, strict=True)) | {
         "learning_rate": done.run.recipe.learning_rate,
-        "steps": steps,
+        "steps": max(line["step"] for line in done.run.metrics),
         "kept": report["trained"],
         "probe_validation": round(report["probe"]["validation"], 4),
         "validation": round(report["validation"]["top1"], 4),
@@ -47,6 +45,8 @@ def run_one(parent: Path, sets: Path, key: tuple[str, str, str], out: Path, thre
         "minutes": round((time.monotonic() - began) / 60, 2),
         "cpu_minutes": round((used.ru_utime + used.ru_stime) / 60, 1),
     }
+    shutil.rmtree(out)  # a hundred megabytes of weights and more
+    return row
 
 
 def print_table(names: tuple[str, ...], seeds: tuple[int, ...]) -> None:

@@ -28,7 +28,7 @@ def main(path: tyro.conf.Positional[Path]) -> None:
     run = Run(path)
     part_of, data = run.read("split.json")["files"], open_data(run.recipe.data)
     pixels, labels, parts = [], [], []
-    for images in data.parts:
+    for images in data.train_and_val:
         for index, file in enumerate(images.files):
             if file in part_of:
                 grey = flatten_alpha(images.image(index)).convert("L").resize((32, 32))

@@ -7,7 +7,12 @@ from typing import Any
 
 
 def in_processes(jobs: int, run: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """Yields what `run(*arguments)` returns for each of `calls`, first finished first, `jobs` at a time."""
+    """Yields what `run(*arguments)` returns for each of `calls`, first finished first, `jobs` at a time. After an error
+    no further call begins."""
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        for finished in as_completed([pool.submit(run, *arguments) for arguments in calls]):
-            yield finished.result()
+        try:
+            for finished in as_completed([pool.submit(run, *arguments) for arguments in calls]):
+                yield finished.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

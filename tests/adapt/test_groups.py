@@ -105,7 +105,7 @@ def test_a_patient_s_copies_bring_the_next_one_along(tmp_path):
         image = (folder / "round" / f"{number}-0.png").read_bytes()
         (folder / "round" / f"{number + 1}-0.png").write_bytes(image)
     splits = open_splits(str(folder), 0, 0.1, group_column="patient")
-    parts = [images.files for images in (*splits.fitting.parts, splits.test.val)]
+    parts = [images.files for images in (*splits.fitting.train_and_val, splits.test.val)]
     no_patient_twice(*parts)
     for number in range(0, PATIENTS, 4):
         assert [{f"{number}", f"{number + 1}"} <= patients(part) for part in parts].count(True) == 1
@@ -116,7 +116,7 @@ def test_a_column_that_looks_like_a_group_is_pointed_out(folder, tmp_path, capsy
     called otherwise is not."""
     assert main(["train", "digits", "--data", str(folder), *TINY, "--out", str(tmp_path / "one")]) == 0
     told = capsys.readouterr().err
-    assert told.count("--group-column patient keeps each of its 20 groups in one split") == 1
+    assert told.count("--group-column patient keeps each of the 20 groups in one split") == 1
     assert "hall" not in told
     splits = open_splits(str(folder), 0, 0.1)
     train = patients([*splits.fitting.train.files, *splits.fitting.val.files])
@@ -128,9 +128,13 @@ def test_a_column_that_looks_like_a_group_is_pointed_out(folder, tmp_path, capsy
 @pytest.mark.parametrize(
     ("column", "rows", "said"),
     [
-        ("person", None, "group_column='person': SET has no such column in a metadata.csv; there are hall, patient"),
-        ("hall", None, "group_column='hall': SET has one value, 'lab' in it, and each of"),
-        ("patient", 2, "group_column='patient': SET has 2 values in it, and each of 3 splits needs one of its own"),
+        (
+            "person",
+            None,
+            "group_column='person': SET has no such column in a metadata.csv; its columns are hall, patient",
+        ),
+        ("hall", None, "group_column='hall': SET has one value, 'lab', in this column, but"),
+        ("patient", 2, "group_column='patient': SET has 2 values in this column, but 3 splits need at least 3"),
     ],
 )
 def test_columns_that_cannot_be_split_by(tmp_path, capsys, column, rows, said):
@@ -167,7 +171,7 @@ def test_a_set_s_own_test_split_keeps_its_groups(tmp_path, capsys):
         rows = [f"{file},p{file.split('/')[1].split('-')[0]}" for file in files]
         (folder / side / "metadata.csv").write_text("\n".join(["file_name,patient", *rows]))
     splits = open_splits(str(folder), 0, 0.1, group_column="patient")
-    no_patient_twice(*[images.files for images in (*splits.fitting.parts, splits.test.val)])
+    no_patient_twice(*[images.files for images in (*splits.fitting.train_and_val, splits.test.val)])
     assert splits.dropped == 2 * IMAGES
     assert (
         f"{2 * IMAGES} more are left out: their copies or images of their patient are in another split" in splits.sizes

@@ -35,11 +35,11 @@ def folders(images):
 def test_all_three_splits_are_kept(root):
     """train/ trains, val/ chooses, test/ is reported: neither is split anew, and none is passed over."""
     splits = open_splits(str(root), 0, 0.1)
-    assert folders(splits.fitting.parts[0]) == ["train"]
+    assert folders(splits.fitting.train_and_val[0]) == ["train"]
     assert folders(splits.fitting.val) == ["val"]
     assert folders(splits.test.val) == ["test"]
     assert (splits.validated, splits.dropped) == (True, 0)
-    assert [len(splits.fitting.parts[0]), len(splits.fitting.val), len(splits.test.val)] == [12, 12, 12]
+    assert [len(splits.fitting.train_and_val[0]), len(splits.fitting.val), len(splits.test.val)] == [12, 12, 12]
     assert {file.split("/")[0] + split for file, split in splits.rows} == {"traintrain", "valvalidation", "testtest"}
 
 
@@ -50,7 +50,7 @@ def test_copies_of_other_splits_are_not_trained_on(root):
     copy(root, "test/cat/1.png", "val/cat/6.png")
     copy(root, "val/dog/0.png", "train/dog/6.png")
     splits = open_splits(str(root), 0, 0.1)
-    assert [len(splits.fitting.parts[0]), len(splits.fitting.val), len(splits.test.val)] == [12, 12, 12]
+    assert [len(splits.fitting.train_and_val[0]), len(splits.fitting.val), len(splits.test.val)] == [12, 12, 12]
     assert splits.dropped == 3
     assert "12 training (3 more are left out: their copies are in another split)" in splits.sizes
 

@@ -120,7 +120,7 @@ def test_predict_leaves_out_what_cannot_be_read(run, images, capsys):
     assert len(json.loads(out)) == 2
     assert err.splitlines() == [
         "vismoe: note: 'phone.HEIC' is left out: HEIC is not read: convert it to JPEG",
-        "vismoe: note: 'broken.png' is left out: no image of a known kind",
+        "vismoe: note: 'broken.png' is left out: not an image of a known format",
     ]
     for path in images.glob("*[a✓].png"):
         path.unlink()
@@ -259,7 +259,7 @@ def bad_inputs(run, folder):
         (["predict", str(run), str(folder / "gone.png")], "no such image"),
         (["predict", str(run), str(folder / "text.png"), "--batch-size", "-1"], "batch_size=-1"),
         (["predict", str(run), ""], "no images given"),
-        (["eval", str(run), "--data", "digits", "--device", "cpu:7"], "device 'cpu:7' is not here"),
+        (["eval", str(run), "--data", "digits", "--device", "cpu:7"], "device 'cpu:7' is not available"),
         (["eval", str(run), "--data", "digits", "--batch-size", "0"], "batch_size=0"),
         (["models", "nothing*"], "no preset or published weights match"),
         (["upcycle", str(run), *out[1:], "--perturb", "nan"], "perturb=nan"),
@@ -472,8 +472,8 @@ def test_eval_leaves_out_what_cannot_be_read(shades, tmp_path, capsys):
     (tmp_path / "light" / "letter.png").write_text("no image")
     arguments = ["eval", str(shades / "run"), "--data", str(tmp_path), "--json"]
     assert main(arguments) == 2
-    assert "1 of 4 files cannot be used, more than a share of max_unreadable=0.1" in capsys.readouterr().err
+    assert "1 of 4 files cannot be used, more than a fraction of max_unreadable=0.1" in capsys.readouterr().err
     assert main([*arguments, "--max-unreadable", "0.5"]) == 0
     out, errors = capsys.readouterr()
     assert (json.loads(out)["images"], json.loads(out)["unreadable"]) == (3, 1)
-    assert errors == "vismoe: note: 'light/letter.png' is left out: no image of a known kind\n"
+    assert errors == "vismoe: note: 'light/letter.png' is left out: not an image of a known format\n"

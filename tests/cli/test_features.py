@@ -37,7 +37,7 @@ def test_embed_a_set(shades, tmp_path, capsys):
     assert main(["embed", PRESET, "--data", str(shades), "--out", str(tmp_path / "e.npy")]) == 0
     out, errors = capsys.readouterr()
     assert out.startswith("24 images, 64 features each: ")
-    assert "'light/letter.png' is left out: no image of a known kind" in errors
+    assert "'light/letter.png' is left out: not an image of a known format" in errors
     assert np.load(tmp_path / "e.npy").shape == (24, 64)
     rows = table(tmp_path / "e.csv")
     assert len(rows) == 24
@@ -168,7 +168,7 @@ def test_bad_input(shades, tmp_path, capsys, monkeypatch):
         ([*embed, *out], "name either images or a data set"),
         ([*embed, "x.png", "--data", "digits", *out], "name either images or a data set"),
         ([*embed, str(tmp_path / "gone"), *out], "no such image or folder"),
-        ([*embed, str(tmp_path / "letter.png"), *out], "no image that can be read"),
+        ([*embed, str(tmp_path / "letter.png"), *out], "no readable image"),
         ([*embed, "--data", "digits", "--out", str(tmp_path / "there.npy")], "there.npy exists"),
         ([*embed, "--data", "digits", "--out", str(tmp_path / "e.parquet")], "pip install 'vismoe[embed]'"),
         ([*embed, "--data", "digits", "--out", str(tmp_path / "e.json")], "accepted are .npy and .parquet"),

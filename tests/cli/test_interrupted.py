@@ -38,8 +38,8 @@ def test_train(tmp_path, capsys, pressed, monkeypatch):
     arguments = ["train", "digits_dense", "--steps", "4", *TINY]
     assert main([*arguments, "--out", str(out)]) == 130
     assert line(capsys) == (
-        f"vismoe: Ctrl-C, SIGINT: stopped after step 2 of 4, which {out}/checkpoints has a checkpoint of; the same "
-        f"command with --out {out} --resume auto goes on"
+        f"vismoe: Ctrl-C, SIGINT: stopped after step 2 of 4; a checkpoint is in {out}/checkpoints. To "
+        f"continue, repeat the command with --out {out} --resume auto"
     )
     monkeypatch.undo()
     assert main([*arguments, "--out", str(out), "--resume", "auto"]) == 0

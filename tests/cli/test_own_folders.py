@@ -72,7 +72,7 @@ def test_train_says_notes_and_reasons(tmp_path, capsys):
     left_out, note = capsys.readouterr().err.splitlines()
     assert left_out.startswith("vismoe: 2 of 18 files cannot be used and are left out: ")
     assert left_out.endswith("(2 × HEIC is not read: convert it to JPEG)")
-    assert note == "vismoe: note: hidden folders and those of the system are not read: cat/@eaDir/"
+    assert note == "vismoe: note: hidden folders and system folders are not read: cat/@eaDir/"
 
 
 def test_photographs_that_are_shrunk_to_digits_are_said(tmp_path, capsys):
@@ -81,7 +81,7 @@ def test_photographs_that_are_shrunk_to_digits_are_said(tmp_path, capsys):
     lay(tmp_path / "set", "cat", "dog", size=(64, 48))
     assert main(["train", "digits", "--data", str(tmp_path / "set"), "--out", str(tmp_path / "run"), *TINY]) == 0
     (note,) = capsys.readouterr().err.splitlines()
-    assert "images of about 64 × 48 pixels are shrunk to 8 × 8" in note
+    assert "images of about 64 × 48 pixels are resized to 8 × 8" in note
     assert "vismoe train images" in note
     assert "_64_" in find_recipe("images").model
 
@@ -132,9 +132,9 @@ def test_every_verb_says_what_of_a_folder_is_not_read(odd_folder, tmp_path, caps
     assert main([verb.split()[0], *options]) == 0
     errors = capsys.readouterr().err
     for text in (
-        "hidden folders and those of the system are not read: cat/@eaDir/\n",
-        "files that are no images are not read: 1 .txt\n",
-        "no level of the images of 16 bits is above 4,0",
+        "hidden folders and system folders are not read: cat/@eaDir/\n",
+        "files that are not images are not read: 1 .txt\n",
+        "16-bit images have no level above 4,0",
     ):
         assert errors.count(text) == 1, errors
     assert errors.count("vismoe: note: ") == 3 + (verb == "eval")

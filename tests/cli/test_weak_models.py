@@ -40,7 +40,7 @@ def test_train_and_eval_say_that_a_model_is_useless(alike, capsys):
     assert main(["eval", str(out), "--json", "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out)["weakness"] == weakness
     assert main([*arguments, "--steps", "9", "--out", str(alike / "longer")]) == 0
-    assert "warning: 9 steps are few, most trainings need 50 or more: more with --steps" in capsys.readouterr().out
+    assert "warning: 9 steps are few; training usually needs 50 or more: more with --steps" in capsys.readouterr().out
 
 
 def test_finetune_says_it_and_the_card_does(alike, capsys):
@@ -52,7 +52,7 @@ def test_finetune_says_it_and_the_card_does(alike, capsys):
     weakness = json.loads((out / "report.json").read_text())["weakness"]
     assert f"warning: {weakness}" in printed
     assert "next: vismoe predict" not in printed
-    assert "steps are few, most trainings need 50 or more: more with --epochs" in printed
+    assert "steps are few; training usually needs 50 or more: more with --epochs" in printed
     assert f"**Warning:** {weakness}" in (out / "model" / "README.md").read_text()
 
 

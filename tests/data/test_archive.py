@@ -54,7 +54,7 @@ def test_a_zip_is_the_folder_that_it_holds(tmp_path, cache, prefix):
     path = pack(tmp_path / "pets.ZIP", {**extra, **pets(prefix)})
     opened = open_data(str(path), 0)
     assert (opened.name, opened.classes, opened.left_out) == (str(path), ["cat", "dog"], ())
-    assert sorted(f for part in opened.parts for f in part.files) == sorted(pets())
+    assert sorted(f for split in opened.train_and_val for f in split.files) == sorted(pets())
     assert opened.val.image(0).size == (8, 8)
     assert len(list(cache.iterdir())) == 1
 
@@ -88,18 +88,18 @@ def test_it_is_unpacked_once(tmp_path, cache):
 
 
 HARMFUL = {
-    "absolute": ({"/etc/cat.png": b""}, "leads out"),
-    "climbing": ({"cat/../../a.png": b""}, "leads out"),
-    "drive": ({"C:\\cat\\a.png": b""}, "leads out"),
-    "backslash": ({member("cat\\..\\..\\a.png"): b""}, "leads out"),
-    "share": ({member("\\\\host\\a.png"): b""}, "leads out"),
-    "nul": ({member("cat/a.png\0.txt"): b""}, "leads out"),
+    "absolute": ({"/etc/cat.png": b""}, "is outside the archive"),
+    "climbing": ({"cat/../../a.png": b""}, "is outside the archive"),
+    "drive": ({"C:\\cat\\a.png": b""}, "is outside the archive"),
+    "backslash": ({member("cat\\..\\..\\a.png"): b""}, "is outside the archive"),
+    "share": ({member("\\\\host\\a.png"): b""}, "is outside the archive"),
+    "nul": ({member("cat/a.png\0.txt"): b""}, "is outside the archive"),
     "link": ({member("cat/a.png", stat.S_IFLNK | 0o777): b"/etc/passwd"}, "is a link"),
-    "device": ({member("cat/a.png", stat.S_IFCHR | 0o666): b""}, "no plain file"),
+    "device": ({member("cat/a.png", stat.S_IFCHR | 0o666): b""}, "not a plain file"),
     "long": ({"cat/" + "a" * 300 + ".png": b""}, "longer than"),
     "twice": ({member("cat/a.png"): b"", member("cat/./a.png"): b""}, "two members"),
-    "file and folder": ({"cat": b"", "cat/a.png": b""}, "at one place"),
-    "nothing": ({"__MACOSX/a": b"", "cat/": b""}, "holds no files"),
+    "file and folder": ({"cat": b"", "cat/a.png": b""}, "have the same path"),
+    "nothing": ({"__MACOSX/a": b"", "cat/": b""}, "has no files"),
 }
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vismoe.data import ImageSet, cached_at_scale, cached_images, evaluation_transform, memory_of
+from vismoe.data import ImageSet, cache_bytes, cached_at_scale, cached_images, evaluation_transform
 
 IMAGES = [
     Image.effect_noise((100, 60), 80).convert("RGB"),
@@ -36,7 +36,7 @@ def test_images_are_decoded_once_and_kept_small():
     assert np.array_equal(np.asarray(first[1]), np.asarray(IMAGES[1]))
     means = [float(np.asarray(each, dtype=np.float32).mean()) for each in (first[0], IMAGES[0])]
     assert abs(means[0] - means[1]) < 2  # a box filter keeps the mean
-    assert memory_of(images, 30) >= sum(len(each.tobytes()) for each in first[:1])
+    assert cache_bytes(images, 30) >= sum(len(each.tobytes()) for each in first[:1])
     assert kept.subset([4, 0]).image(1) is first[0]
 
 

@@ -95,7 +95,9 @@ def test_moved_gives_the_split_again_without_a_look(tmp_path, monkeypatch):
     again = open_data(str(tmp_path), 1, moved=data.moved)
     assert sides(again) == sides(data)
     assert again.moved == data.moved
-    assert [part.labels.tolist() for part in again.parts] == [part.labels.tolist() for part in data.parts]
+    assert [split.labels.tolist() for split in again.train_and_val] == [
+        split.labels.tolist() for split in data.train_and_val
+    ]
 
 
 def test_each_image_is_decoded_once(tmp_path, monkeypatch):

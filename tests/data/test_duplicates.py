@@ -195,7 +195,7 @@ def test_a_look_decodes_each_file_once(tmp_path, photographs, workers):
     data, prints = fingerprint_all(open_data(str(tmp_path), 0), 0.2, workers)
     assert [entry.file for entry in data.left_out] == ["a/5.png"]
     assert len(prints) == 8
-    images = [part.image(index) for part in data.parts for index in range(len(part))]
+    images = [split.image(index) for split in data.train_and_val for index in range(len(split))]
     assert [print_.digest for print_ in prints] == [fingerprint(image).digest for image in images]
     with pytest.raises(ValueError, match="1 of 9 files cannot be used"):
         fingerprint_all(open_data(str(tmp_path), 0), 0.1)

@@ -50,7 +50,7 @@ def test_a_split_that_is_not_used_is_said(tmp_path):
     """test/ and eval/ are both for tests: the first in the table of names is used."""
     lay(tmp_path, *(f"{split}/{name}" for split in ("train", "eval", "test") for name in ("cat", "dog")))
     assert sides(tmp_path) == [["train"], ["test"], None]
-    assert open_data(str(tmp_path)).notes == ("eval/ is not used: evaluated on is test/",)
+    assert open_data(str(tmp_path)).notes == ("evaluation uses test/; not used: eval/",)
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "Dev", "Testing")])
@@ -63,7 +63,7 @@ def test_three_splits_are_three(tmp_path, names):
     assert (whole.train.files, whole.val.files) == ([*data.train.files, *data.val.files], data.test.files)
     assert whole.train.image(5).tobytes() == data.val.image(1).tobytes()
     assert whole.train.labels.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
-    assert data.numbered_as(["ant", "cat", "dog"]).test.labels.tolist() == [1, 1, 2, 2]
+    assert data.align_classes(["ant", "cat", "dog"]).test.labels.tolist() == [1, 1, 2, 2]
 
 
 def test_unreadable_files_of_a_test_split_are_left_out(tmp_path):
@@ -80,7 +80,7 @@ def test_a_test_split_without_labels_is_said_not_to_be_used(tmp_path):
     lay(tmp_path, "train/cat", "train/dog", "val/cat", "val/dog", "test")
     assert sides(tmp_path) == [["train"], ["val"], None]
     (note,) = open_data(str(tmp_path)).notes
-    assert note.startswith("test/ is not used: it has no class folders")
+    assert note.startswith("test/ is not used: its labels are unknown, because it has no class folders")
 
 
 def test_a_class_called_train_is_a_class(tmp_path):
@@ -88,7 +88,7 @@ def test_a_class_called_train_is_a_class(tmp_path):
     lay(tmp_path, "bus", "car", "train/steam", "train/diesel")
     data = open_data(str(tmp_path))
     assert (data.classes, len(data.val)) == (["bus", "car", "train"], 8)
-    assert data.notes == ("train/ is not read as a split, as bus/, car/ lies beside it",)
+    assert data.notes == ("not read as a split, because the folder has classes too (bus/, car/): train/",)
 
 
 def test_folders_without_images_beside_splits_are_said(tmp_path):
@@ -99,21 +99,21 @@ def test_folders_without_images_beside_splits_are_said(tmp_path):
     data = open_data(str(tmp_path))
     assert (data.classes, len(data.train), len(data.val)) == (["cat", "dog"], 4, 2)
     assert data.notes == (
-        "annotations/ without images beside the splits: not used",
-        "files that are no images are not read: 1 .xml",
+        "folders without images are not used: annotations/",
+        "files that are not images are not read: 1 .xml",
     )
 
 
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (("train/cat", "val/cat", "extra/cat"), r"has the splits train/, val/ and beside them extra/: move"),
-        (("train/cat", "Training/cat"), r"several training splits, Training/, train/: which one"),
+        (("train/cat", "val/cat", "extra/cat"), r"has the splits train/, val/ and the other folders extra/: move"),
+        (("train/cat", "Training/cat"), r"several training splits, Training/, train/: keep one"),
         (("seg_train/cat", "seg_train/dog", "seg_test/cat", "seg_test/dog"), r"seg_test/, seg_train/ have the same"),
-        (("cat/train", "cat/test", "dog/train", "dog/test"), r"put the splits above the classes, as in train/cat$"),
+        (("cat/train", "cat/test", "dog/train", "dog/test"), r"put the classes into the splits, as in train/cat$"),
         (
             ("dataset/Training/cat", "dataset/Testing/cat"),
-            r"holds dataset/ alone, which has the splits: name .*/dataset$",
+            r"has only the folder dataset/, which has the splits: use .*/dataset$",
         ),
         (("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog", "fold3/cat", "fold3/dog"), r"look like splits"),
     ],
@@ -144,7 +144,7 @@ def test_folders_of_the_system_are_no_classes(tmp_path, part, name):
     data = open_data(str(tmp_path))
     assert (data.classes, len(data.val), data.left_out) == (["cat", "dog"], 4, ())
     (note,) = data.notes
-    assert note.startswith("hidden folders and those of the system are not read: ")
+    assert note.startswith("hidden folders and system folders are not read: ")
     assert note.count(name) == 2
 
 
@@ -162,8 +162,8 @@ def test_all_suffixes_of_jpeg_are_read(tmp_path, suffix):
     [
         ("x.heic", "HEIC is not read: convert it to JPEG"),
         ("x.CR2", "CR2 is not read: convert it to JPEG"),
-        ("x.jpg_large", "JPEG by its content, not by its suffix '.jpg_large': rename it"),
-        ("x", "JPEG by its content, not by its suffix '': rename it"),
+        ("x.jpg_large", "its content is JPEG, but its suffix is '.jpg_large': rename it"),
+        ("x", "its content is JPEG, but its suffix is '': rename it"),
     ],
 )
 def test_images_that_are_not_read_are_named(tmp_path, name, reason):
@@ -181,7 +181,7 @@ def test_files_that_are_no_images_are_counted(tmp_path):
         (tmp_path / "cat" / name).write_text("text")
     data = open_data(str(tmp_path))
     assert data.left_out == ()
-    assert data.notes == ("files that are no images are not read: 1 without a suffix, 1 .db, 2 .txt",)
+    assert data.notes == ("files that are not images are not read: 1 without a suffix, 1 .db, 2 .txt",)
 
 
 def write_lines(path, *rows):
@@ -204,7 +204,7 @@ def test_lines_of_json_name_labels(tmp_path):
     assert data.val.labels.tolist() == [1, 2, 0]
     assert data.val.columns == {"boxes": ["[[1, 2]]", "", ""], "site": ["north", "", "south"]}
     assert {entry.file: entry.reason for entry in data.left_out} == {
-        "gone.png": "named in metadata.jsonl, but there is no such image",
+        "gone.png": "named in metadata.jsonl, but no such image exists",
         "cam2/1.png": "not named in metadata.jsonl",
     }
 
@@ -232,7 +232,7 @@ def test_lists_in_lines_of_json_are_several_labels(tmp_path):
         ('{"label": "a"}', r"line 1: expected an object"),
         ('\n{"file_name": "cat/0.png", "label": {"a": 1}}', r"line 2: the label .* is neither a name nor a list"),
         ('{"file_name": "cat/0.png", "label": "a", "labels": "b"}', r"both a column label and a column labels"),
-        ("", "names no files"),
+        ("", "has no rows"),
     ],
 )
 def test_faults_of_lines_of_json_are_errors(tmp_path, text, message):
@@ -248,7 +248,7 @@ def test_two_tables_and_tables_of_other_kinds_are_refused(tmp_path):
     lay(tmp_path, "cat", "dog")
     write_lines(tmp_path / "metadata.jsonl", {"file_name": "cat/0.png", "label": "a"})
     (tmp_path / "metadata.csv").write_text("file_name,label\ncat/0.png,a\n")
-    with pytest.raises(ValueError, match=r"both metadata.csv and metadata.jsonl: which one"):
+    with pytest.raises(ValueError, match=r"both metadata.csv and metadata.jsonl: remove one"):
         open_data(str(tmp_path))
     (tmp_path / "metadata.csv").rename(tmp_path / "metadata.parquet")
     with pytest.raises(ValueError, match=r"metadata.parquet is not read: write it as metadata.csv or metadata.jsonl"):
@@ -264,7 +264,9 @@ def test_a_comma_that_makes_a_set_multi_label_is_said(tmp_path):
     data = open_data(str(tmp_path))
     assert data.multi_label
     (note,) = data.notes
-    assert note.startswith("metadata.csv: 1 of 3 cells hold several labels, such as 'salt, pepper': an image may show")
+    assert note.startswith(
+        "metadata.csv: 1 of 3 cells have several labels, such as 'salt, pepper', so an image may show"
+    )
     assert note.endswith('write it as a JSON list, ["salt, pepper"]')
     table.write_text('file_name,label\n0.png,"[""salt, pepper""]"\n1.png,sugar\n2.png,sugar\n')
     data = open_data(str(tmp_path))

@@ -48,10 +48,10 @@ def test_images_of_fewer_bits_are_said(tmp_path, largest, way):
     data = open_data(str(tmp_path), 0 if way == "split" else None)
     data = fingerprint_all(data, 0.1)[0] if way == "fingerprints" else check_images(data, 0.1)
     note = note_of_levels(data)
-    assert note.startswith(f"no level of the images of 16 bits is above {largest:,}: they seem to have")
+    assert note.startswith(f"16-bit images have no level above {largest:,}: they seem to have")
     assert f"--max-level {largest} " in note
     assert note_of_levels(data, largest) == ""
-    assert "all above max_level=200 are white" in note_of_levels(data, 200)
+    assert "all levels above max_level=200 become white" in note_of_levels(data, 200)
 
 
 def test_images_of_all_bits_need_no_note(tmp_path):

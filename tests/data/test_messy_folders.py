@@ -17,7 +17,7 @@ from vismoe.data import (
     open_data,
     read_image,
     training_transform,
-    without,
+    without_files,
 )
 from vismoe.data.batches import Samples
 
@@ -62,8 +62,8 @@ def bomb(path):
 
 
 BROKEN = {
-    "text.png": (text_file, "no image of a known kind"),
-    "empty.png": (empty_file, "no image of a known kind"),
+    "text.png": (text_file, "not an image of a known format"),
+    "empty.png": (empty_file, "not an image of a known format"),
     "cut.jpg": (truncated_jpeg, "truncated"),
     "bomb.png": (bomb, "pixels"),
 }
@@ -88,13 +88,13 @@ def test_a_link_to_a_file_inside_is_followed(tmp_path):
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("RELATIVE/outside.png", "a link that leads out of the folder: not followed"),
-        ("ABSOLUTE/outside.png", "a link that leads out of the folder: not followed"),
-        ("ABSOLUTE/hop.png", "a link that leads out of the folder: not followed"),
-        ("gone.png", "a link that leads nowhere"),
-        ("..", "a link to a folder around it: not followed"),
-        (".", "a link to a folder around it: not followed"),
-        ("RELATIVE/elsewhere", "a link that leads out of the folder: not followed"),
+        ("RELATIVE/outside.png", "a link to a path outside the folder: not followed"),
+        ("ABSOLUTE/outside.png", "a link to a path outside the folder: not followed"),
+        ("ABSOLUTE/hop.png", "a link to a path outside the folder: not followed"),
+        ("gone.png", "a link whose target does not exist"),
+        ("..", "a link to a folder that contains it: not followed"),
+        (".", "a link to a folder that contains it: not followed"),
+        ("RELATIVE/elsewhere", "a link to a path outside the folder: not followed"),
     ],
 )
 @pytest.mark.parametrize("part", ["", "train/"])
@@ -121,7 +121,7 @@ def test_a_class_that_would_be_lost_with_its_link_is_an_error(tmp_path, part, ta
     lay(tmp_path / "set" / part, a=1, b=1)
     lay(tmp_path, elsewhere=2)
     (tmp_path / "set" / part / "c").symlink_to(target.replace("ABSOLUTE", str(tmp_path)))
-    with pytest.raises(ValueError, match=r"set/(train/)?c is a link .*its class would be lost: put the images in"):
+    with pytest.raises(ValueError, match=r"set/(train/)?c is a link .*its class would be lost: replace the link by"):
         open_data(str(tmp_path / "set"))
 
 
@@ -230,7 +230,7 @@ def test_a_broken_file_is_named_with_a_reason(tmp_path, name, seed):
     assert entry.file == f"a/{name}"
     assert reason in entry.reason
     assert str(tmp_path) not in entry.reason
-    for before, after in zip(opened.parts, found.parts, strict=True):
+    for before, after in zip(opened.train_and_val, found.train_and_val, strict=True):
         assert after.files == [file for file in before.files if file != f"a/{name}"]
         assert after.labels.tolist() == [0 if file.startswith("a/") else 1 for file in after.files]
         assert all(after.image(number).size == (8, 8) for number in range(len(after)))
@@ -246,7 +246,7 @@ def test_workers_find_the_same(tmp_path):
     alone, together = (check_images(opened, 0.1, workers) for workers in (0, 2))
     assert len(alone.left_out) == 8
     assert alone.left_out == together.left_out
-    assert [part.files for part in alone.parts] == [part.files for part in together.parts]
+    assert [split.files for split in alone.train_and_val] == [split.files for split in together.train_and_val]
 
 
 def test_files_that_were_left_out_before_stay_named(tmp_path):
@@ -275,7 +275,7 @@ def test_a_large_share_is_an_error(tmp_path):
         text_file(tmp_path / "a" / f"bad{number}.png")
     (tmp_path / "a" / "link.png").symlink_to("gone.png")
     with pytest.raises(
-        ValueError, match=r"6 of 10 files cannot be used, .* max_unreadable=0\.1 \('a/bad0\.png': no image"
+        ValueError, match=r"6 of 10 files cannot be used, .* max_unreadable=0\.1 \('a/bad0\.png': not an image"
     ):
         check_images(open_data(str(tmp_path)), 0.1)
 
@@ -287,7 +287,7 @@ def test_a_class_without_a_readable_image_to_train_on_is_an_error(tmp_path):
     for name in "bc":
         (tmp_path / "train" / name).mkdir()
         text_file(tmp_path / "train" / name / "1.png")
-    with pytest.raises(ValueError, match=r"no image to train on that can be read is left of b, c$"):
+    with pytest.raises(ValueError, match=r"no readable training images of b, c$"):
         check_images(open_data(str(tmp_path)), 0.9)
 
 
@@ -299,7 +299,7 @@ def test_a_label_without_a_readable_image_to_train_on_is_an_error(tmp_path):
     text_file(tmp_path / "train" / "1.png")
     lines = [f"{part}/{number}.png,{'aba'[number]}|c\n" for part in ("train", "val") for number in range(3)]
     (tmp_path / "metadata.csv").write_text("file_name,labels\n" + "".join(lines))
-    with pytest.raises(ValueError, match=r"no image to train on that can be read is left of b$"):
+    with pytest.raises(ValueError, match=r"no readable training images of b$"):
         check_images(open_data(str(tmp_path)), 0.9)
 
 
@@ -310,7 +310,7 @@ def test_a_part_without_a_readable_image_is_an_error(tmp_path, part, purpose):
     lay(tmp_path / "val", a=1)
     opened = open_data(str(tmp_path))
     text_file(tmp_path / part / "a" / "0.png")
-    with pytest.raises(ValueError, match=f"no image that can be read is left to {purpose} on"):
+    with pytest.raises(ValueError, match=f"no readable image is left to {purpose} on"):
         check_images(opened, 0.9)
 
 
@@ -322,7 +322,7 @@ def test_a_class_may_be_lost_to_evaluation(tmp_path):
         text_file(tmp_path / "b" / f"{number}.png")
     found = check_images(opened, 0.5)
     assert (found.classes, found.val.labels.tolist()) == (["a", "b", "c"], [0, 0, 2, 2])
-    assert without(opened, found.left_out).val.files == found.val.files
+    assert without_files(opened, found.left_out).val.files == found.val.files
 
 
 def test_loose_images_beside_class_folders_are_named(tmp_path):
@@ -331,7 +331,7 @@ def test_loose_images_beside_class_folders_are_named(tmp_path):
     paint(tmp_path / "loose.png")
     opened = open_data(str(tmp_path))
     assert opened.val.files == ["a/0.png", "b/0.png"]
-    assert named(opened) == [("loose.png", "lies in no class folder")]
+    assert named(opened) == [("loose.png", "not in a class folder")]
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_train_alone_is_split(tmp_path):
     lay(tmp_path / "train", a=8, b=4)
     opened = open_data(str(tmp_path), 0)
     assert (opened.train.labels.bincount().tolist(), opened.val.labels.bincount().tolist()) == ([6, 3], [2, 1])
-    assert all(file.startswith("train/") for part in opened.parts for file in part.files)
+    assert all(file.startswith("train/") for split in opened.train_and_val for file in split.files)
     whole = open_data(str(tmp_path))
     assert (whole.train, len(whole.val)) == (None, 12)
 
@@ -375,10 +375,10 @@ def test_classes_are_numbered_as_a_network_has_them(tmp_path):
     """By name, in both parts: the set may lack classes that the network knows."""
     lay(tmp_path, ant=4, bee=4)
     opened = open_data(str(tmp_path), 0)
-    found = opened.numbered_as(["cat", "bee", "dog", "ant"])
+    found = opened.align_classes(["cat", "bee", "dog", "ant"])
     assert found.classes == ["cat", "bee", "dog", "ant"]
-    for part in found.parts:
-        assert part.labels.tolist() == [3 if file.startswith("ant/") else 1 for file in part.files]
+    for split in found.train_and_val:
+        assert split.labels.tolist() == [3 if file.startswith("ant/") else 1 for file in split.files]
     assert (opened.classes, set(opened.val.labels.tolist())) == (["ant", "bee"], {0, 1})
 
 
@@ -387,7 +387,7 @@ def test_multi_label_columns_are_numbered_as_a_network_has_them(tmp_path):
     for number in range(3):
         paint(tmp_path / f"{number}.png")
     (tmp_path / "metadata.csv").write_text("file_name,labels\n0.png,ant|bee\n1.png,bee\n2.png,\n")
-    found = open_data(str(tmp_path)).numbered_as(["cat", "bee", "ant"])
+    found = open_data(str(tmp_path)).align_classes(["cat", "bee", "ant"])
     assert found.val.labels.dtype == torch.bool
     assert found.val.labels.tolist() == [[False, True, True], [False, True, False], [False, False, False]]
 
@@ -395,8 +395,8 @@ def test_multi_label_columns_are_numbered_as_a_network_has_them(tmp_path):
 def test_a_class_that_a_network_does_not_know_is_an_error(tmp_path):
     """It cannot be recognised: the unknown classes are named, and some of the known."""
     lay(tmp_path, ant=1, wasp=1, yak=1)
-    with pytest.raises(ValueError, match=r"the model does not know: wasp, yak \(ant, bee, cat, dog, eel, … it does\)"):
-        open_data(str(tmp_path)).numbered_as(["ant", "bee", "cat", "dog", "eel", "fox"])
+    with pytest.raises(ValueError, match=r"the model does not know: wasp, yak \(it knows ant, bee, cat, dog, eel, …\)"):
+        open_data(str(tmp_path)).align_classes(["ant", "bee", "cat", "dog", "eel", "fox"])
 
 
 def test_links_to_themselves_and_pipes(tmp_path):
@@ -406,8 +406,8 @@ def test_links_to_themselves_and_pipes(tmp_path):
     os.mkfifo(tmp_path / "c" / "pipe.png")
     _, left_out = list_images(tmp_path)
     assert {entry.file: entry.reason for entry in left_out} == {
-        "c/loop.png": "a link that leads nowhere",
-        "c/pipe.png": "no regular file",
+        "c/loop.png": "a link whose target does not exist",
+        "c/pipe.png": "not a regular file",
     }
 
 

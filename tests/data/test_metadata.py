@@ -92,7 +92,7 @@ def test_other_columns_come_in_the_order_of_files(tmp_path):
     lay(tmp_path, "\n".join(["file_name,label,site,age", *reversed(lines)]), *names)
     whole = open_data(str(tmp_path)).val
     assert whole.columns == {"age": list("01234567"), "site": [f"site {name}" for name in names]}
-    parts = open_data(str(tmp_path), split_seed=0).parts
+    parts = open_data(str(tmp_path), split_seed=0).train_and_val
     assert [len(part) for part in parts] == [6, 2]
     for part in parts:
         assert part.columns["site"] == [f"site {file}" for file in part.files]
@@ -139,7 +139,7 @@ def test_no_label_anywhere_is_an_error(tmp_path):
     lay(tmp_path, "file_name,site\nx.png,south\n", "x.png")
     with pytest.raises(
         ValueError,
-        match=r"no labelled images .*'x\.png': lies in no class folder, and metadata\.csv has no column label",
+        match=r"no labelled images .*'x\.png': not in a class folder, and metadata\.csv has no column label",
     ):
         open_data(str(tmp_path))
 
@@ -161,14 +161,14 @@ def test_what_spreadsheets_write_is_read(tmp_path, encoding, end):
             b"file_name;label\nx.png;a\n",
             "expected the columns file_name and label, found file_name;label: its values are separated by ';'",
         ),
-        (b"file_name\tlabel\nx.png\ta\n", r"its values are separated by '\t', expected are commas"),
+        (b"file_name\tlabel\nx.png\ta\n", r"its values are separated by '\t', but must be separated by commas"),
         (b"", "expected the columns file_name and label, found none"),
         (b"file_name,label\nx.png,a\nx.png\n", "line 3: expected 2 values"),
         (b"file_name,label\nx.png,a,b\n", "line 2: expected 2 values"),
         (b"file_name,label,labels\nx.png,a,a\n", "has both a column label and a column labels"),
         (b"file_name,label,label\nx.png,a,a\n", "has several columns label"),
-        (b'file_name,label\nx.png,"[a"\ny.png,"[[1]]"\n', "label of 'y.png': [[1]] holds more than names"),
-        (b"file_name,label\n", "names no files"),
+        (b'file_name,label\nx.png,"[a"\ny.png,"[[1]]"\n', "label of 'y.png': [[1]] has values that are not names"),
+        (b"file_name,label\n", "has no rows"),
         (b'file_name,label\nx.png,"a\n', "is not a CSV file in UTF-8"),
         ("file_name,label\nx.png,grün\n".encode("latin-1"), "is not a CSV file in UTF-8"),
         ("file_name,label\nx.png,a\n".encode("utf-16"), "is not a CSV file in UTF-8"),

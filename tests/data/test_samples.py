@@ -202,7 +202,9 @@ def test_an_image_of_other_channels_is_refused():
 def test_images_of_two_sizes_cannot_be_cropped_at_random():
     """One place would mean two things; with the centre cut out each is brought to the network's size."""
     sample = {"image": Image.new("RGB", (90, 60)), "thermal": Image.new("L", (45, 30))}
-    with pytest.raises(ValueError, match=r"several sizes \(image 60 × 90, thermal 30 × 45\) cannot be cropped"):
+    with pytest.raises(
+        ValueError, match=r"different sizes \(image 60 × 90, thermal 30 × 45\) cannot be randomly cropped"
+    ):
         training(config(), crop=0.5)(sample)
     assert training(config(), degrees=5.0)(sample)["thermal"].shape == (3, 48, 48)
 
@@ -248,7 +250,7 @@ def test_a_set_carries_further_values():
     assert torch.equal(sample["mask"], expected["mask"])
     unlabelled = ImageSet(torch.zeros(10, 0, dtype=torch.bool), images.image)
     assert list(unlabelled.sample(3)) == ["image"]
-    with pytest.raises(ValueError, match="boxes, mask cannot be kept in another size"):
+    with pytest.raises(ValueError, match="boxes, mask cannot be cached at another size"):
         cached_images(images, 8)
 
 

@@ -46,7 +46,7 @@ def test_a_class_of_two_or_more_is_on_both_sides(tmp_path, count):
     """However few there are, one is trained and one evaluated on; otherwise a quarter, to the nearest image."""
     lay(tmp_path, a=count, b=4)
     opened = open_data(str(tmp_path), 0)
-    trained, evaluated = (int((part.labels == 0).sum()) for part in opened.parts)
+    trained, evaluated = (int((split.labels == 0).sum()) for split in opened.train_and_val)
     assert trained + evaluated == count
     assert 1 <= evaluated <= max(1, count / 4 + 0.5)
     assert evaluated >= count / 4 - 0.5
@@ -89,8 +89,10 @@ def test_the_order_of_the_file_system_does_not_matter(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "walk", backwards)
     monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(iterdir(path), reverse=True)))
     after = open_data(str(tmp_path), 5)
-    assert [part.files for part in before.parts] == [part.files for part in after.parts]
-    assert [part.labels.tolist() for part in before.parts] == [part.labels.tolist() for part in after.parts]
+    assert [split.files for split in before.train_and_val] == [split.files for split in after.train_and_val]
+    assert [split.labels.tolist() for split in before.train_and_val] == [
+        split.labels.tolist() for split in after.train_and_val
+    ]
 
 
 def test_the_order_of_metadata_does_not_matter(tmp_path):
@@ -127,7 +129,7 @@ def test_combinations_that_occur_once_are_split_together(tmp_path, seed):
     pairs = [f"{one}|{other}" for one in names for other in names if one < other]
     lay_combinations(tmp_path, *pairs, "a|b|c")
     opened = open_data(str(tmp_path), seed)
-    assert [len(part) for part in opened.parts] == [12, 4]
+    assert [len(split) for split in opened.train_and_val] == [12, 4]
 
 
 @pytest.mark.parametrize("seed", range(4))

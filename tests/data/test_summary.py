@@ -10,12 +10,12 @@ from vismoe.data import (
     conflicts,
     find_duplicates,
     fingerprint_all,
-    hold_out,
+    format_imbalance,
+    format_summary,
     leakage,
     open_data,
+    split_data,
     summarise,
-    tell,
-    tell_imbalance,
 )
 
 
@@ -61,7 +61,7 @@ def test_a_set_of_its_own_split(own_split):
         "height": {"min": 40, "median": 40, "max": 56},
         "grey": 0.0,
         "transparent": 0.0,
-        "left_out": [{"file": "val/cat/broken.png", "reason": "no image of a known kind"}],
+        "left_out": [{"file": "val/cat/broken.png", "reason": "not an image of a known format"}],
         "notes": [],
         "duplicate_groups": 2,
         "exact_duplicates": [["train/cat/1.png", "train/dog/twin.bmp"]],
@@ -73,15 +73,15 @@ def test_a_set_of_its_own_split(own_split):
 
 def test_what_the_terminal_is_told(own_split):
     """In a few lines, what is wrong by name."""
-    assert tell(summarise(*looked(own_split))).split("\n") == [
+    assert format_summary(summarise(*looked(own_split))).split("\n") == [
         f"{own_split}: 7 images, 5 to train and validate on, 2 test images",
         "2 classes: cat 3 + 2, dog 2 + 0; the largest class is 2.5 times the smallest",
         "48 to 64 (median 48) wide, 40 to 56 (median 40) high; 0% grey, 0% transparent",
-        "left out: 1 file: val/cat/broken.png (no image of a known kind)",
+        "left out: 1 file: val/cat/broken.png (not an image of a known format)",
         "duplicates: 1 exact, 1 near, in 2 groups: train/cat/1.png = train/dog/twin.bmp, "
         "train/cat/2.png ≈ val/cat/again.jpg",
         "classes without test images: dog (too few images that are not copies)",
-        "test images with copies among the training images, which make metrics too good: 1: "
+        "test images with copies among the training images (metrics would be too good): 1: "
         "val/cat/again.jpg ≈ train/cat/2.png",
         "copies with different labels: 1: train/cat/1.png (cat) = train/dog/twin.bmp (dog)",
     ]
@@ -93,9 +93,9 @@ def test_words_and_whole_pixels(tmp_path):
         paint(tmp_path / name / "0.png", number, (40 + 5 * number, 30))
     summary = summarise(*looked(tmp_path))
     assert summary["width"] == {"min": 40, "median": 42, "max": 45}
-    assert "2 classes: cat 0 + 1, dog 0 + 1; classes are balanced\n" in tell(summary)
-    assert tell_imbalance({"imbalance": 1.004}) == "classes are balanced"
-    assert tell_imbalance({"imbalance": 1.25}) == "the largest class is 1.25 times the smallest"
+    assert "2 classes: cat 0 + 1, dog 0 + 1; classes are balanced\n" in format_summary(summary)
+    assert format_imbalance({"imbalance": 1.004}) == "classes are balanced"
+    assert format_imbalance({"imbalance": 1.25}) == "the largest class is 1.25 times the smallest"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -108,7 +108,7 @@ def test_what_is_held_out_of_one_piece_does_not_leak(tmp_path, seed):
         paint(tmp_path / "dog" / f"{number}.png", 99)
     whole, duplicates = looked(tmp_path)
     assert whole.train is None
-    data, duplicates = hold_out(whole, duplicates, seed)
+    data, duplicates = split_data(whole, duplicates, seed)
     assert leakage(data, duplicates) == []
     summary = summarise(data, duplicates)
     assert summary["classes"] == [
@@ -119,7 +119,7 @@ def test_what_is_held_out_of_one_piece_does_not_leak(tmp_path, seed):
     assert all(
         a.split()[0].removesuffix(".png") == b.split()[0].removesuffix(".png") for a, b in summary["near_duplicates"]
     )
-    assert "classes without test images: dog" in tell(summary)
+    assert "classes without test images: dog" in format_summary(summary)
 
 
 def test_several_labels_and_no_files(tmp_path):
@@ -131,7 +131,7 @@ def test_several_labels_and_no_files(tmp_path):
     summary = summarise(data, duplicates)
     assert summary["conflicts"] == [{"files": ["2.png", "3.png"], "labels": [["a"], []]}]
     assert [entry["held_out"] for entry in summary["classes"]] == [3, 2]
-    assert "3.png (no label)" in tell(summary)
+    assert "3.png (no label)" in format_summary(summary)
     digits = open_data("digits")
     _, prints = fingerprint_all(digits, 0.0)
     twice = find_duplicates([*prints[:-1], prints[0]])
@@ -148,5 +148,5 @@ def test_a_class_that_cannot_be_read_is_an_error(tmp_path):
         paint(tmp_path / "cat" / f"{number}.png", number)
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog" / "0.png").write_bytes(b"hello")
-    with pytest.raises(ValueError, match="no image that can be read is left of dog"):
-        hold_out(*looked(tmp_path), 0)
+    with pytest.raises(ValueError, match="no readable images of dog"):
+        split_data(*looked(tmp_path), 0)

@@ -44,16 +44,17 @@ def test_figures_are_those_of_the_drawn_images():
     data = open_data("digits")
     one, ten = few_shot(Pixels(), data, shots=(1, 10), seeds=2)
     pixels = {
-        id(part): np.stack([np.asarray(part.image(i), float).ravel() for i in range(len(part))]) for part in data.parts
+        id(split): np.stack([np.asarray(split.image(i), float).ravel() for i in range(len(split))])
+        for split in data.train_and_val
     }
-    train, val = (torch.from_numpy(pixels[id(part)]) / 127.5 - 1 for part in data.parts)
+    train, val = (torch.from_numpy(pixels[id(split)]) / 127.5 - 1 for split in data.train_and_val)
     for seed in range(2):
         drawn, _ = draw(data.train.labels, 10, seed)
         assert ten.l2 in L2_GRID
         weight, bias = ridge(train[drawn], data.train.labels[drawn], 10, (ten.l2,))
         expected = ((val @ weight[0].T + bias[0]).argmax(1) == data.val.labels).double().mean().item()
         assert ten.closed_form[seed] == pytest.approx(expected, abs=1 / 450)
-    assert len(load_digits().target) == sum(map(len, data.parts))
+    assert len(load_digits().target) == sum(map(len, data.train_and_val))
     assert 0.3 < np.mean(one.closed_form) + 0.1 < np.mean(ten.closed_form)
     assert 0.3 < np.mean(one.neighbours) + 0.1 < np.mean(ten.neighbours)
     assert few_shot(Pixels(), data, shots=(10,), seeds=2) == [ten]
@@ -65,8 +66,8 @@ def test_the_reference_s_protocol():
     data = open_data("digits")
     (found,) = few_shot(Pixels(), data, shots=(5,), seeds=3, protocol="reference")
     train, val = (
-        np.stack([np.asarray(part.image(i), np.float32).ravel() for i in range(len(part))]) / 127.5 - 1
-        for part in data.parts
+        np.stack([np.asarray(split.image(i), np.float32).ravel() for i in range(len(split))]) / 127.5 - 1
+        for split in data.train_and_val
     )
     accuracies = []
     for seed in range(3):

@@ -131,7 +131,7 @@ def test_a_folder_is_whole_or_as_it_was(tmp_path, monkeypatch):
     with whole_folder(path, ("a", "b")) as aside:
         (aside / "b").write_text("new")
     assert lies(tmp_path / "above") == ["folder", "folder/b"]
-    with pytest.raises(ValueError, match="holds other files than a: choose another path"), whole_folder(path, ("a",)):
+    with pytest.raises(ValueError, match="has other files than a: choose another path"), whole_folder(path, ("a",)):
         pass
     with pytest.raises(FileExistsError), whole_folder(path):
         pass

@@ -43,7 +43,7 @@ def test_by_hand():
 
 def test_nothing_to_evaluate():
     """An empty set is refused, in words."""
-    with pytest.raises(ValueError, match="without images"):
+    with pytest.raises(ValueError, match="there are no images to evaluate on"):
         evaluate(Table(), ImageSet(torch.empty(0, dtype=torch.long), lambda number: Image.new("L", (2, 2))))
 
 

@@ -127,7 +127,7 @@ def test_evaluate_opens_what_strings_name(model, folder, tmp_path):
             image.save(tmp_path / name / f"{number}.png")
     evaluation = vismoe.evaluate(str(folder), tmp_path)
     assert evaluation.labels.tolist() == [0, 0, 0, 2, 2, 2]
-    assert evaluation.score == evaluate(model, task_of(model).known_to_model(open_data(str(tmp_path))).val).score
+    assert evaluation.score == evaluate(model, task_of(model).align_classes(open_data(str(tmp_path))).val).score
 
 
 def test_random_weights_give_no_answers():

@@ -157,5 +157,5 @@ def test_torchrun_s_variables_alone_start_a_group(monkeypatch):
 
 def test_a_device_that_is_not_here():
     """The error names what was asked for and what there is."""
-    with pytest.raises(ValueError, match=r"device 'tpu' is not here; accepted are auto, .*cpu"):
+    with pytest.raises(ValueError, match=r"device 'tpu' is not available; accepted are auto, .*cpu"):
         resolve_device("tpu")

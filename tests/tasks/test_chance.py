@@ -25,9 +25,17 @@ def answering(labels, answers):
     ("labels", "answers", "said"),
     [
         ([0] * 20 + [1] * 20, [1] * 40, "the model answers 'dog' for every image"),
-        ([0] * 20 + [1] * 20, [0] * 10 + [1] * 10 + [0] * 10 + [1] * 10, "not better than always answering 'cat'"),
-        ([0] * 90 + [1] * 10, [0] * 87 + [1] * 3 + [1] * 6 + [0] * 4, "right on 93 of 100 images, that would be on 90"),
-        ([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1], "6 images, 3 of them of another class, are too few"),
+        (
+            [0] * 20 + [1] * 20,
+            [0] * 10 + [1] * 10 + [0] * 10 + [1] * 10,
+            "not significantly better than always answering 'cat'",
+        ),
+        (
+            [0] * 90 + [1] * 10,
+            [0] * 87 + [1] * 3 + [1] * 6 + [0] * 4,
+            "right on 93 of 100 images, and always answering the same on 90",
+        ),
+        ([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1], "6 images, 3 of them of other classes, are too few"),
         ([0] * 20 + [1] * 20, [0] * 16 + [1] * 4 + [1] * 16 + [0] * 4, None),
         ([0] * 5 + [1] * 5, [0] * 5 + [1] * 5, None),
         ([2] * 10, [2] * 10, None),
@@ -45,7 +53,7 @@ def test_a_useless_multi_label_classifier_is_told():
     generator = torch.Generator().manual_seed(0)
     labels = torch.rand(80, 3, generator=generator) < 0.4
     noise = torch.randn(80, 3, generator=generator)
-    assert "ranks the images of no class above the others" in evaluation(labels, noise).weakness
+    assert "ranks its images significantly above the others" in evaluation(labels, noise).weakness
     assert "answers no class for every image" in evaluation(labels, labels + 0.1 * noise - 9).weakness
     assert "answers 'cat', 'dog', 'owl' for every image" in evaluation(labels, labels + 0.1 * noise + 9).weakness
     assert evaluation(labels, 4.0 * labels - 2 + noise).weakness is None
@@ -71,7 +79,7 @@ def test_groups_below_the_rest():
     limit = next(rank for rank, chance in enumerate(ordered) if chance * (37 - rank) > 0.05)
     assert {row.name for row in rows if row.below} == {name for name in chances if chances[name] in ordered[:limit]}
     lines = group_lines("patient", rows)
-    assert "2 of 37 groups are below the rest by more than chance" in lines[0]
+    assert "2 of 37 groups are significantly below the rest" in lines[0]
     assert re.fullmatch(r"  patient  images   right  95 % interval", lines[1])
     assert lines[2].split()[0] == rows[0].name
     assert lines[2].endswith("below")

@@ -11,7 +11,7 @@ from .tiny import tiny
 def few_batches(monkeypatch):
     """An EMA is balanced by few batches: 32 of them, which it is otherwise before each evaluation, take longer than all
     the steps of most runs here."""
-    monkeypatch.setattr(loop, "REBALANCING", 2)
+    monkeypatch.setattr(loop, "REBALANCE_BATCHES", 2)
 
 
 @pytest.fixture(scope="session")

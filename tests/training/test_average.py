@@ -17,7 +17,7 @@ from vismoe.training.step import Trainer
 from .tiny import tiny
 
 LAST = 0.9
-REBALANCING = loop.REBALANCING  # before few_batches (conftest.py) makes it less
+REBALANCE_BATCHES = loop.REBALANCE_BATCHES  # before few_batches (conftest.py) makes it less
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_average_of_weights(warmup, decay):
 def test_the_average_is_balanced(tmp_path, monkeypatch):
     """The EMA that a run saves has even experts, which the average of the biases does not give it; what is evaluated is
     what is saved, and how often it is evaluated changes neither the weights nor the state."""
-    monkeypatch.setattr(loop, "REBALANCING", REBALANCING)
+    monkeypatch.setattr(loop, "REBALANCE_BATCHES", REBALANCE_BATCHES)
     recipe = tiny(average_decay=0.95, steps=6, evaluate_every=6)
     run = fit(recipe, tmp_path / "run")
     often = fit(replace(recipe, evaluate_every=3), tmp_path / "often")

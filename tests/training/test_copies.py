@@ -20,7 +20,7 @@ class KilledError(Exception):
 
 
 def sides(data):
-    return [list(part.files) for part in data.parts]
+    return [list(split.files) for split in data.train_and_val]
 
 
 @pytest.fixture

@@ -118,9 +118,9 @@ def test_eval_by_group(run, folder, capsys):
         expected = [(centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1)]
         assert [group["low"], group["high"]] == pytest.approx(expected, abs=1e-6)
     assert main(arguments) == 0
-    assert "right by who, worst first: " in capsys.readouterr().out
+    assert "accuracy by who, lowest first: " in capsys.readouterr().out
     assert main(["eval", str(run.path), "--data", str(folder), "--group", "whom"]) == 2
-    assert "no such column in a metadata.csv; there are who" in capsys.readouterr().err
+    assert "no such column in a metadata.csv; its columns are who" in capsys.readouterr().err
 
 
 def test_one_label_is_not_several(run, tmp_path, capsys):

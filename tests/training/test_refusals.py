@@ -18,7 +18,7 @@ from .tiny import tiny
         ({"experts_per_token": 9}, ValueError, "k=9 experts per token, but there are only num_experts=8"),
         ({"model": "vmoe_pico_patch2_8_every2_e9"}, ValueError, "unknown preset .*; did you mean .*every2_e8"),
         ({"data": "no/such/folder"}, FileNotFoundError, "no/such/folder.*no such folder"),
-        ({"device": "quantum"}, ValueError, "device 'quantum' is not here; accepted are auto, cpu"),
+        ({"device": "quantum"}, ValueError, "device 'quantum' is not available; accepted are auto, cpu"),
         ({"model": "vmoe_pico_patch2_8_dense", "num_experts": 4}, ValueError, "num_experts"),
     ],
 )
@@ -33,7 +33,7 @@ def test_data_without_a_part_to_train_on_is_refused(tmp_path):
     """A folder that has nothing but a held-out part is not trained on it."""
     (tmp_path / "data" / "val" / "a").mkdir(parents=True)
     Image.new("L", (8, 8)).save(tmp_path / "data" / "val" / "a" / "x.png")
-    with pytest.raises(ValueError, match=r"expected .*data/train to train on"):
+    with pytest.raises(ValueError, match=r"expected the folder .*data/train"):
         fit(tiny(data=str(tmp_path / "data")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -51,9 +51,9 @@ def test_one_class_is_no_choice(tmp_path):
 @pytest.mark.parametrize(
     ("further", "message"),
     [
-        (lambda val: val.subset([]), r"extra_eval\['night'\] has no image: expected one or more"),
-        (lambda val: replace(val, labels=val.labels + 5), r"labels 5 to 14: expected numbers of classes, 0 to 9"),
-        (lambda val: replace(val, labels=val.labels - 1), r"labels -1 to 8: expected numbers of classes, 0 to 9"),
+        (lambda val: val.subset([]), r"extra_eval\['night'\] has no images: expected at least one"),
+        (lambda val: replace(val, labels=val.labels + 5), r"labels 5 to 14: expected class numbers, 0 to 9"),
+        (lambda val: replace(val, labels=val.labels - 1), r"labels -1 to 8: expected class numbers, 0 to 9"),
         (lambda val: replace(val, labels=val.labels[:, None] > 3), r"labels of shape \(\d+, 1\): expected \('N',\)"),
     ],
 )
@@ -93,7 +93,7 @@ def test_default_folders_are_numbered(tmp_path, monkeypatch):
 
 def test_a_task_for_other_labels_is_refused_before_anything_is_written(tmp_path):
     """Digits show one class each: several labels would be compared with numbers of classes."""
-    with pytest.raises(ValueError, match="digits has one label an image; accepted are auto, classification"):
+    with pytest.raises(ValueError, match="digits has one label per image; accepted are auto, classification"):
         fit(tiny(task="multi_label_classification"), tmp_path / "run")
     with pytest.raises(ValueError, match="unknown task 'nothing'; accepted are auto, classification, multi_label"):
         fit(tiny(task="nothing"), tmp_path / "run")

@@ -56,7 +56,7 @@ DRIVER = """
     from vismoe.training import checkpointer, loop
     from vismoe.training.step import Trainer
     torch.set_num_threads(1)
-    loop.REBALANCING = 2
+    loop.REBALANCE_BATCHES = 2
     plain, sync, synced = Trainer.step, checkpointer.sync, []
 
     def run(recipe, out, kill_in):
@@ -211,7 +211,7 @@ def test_a_run_that_is_being_written_is_left_alone(run, forked):
     arguments = ["train", "digits", "--steps", "4", "--batch-size", "8", "--out", str(run.path), "--resume", "auto"]
     arguments += ["--warmup-steps", "1", "--device", "cpu"]
     before = (run.path / "metrics.jsonl").read_bytes()
-    with Run(run.path).alone():
+    with Run(run.path).lock():
         done = subprocess.run([forked, "-m", "vismoe", *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "is being written by another process" in done.stderr
@@ -258,7 +258,7 @@ def test_a_run_whose_steps_would_have_been_others_does_not_go_on(tmp_path, run):
     before = fit(tiny(**cooled, cooldown_steps=2), tmp_path / "cooled").recipe
     with pytest.raises(ValueError, match=r"step 4 had learning rate 0\.001 and would have had 0\.002"):
         fit(tiny(**cooled, steps=8), tmp_path / "cooled", resume=True)
-    with pytest.raises(ValueError, match="has done 4 steps already: steps=2 is fewer"):
+    with pytest.raises(ValueError, match="has already done 4 steps, more than steps=2"):
         fit(tiny(**cooled, steps=2), tmp_path / "cooled", resume=True)
     assert Run(tmp_path / "cooled").recipe == before
     with pytest.raises(ValueError, match="steps=4 before, 8 now"):

@@ -70,7 +70,7 @@ def test_an_older_model_is_replaced_and_nothing_else(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "config.json").write_text("{}")
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(ValueError, match=r"holds other files than config\.json"):
+    with pytest.raises(ValueError, match=r"has other files than config\.json"):
         vismoe.save(small(), tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 

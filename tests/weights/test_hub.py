@@ -190,13 +190,13 @@ def test_without_a_network_it_says_so_at_once(no_network, verb, tmp_path, capsys
         assert sum(waited) < 3
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1
-        assert "cannot be had from the hub" in said[0]
-        assert "is there a network?" in said[0]
+        assert "cannot be downloaded from the hub" in said[0]
+        assert "check the network" in said[0]
 
 
 def test_a_repository_that_is_not_there(hub):
     """Neither a private one nor one without a name is taken for a missing network."""
-    with pytest.raises(ValueError, match="the hub has no such model, or it is private"):
+    with pytest.raises(ValueError, match="the hub has no such model, or the model is private"):
         open_trained("hf:some/nothing")
     with pytest.raises(ValueError, match="ORG/NAME"):
         open_trained("hf:some/thing/else")

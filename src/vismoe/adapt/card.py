@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vismoe.data import tell_imbalance
+from vismoe.data import format_imbalance
 from vismoe.weights.folders.format import of_transformers, read_config
 
 WORST = 10
@@ -33,7 +33,7 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "",
         f"{report['pictures']['train']:,} training images, {report['pictures']['validation']:,} validation images, "
         f"{report['pictures']['test']:,} test images. Exact and near copies are in one split{_of_groups(report)}. "
-        f"{tell_imbalance(summary).capitalize()}; {len(summary['left_out'])} of the "
+        f"{format_imbalance(summary).capitalize()}; {len(summary['left_out'])} of the "
         f"files could not be read. Images are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
         "",
         "## Figures",

@@ -15,20 +15,20 @@ from vismoe.data import (
     Data,
     cached_at_scale,
     cached_images,
-    check_shares,
+    check_batch_size,
+    format_group_column,
+    format_summary,
     note_of_levels,
-    tell_unnamed_groups,
 )
-from vismoe.data import tell as tell_summary
 from vismoe.inference import evaluate
 from vismoe.moe import MoE
 from vismoe.parallel import Mesh, join_mesh, resolve_device
 from vismoe.tasks import classification_of
 from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.checkpointer import Checkpointer
-from vismoe.training.loop import told_signal
+from vismoe.training.loop import signal_name
 from vismoe.training.report import write_report
-from vismoe.training.run import ASKED, CHECKPOINTS, INITIAL, MODEL, SPLIT
+from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, OPTIONS, SPLIT
 from vismoe.training.state import begin
 from vismoe.weights import data_config, load_network, parse_source
 
@@ -129,7 +129,7 @@ def _parent_on(options: Options) -> Run | None:
         data = run.recipe.data
         if data == options.data or Path(data).resolve() == Path(options.data).resolve():
             return run
-        source = run.read(ASKED)["source"] if (run.path / ASKED).is_file() else run.recipe.weights
+        source = run.read(OPTIONS)["source"] if (run.path / OPTIONS).is_file() else run.recipe.weights
     return None
 
 
@@ -152,14 +152,14 @@ class _Adaptation:
 
     def describe_set(self) -> None:
         """Logs a summary of the set and the sizes of its splits."""
-        self.log(tell_summary(self.splits.summary))
+        self.log(format_summary(self.splits.summary))
         self.log(self.splits.sizes)
         if self.parent is not None:
             self.log(f"the split is that of {self.parent.path}, which was not trained on any of the test images")
         elif (source := self.options.source) is not None and Path(source).exists() and Run.of(source) is None:
             self.log(f"note: the training images of {source} are not known; metrics on images among them are too good")
         if self.splits.unnamed is not None:
-            self.log(tell_unnamed_groups(self.splits.unnamed))
+            self.log(format_group_column(self.splits.unnamed))
         if self.options.source is None:
             self.log("no --from: a small network is trained from scratch; a trained network is much more accurate")
 
@@ -203,7 +203,7 @@ class _Adaptation:
             )
             recipe = self._chosen_recipe() if begun is None else begun
             if self.trained_part != "head":
-                check_shares(recipe.batch_size, self.mesh.size)
+                check_batch_size(recipe.batch_size, self.mesh.size)
         except ValueError:
             if self.mesh.is_main:
                 withdraw(self.path)
@@ -215,7 +215,7 @@ class _Adaptation:
                     "the linear classifier has no error on the validation split, so training could not be seen to "
                     "improve it: it is kept; --train last-third or all trains all the same"
                 )
-        elif shortage := recipe.shortage(len(self.splits.fitting.parts[0])):
+        elif shortage := recipe.shortage(len(self.splits.fitting.train_and_val[0])):
             self.log(f"warning: {shortage}: more with --epochs")
 
     def _chosen_recipe(self) -> Recipe:
@@ -285,14 +285,14 @@ def _fit(
             classification_of(data).save(network, path / MODEL)
         raise TrainingStoppedError(
             error.signal,
-            f"{told_signal(error.signal)}: stopped; {path / MODEL} is the model as it is now, neither tested nor "
+            f"{signal_name(error.signal)}: stopped; {path / MODEL} is the model as it is now, neither tested nor "
             "calibrated; give the same command again to continue",
         ) from error
 
 
 def _cached(data: Data, model: nn.Module) -> Data:
     """The set with its images cached in memory at the size that is needed, where memory is large enough."""
-    train, config = data.parts[0], data_config(model)
+    train, config = data.train_and_val[0], data_config(model)
     side = kept_side(train, max(config["input_size"][1:]))
     if side is None:
         return data
@@ -306,7 +306,7 @@ def _cached(data: Data, model: nn.Module) -> Data:
 def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module) -> Run:
     """Writes a run without a step: the head was fitted already."""
     run = Run.reopen(path, recipe, data) if Run.of(path) == Run(path) else Run.create(path, recipe, data)
-    run.forget_after(-1)
+    run.truncate_metrics(-1)
     task = classification_of(data)
     state, evaluation = begin(network, recipe), evaluate(network, data.val, task=task)
     run.log({"step": 0} | evaluation.logged)

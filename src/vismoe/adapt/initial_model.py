@@ -75,7 +75,7 @@ def _fitted_at_best_size(
     set_image_size(network, first, source)
     set_image_size(larger, second, source)
     work = Work.of(larger, splits, SHARES[choose_trained(options, larger, device)], trained=True)
-    epochs = work.affordable(device, choose_dtype(options, device)) / len(splits.fitting.parts[0])
+    epochs = work.affordable(device, choose_dtype(options, device)) / len(splits.fitting.train_and_val[0])
     if epochs < FEWEST_EPOCHS:
         log(
             f"images have {splits.image_side} pixels a side and are trained on at {first}: at {second} a CPU has time "
@@ -127,7 +127,7 @@ def _fit_head(model: nn.Module, splits: Splits, workers: int) -> ClassEvaluation
     heads = classifiers(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         raise ValueError(f"the classifier of {type(model).__name__} is no one linear layer, which could be fitted")
-    train = splits.fitting.parts[0]
+    train = splits.fitting.train_and_val[0]
     weight, bias = linear_probe(features(model, train, workers=workers), train.labels)
     heads[0].weight.copy_(weight)
     if heads[0].bias is not None:

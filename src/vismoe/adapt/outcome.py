@@ -67,7 +67,7 @@ def write_outcome(
         "probe": probe,
         "temperature": temperature,
         "pictures": {
-            "train": len(splits.fitting.parts[0]),
+            "train": len(splits.fitting.train_and_val[0]),
             "validation": len(splits.fitting.val) if splits.validated else 0,
             "test": len(data.val),
         },

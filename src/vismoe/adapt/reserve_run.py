@@ -8,13 +8,13 @@ from typing import Any
 
 from vismoe.files import write_json
 from vismoe.training import Run
-from vismoe.training.run import ASKED, INITIAL
+from vismoe.training.run import INITIAL, OPTIONS
 
 from .options import Options
 
 REPORT = "report.json"
 """The file that is written last: a run that has it is finished."""
-ASIDE = f".{ASKED}"
+ASIDE = f".{OPTIONS}"
 """Temporary name of the reservation; a run that was killed while it wrote it may have left it."""
 
 
@@ -29,7 +29,7 @@ def free_run_folder(options: Options) -> Path:
 
 def _saved_options(path: Path) -> dict[str, Any] | None:
     try:
-        options: dict[str, Any] = json.loads((path / ASKED).read_text(encoding="utf-8"))
+        options: dict[str, Any] = json.loads((path / OPTIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return options
@@ -56,7 +56,7 @@ def withdraw(path: Path) -> None:
     """Removes the reservation of a run that was never begun."""
     if Run.of(path) is None:
         shutil.rmtree(path / INITIAL, ignore_errors=True)
-        (path / ASKED).unlink(missing_ok=True)
+        (path / OPTIONS).unlink(missing_ok=True)
         if not any(path.iterdir()):
             path.rmdir()
 
@@ -64,4 +64,4 @@ def withdraw(path: Path) -> None:
 def reserve(options: Options, path: Path) -> None:
     """Writes the options into a run folder: a later `finetune` with the same options may resume it."""
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / ASKED, asdict(options), aside=path / ASIDE)
+    write_json(path / OPTIONS, asdict(options), aside=path / ASIDE)

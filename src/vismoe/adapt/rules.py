@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vismoe.data import ImageSet, memory_of
+from vismoe.data import ImageSet, cache_bytes
 from vismoe.training import Recipe
 from vismoe.vit import cost
 from vismoe.weights import data_config
@@ -122,7 +122,7 @@ class Work:
         """Counts a network at its size. `share`: share of the blocks that are trained, in 0…1; `trained`: whether the
         network has trained weights, and so a linear classifier first."""
         forward = cost(model, data_config(model)["input_size"]).multiplications
-        train, validation, test = len(splits.fitting.parts[0]), len(splits.fitting.val), len(splits.test.val)
+        train, validation, test = len(splits.fitting.train_and_val[0]), len(splits.fitting.val), len(splits.test.val)
         evaluations = validation / train if trained else validation / train / EVALUATED_EVERY
         once = validation + test + (train + validation + test if trained else 0)
         return Work(forward * (1 + 2 * share + evaluations), forward * once)
@@ -139,7 +139,7 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
     """
     data, trained, class_weights = splits.fitting, options.trained, options.class_weights
     dtype = choose_dtype(options, device)
-    images = len(data.parts[0])
+    images = len(data.train_and_val[0])
     size = data_config(model)["input_size"]
     batch = options.batch_size or min(BATCH[trained], max(2, images // 4 * 2))
     affordable = Work.of(model, splits, share, trained).affordable(device, dtype)
@@ -213,7 +213,7 @@ def kept_side(images: ImageSet, image_size: int) -> int | None:
     """The short side at which training images are cached in memory: twice the network's image size, so that a crop of
     half the area loses nothing; None where that would take more than a quarter of the free memory."""
     side = 2 * image_size
-    return side if memory_of(images, side) < free_memory(torch.device("cpu")) / 4 else None
+    return side if cache_bytes(images, side) < free_memory(torch.device("cpu")) / 4 else None
 
 
 def _micro_batches(model: nn.Module, batch: int, size: tuple[int, int, int], device: torch.device) -> int:

@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from dataclasses import replace
 
-from vismoe.data import NAMED, Data, ImageSet, without
+from vismoe.data import NAMED, Data, ImageSet, without_files
 from vismoe.tasks import open_for
 from vismoe.training import Run, describe
-from vismoe.training.run import ASKED, SPLIT
+from vismoe.training.run import OPTIONS, SPLIT
 
 
 def run_splits(run: Run) -> Data:
@@ -25,13 +25,13 @@ def _own_set(run: Run) -> Data:
     name, task = run.recipe.data, run.recipe.task
     if run.test_files is not None:
         return _written_splits(run, open_for(task, name).for_testing)
-    if (run.path / ASKED).is_file():
+    if (run.path / OPTIONS).is_file():
         raise ValueError(
             f"{run.path} is not finished, and its split is written at the end: "
             "give the same `vismoe finetune` again to finish it, or name another set with --data"
         )
     opened = open_for(task, name, run.recipe.split_seed, moved=run.moved)
-    data = replace(without(opened, run.left_out), left_out=())
+    data = replace(without_files(opened, run.left_out), left_out=())
     if describe(data)["digest"] != run.data["digest"] and name not in NAMED and open_for(task, name).train is None:
         raise ValueError(
             f"{name} has changed since {run.path} was trained on it, so its validation images are not known any more: "
@@ -48,8 +48,8 @@ def split_of_files(run: Run) -> dict[str, str]:
         return files
     data = _own_set(run)
     if data.test is None:
-        return dict.fromkeys(data.parts[0].files, "train") | dict.fromkeys(data.val.files, "held-out")
-    splits = {"train": data.parts[0], "validation": data.val, "test": data.test}
+        return dict.fromkeys(data.train_and_val[0].files, "train") | dict.fromkeys(data.val.files, "held-out")
+    splits = {"train": data.train_and_val[0], "validation": data.val, "test": data.test}
     return {file: name for name, images in splits.items() for file in images.files}
 
 
@@ -58,7 +58,7 @@ def _written_splits(run: Run, data: Data) -> Data:
     if not files:  # a named set has its own splits
         return data
     test = {file for file, part in files.items() if part == "test"}
-    train, val = _with_files(data.parts[0], files.keys() - test), _with_files(data.val, test)
+    train, val = _with_files(data.train_and_val[0], files.keys() - test), _with_files(data.val, test)
     if not len(val):
         raise ValueError(f"{data.name} has none of the images any more that {run.path} was tested on")
     return replace(data, train=train if len(train) else None, val=val, left_out=())

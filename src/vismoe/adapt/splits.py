@@ -11,13 +11,13 @@ from vismoe.data import (
     SharedGroups,
     check_groups,
     find_duplicates,
+    find_group_column,
     fingerprint_all,
-    hold_out,
     joined_groups,
     open_data,
     shared_groups,
+    split_data,
     summarise,
-    unnamed_groups,
 )
 from vismoe.training import Run
 
@@ -66,7 +66,7 @@ class Splits:
     @property
     def sizes(self) -> str:
         """The sizes of the splits, in words."""
-        train, validation, test = len(self.fitting.parts[0]), len(self.fitting.val), len(self.test.val)
+        train, validation, test = len(self.fitting.train_and_val[0]), len(self.fitting.val), len(self.test.val)
         validated = (
             f"{validation:,} validation"
             if self.validated
@@ -88,12 +88,12 @@ class Splits:
     @property
     def _parts(self) -> list[ImageSet]:
         """Training, validation (where there is one) and test split."""
-        return [*(self.fitting.parts if self.validated else self.fitting.parts[:1]), self.test.val]
+        return [*(self.fitting.train_and_val if self.validated else self.fitting.train_and_val[:1]), self.test.val]
 
     @property
     def rows(self) -> list[tuple[str, str]]:
         """The file and the split of each image."""
-        rows = [(file, "train") for file in self.fitting.parts[0].files]
+        rows = [(file, "train") for file in self.fitting.train_and_val[0].files]
         rows += [(file, "validation") for file in self.fitting.val.files] if self.validated else []
         return rows + [(file, "test") for file in self.test.val.files]
 
@@ -131,7 +131,7 @@ def open_splits(
         if sides:
             data, duplicates = _divide(data, duplicates, [sides.get(file) == "test" for file in data.val.files])
         else:
-            data, duplicates = hold_out(data, duplicates, seed, TEST)
+            data, duplicates = split_data(data, duplicates, seed, TEST)
     if parent is not None:
         _refuse_groups_of_parent(data, parent)
     summary = summarise(data, duplicates)
@@ -140,14 +140,14 @@ def open_splits(
     tested = set(groups[len(data.train) :])
     kept = [index for index in range(len(data.train)) if groups[index] not in tested]
     dropped = len(data.train) - len(kept)
-    unnamed = unnamed_groups(data, fewest=3)
+    unnamed = find_group_column(data, fewest=3)
     training, duplicates = data.train.subset(kept), duplicates.subset(kept)
     data = replace(data, train=training)
     data.check_classes(training, f"but for copies of test images{_or_of_groups(data)} there is nothing to train on of")
     own = set(opened.val.files) if opened.test is not None else set()
     if own:
         fitting, validated = _with_own_validation(data, duplicates, own), True
-        dropped += len(training) - sum(map(len, fitting.parts))
+        dropped += len(training) - sum(map(len, fitting.train_and_val))
     else:
         fitting, validated = _with_validation(data, duplicates, seed, sides)
     return Splits(fitting, data, validated, summary, dropped, unnamed)
@@ -208,7 +208,7 @@ def _with_validation(data: Data, duplicates: Duplicates, seed: int, sides: Mappi
             }
             fitting, _ = _divide(whole, duplicates, [group in chosen for group in groups])
         else:
-            fitting, _ = hold_out(whole, duplicates, seed + 1, VALIDATION)
+            fitting, _ = split_data(whole, duplicates, seed + 1, VALIDATION)
     except ValueError:
         fitting = whole
     if fitting.train is None or len(fitting.val) < 2 * len(data.classes):
@@ -227,5 +227,5 @@ def _with_own_validation(data: Data, duplicates: Duplicates, own: Collection[str
     if not training or not validation:
         raise ValueError(f"{data.name}: but for {copies} nothing is left to train or validate on")
     fitting = replace(data, train=data.train.subset(training), val=data.train.subset(validation))
-    fitting.check_classes(fitting.parts[0], f"but for {copies} there is nothing to train on of")
+    fitting.check_classes(fitting.train_and_val[0], f"but for {copies} there is nothing to train on of")
     return fitting

@@ -1,4 +1,4 @@
-"""Batches in a reproducible order, which depends only on (seed, epoch, index)."""
+"""Batches in a reproducible order."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ Collate = Callable[[list[Sample]], dict[str, Any]]
 
 
 def mix_seeds(*numbers: int) -> int:
-    """One well-mixed 63-bit seed of several numbers (splitmix64)."""
+    """Combines several numbers into one 63-bit seed (splitmix64)."""
     mixed = 0
     for number in numbers:
         mixed = (mixed + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -28,8 +28,8 @@ def mix_seeds(*numbers: int) -> int:
 
 
 class Samples(Dataset[Sample]):
-    """Transformed samples by (epoch, index). The random numbers of each depend on (seed, epoch, index) alone, so any
-    number of workers gives the same stream."""
+    """Transformed samples, indexed by (epoch, index). The random numbers of a sample depend only on (seed, epoch,
+    index), so they are the same with any number of workers."""
 
     def __init__(self, images: ImageSet, transform: Transform, seed: int = 0):
         self.images, self.transform, self.seed = images, transform, seed
@@ -48,8 +48,8 @@ class Samples(Dataset[Sample]):
 
 
 class ShuffledForever(Sampler[tuple[int, int]]):
-    """(epoch, index) of a new permutation each epoch, without end; `start` skips the samples that a resumed run has
-    seen."""
+    """Endless stream of (epoch, index): a new permutation in each epoch. `start`: number of samples to skip, for a
+    resumed run."""
 
     def __init__(self, length: int, seed: int, start: int = 0):
         self.length, self.seed, self.start = length, seed, start
@@ -64,15 +64,15 @@ class ShuffledForever(Sampler[tuple[int, int]]):
 
 
 class SharedBatches(Sampler[list[tuple[int, int]]]):
-    """One process's share of each batch of an endless stream that `ranks` processes read.
+    """Splits each batch of an endless stream among `ranks` processes; yields the share of process `rank`.
 
-    Processes take turns from both ends of a batch towards its middle. So a process has each image together with the
-    one that mixup pairs it with, and each micro-batch (gradient accumulation) of its share lies in the same micro-batch
-    of the whole.
+    The processes take turns from both ends of a batch towards its middle. Two things follow: an image is in the same
+    process as the image that mixup pairs it with, and the i-th micro-batch (gradient accumulation) of each share
+    belongs to the i-th micro-batch of the whole batch.
     """
 
     def __init__(self, stream: ShuffledForever, batch_size: int, rank: int = 0, ranks: int = 1):
-        check_shares(batch_size, ranks)
+        check_batch_size(batch_size, ranks)
         self.stream, self.batch_size = stream, batch_size
         last = batch_size - 1
         self.places = [place for place in range(batch_size) if min(place, last - place) % ranks == rank]
@@ -83,8 +83,8 @@ class SharedBatches(Sampler[list[tuple[int, int]]]):
             yield [batch[place] for place in self.places]
 
 
-def check_shares(batch_size: int, ranks: int) -> None:
-    """Raises ValueError where `ranks` processes cannot share a batch evenly, in pairs."""
+def check_batch_size(batch_size: int, ranks: int) -> None:
+    """Raises ValueError if a batch cannot be divided evenly, in pairs of images, among `ranks` processes."""
     if ranks > 1 and batch_size % (2 * ranks):
         raise ValueError(f"batch_size={batch_size} for {ranks} processes: it must be a multiple of {2 * ranks}")
 
@@ -100,39 +100,46 @@ def training_batches(
     ranks: int = 1,
     collate: Collate | None = None,
 ) -> DataLoader[Any]:
-    """Endless shuffled batches.
+    """An endless loader of shuffled batches.
 
     **Arguments:**
 
-    - `images`: the set.
-    - `transform`: is applied to each sample.
-    - `batch_size`: samples of a batch, over all processes.
-    - `seed`: decides the order and each sample's random numbers.
-    - `workers`: processes that prepare samples, default 0: this process.
-    - `start`: number of samples of the stream that were seen before, default 0.
-    - `rank`, `ranks`: number of this process and count of processes; each gets its share of every batch.
-    - `collate`: makes a batch of a list of samples; default: values are stacked, which does not fit boxes and the like.
+    - `images`: the images.
+    - `transform`: function applied to each sample.
+    - `batch_size`: number of samples in a batch, over all processes.
+    - `seed`: decides the order, and the random numbers of each sample.
+    - `workers`: number of processes that prepare samples; default 0: this process.
+    - `start`: number of samples to skip, for a resumed run; default 0.
+    - `rank`: rank of this process; default 0.
+    - `ranks`: number of processes that share each batch; default 1.
+    - `collate`: function that makes a batch from a list of samples; default: PyTorch's, which stacks values (not for
+      boxes, whose numbers differ between images).
 
-    **Returns:** a loader of batches: dictionaries with the names of the samples. By default the values of a name are
-    stacked in a tensor, or in a list where they are text.
+    **Returns:** a loader of batches: dictionaries with the names of the samples. By default each value is a stacked
+    tensor, or a list of texts.
+
+    **Raises:** ValueError if a batch cannot be divided evenly among the processes.
     """
     batches = SharedBatches(ShuffledForever(len(images), seed, start), batch_size, rank, ranks)
     samples = Samples(images, transform, seed)
     return DataLoader(
-        samples, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=leave_stopping
+        samples, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=ignore_stop_signals
     )
 
 
-def leave_stopping(worker: int) -> None:
-    """Makes a data worker ignore Ctrl-C, and SIGTERM of other processes than its parent. Both reach every process of a
-    terminal or of a system that shuts down, and the training decides when its workers stop."""
+def ignore_stop_signals(worker: int) -> None:
+    """Makes a data worker ignore Ctrl-C, and SIGTERM unless it comes from the parent process.
+
+    A terminal sends Ctrl-C, and a system that shuts down sends SIGTERM, to every process. The training process must
+    decide when its workers stop, so that it can write a checkpoint first.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_of_parent, daemon=True).start()
 
 
-def _end_when_the_parent_says() -> None:
+def _exit_on_sigterm_of_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
@@ -141,7 +148,18 @@ def _end_when_the_parent_says() -> None:
 def evaluation_batches(
     images: ImageSet, transform: Transform, batch_size: int, workers: int = 0, collate: Collate | None = None
 ) -> DataLoader[Any]:
-    """A loader of every sample once, in order, in batches like those of `training_batches`; the last may be smaller."""
+    """A loader of all samples, once and in order. The last batch may be smaller.
+
+    **Arguments:**
+
+    - `images`: the images.
+    - `transform`: function applied to each sample.
+    - `batch_size`: number of samples in a batch.
+    - `workers`: number of processes that prepare samples; default 0: this process.
+    - `collate`: function that makes a batch from a list of samples; default: PyTorch's.
+
+    **Returns:** a loader of batches, as `training_batches`.
+    """
     keys = [(0, index) for index in range(len(images))]
     return DataLoader(
         Samples(images, transform),
@@ -149,5 +167,5 @@ def evaluation_batches(
         sampler=keys,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=leave_stopping,
+        worker_init_fn=ignore_stop_signals,
     )

@@ -1,4 +1,4 @@
-"""Images cached in memory, no larger than needed: decoding a photograph can cost more than training on it."""
+"""Decoded images cached in memory, at reduced size. Decoding a photo can take longer than training on it."""
 
 import math
 from collections.abc import Callable
@@ -14,19 +14,30 @@ from .transforms import evaluation_scale
 
 
 def cached_images(images: ImageSet, side: int, max_level: int = MAX_LEVEL) -> ImageSet:
-    """The same set with images that are decoded once, on first use, and cached: on white ground, with a short side of
-    at most `side` pixels, scaled by a box filter. `max_level`: white in images of 16 bits, default 65,535.
+    """The same images, decoded once, on first use, and cached at reduced size. Transparent images get a white
+    background.
 
-    **Raises:** ValueError for a set with further values: boxes and masks would not be scaled with the image.
+    **Arguments:**
+
+    - `images`: the images.
+    - `side`: the short side of a cached image is at most this many pixels; larger images are scaled by a box filter.
+    - `max_level`: the level of 16-bit images that is white; default 65,535.
+
+    **Raises:** ValueError if the set has further values: boxes and masks would not be scaled with the image.
     """
     return _cached(images, partial(_boxed, side, max_level))
 
 
 def cached_at_scale(images: ImageSet, config: dict[str, Any]) -> ImageSet:
-    """The same set with images that are decoded once and cached, at the scale at which a network with this data
-    configuration is evaluated: the results are the same, bit for bit.
+    """The same images, decoded once, on first use, and cached at the scale that a network's evaluation needs. The
+    results of the network are bit-identical.
 
-    **Raises:** as `cached_images`.
+    **Arguments:**
+
+    - `images`: the images.
+    - `config`: timm's data configuration of the network.
+
+    **Raises:** ValueError as `cached_images`.
     """
     return _cached(images, evaluation_scale(config))
 
@@ -34,13 +45,21 @@ def cached_at_scale(images: ImageSet, config: dict[str, Any]) -> ImageSet:
 def _cached(images: ImageSet, change: Callable[[Image.Image], Image.Image]) -> ImageSet:
     if images.further:
         raise ValueError(
-            f"images with {', '.join(images.further)} cannot be kept in another size: use the set as it is"
+            f"images with {', '.join(images.further)} cannot be cached at another size: use them without a cache"
         )
     return replace(images, image=_Cache(images, change))
 
 
-def memory_of(images: ImageSet, side: int) -> int:
-    """Bytes that the images take when cached with a short side of `side` pixels, if they are 4:3 and in colour."""
+def cache_bytes(images: ImageSet, side: int) -> int:
+    """Estimated memory of cached images, for colour images with an aspect ratio of 4:3.
+
+    **Arguments:**
+
+    - `images`: the images.
+    - `side`: short side of the cached images in pixels.
+
+    **Returns:** number of bytes.
+    """
     return len(images) * side * side * 4
 
 

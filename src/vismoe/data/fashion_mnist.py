@@ -1,4 +1,4 @@
-"""Fashion-MNIST: found on this machine, or downloaded."""
+"""Reads Fashion-MNIST from this machine, or downloads it."""
 
 import gzip
 from collections.abc import Iterator
@@ -11,23 +11,24 @@ from vismoe.files import cache_folder
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Folder of Debian's package dataset-fashion-mnist."""
+"""Folder of the Debian package dataset-fashion-mnist."""
 OLD_CACHE = Path.home() / ".cache" / "vismoe"
-"""Folder of downloads before `cache_folder` was used."""
-PARTS = ("train", "t10k")
+"""Download folder of versions before `cache_folder` existed."""
+SPLITS = ("train", "t10k")
+"""Names of the training and the test split in file names."""
 
 
 def read_fashion_mnist() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pixels (N, 28, 28), 0 is background, and class numbers (N,), of the training and the test split.
+    """Yields the training split, then the test split: pixels (N, 28, 28), with 0 as background, and class numbers (N,).
 
-    It is looked for in the folder of Debian's package, then in torchvision's layout below ./data and the cache, then
-    downloaded to the cache.
+    Searches the folder of the Debian package, then torchvision's folders below ./data and below the cache. If no folder
+    has the files, downloads them to the cache.
 
-    **Raises:** FileNotFoundError where it is not found and cannot be downloaded; ValueError for a damaged file.
+    **Raises:** FileNotFoundError if no folder has the files and the download fails; ValueError if a file is damaged.
     """
     cache = cache_folder()
-    places = (DEBIAN, _raw(Path("data")), _raw(cache), _raw(OLD_CACHE))
-    folder = next((place for place in places if _complete(place)), None)
+    folders = (DEBIAN, _raw(Path("data")), _raw(cache), _raw(OLD_CACHE))
+    folder = next((folder for folder in folders if _is_complete(folder)), None)
     if folder is None:
         folder = _raw(cache)
         try:
@@ -37,8 +38,8 @@ def read_fashion_mnist() -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 f"fashion-mnist is not in {DEBIAN}, data/FashionMNIST/raw or {folder}, and cannot be downloaded "
                 f"({error}): apt-get install dataset-fashion-mnist, or copy its four files there"
             ) from error
-    for part in PARTS:
-        yield _read(folder, f"{part}-images-idx3-ubyte", 3), _read(folder, f"{part}-labels-idx1-ubyte", 1)
+    for split in SPLITS:
+        yield _read(folder, f"{split}-images-idx3-ubyte", 3), _read(folder, f"{split}-labels-idx1-ubyte", 1)
 
 
 def _raw(root: Path) -> Path:
@@ -49,13 +50,13 @@ def _files(folder: Path, name: str) -> list[Path]:
     return [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
 
 
-def _complete(folder: Path) -> bool:
-    names = (f"{part}-{kind}-ubyte" for part in PARTS for kind in ("images-idx3", "labels-idx1"))
+def _is_complete(folder: Path) -> bool:
+    names = (f"{split}-{kind}-ubyte" for split in SPLITS for kind in ("images-idx3", "labels-idx1"))
     return all(_files(folder, name) for name in names)
 
 
 def _read(folder: Path, name: str, dimensions: int) -> np.ndarray:
-    """An IDX file: two zero bytes, type 8 (unsigned bytes), the number of dimensions, their sizes, the data."""
+    """Reads an IDX file: two zero bytes, type 8 (unsigned bytes), number of dimensions, their sizes, data."""
     path = _files(folder, name)[0]
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -66,4 +67,4 @@ def _read(folder: Path, name: str, dimensions: int) -> np.ndarray:
         sizes = np.frombuffer(content, ">i4", dimensions, offset=4)
         if len(content) == header + np.prod(sizes):
             return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
-    raise ValueError(f"{path} is damaged: it is not the IDX file that its name says")
+    raise ValueError(f"{path} is damaged: it is not a complete IDX file with {dimensions} dimensions")

@@ -1,4 +1,4 @@
-"""Sets of images from any source."""
+"""Data sets: images with labels, in training, validation and test splits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,26 +10,28 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
+from vismoe.files.renamed import renamed_method, renamed_property
+
 from .images import Unreadable
 
 Sample = dict[str, Any]
-"""The named values of one sample: "image" (a PIL image or `tv_tensors.Image`), "label" (a tensor), and further ones:
-boxes, masks, a second image, a target."""
+"""The values of one sample by name: "image" (a PIL image or `tv_tensors.Image`), "label" (a tensor), and others, such
+as boxes, masks, or a second image."""
 Batch = dict[str, Any]
-"""The same names, with the values of all samples stacked, or in a list."""
+"""The values of several samples by the same names, stacked into a tensor or collected in a list."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N images with their labels and further values. It can be pickled if its functions can, as data workers that are
-    not forked need it.
+    """N images with their labels and other values. It can be pickled if its functions can; data workers that are
+    spawned, not forked, need that.
 
-    - `labels`: class numbers (N,), or which of K classes each image shows (N, K); with K = 0 there are no labels.
-    - `image`: decodes the i-th image, as a PIL image.
-    - `files`: paths of the image files below the set's folder; empty for a set that is not made of files.
-    - `columns`: by name, the other columns of the set's metadata, a value for each image.
-    - `further`: by name, a function that gives a further value of the i-th sample: boxes or masks as `tv_tensors`, so
-      that they move with the image, a second image, any tensor. One named "image" replaces the image.
+    - `labels`: class numbers (N,), or which of K classes each image shows (N, K); K = 0: no labels.
+    - `image`: function that decodes the i-th image and returns a PIL image.
+    - `files`: (N,), paths of the image files, relative to the folder of the data set; empty if there are no files.
+    - `columns`: for each other column of the metadata, its (N,) values.
+    - `further`: additional values by name, each a function of the index: boxes or masks as `tv_tensors`, which are
+      transformed with the image; a second image; any tensor. A value named "image" replaces the image.
     """
 
     labels: Int[Tensor, " N"] | Bool[Tensor, "N K"]
@@ -42,66 +44,67 @@ class ImageSet:
         return len(self.labels)
 
     def sample(self, index: int) -> Sample:
-        """The i-th sample: "image", "label" (where there are labels), and further values."""
+        """The i-th sample: "image", "label" (if there are labels), and the values of `further`."""
         sample: Sample = {} if "image" in self.further else {"image": self.image(index)}
         if self.labels.ndim == 1 or self.labels.shape[1]:
             sample["label"] = self.labels[index]
         return sample | {name: value(index) for name, value in self.further.items()}
 
     def subset(self, indices: Sequence[int]) -> "ImageSet":
-        """Some of the images, in the order given."""
+        """The images with these indices, in the given order."""
         return ImageSet(
             self.labels[list(indices)],
-            partial(_chosen, self.image, indices),
+            partial(_of_subset, self.image, indices),
             [self.files[index] for index in indices] if self.files else (),
             {name: [values[index] for index in indices] for name, values in self.columns.items()},
-            {name: partial(_chosen, value, indices) for name, value in self.further.items()},
+            {name: partial(_of_subset, value, indices) for name, value in self.further.items()},
         )
 
     def joined(self, other: "ImageSet") -> "ImageSet":
-        """These images, and after them those of another set of the same classes. Only the columns and further values
-        that both sets have are kept."""
+        """These images followed by those of another set with the same classes. Keeps only the columns and further
+        values that both have."""
         return ImageSet(
             torch.cat([self.labels, other.labels]),
-            partial(_of_two, self.image, other.image, len(self)),
+            partial(_of_joined, self.image, other.image, len(self)),
             [*self.files, *other.files] if self.files and other.files else (),
             {name: [*values, *other.columns[name]] for name, values in self.columns.items() if name in other.columns},
             {
-                name: partial(_of_two, value, other.further[name], len(self))
+                name: partial(_of_joined, value, other.further[name], len(self))
                 for name, value in self.further.items()
                 if name in other.further
             },
         )
 
 
-def _chosen(value: Callable[[int], Any], indices: Sequence[int], index: int) -> Any:
+def _of_subset(value: Callable[[int], Any], indices: Sequence[int], index: int) -> Any:
     return value(indices[index])
 
 
-def _of_two(first: Callable[[int], Any], second: Callable[[int], Any], border: int, index: int) -> Any:
-    return first(index) if index < border else second(index - border)
+def _of_joined(first: Callable[[int], Any], second: Callable[[int], Any], length: int, index: int) -> Any:
+    """The value of a joined set; `length`: number of images of the first set."""
+    return first(index) if index < length else second(index - length)
 
 
 @dataclass(frozen=True)
 class Data:
-    """A set.
+    """A data set with its splits.
 
-    - `name`: the name or path that it was opened by.
-    - `classes`: their names, in order.
-    - `train`: the training split; None where all images are for evaluation.
-    - `val`: the split to evaluate on.
-    - `channels`: channels of its images: 1 where all are grey.
-    - `left_out`: files that are left out, and why.
-    - `unreadable`: files of the splits that cannot be decoded; None where they have not been tried.
-    - `moved`: for a folder that was split at random, the files that changed sides after the draw, so that copies of an
-      image are on one side; with them the split is reproducible without decoding. None for other sets.
-    - `test`: the test split, where a set has one beside `val`; nothing is chosen by it.
-    - `notes`: what a user should know of the set: folders that are not read, labels that may be misread.
-    - `val_is_test`: whether `val` is a test split, beside which the set has a validation split (see `for_testing`).
-    - `typical_size`: median width and height of its images in pixels; None where they have not been decoded.
-    - `group_column`: the column of the set's metadata whose values are groups of images (of one patient, video, …) that
-      stay on one side of a split; None: none.
-    - `largest_level`: the largest level of its images of 16 bits of grey; 0 where there are none, or none was decoded.
+    - `name`: the name or path by which it was opened.
+    - `classes`: names of the classes, in the order of their numbers.
+    - `train`: training split; None if all images are for evaluation.
+    - `val`: validation split; if the data set is for evaluation only, all its images.
+    - `channels`: number of channels of the images: 1 for grey, 3 for colour; default 3.
+    - `left_out`: files that are left out, each with its reason.
+    - `unreadable`: files of the splits that cannot be decoded; None if that is not known yet.
+    - `moved`: for a folder that was split at random, the files that changed splits after the draw, so that copies of an
+      image are in one split. With them the split can be repeated without decoding. None for other data sets.
+    - `test`: test split, if there is one in addition to `val`; never used for selection.
+    - `notes`: what a user should know about the data set: folders that are not read, labels that may be misread.
+    - `val_is_test`: whether `val` is the test split of a data set that has a validation split too (see `for_testing`).
+    - `typical_size`: median width and median height of the images in pixels; None if they are not decoded yet.
+    - `group_column`: column of the metadata whose values are groups of images (of one patient, video, …) that stay in
+      one split; None: no groups.
+    - `largest_level`: the largest level of its 16-bit grey images; 0 if there are none, or they are not decoded yet.
     """
 
     name: str
@@ -125,57 +128,80 @@ class Data:
         return self.val.labels.ndim == 2
 
     @property
-    def parts(self) -> list[ImageSet]:
-        """`train`, where there is one, and `val`."""
-        return [part for part in (self.train, self.val) if part is not None]
+    def train_and_val(self) -> list[ImageSet]:
+        """`train`, if there is one, and `val`. The first is the split to train on."""
+        return [split for split in (self.train, self.val) if split is not None]
+
+    parts = renamed_property("parts", "train_and_val")
 
     @property
     def for_testing(self) -> "Data":
-        """The set as it is tested on: of one with a test split that is `val`, and `train` is all the rest. Others are
-        unchanged."""
+        """The data set with its test split as `val`, and all other images as `train`; unchanged without a test
+        split."""
         if self.test is None or self.train is None:
             return self
         return replace(self, train=self.train.joined(self.val), val=self.test, test=None, val_is_test=True)
 
     def classes_without(self, images: ImageSet) -> list[str]:
-        """The classes that none of these images shows."""
+        """The classes without images in `images`."""
         labels = images.labels
         is_shown = labels.any(0) if labels.ndim == 2 else labels.bincount(minlength=len(self.classes)) > 0
         return [name for name, shown in zip(self.classes, is_shown.tolist(), strict=True) if not shown]
 
     def check_classes(self, images: ImageSet, reason: str) -> None:
-        """Raises ValueError where none of these images shows some class: the set's name, `reason`, and the classes."""
+        """Checks that every class has images.
+
+        **Arguments:**
+
+        - `images`: the images.
+        - `reason`: start of the error message; the names of the missing classes follow.
+
+        **Raises:** ValueError if a class has none.
+        """
         if missing := self.classes_without(images):
             raise ValueError(f"{self.name}: {reason} {', '.join(missing)}")
 
     def class_weights(self, power: float) -> Tensor | None:
-        """The weight of each class in the loss: (mean class size ÷ its size) to a power, or, where an image may show
-        several, (images without the class ÷ images with it) to the power; None for a power of 0."""
+        """The weight of each class in the loss.
+
+        **Arguments:**
+
+        - `power`: exponent, 0 or more.
+
+        **Returns:** (K,): (mean class size ÷ class size)^power; in a multi-label data set (images without the class ÷
+        images with the class)^power. None if `power` is 0.
+        """
         if not power:
             return None
-        labels = self.parts[0].labels
+        labels = self.train_and_val[0].labels
         sizes = labels.sum(0) if self.multi_label else labels.bincount(minlength=len(self.classes))
         others = len(labels) - sizes if self.multi_label else sizes.double().mean()
         return (others / sizes.clamp_min(1)).pow(power).float()
 
-    def numbered_as(self, classes: Sequence[str]) -> "Data":
-        """The same set with the classes of a network, in the network's order; the set may lack some.
+    def align_classes(self, classes: Sequence[str]) -> "Data":
+        """Renumbers the labels to match the classes of a network. The data set may lack some of these classes.
 
-        **Raises:** ValueError for a class that the network does not know.
+        **Arguments:**
+
+        - `classes`: the network's class names, in the order of its outputs.
+
+        **Raises:** ValueError if the data set has a class that the network does not have.
         """
         if unknown := sorted(set(self.classes) - set(classes)):
             known = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
             raise ValueError(
-                f"{self.name} has classes that the model does not know: {', '.join(unknown)} ({known} it does)"
+                f"{self.name} has classes that the model does not know: {', '.join(unknown)} (it knows {known})"
             )
         new_numbers = torch.tensor([list(classes).index(name) for name in self.classes])
 
-        def renumbered(part: ImageSet) -> ImageSet:
+        def renumbered(split: ImageSet) -> ImageSet:
             if not self.multi_label:
-                return replace(part, labels=new_numbers[part.labels])
-            labels = torch.zeros(len(part), len(classes), dtype=torch.bool)
-            labels[:, new_numbers] = part.labels
-            return replace(part, labels=labels)
+                return replace(split, labels=new_numbers[split.labels])
+            labels = torch.zeros(len(split), len(classes), dtype=torch.bool)
+            labels[:, new_numbers] = split.labels
+            return replace(split, labels=labels)
 
-        train, test = (None if part is None else renumbered(part) for part in (self.train, self.test))
+        train, test = (None if split is None else renumbered(split) for split in (self.train, self.test))
         return replace(self, classes=list(classes), train=train, val=renumbered(self.val), test=test)
+
+    numbered_as = renamed_method("numbered_as", "align_classes")

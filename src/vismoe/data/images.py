@@ -1,4 +1,4 @@
-"""Image files: listed and decoded."""
+"""Lists and decodes image files."""
 
 import os
 import re
@@ -81,7 +81,7 @@ OTHER_SUFFIXES = (
     ".xcf",
     ".xpm",
 )
-"""Suffixes of images that are not read; they are reported, so that no photographs are lost in silence."""
+"""Suffixes of image files that are not read. They are reported, so no image is ignored without a note."""
 SIGNATURES = {
     "JPEG": b"\xff\xd8\xff",
     "PNG": b"\x89PNG\r\n\x1a\n",
@@ -90,7 +90,7 @@ SIGNATURES = {
     "TIFF (big-endian)": b"MM\0*",
     "WebP": b"RIFF....WEBP",
 }
-"""The first bytes of images, by kind (a dot: any byte). Files of other suffixes that begin so are reported."""
+"""The first bytes of image files, by format (a dot: any byte). Such files with another suffix are reported."""
 SYSTEM_FOLDERS = (
     "#recycle",
     "$recycle.bin",
@@ -101,14 +101,14 @@ SYSTEM_FOLDERS = (
     "lost+found",
     "system volume information",
 )
-"""Folders that programs leave among people's own, in lower case. Like hidden ones they are not read."""
+"""Folders that programs and systems create, in lower case. They are skipped, like hidden folders."""
 TABLE_SUFFIXES = (".csv", ".jsonl")
 SHOWN = 3
-"""Folders that a note names."""
+"""Number of folders that a note names."""
 MAX_LEVEL = 2**16 - 1
-"""White in an image of 16 bits."""
+"""Default level of white in a 16-bit image."""
 MAX_PIXELS = 100_000_000
-"""An image whose header claims more pixels is not decoded: a small file can claim to be enormous."""
+"""Largest number of pixels of an image. A small file can declare an enormous image in its header."""
 ORIENTATION = 0x0112
 FAILED = " cannot be read as an image: "
 TURNS = {
@@ -120,33 +120,37 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""The operation that makes an image upright, by its orientation tag (EXIF). Pillow's own function also rewrites the
-tags, and fails where one of them has an odd type."""
+"""The operation that makes an image upright, by its EXIF orientation tag. Pillow's `exif_transpose` is not used: it
+also rewrites the tags, and fails if a tag has an unusual type."""
 UNREADABLE = (OSError, SyntaxError, ValueError, ArithmeticError, AttributeError, EOFError, LookupError, TypeError)
-"""Errors of Pillow's decoders for damaged files, beside their own types."""
+"""Errors that Pillow's decoders raise for damaged files."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that is left out: its path below the set's folder (see `vismoe.files.readable`), and why."""
+    """A file that is left out.
+
+    - `file`: its path relative to the folder of the data set, as readable text (see `vismoe.files.readable`).
+    - `reason`: why it is left out.
+    """
 
     file: str
     reason: str
 
     @staticmethod
     def of(file: str | Path, error: ValueError) -> "Unreadable":
-        """From the error that `read_image` raised for a file."""
+        """Made from the error that `read_image` raised for a file."""
         return Unreadable(readable(Path(file).as_posix()), str(error).partition(FAILED)[2] or str(error))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies below a folder.
+    """The content of a folder and its subfolders.
 
     - `images`: the image files, sorted by path.
-    - `left_out`: images of other kinds, links that are not followed, pipes and devices.
-    - `skipped`: hidden folders and SYSTEM_FOLDERS, by their paths below the folder, sorted.
-    - `others`: number of files that are no images, by suffix.
+    - `left_out`: image files of other formats, links that are not followed, pipes and devices.
+    - `skipped`: relative paths of hidden folders and SYSTEM_FOLDERS, sorted.
+    - `others`: number of files that are not images, by suffix.
     """
 
     images: list[Path]
@@ -156,29 +160,37 @@ class Listing:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said of the files and folders that are not read."""
+        """Notes to the user about files and folders that are not read."""
         notes = []
         if self.skipped:
             shown = ", ".join(f"{name}/" for name in self.skipped[:SHOWN])
             more = f" and {len(self.skipped) - SHOWN} more" if len(self.skipped) > SHOWN else ""
-            notes.append(f"hidden folders and those of the system are not read: {shown}{more}")
+            notes.append(f"hidden folders and system folders are not read: {shown}{more}")
         others = {suffix: number for suffix, number in self.others.items() if suffix not in TABLE_SUFFIXES}
         if others:
             kinds = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in sorted(others.items()))
-            notes.append(f"files that are no images are not read: {kinds}")
+            notes.append(f"files that are not images are not read: {kinds}")
         return notes
 
 
 def list_images(root: Path) -> tuple[list[Path], list[Unreadable]]:
-    """Every image file below a folder, known by its suffix, sorted by path; and the files that are left out: images of
-    other kinds, images with another suffix, links that lead out of the folder, nowhere, or to a folder around them,
-    pipes and devices. Hidden files and folders, and folders of the system such as `@eaDir`, are skipped."""
+    """Lists the image files in a folder and its subfolders, by their suffixes.
+
+    Hidden files and folders, and system folders such as `@eaDir`, are skipped.
+
+    **Arguments:**
+
+    - `root`: the folder.
+
+    **Returns:** the image files, sorted by path; and the files that are left out: images of other formats, images with
+    a wrong suffix, pipes and devices, and links whose target does not exist, is outside `root`, or contains the link.
+    """
     listing = list_folder(root)
     return listing.images, listing.left_out
 
 
 def list_folder(root: Path) -> Listing:
-    """All that lies below a folder; see `list_images`."""
+    """Lists everything in a folder and its subfolders; see `list_images`."""
     real_root = Path(os.path.realpath(root))
     images: list[Path] = []
     left_out: list[Unreadable] = []
@@ -197,12 +209,12 @@ def list_folder(root: Path) -> Listing:
 
 
 def is_skipped(name: str) -> bool:
-    """Whether a folder of this name is hidden, or one that a program left behind."""
+    """Whether a folder with this name is skipped: a hidden folder or a system folder."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def _kind_not_read(path: Path) -> str:
-    """Why an image file is not read: its kind, or its suffix; "" for one that is, and for a file that is no image."""
+    """Why an image file is not read: its format or its suffix; "" if it is read, or is not an image."""
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES or not path.is_file():
         return ""
@@ -215,40 +227,43 @@ def _kind_not_read(path: Path) -> str:
         return f"cannot be opened: {error.strerror}"
     for kind, signature in SIGNATURES.items():
         if re.match(re.escape(signature).replace(rb"\.", b"."), beginning, re.DOTALL):
-            return f"{kind} by its content, not by its suffix {suffix!r}: rename it"
+            return f"its content is {kind}, but its suffix is {suffix!r}: rename it"
     return ""
 
 
 def _reason_not_to_open(path: Path, real_root: Path) -> str:
-    """Why a path is not opened; "" where it is a file, or a link to a file below the root."""
+    """Why a path is not opened; "" for a file, and for a link to a file in the root folder."""
     target = Path(os.path.realpath(path))
     if path.is_symlink():
         if not target.exists():
-            return "a link that leads nowhere"
+            return "a link whose target does not exist"
         if not target.is_relative_to(real_root):
-            return "a link that leads out of the folder: not followed"
+            return "a link to a path outside the folder: not followed"
         if target.is_dir():
-            return "a link to a folder around it: not followed"
-    return "" if target.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES else "no regular file"
+            return "a link to a folder that contains it: not followed"
+    return "" if target.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES else "not a regular file"
 
 
-def _walk(folder: Path, real_root: Path, around: tuple[Path, ...], skipped: list[Path]) -> Iterator[Path]:
-    """Files, and links that are not followed. Links to folders below the root are followed, unless they lead to one of
-    the folders `around` them (real paths), which would never end. Folders that are not read go into `skipped`."""
+def _walk(folder: Path, real_root: Path, parents: tuple[Path, ...], skipped: list[Path]) -> Iterator[Path]:
+    """Yields files, and links that are not followed. Adds the folders that are not read to `skipped`.
+
+    Links to folders in the root folder are followed, except links to a folder that contains them: that would never end.
+    `parents`: real paths of the folders that contain `folder`, and its own.
+    """
     with os.scandir(folder) as listed:
         entries = sorted(listed, key=lambda entry: entry.name)
     for entry in entries:
         path = folder / entry.name
-        # Path's way is False for a link to itself, where the entry's raises.
+        # For a link to itself Path.is_dir returns False, while DirEntry.is_dir raises an error.
         if not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
             if not entry.name.startswith("."):
                 yield path
         elif is_skipped(entry.name):
             skipped.append(path)
         else:
-            real = Path(os.path.realpath(path)) if entry.is_symlink() else around[-1] / entry.name
-            if not entry.is_symlink() or (real.is_relative_to(real_root) and not _contains_any(real, around)):
-                yield from _walk(path, real_root, (*around, real), skipped)
+            real = Path(os.path.realpath(path)) if entry.is_symlink() else parents[-1] / entry.name
+            if not entry.is_symlink() or (real.is_relative_to(real_root) and not _contains_any(real, parents)):
+                yield from _walk(path, real_root, (*parents, real), skipped)
             else:
                 yield path
 
@@ -258,35 +273,45 @@ def _contains_any(folder: Path, others: Iterable[Path]) -> bool:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decodes an image, upright.
+    """Decodes an image file and turns it upright, by its EXIF orientation.
 
-    **Raises:** ValueError where it is no image, is damaged, or its header claims more than MAX_PIXELS.
+    **Arguments:**
+
+    - `path`: the file.
+
+    **Returns:** the image, in the mode of the file.
+
+    **Raises:** ValueError if the file is not an image, is damaged, or its header declares more than MAX_PIXELS pixels.
     """
     try:
-        # Pillow has a limit of its own; here MAX_PIXELS decides.
+        # Pillow warns above its own limit; here MAX_PIXELS is the limit.
         with (
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
             Image.open(path) as image,
         ):
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"its header claims {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
+                raise ValueError(f"its header declares {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
             image.load()
             turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
             upright = image.copy() if turn is None else image.transpose(turn)
             if upright.mode in ("I", "F"):
-                raise ValueError("its 32-bit grey levels have no known range: convert it to 8 or 16 bits")
+                raise ValueError("the range of its 32-bit grey levels is unknown: convert it to 8 or 16 bits")
             return upright
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}{FAILED}no image of a known kind") from error
+        raise ValueError(f"{path}{FAILED}not an image of a known format") from error
     except (*UNREADABLE, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}{FAILED}{error}") from error
 
 
 def eight_bits(image: Image.Image, max_level: int = MAX_LEVEL) -> Image.Image:
-    """A sixteen-bit grey image as eight-bit grey, with an alpha channel where a level is transparent (PNG's tRNS);
-    Pillow's own conversion clips at 255. Others are unchanged.
+    """Converts a 16-bit grey image to 8 bits; returns other images unchanged. (Pillow's conversion clips at 255.)
 
-    **Arguments:** `max_level`: the level that is white, default 65,535; those above are white too.
+    **Arguments:**
+
+    - `image`: the image.
+    - `max_level`: the level that becomes white, as all levels above it; default 65,535.
+
+    **Returns:** the image in mode L, or LA if the file declares a transparent level (PNG's tRNS).
     """
     if not image.mode.startswith("I;16"):
         return image
@@ -300,12 +325,12 @@ def eight_bits(image: Image.Image, max_level: int = MAX_LEVEL) -> Image.Image:
 
 
 def largest_level(image: Image.Image) -> int:
-    """The largest level of a sixteen-bit grey image; 0 for other kinds."""
+    """The largest level of a 16-bit grey image; 0 for other images."""
     return int(np.asarray(image).max()) if image.mode.startswith("I;16") else 0
 
 
 def flatten_alpha(image: Image.Image) -> Image.Image:
-    """An image with transparency on white ground. Other images are unchanged."""
+    """Puts a transparent image on a white background; returns other images unchanged."""
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image
     colours = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Transforms of samples: images are scaled, cropped, augmented and normalised; boxes and masks move with them."""
+"""Transforms of samples. Images are scaled, cropped, augmented and normalised; boxes and masks are moved with them."""
 
 import math
 from collections.abc import Callable
@@ -19,36 +19,51 @@ from .images import MAX_LEVEL, eight_bits, flatten_alpha
 
 Transform = Callable[[Sample], Sample]
 MODES = {1: "L", 3: "RGB"}
-"""Pillow's modes, by the channels of a network."""
+"""Pillow's mode for each number of channels of a network."""
 LONGEST = 20
+"""Largest aspect ratio of an image; longer images are cropped."""
 
 
 def evaluation_transform(config: dict[str, Any]) -> Transform:
-    """The transform of samples at evaluation, by a network's data configuration: images are scaled so that the crop
-    fits, centre-cropped and normalised. A PIL image goes through timm's own transform, so that weights are evaluated as
-    they were published; tensors go through the same steps of torchvision.
+    """Creates the transform of samples for evaluation and prediction: resize, centre crop, normalise.
 
-    **Arguments:** `config`: timm's data configuration: input_size (C, H, W), mean, std, interpolation, crop_pct; and
-    max_level, white in PIL images of 16 bits, default 65,535.
+    PIL images use timm's own transform, so published weights are evaluated as they were published. Tensors use the same
+    steps of torchvision.
 
-    **Returns:** a function of a sample. PIL images (made grey or colour, as the network has channels) and
-    `tv_tensors.Image` (C, any height, any width; integers, or floats in 0…1) become float tensors (C, H, W). Other
-    `tv_tensors` (boxes, masks) move with them and keep their types; all other values are passed on unchanged. Boxes
-    outside of the crop stay, without area.
+    **Arguments:**
 
-    **Raises:** ValueError for a configuration that timm cannot use; when called, for an image whose channels differ
-    from the network's.
+    - `config`: timm's data configuration of the network: input_size (C, H, W), mean, std, interpolation, crop_pct; and
+      max_level, the level of 16-bit PIL images that is white, default 65,535.
+
+    **Returns:** a function that transforms a sample:
+
+    - PIL images, and `tv_tensors.Image` (C, any height, any width; integers, or floats in 0…1), become float tensors
+      (C, H, W). PIL images are converted to grey or colour first, depending on C.
+    - Boxes and masks (`tv_tensors`) are moved with the images and keep their types. Boxes outside the crop are kept,
+      with area 0.
+    - Other values are unchanged.
+
+    It raises ValueError for an image whose number of channels does not fit the network.
+
+    **Raises:** ValueError if timm cannot use the configuration.
     """
     try:
-        alone = v2.Compose([_mode_of(config), create_transform(**_of_timm(config))])
+        single = v2.Compose([_mode_of(config), create_transform(**_of_timm(config))])
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"the model's data configuration {config} cannot be followed: {error!r}") from error
-    return partial(_transformed, alone, partial(_evaluated, config, alone))
+        raise ValueError(f"the model's data configuration {config} cannot be used: {error!r}") from error
+    return partial(_transformed, single, partial(_evaluated, config, single))
 
 
 def evaluation_scale(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
-    """A function that brings an image to the channels and the scale of evaluation, before the centre crop. Its result
-    and the image itself give the same in `evaluation_transform`, bit for bit."""
+    """Creates a function that converts and resizes a PIL image as at evaluation, without the centre crop.
+
+    `evaluation_transform` gives bit-identical results for the original image and for the image that this function
+    returns.
+
+    **Arguments:**
+
+    - `config`: as for `evaluation_transform`.
+    """
     whole, *_ = create_transform(**_of_timm(config)).transforms
     return v2.Compose([_mode_of(config), whole])
 
@@ -65,35 +80,37 @@ def training_transform(
     noise: float = 0.0,
     erase: float = 0.0,
 ) -> Transform:
-    """The transform of samples in training: that of evaluation with augmentation. All images, boxes and masks of a
-    sample move together: random numbers are drawn once for all of them, except the noise, which each image draws.
+    """Creates the transform of samples for training: that of evaluation, with augmentation.
+
+    All images, boxes and masks of a sample get the same random augmentation, except noise, which is drawn for each
+    image. Pixels from outside the image, after rotation, shear, shift or scale, are white (1 in tensors); 0 in masks.
 
     **Arguments:**
 
     - `config`: as for `evaluation_transform`.
-    - `degrees`, `shear`: rotation and shear up to this many degrees.
-    - `translate`: shift up to this share of the size.
-    - `scale`: size times a factor within 1 ± this. Pixels that rotation, shear, shift and scale bring in from outside
-      are white (in tensors 1 in every channel), in masks 0.
-    - `flip`: share of samples that are mirrored.
-    - `crop`: where it is not 1, a crop of at least this share of the image's area, of a shape up to 4:3 either way, in
-      place of the centre; the images of a sample must then have one size.
-    - `color_jitter`: brightness, contrast and saturation, each times a factor within 1 ± this; for 1 or 3 channels.
-    - `noise`: standard deviation of the Gaussian noise on each pixel, in 0…1.
-    - `erase`: share of samples in whose images a rectangle, 2 % to 33 % of the area, gets the mean colour (Zhong et al.
-      2017).
+    - `degrees`: largest rotation, in degrees, in either direction; default 0.
+    - `translate`: largest shift, as a fraction of the image size; default 0.
+    - `scale`: random scale factor within 1 ± this; default 0.
+    - `shear`: largest shear, in degrees, in either direction; default 0.
+    - `flip`: probability of a horizontal flip; default 0.
+    - `crop`: smallest area of the random crop, as a fraction of the image, with an aspect ratio from 3:4 to 4:3; all
+      images of a sample must have one size. Default 1: centre crop, no random crop.
+    - `color_jitter`: random factors within 1 ± this for brightness, contrast and saturation; for 1 or 3 channels only;
+      default 0.
+    - `noise`: standard deviation of Gaussian noise on each pixel, where white is 1; default 0.
+    - `erase`: probability of random erasing: a rectangle of 2 % to 33 % of the area gets the mean colour (Zhong et al.
+      2017); default 0.
 
-    **Returns:** a function of a sample, as `evaluation_transform` gives it.
+    **Returns:** a function that transforms a sample, as `evaluation_transform` does.
 
-    **Raises:** ValueError for color jitter with other channels; when called, for an image whose channels differ from
-    the network's.
+    **Raises:** ValueError for color jitter with another number of channels.
     """
     channels, *size = config["input_size"]
     if color_jitter and channels not in MODES:
         raise ValueError(f"color_jitter={color_jitter:g}: the network takes {channels} channels, accepted are 1 and 3")
     interpolation = InterpolationMode(config["interpolation"])
     scaled = [int(length / config["crop_pct"]) for length in size]
-    square = scaled[0] == scaled[1]  # timm rounds the long side differently for these
+    square = scaled[0] == scaled[1]  # timm rounds the long side differently for square sizes
     resize = (
         v2.Resize(scaled[0], interpolation) if square else ResizeKeepRatio(scaled, interpolation=interpolation.value)
     )
@@ -108,13 +125,13 @@ def training_transform(
         fill={"others": 255, tv_tensors.Image: 1.0, tv_tensors.Mask: 0},
     )
     normalize, erasing = _normalize(config, noise), v2.RandomErasing(erase)
-    # Applied to PIL images before they become tensors: Pillow moves small images several times as fast.
+    # Applied to PIL images before they become tensors: for small images Pillow is several times faster.
     augmentations = [
         *([v2.RandomHorizontalFlip(flip)] if flip else []),
         *([affine] if degrees or translate or scale or shear else []),
         *([v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []),
     ]
-    alone = v2.Compose(
+    single = v2.Compose(
         [
             _mode_of(config),
             random_crop or (partial(_of_size, tuple(size), centre) if scaled == size else centre),
@@ -123,7 +140,7 @@ def training_transform(
             *([erasing] if erase else []),
         ]
     )
-    together = v2.Compose(
+    joint = v2.Compose(
         [
             partial(_each, partial(_prepared, config)),
             *([_require_one_size, random_crop] if random_crop else [partial(_each, partial(_centred, config))]),
@@ -133,49 +150,51 @@ def training_transform(
             *([partial(_erased, erasing)] if erase else []),
         ]
     )
-    return partial(_transformed, alone, together)
+    return partial(_transformed, single, joint)
 
 
-def _transformed(alone: Callable[[Image.Image], Any], together: Callable[[Sample], Sample], sample: Sample) -> Sample:
-    """A sample with its images, boxes and masks transformed: a single PIL image alone, which is faster, otherwise all
-    of them together."""
-    moving = {name: value for name, value in sample.items() if isinstance(value, Image.Image | tv_tensors.TVTensor)}
-    if not moving:
+def _transformed(single: Callable[[Image.Image], Any], joint: Callable[[Sample], Sample], sample: Sample) -> Sample:
+    """The sample with its images, boxes and masks transformed.
+
+    `single` transforms a single PIL image, which is faster; `joint` transforms several values.
+    """
+    spatial = {name: value for name, value in sample.items() if isinstance(value, Image.Image | tv_tensors.TVTensor)}
+    if not spatial:
         return sample
-    if len(moving) == 1:
-        ((name, value),) = moving.items()
+    if len(spatial) == 1:
+        ((name, value),) = spatial.items()
         if isinstance(value, Image.Image):
-            return sample | {name: alone(value)}
-    return sample | together(moving)
+            return sample | {name: single(value)}
+    return sample | joint(spatial)
 
 
-def _each(change: Callable[[Any], Any], moving: Sample) -> Sample:
-    return {name: change(value) for name, value in moving.items()}
+def _each(change: Callable[[Any], Any], spatial: Sample) -> Sample:
+    return {name: change(value) for name, value in spatial.items()}
 
 
-def _evaluated(config: dict[str, Any], alone: Callable[[Image.Image], Any], moving: Sample) -> Sample:
-    """The images, boxes and masks of a sample at evaluation."""
+def _evaluated(config: dict[str, Any], single: Callable[[Image.Image], Any], spatial: Sample) -> Sample:
+    """The images, boxes and masks of a sample, transformed for evaluation."""
     normalize, (_, *size) = _normalize(config, 0.0), config["input_size"]
 
     def change(value: Any) -> Any:
         if isinstance(value, Image.Image):
-            return alone(value)
+            return single(value)
         value = _scaled(config, config.get("crop_mode"), _prepared(config, value))
-        # Normalised before the crop: a crop that is larger than the image is padded with 0, which is then the mean.
+        # Normalised before the crop: a crop larger than the image is padded with 0, which is then the mean colour.
         return functional.center_crop(normalize(_as_floats(value)), size)
 
-    return _each(change, moving)
+    return _each(change, spatial)
 
 
 def _prepared(config: dict[str, Any], value: Any) -> Any:
-    """An image in the channels of the network; any value of an extreme aspect ratio is cropped to its middle."""
+    """Converts an image to the channels of the network, and crops values with extreme aspect ratios."""
     channels = config["input_size"][0]
     if isinstance(value, Image.Image):
         return _mode_of(config)(value)
     if isinstance(value, tv_tensors.Image):
         if value.ndim != 3 or value.shape[0] != channels:
             raise ValueError(
-                f"an image tensor of shape {tuple(value.shape)}, but the network takes {channels} channels: expected "
+                f"an image tensor has shape {tuple(value.shape)}, but the network takes {channels} channels: expected "
                 f"({channels}, height, width)"
             )
         if value.dtype not in (torch.uint8, torch.float32):
@@ -192,7 +211,7 @@ def _centred(config: dict[str, Any], value: Any) -> Any:
 
 
 def _scaled(config: dict[str, Any], crop_mode: str | None, value: Any) -> Any:
-    """A value at the scale of evaluation, before the centre crop, in the sizes of timm's transform."""
+    """Resizes a value as timm's evaluation transform does before the centre crop."""
     target = [math.floor(length / config["crop_pct"]) for length in config["input_size"][1:]]
     if crop_mode == "squash":
         size = target
@@ -206,26 +225,26 @@ def _scaled(config: dict[str, Any], crop_mode: str | None, value: Any) -> Any:
     return functional.resize(value, size, InterpolationMode(config["interpolation"]))
 
 
-def _require_one_size(moving: Sample) -> Sample:
-    """The images, boxes and masks of a sample, unchanged.
+def _require_one_size(spatial: Sample) -> Sample:
+    """Returns its argument.
 
-    **Raises:** ValueError where their sizes differ, so that one random crop does not fit all.
+    **Raises:** ValueError if the values have different sizes, so one random crop does not fit all.
     """
-    sizes = {name: tuple(functional.get_size(value)) for name, value in moving.items()}
+    sizes = {name: tuple(functional.get_size(value)) for name, value in spatial.items()}
     if len(set(sizes.values())) > 1:
         given = ", ".join(f"{name} {height} × {width}" for name, (height, width) in sizes.items())
         raise ValueError(
-            f"a sample whose values have several sizes ({given}) cannot be cropped at random: bring them to one size, "
-            "or set crop to 1"
+            f"a sample whose values have different sizes ({given}) cannot be randomly cropped: resize them to one "
+            "size, or set crop to 1"
         )
-    return moving
+    return spatial
 
 
-def _moved_boxes(affine: v2.RandomAffine, moving: Sample) -> Sample:
-    """A sample after an affine transform. Boxes that were outside of the image before stay without area: the line at
-    the border that is left of one would get some when it is turned."""
-    moved = affine(moving)
-    for name, original in moving.items():
+def _moved_boxes(affine: v2.RandomAffine, spatial: Sample) -> Sample:
+    """A sample after an affine transform. Boxes without area before it have none after it: a box outside the image is
+    clipped to a line at the border, and a rotation would give that line an area."""
+    moved = affine(spatial)
+    for name, original in spatial.items():
         if isinstance(original, tv_tensors.BoundingBoxes) and not tv_tensors.is_rotated_bounding_format(
             original.format
         ):
@@ -237,52 +256,54 @@ def _moved_boxes(affine: v2.RandomAffine, moving: Sample) -> Sample:
 
 
 def _as_floats(value: Any) -> Any:
-    """An image tensor as floats in 0…1. Other values are unchanged."""
+    """Converts an image tensor to floats in 0…1; returns other values unchanged."""
     return functional.to_dtype(value, torch.float32, scale=True) if isinstance(value, tv_tensors.Image) else value
 
 
-def _erased(erasing: v2.RandomErasing, moving: Sample) -> Sample:
-    """A sample, with a given probability with one rectangle erased in all of its images."""
-    images = {name: value for name, value in moving.items() if not isinstance(value, tv_tensors.TVTensor)}
+def _erased(erasing: v2.RandomErasing, spatial: Sample) -> Sample:
+    """Erases, with the given probability, the same random rectangle in all images of a sample."""
+    images = {name: value for name, value in spatial.items() if not isinstance(value, tv_tensors.TVTensor)}
     if not images or torch.rand(1) >= erasing.p:
-        return moving
+        return spatial
     first, *_ = images.values()
     rectangle = erasing.make_params([first])
-    return moving | {name: erasing.transform(value, rectangle) for name, value in images.items()}
+    return spatial | {name: erasing.transform(value, rectangle) for name, value in images.items()}
 
 
 def _of_size(size: tuple[int, int], change: Callable[[Any], Any], image: Image.Image) -> Image.Image:
-    """An image, changed where it does not have the size (height, width)."""
+    """Applies `change` to an image unless it has the size (height, width) already."""
     return image if image.size == size[::-1] else change(image)
 
 
 def _of_timm(config: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a data configuration that timm knows."""
+    """The entries of a data configuration that timm accepts."""
     return {name: value for name, value in config.items() if name != "max_level"}
 
 
 def _mode_of(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
-    """The function that gives a PIL image the channels of a network."""
+    """A function that converts a PIL image to the channels of a network."""
     return partial(_as_mode, config["input_size"][0], config.get("max_level", MAX_LEVEL))
 
 
 def _as_mode(channels: int, max_level: int, image: Image.Image) -> Image.Image:
     if channels not in MODES:
         raise ValueError(
-            f"the network takes {channels} channels; images can be had with 1 (grey) or 3 (colour), of others as "
-            "tv_tensors.Image"
+            f"the network takes {channels} channels, but PIL images have 1 (grey) or 3 (colour); use tv_tensors.Image "
+            "for other numbers of channels"
         )
-    return flatten_alpha(eight_bits(_shortened(image), max_level)).convert(MODES[channels])
+    return flatten_alpha(eight_bits(_cropped_to_middle(image), max_level)).convert(MODES[channels])
 
 
-def _shortened(image: Image.Image) -> Image.Image:
+def _cropped_to_middle(image: Image.Image) -> Image.Image:
     middle = _middle(*image.size)
     return image if middle == (0, 0, *image.size) else image.crop(middle)
 
 
 def _middle(width: int, height: int) -> tuple[int, int, int, int]:
-    """The middle of an image (left, top, right, bottom), at most LONGEST times as long as its short side. Extreme
-    aspect ratios are cropped: scaled by its short side, a line of a few kilobytes would fill all memory."""
+    """The middle of an image (left, top, right, bottom), at most LONGEST times as long as its short side.
+
+    Extreme aspect ratios are cropped, because resizing by the short side would need a lot of memory.
+    """
     longest = LONGEST * min(width, height)
     left, top = ((length - min(length, longest)) // 2 for length in (width, height))
     return left, top, left + min(width, longest), top + min(height, longest)
@@ -295,8 +316,8 @@ def _normalize(config: dict[str, Any], noise: float) -> Callable[[Any], Any]:
 
 
 def _normalized(mean: list[float], std: list[float], noise: float, value: Any) -> Any:
-    """Does to an image what v2's ToImage, ToDtype, GaussianNoise and Normalize do, without their search for boxes at
-    every step. Boxes and masks are unchanged."""
+    """Does the same as torchvision's ToImage, ToDtype, GaussianNoise and Normalize, but faster: these search for boxes
+    at every step. Boxes and masks are unchanged."""
     if isinstance(value, Image.Image):
         pixels = functional.to_dtype_image(functional.pil_to_tensor(value), torch.float32, scale=True)
     elif isinstance(value, tv_tensors.Image):

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, checked by their checksums, cached, downloaded."""
+"""Files: atomic writes, checksums, cache, downloads."""
 
 from .atomic import put_in_place, read_json, sync, whole_file, whole_files, whole_folder, write_json, write_text
 from .cache import cache_folder

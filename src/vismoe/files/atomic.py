@@ -1,4 +1,5 @@
-"""Files and folders that appear whole or not at all: written beside their place, synced to the disk, then renamed."""
+"""Atomic writes: files and folders are written under a temporary name, synced to the disk, then renamed. So each is
+complete or does not exist."""
 
 import json
 import os
@@ -10,11 +11,11 @@ from typing import Any
 from uuid import uuid4
 
 LONGEST = 48
-"""Most characters of a file's name in its temporary name: file systems limit the length of names."""
+"""Number of characters of a file name that are used in its temporary name: file systems limit the length of names."""
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's content, or the names in a folder, are on the disk."""
+    """Waits until the content of a file, or the list of files in a folder, is on the disk."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -23,22 +24,23 @@ def sync(path: Path) -> None:
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Renames a file or folder that is on the disk already to its final name. A file at `path` is replaced."""
+    """Renames a file or folder that has been synced to its final name. Replaces a file at `path`."""
     aside.replace(path)
     sync(path.parent)
 
 
 @contextmanager
 def whole_file(path: Path, aside: Path | None = None) -> Iterator[Path]:
-    """Yields a path beside `path` to write a file to. It replaces `path` once the block has ended without an error.
+    """Context manager that writes a file atomically. Yields a temporary path to write to; at the end of the block, if
+    there was no error, that file replaces `path`.
 
-    The file has the mode bits of the user's umask, whatever its writer set.
+    The file gets the mode bits of the user's umask.
 
     **Arguments:**
 
     - `path`: the file.
-    - `aside`: where it is written first; default: a unique name. Where only one process writes, a fixed name lets the
-      next attempt overwrite what a killed one left behind.
+    - `aside`: the temporary path; default: a unique name in the same folder. If only one process writes, use a fixed
+      name: then the next write removes what a killed process left behind.
     """
     aside = aside or _aside(path, "new")
     try:
@@ -55,7 +57,7 @@ def whole_file(path: Path, aside: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """As `whole_file`, for several new files: all of them appear, or none."""
+    """Context manager as `whole_file`, for several new files: all of them are created, or none."""
     asides, placed = [_aside(path, "new") for path in paths], []
     try:
         yield asides
@@ -75,21 +77,21 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 @contextmanager
 def whole_folder(path: Path, known: Collection[str] | None = None, synced: bool = True) -> Iterator[Path]:
-    """Yields a new folder beside `path` to write into. It becomes `path` once the block has ended without an error.
+    """Context manager that writes a folder atomically. Yields a temporary folder to write into; at the end of the
+    block, if there was no error, it is renamed to `path`.
 
     **Arguments:**
 
-    - `path`: the folder; folders above it are created.
-    - `known`: names of the files that an older folder at `path` may hold, which is then replaced; default None: no
-      folder may exist.
-    - `synced`: whether all files are synced to the disk first, with the mode bits of the umask; default True. False
-      saves time with the many small files of a cache, which can be created again.
+    - `path`: the folder; its parent folders are created.
+    - `known`: if a folder at `path` has only files with these names, it is replaced; default None: no folder may exist.
+    - `synced`: whether all files are synced to the disk, and get the mode bits of the umask; default True. False is
+      faster for the many small files of a cache, which can be created again.
 
-    **Raises:** ValueError where `path` holds anything but `known` files; FileExistsError where no folder may exist and
-    one does, before or after the block.
+    **Raises:** ValueError if the folder at `path` has other files than `known`; FileExistsError if `known` is None and
+    the folder exists, before or after the block.
     """
     if path.exists() and known is not None and (not path.is_dir() or {file.name for file in path.iterdir()} - {*known}):
-        raise ValueError(f"{path} exists and holds other files than {', '.join(known)}: choose another path")
+        raise ValueError(f"{path} exists and has other files than {', '.join(known)}: choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, old = _aside(path, "new"), _aside(path, "old")
     aside.mkdir()
@@ -105,7 +107,7 @@ def whole_folder(path: Path, known: Collection[str] | None = None, synced: bool 
             put_in_place(aside, path)
         except OSError as error:
             if known is None and path.is_dir():
-                raise FileExistsError(f"{path} exists") from error  # another process was quicker
+                raise FileExistsError(f"{path} exists") from error  # another process was faster
             raise
     finally:
         if old.exists() and not path.exists():
@@ -115,8 +117,8 @@ def whole_folder(path: Path, known: Collection[str] | None = None, synced: bool 
 
 
 def _sync_folder(folder: Path) -> None:
-    """Syncs a folder's files. Some writers (safetensors) make theirs readable by the owner only: here the umask
-    decides."""
+    """Syncs all files of a folder, and sets their mode bits by the umask: safetensors, for example, makes its files
+    readable only by the owner."""
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
         if path.is_file():
@@ -130,13 +132,13 @@ def _aside(path: Path, suffix: str) -> Path:
 
 
 def write_text(path: Path, text: str, errors: str = "strict", aside: Path | None = None) -> None:
-    """Writes a text file in UTF-8, whole or not at all.
+    """Writes a text file in UTF-8, atomically.
 
     **Arguments:**
 
     - `path`: the file.
     - `text`: its content.
-    - `errors`: as in `str.encode`, for characters that UTF-8 lacks; default "strict".
+    - `errors`: as in `str.encode`, for characters that cannot be encoded; default "strict".
     - `aside`: see `whole_file`.
     """
     with whole_file(path, aside) as file:
@@ -144,21 +146,21 @@ def write_text(path: Path, text: str, errors: str = "strict", aside: Path | None
 
 
 def write_json(path: Path, content: dict[str, Any], aside: Path | None = None) -> None:
-    """Writes a JSON file, whole or not at all. `aside`: see `whole_file`."""
+    """Writes a JSON file, atomically. `aside`: see `whole_file`."""
     write_text(path, json.dumps(content, indent=2) + "\n", aside=aside)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a cache; an empty one where the file is missing.
+    """Reads the object in a JSON file of a cache. If the file does not exist, the object is empty.
 
-    **Raises:** ValueError where the file holds anything else.
+    **Raises:** ValueError if the file is not a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON, delete it: {error}") from error
+        raise ValueError(f"{path} is not valid JSON, delete it: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object, delete it")
+        raise ValueError(f"{path} is not a JSON object, delete it")
     return content

@@ -1,4 +1,4 @@
-"""SHA-256 of files, and trust on first use: what a file was when it was first seen is compared at every later use."""
+"""SHA-256 of files, and trust on first use: every later use of a file is compared with the first one."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,14 +9,19 @@ from .atomic import read_json, write_json
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+    """The SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A file when it was first seen: `size` in bytes, `sha256`, and its `source`."""
+    """A file as it was at its first use.
+
+    - `size`: in bytes.
+    - `sha256`: hexadecimal digits.
+    - `source`: where the file comes from.
+    """
 
     size: int
     sha256: str
@@ -24,7 +29,12 @@ class Seen:
 
 
 class Record:
-    """A JSON file with size and SHA-256 of files when they were first seen, by their names (trust on first use)."""
+    """A JSON file with the size and the SHA-256 of files at their first use, by name.
+
+    **Arguments:**
+
+    - `path`: the JSON file; it may not exist yet.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -33,26 +43,28 @@ class Record:
         return name in read_json(self.path)
 
     def compare(self, path: Path, source: str, remedy: str) -> Seen:
-        """Size and SHA-256 of a file, which must match the record where that has the file's name.
+        """Compares a file with the record, if the record has its name.
 
         **Arguments:**
 
         - `path`: the file.
         - `source`: where it comes from.
-        - `remedy`: what the user can do where it does not match.
+        - `remedy`: end of the error message: what the user can do.
 
-        **Raises:** ValueError for another file, with what was given and expected.
+        **Returns:** the size and the SHA-256 of the file.
+
+        **Raises:** ValueError if they are not as in the record.
         """
         seen = Seen(path.stat().st_size, sha256_of(path), source)
         entry = read_json(self.path).get(path.name)
         if entry is not None and (entry["size"], entry["sha256"]) != (seen.size, seen.sha256):
             raise ValueError(
-                f"{source} is not the file that it was: {seen.size:,} bytes with SHA-256 {seen.sha256}, expected are "
-                f"{entry['size']:,} bytes with SHA-256 {entry['sha256']}, as {self.path} has them of "
+                f"{source} has changed: it has {seen.size:,} bytes with SHA-256 {seen.sha256}, expected are "
+                f"{entry['size']:,} bytes with SHA-256 {entry['sha256']}, as recorded in {self.path} for "
                 f"{entry['source']}; {remedy}"
             )
         return seen
 
     def note(self, seen: Mapping[str, Seen]) -> None:
-        """Adds files, by their names, that are not in the record."""
+        """Adds files by name, unless the record has them already."""
         write_json(self.path, {name: asdict(file) for name, file in seen.items()} | read_json(self.path))

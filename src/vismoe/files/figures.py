@@ -1,4 +1,4 @@
-"""Makes figures, and writes them to files. matplotlib is imported when the first is made: it takes most of a second."""
+"""Creates and saves figures. matplotlib is imported only for the first figure, because that takes almost a second."""
 
 import warnings
 from pathlib import Path
@@ -9,9 +9,11 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float | int, height: float | int) -> "Figure":
-    """An empty figure whose parts make room for each other.
+    """Creates an empty figure with constrained layout, so its axes and labels do not overlap.
 
-    **Arguments:** `width`, `height`: in inches.
+    **Arguments:**
+
+    - `width`, `height`: in inches.
     """
     from matplotlib.figure import Figure
 
@@ -20,11 +22,11 @@ def new_figure(width: float | int, height: float | int) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path, dpi: int) -> None:
-    """Writes a figure. Characters that no installed font has become boxes, without a warning."""
+    """Writes a figure to a file. Characters missing in all installed fonts become boxes, without a warning."""
     with warnings.catch_warnings(action="ignore", category=UserWarning):
         figure.savefig(path, dpi=dpi)
 
 
 def plain_text(name: str) -> str:
-    """A name as one line of text, with its dollar signs escaped: they would begin a formula."""
+    """A name as one line of text. Dollar signs are escaped, because matplotlib reads text between them as a formula."""
     return " ".join(name.split()).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Downloads over HTTP with the standard library: resumed after a break, whole or not there."""
+"""Downloads over HTTP: resumed after an interruption, checked, and moved into place only when complete."""
 
 import base64
 import hashlib
@@ -20,18 +20,22 @@ from huggingface_hub.utils.tqdm import tqdm
 from .atomic import put_in_place, read_json, write_json
 
 TIMEOUT = 30.0
-"""Seconds without a byte, after which a connection is given up."""
+"""Timeout of a connection: seconds without new data."""
 CHUNK = 2**20
 BUSY = (408, 429, 500, 502, 503, 504)
-"""Status codes that another try may change."""
+"""Status codes of temporary failures."""
 TRIES, UNREACHABLE_TRIES = 5, 2
-"""Tries in a row without a further byte; the same for a server that never answered."""
+"""Number of tries in a row without new data; the same if no server can be reached."""
 LONGEST_WAIT = 120.0
-"""Seconds between tries that a server may ask for."""
+"""Longest wait between tries, in seconds, that a server may ask for."""
 
 
 class _BrokenError(Exception):
-    """A failed try that may be repeated: `tries` in all, after `wait` seconds where the server said so."""
+    """A failed try that can be repeated.
+
+    - `tries`: total number of tries.
+    - `wait`: seconds to wait before the next try, if the server asks for it.
+    """
 
     def __init__(self, message: str, tries: int = TRIES, wait: float | None = None):
         super().__init__(message)
@@ -40,7 +44,7 @@ class _BrokenError(Exception):
 
 @dataclass(frozen=True)
 class _Partial:
-    """The part of a file that has arrived, PATH.part, and beside it the server's description of the whole file."""
+    """A partly downloaded file, PATH.part, and the server's description of the complete file, PATH.part.json."""
 
     path: Path
 
@@ -61,28 +65,34 @@ class _Partial:
 
 
 def fetch(url: str, path: Path) -> None:
-    """Downloads a file to PATH.part, with progress, and moves it to `path` once it is whole and on the disk.
+    """Downloads a file, with a progress bar. The data is written to PATH.part, which is renamed to `path` when it is
+    complete and on the disk.
 
-    A download that broke off continues by HTTP Range where the server still has the same file (its ETag or date, and
-    size), else it starts again. Temporary failures are tried again, up to five times without a further byte, at growing
-    intervals or the server's Retry-After.
+    An interrupted download is continued by HTTP Range if the server still has the same file (same ETag or date, same
+    size); otherwise it starts again. After temporary failures there are up to five tries without new data, at growing
+    intervals or those of the server's Retry-After.
 
-    **Raises:** ValueError for an address that does not answer, has no such file, or sends another one than it says.
-    What has arrived so far is kept for the next call.
+    **Arguments:**
+
+    - `url`: the address.
+    - `path`: the file to write.
+
+    **Raises:** ValueError if the server does not answer, does not have the file, or the file's checksum is wrong.
+    Partial data is kept for the next call.
     """
     part = _Partial(path.with_name(f"{path.name}.part"))
-    failed, largest = 0, part.size
+    failed, most_bytes = 0, part.size
     while True:
         try:
             _continue(url, part)
             break
         except _BrokenError as error:
-            failed = failed + 1 if part.size <= largest else 1
-            largest = max(largest, part.size)
+            failed = failed + 1 if part.size <= most_bytes else 1
+            most_bytes = max(most_bytes, part.size)
             wait = 2.0 ** (failed - 1) if error.wait is None else error.wait
             if failed >= error.tries or wait > LONGEST_WAIT:
                 asked_wait = f", and asks to wait {wait:.0f} seconds" if wait > LONGEST_WAIT else ""
-                kept = f"; {part.size:,} bytes are kept, the next call goes on there" if part.size else ""
+                kept = f"; {part.size:,} bytes are kept, and the next call continues from there" if part.size else ""
                 raise ValueError(f"{url}: {error}{asked_wait} (tried {failed} times in a row{kept})") from error
             time.sleep(wait)
     _check_digest(url, part)
@@ -91,7 +101,7 @@ def fetch(url: str, path: Path) -> None:
 
 
 def _continue(url: str, part: _Partial) -> None:
-    """One try to download the missing part of a file.
+    """Tries once to download the missing part of a file.
 
     **Raises:** _BrokenError for failures that may be temporary; ValueError for others.
     """
@@ -104,17 +114,17 @@ def _continue(url: str, part: _Partial) -> None:
         if description.get("validator"):
             headers["If-Range"] = description["validator"]
     with _open(Request(url, headers=headers), part) as response:
-        answered = _description(response, received, description)
-        if answered is None:
+        new_description = _description(response, received, description)
+        if new_description is None:
             part.discard()
-            raise _BrokenError("the server has another file than the one whose beginning came before", wait=0.0)
+            raise _BrokenError("the file on the server has changed since the first part was downloaded", wait=0.0)
         start = received if response.status == 206 else 0
         if not start:
             part.discard()
-            write_json(part.description_path, answered)
-        _receive(response, part.path, start, answered["size"])
-    if answered["size"] is not None and part.size != answered["size"]:
-        raise _BrokenError(f"broke off after {part.size:,} of {answered['size']:,} bytes")
+            write_json(part.description_path, new_description)
+        _receive(response, part.path, start, new_description["size"])
+    if new_description["size"] is not None and part.size != new_description["size"]:
+        raise _BrokenError(f"interrupted after {part.size:,} of {new_description['size']:,} bytes")
 
 
 def _open(request: Request, part: _Partial) -> HTTPResponse:
@@ -123,24 +133,24 @@ def _open(request: Request, part: _Partial) -> HTTPResponse:
     except HTTPError as error:
         with error:
             status = f"the server answers {error.code} {error.reason}"
-            if error.code == 416:  # the range starts behind the file's end: the first part was of another file
+            if error.code == 416:  # the range starts after the end of the file, so the file has changed
                 part.discard()
                 raise _BrokenError(status, wait=0.0) from error
             if error.code in BUSY:
                 raise _BrokenError(status, wait=_retry_after(error.headers)) from error
             raise ValueError(f"{request.full_url}: {status}") from error
     except InvalidURL as error:
-        raise ValueError(f"{request.full_url} is no address: {error}") from error
+        raise ValueError(f"{request.full_url} is not a valid address: {error}") from error
     except (URLError, TimeoutError) as error:
         reason = getattr(error, "reason", error)
-        raise _BrokenError(f"no server can be reached (is there a network?): {reason}", UNREACHABLE_TRIES) from error
+        raise _BrokenError(f"no server can be reached (check the network): {reason}", UNREACHABLE_TRIES) from error
     except (OSError, HTTPException) as error:
-        raise _BrokenError(f"the connection broke before an answer: {error!r}") from error
+        raise _BrokenError(f"the connection was lost before an answer: {error!r}") from error
     return response
 
 
 def _description(response: HTTPResponse, received: int, description: dict[str, Any]) -> dict[str, Any] | None:
-    """The server's description of the whole file; None where the rest that it sends is of another file."""
+    """The server's description of the complete file; None if the server sends the rest of another file."""
     size = response.headers.get("Content-Length")
     answered: dict[str, Any] = {
         "size": int(size) if size is not None and size.isdecimal() else None,
@@ -174,11 +184,11 @@ def _read(response: HTTPResponse) -> bytes:
     try:
         return response.read(CHUNK)
     except (OSError, HTTPException) as error:
-        raise _BrokenError(f"the connection broke: {error!r}") from error
+        raise _BrokenError(f"the connection was lost: {error!r}") from error
 
 
 def _check_digest(url: str, part: _Partial) -> None:
-    """Compares a whole file with the server's MD5, which Google's storage gives for most files."""
+    """Compares a complete file with the MD5 of the server, which Google's storage sends for most files."""
     expected = part.description().get("md5")
     if expected is None:
         return
@@ -187,7 +197,7 @@ def _check_digest(url: str, part: _Partial) -> None:
     if digest != expected:
         part.discard()
         raise ValueError(
-            f"{url}: what came has MD5 {digest}, the server says {expected}: damaged on the way; try again"
+            f"{url}: the downloaded file has MD5 {digest}, but the server states {expected}: it is damaged; try again"
         )
 
 
@@ -203,7 +213,7 @@ def _md5(headers: Message) -> str | None:
 
 
 def _retry_after(headers: Message) -> float | None:
-    """Seconds until the server's Retry-After, a number or a date."""
+    """Seconds to wait by the header Retry-After, which is a number or a date; None without one."""
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)

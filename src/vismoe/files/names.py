@@ -1,12 +1,12 @@
-"""Names of files as text."""
+"""File names as text."""
 
 import os
 
 
 def readable(name: str) -> str:
-    r"""A file's name or path as text that every program can read: bytes that are not UTF-8 become `\xNN`.
+    r"""A file name or path as valid text: bytes that are not UTF-8 become `\xNN`; other names are unchanged.
 
-    On POSIX a name is any bytes. Python shows those that are not UTF-8 as lone surrogates, which are valid in neither
-    UTF-8 nor JSON. Other names are unchanged.
+    On POSIX, a file name can have any bytes. Python represents bytes that are not UTF-8 by lone surrogates, which are
+    invalid in UTF-8 and in JSON.
     """
     return os.fsencode(name).decode(errors="backslashreplace")

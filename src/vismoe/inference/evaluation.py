@@ -1,4 +1,4 @@
-"""Evaluation of a network on a set."""
+"""Evaluates a network on images."""
 
 import time
 from pathlib import Path
@@ -21,27 +21,31 @@ def evaluate(
     mesh: Mesh | None = None,
     task: Task | None = None,
 ) -> Evaluation:
-    """Evaluates a network on a set, in evaluation mode. An ensemble answers with the mean of its members'
-    probabilities. Every module is left in the mode that it was in.
+    """Evaluates a network on images, in evaluation mode. Afterwards every module is in the mode that it was in before.
+    The prediction of an ensemble is the mean of its members' probabilities.
 
     **Arguments:**
 
-    - `model`: the network, or its source (a run folder, a model folder, an exported .onnx file, …).
-    - `images`: the set; or the name or path of one, of which the validation split is used, or all where it has none.
-    - `batch_size`: images of one forward pass, default 256; `workers`: processes that prepare images, default 0: this
-      process.
-    - `mesh`: processes that share the work; all of them call it. Default: this process alone.
-    - `task`: the task to evaluate; default: the network's, or classification with as many labels an image as the set
-      has.
+    - `model`: a network, or its source: a run folder, a model folder, an exported .onnx file, timm:NAME, hf:ORG/NAME,
+      PRESET.TAG.
+    - `images`: the images; or the name or path of a data set, whose validation split is used, or all its images if it
+      has no splits.
+    - `batch_size`: number of images per forward pass; default 256.
+    - `workers`: number of processes that prepare images; default 0: this process.
+    - `mesh`: processes that share the work; all of them must call this function. Default: this process alone.
+    - `task`: the task to evaluate; default: the network's. For classification, one or several labels per image are as
+      in `images`.
 
-    **Raises:** ValueError where the set is empty, or has classes that the network does not know.
+    **Returns:** the evaluation.
+
+    **Raises:** ValueError if there are no images, or the data set has classes that the network does not know.
     """
     model = model if isinstance(model, nn.Module) else open_network(str(model))
     if not isinstance(images, ImageSet):
         task = task or task_of(model)
-        images = task.known_to_model(task.open(str(images))).val
+        images = task.align_classes(task.open(str(images))).val
     if not len(images):
-        raise ValueError("a set without images: nothing to evaluate")
+        raise ValueError("there are no images to evaluate on")
     mesh = Mesh() if mesh is None or mesh.size > len(images) else mesh
     predictor = Predictor(model, task or task_for_set(model, images), batch_size=batch_size)
     predictor.task.check_model(predictor.model)

@@ -1,4 +1,4 @@
-"""A predictor: a trained network that is prepared once and called often."""
+"""Predictor: loads a trained network once and predicts many times."""
 
 import threading
 import time
@@ -19,16 +19,22 @@ from vismoe.tasks import Prediction, Task, task_of
 from vismoe.vit import evaluating
 from vismoe.weights import as_network, data_config, open_source, open_trained, parse_source
 
-Given = str | Path | Image.Image
-"""An image file, a folder of them, or an image."""
+ImageInput = str | Path | Image.Image
+"""An image file, a folder of image files, or an image."""
 Forward = Callable[[nn.Module, Batch], Any]
-"""A network and a batch -> its outputs."""
+"""Function that returns the outputs of a network for a batch."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """A network's outputs for one batch of a set. `places` (B,): the samples' places in the set; `routing`: what was
-    recorded; `started`: time.perf_counter before the forward pass."""
+    """The outputs of a network for a batch.
+
+    - `places`: (B,), indices of the samples in the image set.
+    - `batch`: the batch.
+    - `outputs`: outputs of the network.
+    - `routing`: the recorded routing.
+    - `started`: time.perf_counter() before the forward pass, in seconds.
+    """
 
     places: Tensor
     batch: Batch
@@ -38,22 +44,22 @@ class Output:
 
 
 class Predictor:
-    """Prepares images, runs a model on them in batches, and gives its predictions.
+    """Prepares images, runs a network on them in batches, and returns predictions.
 
-    Several threads may share a predictor: batches run one after the other. After every call each module of the model is
-    in the mode that it was in before.
+    A predictor is thread-safe; batches of several threads run one after another. After every call each module of the
+    network is in the mode that it was in before.
 
     **Arguments:**
 
     - `model`: a network, or its source: a run folder, a model folder, an exported .onnx file, timm:NAME,
       hf:ORG/NAME, PRESET.TAG.
-    - `task`: the task that it was trained for; default: the one that the model records.
-    - `device`: device to run on; default: the model's.
-    - `batch_size`: images of one forward pass, default 64.
+    - `task`: the task; default: the one that the model was trained for.
+    - `device`: device to run on; default: the model's current device.
+    - `batch_size`: number of images per forward pass; default 64.
     - `preprocessing`: fields of timm's data configuration (input_size, mean, std, interpolation, crop_pct) that replace
-      the model's.
+      the model's; default: none.
 
-    **Raises:** ValueError, FileNotFoundError for a source that is no trained model.
+    **Raises:** ValueError, FileNotFoundError if the source is not a trained model.
     """
 
     def __init__(
@@ -81,19 +87,27 @@ class Predictor:
         return next(self.model.parameters()).device
 
     def prepare(self, sample: Sample) -> Sample:
-        """The transformed sample, without a batch dimension."""
+        """Transforms a sample for the network; its values have no batch dimension."""
         return self._transform(sample)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Prepared samples as one batch."""
+        """Makes a batch from prepared samples."""
         batch: Batch = (self.task.collate or default_collate)(list(samples))
         return batch
 
     def run(self, batch: Batch, forward: Forward | None = None) -> Any:
-        """The network's outputs for a batch, without gradient. `forward`: replaces the task's."""
-        moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        """The outputs of the network for a batch, without gradient.
+
+        **Arguments:**
+
+        - `batch`: the batch, on any device.
+        - `forward`: function that computes the outputs; default: the task's.
+        """
+        on_device = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()
+        }
         with self._lock, torch.inference_mode(), evaluating(self.model):
-            return (forward or self.task.forward)(self.model, moved)
+            return (forward or self.task.forward)(self.model, on_device)
 
     def outputs(
         self,
@@ -102,10 +116,14 @@ class Predictor:
         share: tuple[int, int] = (0, 1),
         forward: Forward | None = None,
     ) -> Iterator[Output]:
-        """Runs the network over a set, in order.
+        """Runs the network on all images, in order, and yields the outputs batch by batch.
 
-        **Arguments:** `workers`: processes that prepare images, default 0: this process; `share`: (rank, size), every
-        size-th sample from rank on; `forward`: replaces the task's.
+        **Arguments:**
+
+        - `images`: the images.
+        - `workers`: number of processes that prepare images; default 0: this process.
+        - `share`: (rank, size): only every size-th image, starting at rank; default (0, 1): all images.
+        - `forward`: function that computes the outputs; default: the task's.
         """
         rank, size = share
         places = torch.arange(rank, len(images), size)
@@ -119,17 +137,23 @@ class Predictor:
 
     def predict(
         self,
-        images: Given | Iterable[Given],
+        images: ImageInput | Iterable[ImageInput],
         topk: int = 5,
         left_out: Callable[[Unreadable], None] | None = None,
     ) -> list[Prediction]:
-        """The predictions for images, one each, in order.
+        """Predicts for each image.
 
-        **Arguments:** `images`: files, folders of them, or PIL images; `topk`: number of classes to name, default 5;
-        `left_out`: is called with each file of a folder that cannot be read, which then has no prediction.
+        **Arguments:**
 
-        **Raises:** ValueError for a file that is no image (in a folder, unless `left_out` is given), FileNotFoundError
-        for a path that does not exist; both before the first image is run, except for damaged files.
+        - `images`: image files, folders of image files, or PIL images; one or several.
+        - `topk`: number of classes in each prediction; default 5.
+        - `left_out`: called with each unreadable file in a folder; such a file has no prediction. Default: an
+          unreadable file is an error.
+
+        **Returns:** one prediction for each image, in order.
+
+        **Raises:** FileNotFoundError for a path that does not exist, before the first prediction; ValueError for a file
+        that is not an image or is damaged, and for a folder without images.
         """
         if topk < 1:
             raise ValueError(f"topk={topk}: it must be at least 1")
@@ -141,62 +165,73 @@ class Predictor:
             titles.append(title)
             samples.append(self.prepare(sample))
             if len(samples) == self.batch_size:
-                predictions += self._answer(titles, samples, topk)
+                predictions += self._predict_batch(titles, samples, topk)
                 titles, samples = [], []
-        return predictions + (self._answer(titles, samples, topk) if samples else [])
+        return predictions + (self._predict_batch(titles, samples, topk) if samples else [])
 
-    def _answer(self, titles: list[str], samples: list[Sample], topk: int) -> list[Prediction]:
+    def _predict_batch(self, titles: list[str], samples: list[Sample], topk: int) -> list[Prediction]:
         with torch.inference_mode():
             return self.task.predictions(self.run(self.collate(samples)), titles, topk)
 
 
 def open_network(text: str) -> nn.Module:
-    """The trained network, or the exported file, that a string names; see `vismoe.weights.parse_source`."""
+    """Opens a trained network or an exported file by its source; see `vismoe.weights.parse_source`."""
     source = parse_source(text)
     return open_source(source, exported=True) if source.kind == "exported" else open_trained(source)
 
 
 def predict(
     model: nn.Module,
-    images: Given | Iterable[Given],
+    images: ImageInput | Iterable[ImageInput],
     topk: int = 5,
     batch_size: int = 64,
     left_out: Callable[[Unreadable], None] | None = None,
 ) -> list[Prediction]:
-    """Predicts the classes of images: one prediction an image. An ensemble answers with the mean of its members'
-    probabilities.
+    """Predicts the classes of images. The prediction of an ensemble is the mean of its members' probabilities.
 
-    **Arguments:** `model`: a network; `images`: files, folders of them, or PIL images; `topk`: number of classes
-    to name, default 5; `batch_size`: images of one forward pass, default 64; `left_out`: is called with each file of a
-    folder that cannot be read, which then has no prediction.
+    **Arguments:**
 
-    **Raises:** as `Predictor.predict`.
+    - `model`: a trained network.
+    - `images`: image files, folders of image files, or PIL images; one or several.
+    - `topk`: number of classes in each prediction; default 5.
+    - `batch_size`: number of images per forward pass; default 64.
+    - `left_out`: called with each unreadable file in a folder; such a file has no prediction. Default: an unreadable
+      file is an error.
+
+    **Returns:** one prediction for each image, in order.
+
+    **Raises:** FileNotFoundError, ValueError as `Predictor.predict`.
     """
     return Predictor(model, batch_size=batch_size).predict(images, topk, left_out)
 
 
 def open_inputs(
-    given: Given | Iterable[Given],
+    images: ImageInput | Iterable[ImageInput],
     read: Callable[[Path], Sample],
     left_out: Callable[[Unreadable], None] | None = None,
 ) -> Iterator[tuple[str, Sample]]:
-    """Samples with their titles, each decoded when it is asked for.
+    """Opens images as samples. Each image is decoded when the iterator reaches it.
 
-    **Arguments:** `given`: files, folders or images; `read`: gives the sample of a file; `left_out`: is called with
-    each file of a folder that cannot be read.
+    **Arguments:**
+
+    - `images`: image files, folders of image files, or PIL images; one or several.
+    - `read`: function that reads a file as a sample.
+    - `left_out`: called with each unreadable file in a folder; default: an unreadable file is an error.
+
+    **Returns:** an iterator over pairs of a title (the path of a file) and a sample.
 
     **Raises:** FileNotFoundError for a path that does not exist, ValueError for a folder without images, both before
     the first sample; ValueError for a damaged file, when it is decoded.
     """
-    items: list[Given] = [given] if isinstance(given, str | Path | Image.Image) else list(given)
-    listed: list[tuple[Path | Image.Image, Path | None]] = []  # each with the folder that it comes from
+    items: list[ImageInput] = [images] if isinstance(images, str | Path | Image.Image) else list(images)
+    listed: list[tuple[Path | Image.Image, Path | None]] = []  # images, and the folders that they come from
     for item in items:
         if isinstance(item, Image.Image):
             listed.append((item, None))
         elif Path(item).is_dir():
             files, unreadable = list_images(Path(item))
             if not files:
-                raise ValueError(f"{item} holds no images")
+                raise ValueError(f"{item} has no images")
             listed += [(path, Path(item)) for path in files]
             if left_out is not None:
                 for entry in unreadable:

@@ -1,4 +1,4 @@
-"""Several processes: a mesh with named axes, and communication between its processes."""
+"""Training with several processes: a mesh with named axes, and communication between its processes."""
 
 from .mesh import AXES, Axis, Mesh, join_mesh, resolve_device
 

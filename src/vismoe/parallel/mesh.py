@@ -1,4 +1,4 @@
-"""The processes of one training as a mesh with named axes; usually there is one process."""
+"""The processes of a training run as a mesh with named axes. Usually there is one process."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,21 +16,22 @@ from torch.nn.parallel import DistributedDataParallel
 from vismoe.moe import BalancedRouter
 
 AXES = ("replicate", "data", "expert")
-"""Axes that split a batch: copies of sharded weights, shards of weights, and experts spread over processes."""
-PATIENCE = timedelta(hours=6)
-"""How long processes wait for the main process to do something alone, such as scanning a large folder."""
+"""Names of the axes: copies of sharded weights, shards of weights, and experts distributed over processes. A batch is
+divided over all of them."""
+TIMEOUT = timedelta(hours=6)
+"""How long processes wait while the main process works alone, for example reads a large folder."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a mesh, as this process sees it.
+    """One axis of a mesh, from the view of this process.
 
     **Arguments:**
 
     - `name`: one of AXES.
-    - `size`: processes along it.
-    - `rank`: this process's place among them.
-    - `group`: their process group; None where the size is one.
+    - `size`: number of processes along the axis; default 1.
+    - `rank`: rank of this process along the axis; default 0.
+    - `group`: the process group of these processes; None if the size is 1.
     """
 
     name: str
@@ -41,15 +42,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """The processes that share each batch, and this one's place among them. Alone, with every axis of size one, nothing
-    is ever communicated.
+    """The processes that share each batch. With a single process, every axis has size 1 and nothing is communicated.
 
     **Arguments:**
 
-    - `devices`: PyTorch's mesh, with a name of AXES for each dimension; default: this process alone. An axis that it
-      does not have is of size one.
-    - `group`: the process group of all processes of `devices`.
-    - `local_rank`: this process's number among those on its machine, default 0.
+    - `devices`: PyTorch's mesh, with a name of AXES for each dimension; missing axes have size 1. Default: this process
+      alone.
+    - `group`: the process group of all processes of `devices`; default: this process alone.
+    - `local_rank`: rank of this process on its machine; default 0.
     """
 
     devices: DeviceMesh | None = None
@@ -58,21 +58,21 @@ class Mesh:
 
     @property
     def size(self) -> int:
-        """Processes that share a batch, over all axes."""
+        """Number of processes that share a batch, over all axes."""
         return 1 if self.group is None else self.group.size()
 
     @property
     def rank(self) -> int:
-        """This process's place among all that share a batch."""
+        """Rank of this process among all that share a batch."""
         return 0 if self.group is None else self.group.rank()
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and prints for all."""
+        """Whether this is the main process, which writes files and prints."""
         return self.rank == 0
 
     def axis(self, name: str) -> Axis:
-        """The axis of a name.
+        """The axis with a name.
 
         **Raises:** ValueError for a name that is not in AXES.
         """
@@ -84,44 +84,45 @@ class Mesh:
         return Axis(name, group.size(), group.rank(), group) if group.size() > 1 else Axis(name)
 
     def device(self, device: torch.device) -> torch.device:
-        """This process's device of a kind, where a machine has several."""
+        """The device of this process: `device`, or, on a machine with several GPUs, the GPU of its local rank."""
         if self.size > 1 and device.type == "cuda" and device.index is None:
             return torch.device("cuda", self.local_rank)
         return device
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of all processes' tensors, on the device of this one's."""
+        """The sum of the tensors of all processes, on the device of this process's tensor."""
         if self.size == 1:
             return tensor
-        summed = tensor.to(self._reachable(tensor.device), copy=True)
+        summed = tensor.to(self._comm_device(tensor.device), copy=True)
         dist.all_reduce(summed, group=self.group)
         return summed.to(tensor.device)
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of all processes' tensors."""
+        """The mean of the tensors of all processes."""
         return self.sum(tensor) / self.size
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest of all processes' numbers."""
+        """The largest of the numbers of all processes."""
         if self.size == 1:
             return number
-        largest = torch.tensor(number, device=self._reachable(torch.device("cpu")))
-        dist.all_reduce(largest, dist.ReduceOp.MAX, self.group)
-        return int(largest)
+        reduced = torch.tensor(number, device=self._comm_device(torch.device("cpu")))
+        dist.all_reduce(reduced, dist.ReduceOp.MAX, self.group)
+        return int(reduced)
 
     @torch.no_grad()
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Sets tensors in place to what they are in the main process."""
+        """Copies the values of tensors in the main process to the same tensors in all processes, in place."""
         if self.size == 1:
             return
         for tensor in tensors:
-            sent = tensor.to(self._reachable(tensor.device))
+            sent = tensor.to(self._comm_device(tensor.device))
             dist.broadcast(sent, group=self.group, group_src=0)
             if sent is not tensor:
                 tensor.copy_(sent)
 
     def run_on_main(self, make: Callable[[], Any]) -> Any:
-        """Runs `make` in the main process alone and returns its result in all; an error there is raised in all."""
+        """Calls `make` in the main process only, and returns its result in all processes. If `make` raises an error,
+        all processes raise it."""
         if self.size == 1:
             return make()
         result, error = None, None
@@ -137,8 +138,8 @@ class Mesh:
         return sent[0]
 
     def replicate(self, model: nn.Module) -> nn.Module:
-        """A network whose gradients are the mean over all processes, and whose experts are balanced by all their
-        counts."""
+        """Wraps a network for training with several processes: gradients are averaged over all processes, and experts
+        are balanced by the load in all processes."""
         if self.size == 1:
             return model
         for layer in model.modules():
@@ -147,11 +148,11 @@ class Mesh:
         return DistributedDataParallel(model, process_group=self.group)
 
     def no_sync(self, network: nn.Module) -> AbstractContextManager[Any]:
-        """Inside the block backward does not communicate: for all micro-batches of a step but the last."""
+        """Context manager in which backward does not communicate; for all micro-batches of a step except the last."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
-    def _reachable(self, device: torch.device) -> torch.device:
-        """The device from which the group can send a tensor: a group with NCCL alone cannot send from a CPU."""
+    def _comm_device(self, device: torch.device) -> torch.device:
+        """The device to which a tensor must be moved for communication: NCCL, for example, cannot send CPU tensors."""
         kinds = backend_devices(dist.get_backend_config(self.group))
         if device.type in kinds:
             return device
@@ -159,18 +160,18 @@ class Mesh:
 
 
 def backend_devices(config: str) -> list[str]:
-    """Kinds of devices whose tensors a process group can send, by its configuration ("cpu:gloo,cuda:nccl")."""
+    """The device types whose tensors a process group can send, from its configuration ("cpu:gloo,cuda:nccl")."""
     return [backend.partition(":")[0] for backend in config.split(",")]
 
 
 @contextmanager
 def join_mesh() -> Iterator[Mesh]:
-    """Yields the mesh of the processes that `torchrun` started, or of this program's own process group, all along the
-    axis "data"; else of this process alone."""
+    """Context manager that yields the mesh: all processes that `torchrun` started, or the process group that the
+    program has initialised, along the axis "data". Otherwise this process alone."""
     if dist.is_initialized():
         yield _all_processes()
     elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         try:
             yield _all_processes()
         finally:
@@ -189,9 +190,13 @@ def _all_processes() -> Mesh:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name; "auto": CUDA, else MPS, else CPU.
+    """The device with a name.
 
-    **Raises:** ValueError for a device that this machine does not have.
+    **Arguments:**
+
+    - `name`: "cpu", "cuda", "cuda:NUMBER", "mps", or "auto": CUDA if available, then MPS, then CPU.
+
+    **Raises:** ValueError if this machine does not have the device.
     """
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if name == "auto":
@@ -199,5 +204,5 @@ def resolve_device(name: str) -> torch.device:
     accepted = [device for device, count in counts.items() if count]
     accepted += [f"{device}:{index}" for device in accepted for index in range(counts[device])]
     if name not in accepted:
-        raise ValueError(f"device {name!r} is not here; accepted are auto, {', '.join(accepted)}")
+        raise ValueError(f"device {name!r} is not available; accepted are auto, {', '.join(accepted)}")
     return torch.device(name)

@@ -82,7 +82,7 @@ def train(
     - `on_status`: called with a `Status` every few steps; default: no call.
     - `resume`: whether to resume the run in `out` (default `runs/NAME`) from its newest checkpoint, if there is one;
       default False.
-    - `log`: called with each line about the set, before the first step; default: no call.
+    - `log`: called with each line of text about the data set, before the first step; default: no call.
     - `overrides`: fields of the recipe to change.
 
     **Returns:** the finished `Run`.

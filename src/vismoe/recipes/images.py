@@ -1,13 +1,15 @@
-"""A folder of one's own images, from scratch."""
+"""Training on your own images, from random weights."""
 
 from vismoe.training import Recipe
 
 
 def images() -> Recipe:
-    """A 128-wide V-MoE, 8 experts in every second block, on a folder of your own images, at 64 × 64.
+    """A V-MoE of width 128 with 8 experts in every second block, for a folder of images, at 64 × 64 pixels.
 
-    vismoe train images --data FOLDER. A network that starts from trained weights does much better on few images:
-    vismoe finetune --data FOLDER --from timm:NAME.
+    Usage: vismoe train images --data FOLDER
+
+    Training starts from random weights. With few images a pretrained network is much better: vismoe finetune --data
+    FOLDER --from timm:NAME.
     """
     return Recipe(
         name="images",

@@ -1,4 +1,5 @@
-"""Tasks that a network is trained for: classification with one label or several; others register themselves."""
+"""Tasks: what a network is trained for. Classification with one or several labels per image is built in; other tasks
+are registered with `register_task`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,15 +22,21 @@ from .labels import (
 from .multi_label import MultiLabel
 
 TASKS: dict[str, type[Task]] = {}
-"""Tasks by their names in recipes and model folders."""
+"""The registered tasks by name. Recipes and model folders use these names."""
 AUTO = "auto"
-"""Name of the default task: classification with one or several labels an image, as the set has them."""
+"""Name of the default task: classification with one or several labels per image, as in the data set."""
 
 
 def register_task(task: type[Task]) -> type[Task]:
-    """Registers a task under its name; also a decorator.
+    """Registers a task under its name. Can be used as a decorator.
 
-    **Raises:** ValueError for a name that another task has.
+    **Arguments:**
+
+    - `task`: a subclass of `Task`.
+
+    **Returns:** `task`.
+
+    **Raises:** ValueError if another task has the name.
     """
     if TASKS.get(task.name, task) is not task or task.name == AUTO:
         raise ValueError(f"task {task.name!r} exists already")
@@ -42,7 +49,7 @@ for _task in (Classification, MultiLabel):
 
 
 def find_task(name: str) -> type[Task]:
-    """A task by name.
+    """The task with a name.
 
     **Raises:** ValueError for an unknown name.
     """
@@ -59,32 +66,46 @@ def open_for(
     moved: Sequence[str] | None = None,
     group_column: str | None = None,
 ) -> Data:
-    """Opens a set for a task. `name`: the task's name, or "auto"; the other arguments are those of
-    `vismoe.data.open_data`. A task whose `open` knows no `group_column` works without one."""
+    """Opens a data set for a task.
+
+    **Arguments:**
+
+    - `name`: name of the task, or "auto".
+    - `data`: name or path of the data set.
+    - `split_seed`, `workers`, `moved`, `group_column`: as in `vismoe.data.open_data`. `group_column` is passed to the
+      task only if it is not None.
+    """
     grouped: dict[str, Any] = {} if group_column is None else {"group_column": group_column}
     return (open_data if name == AUTO else find_task(name).open)(data, split_seed, workers, moved, **grouped)
 
 
 def task_for(name: str, data: Data, settings: Mapping[str, Any]) -> Task:
-    """The task for training on a set. `name`: the task's name, or "auto"; `settings`: the recipe's fields."""
+    """Creates the task for training on a data set.
+
+    **Arguments:**
+
+    - `name`: name of the task, or "auto".
+    - `data`: the data set.
+    - `settings`: fields of the recipe by name.
+    """
     kind = find_task(name) if name != AUTO else MultiLabel if data.multi_label else Classification
     return kind.of_training(data, settings)
 
 
 def classification_of(data: Data) -> Labels:
-    """Classification with one or several labels an image, as a set has them, without settings of a training."""
+    """Classification with one or several labels per image, as in the data set, with the default training settings."""
     return (MultiLabel if data.multi_label else Classification)(data.classes)
 
 
 def task_of(model: nn.Module) -> Task:
-    """The task that a network was trained for, by its `problem_type`; classification where it has none."""
+    """The task that a network was trained for, by its `problem_type`; classification if it has none."""
     name = getattr(model, "pretrained_cfg", {}).get("problem_type")
     return TASKS.get(str(name), Classification).of_model(model)
 
 
 def task_for_set(model: nn.Module, images: ImageSet) -> Task:
-    """The task for evaluating a network on a set: classification with one or several labels an image, as the set has
-    them, or the other task that the network was trained for."""
+    """The task for evaluating a network on images: the task that it was trained for. For classification, one or several
+    labels per image are as in `images`."""
     task = task_of(model)
     if not isinstance(task, Labels):
         return task

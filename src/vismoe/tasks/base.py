@@ -1,10 +1,11 @@
-"""The interface of tasks: a task defines the loss of a batch, the evaluation of a network, its predictions, and what is
-saved beside its weights. `training/` and `inference/` use tasks through this interface alone.
+"""The interface of tasks. A task defines the loss of a batch, the evaluation of a network, its predictions, and what is
+saved with its weights. `training/` and `inference/` use tasks only through this interface.
 
-A task is one file and its registration: `register_task(MyTask)`. A recipe names it (`task="my-task"`), and so does
-the `problem_type` of a model folder.
+To add a task, write a subclass of `Task` and call `register_task(MyTask)`. Recipes (`task="my-task"`) and model folders
+(`problem_type`) refer to it by its name.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,19 +25,22 @@ from vismoe.data import (
     read_image,
     training_transform,
 )
+from vismoe.files.renamed import renamed_method
 from vismoe.weights import data_config, save
 
+OLD_METHODS = {"check_further": "check_extra_eval", "known_to_model": "align_classes"}
+"""The new name of each renamed method."""
 Sum = Callable[[Tensor], Tensor]
-"""The sum of a tensor over the processes that share an evaluation."""
+"""Function that sums a tensor over the processes that share an evaluation."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a network is on a set.
+    """The evaluation of a network on images.
 
-    - `metrics`: by name; the first is the primary metric, by which weights are selected; larger is better.
-    - `images_per_second`: speed of the forward passes alone.
-    - `load`: by layer, the number of choices that each expert got.
+    - `metrics`: values by name. The first is the primary metric, by which weights are selected; larger is better.
+    - `images_per_second`: speed of the forward passes only.
+    - `load`: by layer, the number of the tokens' choices that each expert got.
     """
 
     metrics: dict[str, float]
@@ -50,60 +54,81 @@ class Evaluation:
 
     @property
     def logged(self) -> dict[str, float]:
-        """The metrics under their names in a run's files."""
+        """The metrics by their names in the files of a run."""
         return {"val_loss" if name == "loss" else name: value for name, value in self.metrics.items()}
 
     @property
     def weakness(self) -> str | None:
-        """Why the network is of no use on this set, in words: it always gives one answer, or is not better than chance;
-        None where nothing shows that it is not, and for a task that does not ask."""
+        """Why the network is useless on these images, as text: it gives the same answer for all images, or is not
+        better than chance. None otherwise, and for tasks without such a check."""
         return None
 
     def details(self) -> dict[str, Any]:
-        """Further entries of `vismoe eval --json`, by name."""
+        """Additional entries of `vismoe eval --json`, by name."""
         return {}
 
     def lines(self) -> list[str]:
-        """Lines that `vismoe eval` prints below the metrics."""
+        """Lines that `vismoe eval` prints after the metrics."""
         return []
 
 
 class Scorer(ABC):
-    """Collects a network's outputs on a set, batch by batch, for an evaluation."""
+    """Collects the outputs of a network, batch by batch, and computes the evaluation."""
 
     @abstractmethod
     def update(self, places: Tensor, outputs: Any, batch: Batch) -> None:
-        """Takes the outputs for the samples at `places` (B,) of the set."""
+        """Adds the outputs for a batch.
+
+        **Arguments:**
+
+        - `places`: (B,), indices of the samples.
+        - `outputs`: outputs of the network.
+        - `batch`: the batch.
+        """
 
     @abstractmethod
     def evaluation(self, total: Sum, images_per_second: float, load: dict[str, list[int]]) -> Evaluation:
-        """The evaluation, once every process has updated its share; `total` sums over processes."""
+        """Computes the evaluation, after every process has added its batches.
+
+        **Arguments:**
+
+        - `total`: sums a tensor over all processes.
+        - `images_per_second`: speed of the forward passes.
+        - `load`: by layer, the number of the tokens' choices that each expert got.
+        """
 
 
 class Prediction(ABC):
-    """A network's answer for one image. `image`: its path, or a title."""
+    """The prediction for one image.
+
+    - `image`: path or title of the image.
+    """
 
     image: str
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """The answer as JSON has it."""
+        """The prediction as a dictionary for JSON."""
 
     @abstractmethod
     def columns(self) -> dict[str, Any]:
-        """The answer as a row of a CSV file, by column."""
+        """The prediction as a row of a CSV file, by column."""
 
     def cells(self) -> dict[str, str]:
-        """The answer as a row of a table for people, by column."""
+        """The prediction as a row of a printed table, by column."""
         return {name: str(value) for name, value in self.columns().items()}
 
 
 class Task(ABC):
-    """A task that a network is trained for. The defaults suit a network that is called with `image` alone.
+    """What a network is trained for. The default methods suit a network whose only input is "image".
 
-    A subclass sets `name`, its name in recipes and model folders; `metric`, its primary metric, and `metric_title`, the
-    name of that in plots; and, where training batches have a score, `training_metric`, the name under which it is
-    logged. Both are drawn in one plot where the titles are the same.
+    A subclass sets these class variables:
+
+    - `name`: its name in recipes and model folders.
+    - `metric`: name of its primary metric.
+    - `metric_title`: title of the primary metric in plots.
+    - `training_metric`: name of the score of training batches in the log; default None: there is no score. If it equals
+      `metric_title`, both curves are drawn in one plot.
     """
 
     name: ClassVar[str]
@@ -111,17 +136,25 @@ class Task(ABC):
     metric_title: ClassVar[str]
     training_metric: ClassVar[str | None] = None
 
-    # Made for a training, or of a trained network.
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Accepts subclasses that override methods by their old names, for one version."""
+        super().__init_subclass__(**options)
+        for old, new in OLD_METHODS.items():
+            if old in vars(cls):
+                warnings.warn(f"{cls.__name__}.{old} is called {new} now", DeprecationWarning, stacklevel=2)
+                setattr(cls, new, vars(cls)[old])
+
+    # Creation.
 
     @classmethod
     @abstractmethod
     def of_training(cls, data: Data, settings: Mapping[str, Any]) -> "Task":
-        """The task for training on a set; `settings`: the recipe's fields by name."""
+        """Creates the task for training on a data set. `settings`: fields of the recipe by name."""
 
     @classmethod
     @abstractmethod
     def of_model(cls, model: nn.Module) -> "Task":
-        """The task that a network was trained for."""
+        """Creates the task of a trained network."""
 
     # Data.
 
@@ -134,56 +167,65 @@ class Task(ABC):
         moved: Sequence[str] | None = None,
         group_column: str | None = None,
     ) -> Data:
-        """Opens a set by name or path; see `vismoe.data.open_data`. A task with sets of its own may ignore `workers`
-        and `moved`; a `group_column` is given only where one is asked for."""
+        """Opens a data set. The arguments are those of `vismoe.data.open_data`. A task with other data sets may ignore
+        `workers` and `moved`. `group_column` is passed only if it is not None."""
         return open_data(name, split_seed, workers, moved, group_column)
 
     def check(self, data: Data) -> None:
-        """Raises ValueError for a set that cannot be trained on."""
+        """Raises ValueError if training on this data set is impossible."""
         return None
 
-    def check_further(self, name: str, images: ImageSet) -> None:
-        """Raises ValueError for a further set that cannot be evaluated beside the validation split."""
+    def check_extra_eval(self, name: str, images: ImageSet) -> None:
+        """Raises ValueError if the additional images `name` (see `fit(extra_eval=…)`) cannot be evaluated."""
         return None
 
-    def known_to_model(self, data: Data) -> Data:
-        """The set in the form that the network of this task takes.
+    def align_classes(self, data: Data) -> Data:
+        """The data set with its labels numbered as the outputs of the network.
 
-        **Raises:** ValueError where the set does not fit the network.
+        **Raises:** ValueError if the data set does not fit the network.
         """
         return data
 
+    check_further = renamed_method("check_further", "check_extra_eval")
+    known_to_model = renamed_method("known_to_model", "align_classes")
+
     def check_model(self, model: nn.Module) -> None:
-        """Raises ValueError for a network that gives no answers of this task."""
+        """Raises ValueError for a network that cannot do this task."""
         return None
 
     def read(self, path: Path) -> Sample:
-        """The sample of a user's file, without a target.
+        """Reads a user's file as a sample without a label.
 
         **Raises:** ValueError for a file that cannot be read.
         """
         return {"image": read_image(path)}
 
     def training_transform(self, config: dict[str, Any], augmentation: Mapping[str, float]) -> Transform:
-        """The transform of training samples; `config`: timm's data configuration of the network."""
+        """The transform of training samples.
+
+        **Arguments:**
+
+        - `config`: timm's data configuration of the network.
+        - `augmentation`: arguments of `vismoe.data.training_transform`.
+        """
         return training_transform(config, **augmentation)
 
     def evaluation_transform(self, config: dict[str, Any]) -> Transform:
-        """The transform of samples at evaluation and prediction."""
+        """The transform of samples in evaluation and prediction. `config`: timm's data configuration of the network."""
         return evaluation_transform(config)
 
     collate: Callable[[list[Sample]], Batch] | None = None
-    """How samples become a batch; None: each entry is stacked."""
+    """Function that makes a batch from a list of samples; None: each value is stacked."""
 
     # The network and its loss.
 
     def network_options(self, data: Data) -> dict[str, Any]:
-        """Arguments of the network that depend on the set, beside the recipe's."""
+        """Arguments of `create_model` that depend on the data set."""
         return {"in_chans": data.channels}
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
-        """Changes a whole training batch, before it is cut into accumulation steps (mixup and the like); `seed` decides
-        all random numbers."""
+        """Changes a training batch, for example by mixup, before it is divided into micro-batches. `seed` decides all
+        random numbers."""
         return batch
 
     def forward(self, network: nn.Module, batch: Batch) -> Any:
@@ -192,26 +234,33 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """The mean loss of a batch, a scalar that is differentiated."""
+        """The mean loss of a batch: a scalar tensor with gradient."""
 
     def training_score(self, outputs: Any, batch: Batch) -> Tensor | None:
-        """The `training_metric` of a batch; None where there is none."""
+        """The `training_metric` of a batch, a scalar tensor; None if the task has none."""
         return None
 
     # Results.
 
     @abstractmethod
     def scorer(self, images: ImageSet) -> Scorer:
-        """The scorer for a set."""
+        """Creates a scorer for these images."""
 
     @abstractmethod
     def predictions(self, outputs: Any, titles: Sequence[str], topk: int) -> list[Prediction]:
-        """The answers for a batch; `titles`: of its images; `topk`: number of alternatives, where there are some."""
+        """The predictions for a batch.
+
+        **Arguments:**
+
+        - `outputs`: outputs of the network.
+        - `titles`: (B,), path or title of each image.
+        - `topk`: number of alternatives in each prediction, if the task has any.
+        """
 
     def save(self, model: nn.Module, path: Path) -> None:
-        """Writes a model folder that records its task and its preprocessing."""
+        """Writes a model folder with the weights, the name of the task and the preprocessing."""
         save(model, path, preprocessing=data_config(model), problem_type=self.name)
 
     def report(self, evaluation: Evaluation, images: ImageSet, folder: Path) -> None:
-        """Writes figures of an evaluation into a run folder."""
+        """Draws figures of an evaluation into a run folder."""
         return None

@@ -1,4 +1,4 @@
-"""Classification: each image shows one class."""
+"""Classification with one class per image."""
 
 from pathlib import Path
 
@@ -14,11 +14,14 @@ from .labels import ClassEvaluation, Labels, by_row
 
 
 class Classification(Labels):
-    """One class an image: cross-entropy of a softmax; the primary metric is top-1 accuracy.
+    """Classification with one class per image. The loss is softmax cross-entropy.
 
-    Metrics: `top1`, `top5` (top-k where there are only k < 5 classes); `calibration_error`: mean distance between
-    confidence and accuracy over 15 bins of confidence (Guo et al. 2017); `loss`: mean cross-entropy. All but the last
-    are in 0…1.
+    Metrics; all except `loss` are in 0…1:
+
+    - `top1`: top-1 accuracy, the primary metric.
+    - `top5`: top-5 accuracy; top-k if there are only k < 5 classes.
+    - `calibration_error`: mean difference between confidence and accuracy over 15 bins of confidence (Guo et al. 2017).
+    - `loss`: mean cross-entropy.
     """
 
     name = "classification"
@@ -52,12 +55,12 @@ class Classification(Labels):
         per_class = [hits[labels == number].float().mean().item() for number in range(classes)]
         return {name: value.item() for name, value in metrics.items()}, per_class
 
-    def check_further(self, name: str, images: ImageSet) -> None:
+    def check_extra_eval(self, name: str, images: ImageSet) -> None:
         if images.labels.ndim != 1:
             raise ValueError(f"extra_eval[{name!r}] has labels of shape {tuple(images.labels.shape)}: expected ('N',)")
         least, most = int(images.labels.min()), int(images.labels.max())
         if least < 0 or most >= len(self.classes):
-            classes = f"expected numbers of classes, 0 to {len(self.classes) - 1}"
+            classes = f"expected class numbers, 0 to {len(self.classes) - 1}"
             raise ValueError(f"extra_eval[{name!r}] has labels {least} to {most}: {classes}")
 
     def report(self, evaluation: Evaluation, images: ImageSet, folder: Path) -> None:
@@ -66,7 +69,15 @@ class Classification(Labels):
 
 
 def sigmoid_loss(logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:
-    """Cross-entropy of a sigmoid a class, mean over classes; `targets`: class numbers (B,), or shares (B, K)."""
+    """Binary cross-entropy, averaged over images and classes.
+
+    **Arguments:**
+
+    - `logits`: (B, K).
+    - `targets`: class numbers (B,), or the target of each class (B, K), in 0…1.
+    - `smoothing`: label smoothing, at least 0 and below 1.
+    - `weights`: (K,), weight of each class's positive term; None: equal weights.
+    """
     classes = logits.shape[1]
     shares = targets if targets.ndim == 2 else F.one_hot(targets, classes)
     smooth = shares * (1 - smoothing) + smoothing / classes

@@ -1,4 +1,4 @@
-"""The confusion matrix as a figure."""
+"""Draws confusion matrices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +8,20 @@ from torch import Tensor
 from vismoe.files.figures import new_figure, plain_text, save_figure
 
 LONGEST = 30
-"""Characters of a class name that are shown."""
+"""Largest number of characters of a class name in the figure."""
 
 
 def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Draws how often each class was predicted for each class: a count in each cell, and as its colour the share of the
-    images of its true class, so that rows of many and of few images compare."""
+    """Draws a confusion matrix. Each cell has the number of images; its colour is the fraction of the images of the
+    true class, so that frequent and rare classes can be compared.
+
+    **Arguments:**
+
+    - `labels`: (N,), true class numbers.
+    - `predictions`: (N,), predicted class numbers.
+    - `classes`: names of the classes.
+    - `path`: the image file to write.
+    """
     from torchmetrics.functional.classification import multiclass_confusion_matrix  # its import takes a second
 
     matrix = multiclass_confusion_matrix(predictions, labels, num_classes=len(classes)).numpy()
@@ -32,6 +40,6 @@ def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], 
         axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, names)) > 2 else 0)
         axes.set_yticks(range(len(classes)), names)
     axes.set(xlabel="predicted", ylabel="true")
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)
     figure.suptitle(f"{int(matrix.sum()):,} images", fontsize=10)
     save_figure(figure, path, dpi=110)

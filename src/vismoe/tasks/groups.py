@@ -1,4 +1,4 @@
-"""The accuracy of a classifier on each group of images, such as those of one patient, camera or site."""
+"""Accuracy by group of images, for example by patient, camera or site."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,12 +8,19 @@ from .chance import holm
 from .labels import ClassEvaluation, wilson_interval
 
 SHOWN = 40
+"""Largest number of groups in the printed table."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The accuracy on a group of images; `low` and `high`: its 95 % interval (Wilson); `below`: whether it is below
-    that on all other images by more than chance."""
+    """The accuracy on a group of images.
+
+    - `name`: name of the group.
+    - `images`: number of images.
+    - `accuracy`: fraction of images with the right prediction.
+    - `low`, `high`: 95 % confidence interval of the accuracy (Wilson).
+    - `below`: whether the accuracy is significantly lower than on all other images.
+    """
 
     name: str
     images: int
@@ -24,10 +31,15 @@ class Group:
 
 
 def by_group(evaluation: ClassEvaluation, groups: Sequence[str]) -> list[Group]:
-    """The accuracy on each group of images, worst first. `groups`: the name of each image's group.
+    """The accuracy on each group of images, lowest first.
 
-    `below` is by Fisher's exact test, one-sided, of the group's images against all others, corrected for the number of
-    groups (Holm).
+    `Group.below` is decided by a one-sided Fisher's exact test of the group's images against all others, with Holm's
+    correction for the number of groups.
+
+    **Arguments:**
+
+    - `evaluation`: the evaluation of N images.
+    - `groups`: (N,), name of the group of each image.
     """
     from scipy.stats import hypergeom  # its import takes a second
 
@@ -43,13 +55,19 @@ def by_group(evaluation: ClassEvaluation, groups: Sequence[str]) -> list[Group]:
 
 
 def group_lines(column: str, groups: Sequence[Group]) -> list[str]:
-    """A table of groups for people, worst first, and how many are below the others. `column`: what groups them."""
+    """The lines of a printed table of groups, and the number of groups that are below the others.
+
+    **Arguments:**
+
+    - `column`: name of the column with the groups.
+    - `groups`: the groups, lowest accuracy first.
+    """
     shown = groups[:SHOWN]
     named = [" ".join(each.name.split()) or "(no value)" for each in shown]
     width = max(map(len, [column, *named]))
     below = sum(each.below for each in groups)
     lines = [
-        f"right by {column}, worst first: {below} of {len(groups)} groups are below the rest by more than chance "
+        f"accuracy by {column}, lowest first: {below} of {len(groups)} groups are significantly below the rest "
         f"(Fisher's exact test against all other images, Holm's correction for {len(groups)} groups, 5 %)",
         f"  {column:{width}}  images   right  95 % interval",
     ]

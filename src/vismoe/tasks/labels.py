@@ -1,4 +1,4 @@
-"""The base of both tasks of classification: classes, predictions and evaluation."""
+"""Base of both classification tasks: classes, predictions and evaluation."""
 
 import math
 from abc import abstractmethod
@@ -21,11 +21,13 @@ from .mixing import mix
 
 @dataclass(frozen=True)
 class ClassEvaluation(Evaluation):
-    """How good a classifier is on N images.
+    """The evaluation of a classifier on N images.
 
-    - `per_class`: accuracy on the images of each class, or its average precision; NaN for a class without images.
-    - `labels`: class numbers (N,), or (N, K), as the set has them; `scores` (N, K): logits.
-    - `classes`: names of the classes.
+    - `classes`: names of the K classes.
+    - `per_class`: (K,), accuracy on the images of each class; with several labels per image, the average precision of
+      each class. NaN for a class without images.
+    - `labels`: class numbers (N,), or which classes each image shows (N, K).
+    - `scores`: (N, K), logits.
     """
 
     classes: Sequence[str]
@@ -35,7 +37,8 @@ class ClassEvaluation(Evaluation):
 
     @property
     def right(self) -> Tensor:
-        """(N,): whether the answer for each image is right, in every class."""
+        """(N,), whether the prediction for each image is right; with several labels per image, right for every
+        class."""
         if self.labels.ndim == 2:
             return ((self.scores > 0) == self.labels).all(1)
         return self.scores.argmax(1) == self.labels
@@ -56,7 +59,7 @@ class ClassEvaluation(Evaluation):
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of the share right ÷ total (Wilson)."""
+    """The 95 % confidence interval of the fraction `right` ÷ `total` (Wilson)."""
     from scipy.stats import binomtest  # its import takes a second
 
     interval = binomtest(right, total).proportion_ci(method="wilson")
@@ -65,10 +68,10 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class ClassPrediction(Prediction):
-    """The likeliest classes of one image, best first.
+    """The most probable classes of one image, in descending order.
 
-    - `image`: its path, or a title.
-    - `classes`: pairs of a name and a probability; the probabilities of all classes sum to one, except where an
+    - `image`: path or title of the image.
+    - `classes`: pairs of a class name and its probability. Over all classes the probabilities sum to 1, except if an
       image may show several classes.
     """
 
@@ -99,16 +102,18 @@ class ClassPrediction(Prediction):
 
 
 class Labels(Task):
-    """Base of both tasks of classification.
+    """Base of both classification tasks.
 
     **Arguments:**
 
-    - `classes`: names, in the order of the network's outputs.
-    - `loss_kind`: "auto", the task's own; "sigmoid", each class's cross-entropy, summed over classes.
-    - `label_smoothing`: share of the target that is spread evenly over all classes.
-    - `class_weights`: (K,), the weight of each class in the loss; None: all weigh the same.
-    - `mixup`, `cutmix`: α of the Beta distribution of the shares; 0 disables it.
-    - `named`: whether the names of the classes are known; otherwise they are numbers.
+    - `classes`: names of the K classes, in the order of the network's outputs.
+    - `loss_kind`: "auto": the default loss of the task; "sigmoid": binary cross-entropy summed over classes. Default
+      "auto".
+    - `label_smoothing`: fraction of the target that is spread evenly over all classes; default 0.
+    - `class_weights`: (K,), weight of each class in the loss; default None: equal weights.
+    - `mixup`: alpha of mixup; default 0: no mixup.
+    - `cutmix`: alpha of CutMix; default 0: no CutMix.
+    - `named`: whether `classes` are the real names, not just numbers; default True.
     """
 
     training_metric = "accuracy"
@@ -148,11 +153,11 @@ class Labels(Task):
         if data.multi_label != (self.probability == "sigmoid"):
             labels = "several labels" if data.multi_label else "one label"
             fitting = MULTI_LABEL if data.multi_label else "classification"
-            raise ValueError(f"task={self.name}: {data.name} has {labels} an image; accepted are auto, {fitting}")
+            raise ValueError(f"task={self.name}: {data.name} has {labels} per image; accepted are auto, {fitting}")
 
     def check_model(self, model: nn.Module) -> None:
         if getattr(model, "num_classes", 1) < 1:
-            raise ValueError("this model has no classes (num_classes=0): it gives features, not predictions")
+            raise ValueError("this model has no classes (num_classes=0): it returns features, not predictions")
 
     def network_options(self, data: Data) -> dict[str, Any]:
         return super().network_options(data) | {"num_classes": len(self.classes)}
@@ -165,7 +170,9 @@ class Labels(Task):
     def forward(self, network: nn.Module, batch: Batch) -> Tensor:
         logits: Tensor = network(batch["image"])
         if logits.ndim != 2:
-            raise ValueError(f"this model gives {tuple(logits.shape[1:])} values an image, not one for each class")
+            raise ValueError(
+                f"this model returns values of shape {tuple(logits.shape[1:])} for an image, not one for each class"
+            )
         return logits.float()
 
     def training_score(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -173,15 +180,15 @@ class Labels(Task):
 
     @abstractmethod
     def answers(self, logits: Tensor) -> Tensor:
-        """The answer for each row of logits, in the form of labels."""
+        """The predictions for logits (B, K), in the form of labels."""
 
     @abstractmethod
     def metrics_of(self, scores: Tensor, labels: Tensor) -> tuple[dict[str, float], list[float]]:
-        """The metrics of logits (N, K), and for each class its accuracy or average precision."""
+        """The metrics for logits (N, K), and (K,) the accuracy or average precision of each class."""
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The probabilities (B, K) of logits (B, K)."""
+        """The probabilities (B, K) for logits (B, K)."""
 
     def scorer(self, images: ImageSet) -> "ScoreTable":
         return ScoreTable(self, images)
@@ -200,27 +207,29 @@ class Labels(Task):
 
     @property
     def problem_type(self) -> str | None:
-        """The task's name in a model folder, as in transformers; None for one class an image."""
+        """The name of the task in a model folder, as in transformers; None for one class per image."""
         return None
 
-    def known_to_model(self, data: Data) -> Data:
-        """The set with the network's classes in the network's order, matched by name; the set may lack some. A network
-        without names of classes takes a set with as many classes as it has.
+    def align_classes(self, data: Data) -> Data:
+        """Renumbers the labels to match the network's classes, by name. The data set may lack some of these classes. If
+        the network has no class names, a data set with the same number of classes is returned unchanged.
 
-        **Raises:** ValueError where the set has classes that the network lacks, or several an image where it has one.
+        **Raises:** ValueError if the data set has classes that the network lacks, or only one of the two has several
+        labels per image.
         """
         if not self.named and len(data.classes) == len(self.classes):
             return data
         multi_label = self.probability == "sigmoid"
         if self.named and multi_label != data.multi_label:
             trained, given = ("several classes" if each else "one class" for each in (multi_label, data.multi_label))
-            raise ValueError(f"the model was trained on images with {trained} each, {data.name} has {given} an image")
-        return data.numbered_as(self.classes)
+            raise ValueError(
+                f"the model was trained on images with {trained} each, but {data.name} has {given} per image"
+            )
+        return data.align_classes(self.classes)
 
 
 class ScoreTable(Scorer):
-    """The logits of a whole set, (N, K), filled row by row. They take twice their memory while they are summed over
-    processes or evaluated."""
+    """Collects the logits of all images, (N, K). Summing over processes and evaluating needs twice that memory."""
 
     def __init__(self, task: Labels, images: ImageSet):
         self.task, self.images, self.scores = task, images, torch.empty(0)
@@ -239,21 +248,21 @@ class ScoreTable(Scorer):
 
 
 def by_row(labels: Tensor, logits: Tensor) -> Tensor:
-    """Labels repeated to one for each row of logits: an ensemble has a row for each member."""
+    """Repeats the labels if an ensemble has several rows of logits for each image, one for each member."""
     return labels if len(labels) == len(logits) else labels.repeat_interleave(len(logits) // len(labels), 0)
 
 
 def label_names(model: nn.Module) -> Sequence[str]:
-    """The names of a network's classes; their numbers where it has no names; empty where their number is not known."""
+    """The class names of a network; if it has none, numbers as text; empty if the number of classes is unknown."""
     return known_names(model) or [str(number) for number in range(getattr(model, "num_classes", 0))]
 
 
 def known_names(model: nn.Module) -> Sequence[str] | None:
-    """The names of a network's classes; None where it has none."""
+    """The class names of a network; None if it has none."""
     names: Sequence[str] | None = getattr(model, "pretrained_cfg", {}).get("label_names")
     return names
 
 
 def is_multi_label(model: nn.Module) -> bool:
-    """Whether a network was trained on images that may show several classes."""
+    """Whether a network was trained with several labels per image."""
     return bool(getattr(model, "pretrained_cfg", {}).get("problem_type") == MULTI_LABEL)

@@ -10,18 +10,26 @@ from torch.nn import functional as F
 def mix(
     images: Tensor, labels: Tensor, num_classes: int, mixup: float, cutmix: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Mixes the images of a batch by timm's mixup and cutmix. Returns them with the share of each class in each image
-    (B, num_classes), or the batch unchanged where both are 0.
+    """Mixes the images of a batch by timm's mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019).
 
-    **Arguments:** `labels`: (B,), or (B, num_classes) with several an image; `mixup`, `cutmix`: α of Beta(α, α), from
-    which shares are drawn (Zhang et al. 2018, Yun et al. 2019); `seed`: decides all random numbers.
+    **Arguments:**
+
+    - `images`: (B, C, H, W).
+    - `labels`: class numbers (B,), or which classes each image shows (B, num_classes).
+    - `num_classes`: number of classes.
+    - `mixup`: alpha of mixup; 0: no mixup.
+    - `cutmix`: alpha of CutMix; 0: no CutMix.
+    - `seed`: decides all random numbers.
+
+    **Returns:** the mixed images, and the fraction of each class in each image (B, num_classes). If both are 0, the
+    arguments `images` and `labels`.
     """
     if not (mixup or cutmix):
         return images, labels
     numpy_state = np.random.get_state()  # timm draws from NumPy's generator
     np.random.seed(seed % 2**32)
     try:
-        # With each image as a class of its own, timm's targets are the share of every image in every mixed one.
+        # Each image is treated as a separate class, so timm's targets are the fractions of all images in each result.
         size, image_numbers = len(images), torch.arange(len(images), device=images.device)
         mixed, shares = Mixup(mixup, cutmix, label_smoothing=0.0, num_classes=size)(images, image_numbers)
     finally:

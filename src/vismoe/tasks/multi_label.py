@@ -1,4 +1,4 @@
-"""Classification where an image may show several classes, or none."""
+"""Classification with several classes per image, or none."""
 
 import warnings
 
@@ -14,11 +14,14 @@ from .labels import Labels, by_row
 
 
 class MultiLabel(Labels):
-    """Several classes an image: cross-entropy of a sigmoid a class; the primary metric is mean average precision.
+    """Classification with several classes per image. The loss is binary cross-entropy, averaged over classes.
 
-    Metrics: `mean_average_precision` over the classes that occur; `exact_match`: share of images with every class right
-    at a probability of one half; `calibration_error` over all pairs of image and class, 15 bins; `loss`: mean
-    cross-entropy. All but the last are in 0…1.
+    Metrics; all except `loss` are in 0…1:
+
+    - `mean_average_precision`: mean over the classes that occur, the primary metric.
+    - `exact_match`: fraction of images whose predictions are right for every class, with threshold 0.5.
+    - `calibration_error`: over all pairs of image and class, with 15 bins of probability.
+    - `loss`: mean binary cross-entropy.
     """
 
     name = MULTI_LABEL
@@ -55,7 +58,7 @@ class MultiLabel(Labels):
         }
         return {name: value.item() for name, value in metrics.items()}, precision.tolist()
 
-    def check_further(self, name: str, images: ImageSet) -> None:
+    def check_extra_eval(self, name: str, images: ImageSet) -> None:
         if images.labels.shape[1:] != (len(self.classes),):
             expected = f"expected {('N', len(self.classes))}"
             raise ValueError(f"extra_eval[{name!r}] has labels of shape {tuple(images.labels.shape)}: {expected}")

@@ -1,4 +1,4 @@
-"""Training: a recipe in, a run folder out."""
+"""Training: takes a recipe, writes a run folder."""
 
 from .loop import TrainingStoppedError, fit
 from .meter import Status

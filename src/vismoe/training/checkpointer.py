@@ -23,8 +23,8 @@ from vismoe.parallel import Mesh
 
 TENSORS, VALUES, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 FORMAT_VERSION = 3
-"""Format 1: best_top1 in place of best_score. Formats 1 and 2: parameters of the optimiser's state have numbers instead
-of names, and only its tensors are saved. Format 3: the current one."""
+"""Format 3 is the current one. Formats 1 and 2 have numbers instead of names for the parameters in the optimiser's
+state, and save only its tensors. Format 1 has best_top1 instead of best_score."""
 
 
 class DamagedCheckpointError(ValueError):
@@ -34,8 +34,8 @@ class DamagedCheckpointError(ValueError):
 class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
-    A state maps names to tensors and JSON values. All processes of a run call every method: the main process writes,
-    every process reads everything.
+    A state maps names to tensors and JSON values. All processes of a run call every method. The main process writes;
+    every process reads the whole state.
 
     **Arguments:**
 
@@ -43,7 +43,7 @@ class Checkpointer:
     - `keep`: number of recent checkpoints to keep; default 3.
     - `mesh`: the processes of the run; default: this process alone.
     - `warn`: called in the main process with a line of text for each damaged checkpoint that is skipped; default: no
-      warning.
+      call.
     """
 
     def __init__(
@@ -53,12 +53,19 @@ class Checkpointer:
         self.is_main = mesh is None or mesh.is_main
 
     def save(self, step: int, state: Mapping[str, Any], best_step: int | None = None) -> None:
-        """Writes a checkpoint atomically: under a temporary name, synced, then renamed. Then removes all others
-        except the newest `keep` up to this step and that of `best_step`. Those of later steps, which the run has gone
-        back from, are removed too.
+        """Writes a checkpoint atomically, then removes old ones.
 
-        **Raises:** OSError where it cannot be written (no space left, …); ValueError, with its name, for a value that
-        JSON cannot store. Earlier checkpoints are then unchanged.
+        Kept are the newest `keep` checkpoints up to this step, and that of `best_step`. Checkpoints of later steps,
+        from before the run went back, are removed.
+
+        **Arguments:**
+
+        - `step`: number of the step.
+        - `state`: tensors and JSON values by name.
+        - `best_step`: step of the best evaluation; default None: there is none.
+
+        **Raises:** OSError if the checkpoint cannot be written (disk full, …); ValueError, with its name, for a value
+        that JSON cannot store. In both cases earlier checkpoints are unchanged.
         """
         if not self.is_main:
             return
@@ -70,7 +77,7 @@ class Checkpointer:
         self._remove_old(step, best_step)
 
     def newest(self) -> dict[str, Any] | None:
-        """The state of the newest undamaged checkpoint; None where there is none.
+        """The state of the newest undamaged checkpoint; None if there is none.
 
         **Raises:** ValueError for a checkpoint of a newer version of vismoe.
         """
@@ -83,8 +90,8 @@ class Checkpointer:
         return None
 
     def load(self, step: int) -> dict[str, Any]:
-        """The state in the checkpoint of a step, once its checksums match. In an optimiser state of an older format,
-        `#NUMBER` stands for the parameter with that number.
+        """The state in the checkpoint of a step, after its checksums are verified. In older formats, the optimiser
+        state has `#NUMBER` in place of a parameter's name.
 
         **Raises:** DamagedCheckpointError with the name of the damaged file; ValueError for a checkpoint of a newer
         version of vismoe.
@@ -123,7 +130,7 @@ class Checkpointer:
             _remove(path)
             aside.rename(path)
             sync(self.folder)
-        except SafetensorError as error:  # raised by save_file where the disk is full
+        except SafetensorError as error:  # save_file raises it if the disk is full
             raise OSError(f"{path} could not be written: {error}") from error
         except OSError as error:
             raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
@@ -139,7 +146,8 @@ class Checkpointer:
 
 
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors ready for a safetensors file: on the CPU, contiguous, each in its own storage. The others are copied."""
+    """Tensors for a safetensors file: on the CPU, contiguous, each with its own storage. Tensors that share a storage
+    are copied."""
     storable, storages = {}, set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -153,21 +161,21 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _check_value(name: str, value: Any) -> None:
     """Raises ValueError, with the value's name, for a value that JSON does not restore unchanged."""
     if isinstance(value, list):
-        for number, part in enumerate(value):
-            _check_value(f"{name}[{number}]", part)
+        for number, element in enumerate(value):
+            _check_value(f"{name}[{number}]", element)
     elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        for key, part in value.items():
-            _check_value(f"{name}[{key!r}]", part)
+        for key, element in value.items():
+            _check_value(f"{name}[{key!r}]", element)
     elif not (value is None or isinstance(value, str | int | float)):
         kind = "dict whose keys are not all strings" if isinstance(value, dict) else type(value).__name__
         raise ValueError(
             f"{name} is a {kind}, which a checkpoint cannot hold: accepted are tensors (one name each), numbers, "
-            "strings, True, False, None, lists and dictionaries of these; train with another optimizer"
+            "strings, True, False, None, lists and dictionaries of these; use another optimizer"
         )
 
 
 def _current_name(name: str, version: int) -> str:
-    """The current name of an entry of a checkpoint of an older format."""
+    """The current name of an entry in a checkpoint of an older format."""
     if version == 1 and name == "best_top1":
         return "best_score"
     return re.sub(r"^optimizer\.", "optimizer.#", name) if version < 3 else name
@@ -195,7 +203,7 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, str]]:
 
 
 def _manifest(sums: dict[str, str], version: int = FORMAT_VERSION) -> bytes:
-    """The manifest for these checksums. A file with any other text is damaged."""
+    """The text of the manifest with these checksums. A manifest with any other text is damaged."""
     covered = sums if version < 3 else {"files": sums, "format": version}
     checksum = hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
     content = {"format": version, "files": sums, "sha256": checksum}

@@ -18,17 +18,17 @@ from vismoe.data import (
     Batch,
     Data,
     ImageSet,
+    check_batch_size,
     check_images,
-    check_shares,
     evaluation_batches,
+    find_group_column,
+    format_classes,
+    format_group_column,
+    format_reasons,
     note_of_levels,
     shared_groups,
-    tell_classes,
-    tell_reasons,
-    tell_unnamed_groups,
     training_batches,
-    unnamed_groups,
-    without,
+    without_files,
 )
 from vismoe.inference import evaluate
 from vismoe.moe import biased_routers, keeping_balance, rebalance
@@ -47,36 +47,43 @@ from .step import Trainer
 from .tracker import check_tracker, tracking
 
 LOG_EVERY = 20
-REBALANCING = 32
-"""Batches of training images by which an EMA's experts are balanced before it is evaluated or saved."""
-SHRUNK = 4
-"""Images whose sides are so many times the network's are said to be shrunk."""
+"""Steps between two lines of the log; fewer in runs of less than 400 steps."""
+REBALANCE_BATCHES = 32
+"""Number of training batches that balance the experts of an EMA before it is evaluated or saved."""
+SHRINK_WARNING = 4
+"""Both sides of the images ÷ those of the network's input, from which on a warning is printed."""
 
 
 class TrainingStoppedError(RuntimeError):
-    """A training was stopped by signal number `signal`, after it wrote a checkpoint."""
+    """Training was stopped by a signal. A checkpoint was written before.
+
+    - `signal`: number of the signal.
+    """
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
         self.signal = number
 
 
-def told_signal(number: int) -> str:
-    """A signal in words."""
+def signal_name(number: int) -> str:
+    """The name of a signal for messages; for SIGINT it starts with "Ctrl-C"."""
     name = signal.Signals(number).name
     return f"Ctrl-C, {name}" if number == signal.SIGINT else name
 
 
 class Stop:
-    """Inside the block the first SIGTERM or SIGINT (Ctrl-C) only sets `asked`, to its number; a second one acts as it
-    does outside."""
+    """Context manager that delays SIGTERM and SIGINT (Ctrl-C).
+
+    Inside the block the first of them only sets `requested` to its number, so that the training can stop after the
+    current step. The second one has its usual effect.
+    """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
+        self.requested: int | None = None
         self._handlers: dict[int, signal.Handlers | int | None] = {}
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = number
         self._restore()
 
     def _restore(self) -> None:
@@ -85,9 +92,9 @@ class Stop:
         self._handlers = {}
 
     def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():  # handlers can be set only there
+        if threading.current_thread() is threading.main_thread():  # handlers can be set only in the main thread
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._ask)  # type: ignore[assignment]
+                self._handlers[number] = signal.signal(number, self._request)  # type: ignore[assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,61 +111,68 @@ def fit(
     extra_eval: Mapping[str, ImageSet] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Run:
-    """Trains by a recipe and writes a run folder. With several processes (`torchrun`) each computes its share of every
-    batch, and the main process writes the run.
+    """Trains by a recipe and writes a run folder.
+
+    With several processes (`torchrun`), each process computes its share of every batch, and the main process writes the
+    run folder.
 
     **Arguments:**
 
-    - `recipe`: what defines the run; `out`: its folder.
-    - `on_status`: is called with a `Status` every few steps.
-    - `resume`: go on from the newest whole checkpoint in `out`, from the beginning where there is none. The result is
-      bit-equal to that of a run that was never interrupted. Steps and cooldown may differ from before as long as
-      every step that is done would have had the same learning rate.
-    - `data`: the set, in place of the one that the recipe names; all its images must be readable (see
-      `vismoe.data.fingerprint_all`).
-    - `network`: makes the network to train, in place of the recipe's; parameters without a gradient stay as they are.
-    - `extra_eval`: further sets by name, evaluated whenever the validation split is and logged as NAME/METRIC; they are
-      never used for selection.
-    - `log`: is called with each line about the set, before the first step; default: nothing is said.
+    - `recipe`: the recipe.
+    - `out`: the run folder.
+    - `on_status`: called with a `Status` every few steps; default: no call.
+    - `resume`: whether to resume the run in `out` from its newest undamaged checkpoint, or from the beginning if there
+      is none; default False. The result is bit-identical to that of an uninterrupted run. `steps` and `cooldown_steps`
+      may change if all steps already done would have had the same learning rates.
+    - `data`: the data set, instead of the recipe's; all images must be readable (see `vismoe.data.fingerprint_all`).
+      Default: the recipe's.
+    - `network`: function that returns the network to train, instead of the recipe's; parameters with `requires_grad`
+      False are not trained. Default: the recipe's.
+    - `extra_eval`: additional image sets by name. They are evaluated whenever the validation split is, and logged as
+      NAME/METRIC; they are never used for selection. Default: none.
+    - `log`: called with each line of text about the data set, before the first step; default: no call.
 
-    **Returns:** the finished `Run`. Where the set has a test split beside the validation split, its summary has the
-    metrics of the final weights on it, under "test".
+    **Returns:** the finished `Run`. If the data set has a test split, the entry "test" of its summary has the metrics
+    of the final weights on it.
 
-    **Raises:** FileExistsError where `out` exists and `resume` is False; ValueError, FileNotFoundError where the recipe
-    cannot be followed, too many files cannot be read, or the run to resume has another recipe or set; all of these
-    before anything is written. TrainingDivergedError; TrainingStoppedError after SIGTERM or SIGINT, once a checkpoint
-    is written.
+    **Raises:**
+
+    - FileExistsError if `out` exists and `resume` is False; before anything is written.
+    - ValueError, FileNotFoundError if the recipe cannot be used, too many files are unreadable, or the run to resume
+      has another recipe or data set; before anything is written.
+    - TrainingDivergedError if the loss or the gradient is not finite in too many steps in a row.
+    - TrainingStoppedError after SIGTERM or SIGINT, when a checkpoint has been written.
     """
     check_tracker(recipe.track)
     with join_mesh() as mesh:
         device = mesh.device(resolve_device(recipe.device))
-        # No image is decoded before the network is built: errors of the recipe come first.
+        # Images are decoded only after the network is built, so that errors in the recipe are found first.
         open_set = partial(open_for, recipe.task, recipe.data, recipe.split_seed, group_column=recipe.group_column)
         opened = open_set(moved=()) if data is None else data
         if opened.train is None:
-            raise ValueError(f"{recipe.data} has no training split: expected {recipe.data}/train to train on")
+            raise ValueError(f"{recipe.data} has no training split: expected the folder {recipe.data}/train")
         if data is None:
-            _refuse_shared_groups(opened)
+            _check_group_column(opened)
         task = task_for(recipe.task, opened, recipe.to_json())
         task.check(opened)
         extra_eval = _check_extra_eval(extra_eval or {}, task)
-        check_shares(recipe.batch_size, mesh.size)
+        check_batch_size(recipe.batch_size, mesh.size)
         state = begin((build(recipe, opened, task) if network is None else network()).to(device), recipe)
         run, moved, left_out = mesh.run_on_main(
             lambda: _open_run(recipe, state.model, out, opened, resume, None if data is not None else open_set)
         )
         if data is None and moved:
             opened = open_set(moved=moved)
-        run, data = replace(run, writes=mesh.is_main), without(opened, left_out)
+        run, data = replace(run, writes=mesh.is_main), without_files(opened, left_out)
         task = task_for(recipe.task, data, recipe.to_json())
         if log is not None and mesh.is_main:
             _describe(data, state.model, log)
-        with run.alone(), Stop() as stop:
+        with run.lock(), Stop() as stop:
             checkpointer = Checkpointer(run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _warn)
             if (saved := checkpointer.newest()) is not None:
                 state.load_state_dict(saved)
-            run.forget_after(state.step)
-            run.follow(recipe)
+            run.truncate_metrics(state.step)
+            run.update_length(recipe)
             with tracking(run, recipe, state.step) as track:
                 trainer = Trainer(recipe, state, task, mesh, track)
                 evaluation = _optimise(
@@ -176,92 +190,100 @@ def fit(
 
 
 def _describe(data: Data, model: nn.Module, log: Callable[[str], None]) -> None:
-    """Logs the classes of a set, the sizes of its splits, and the size that images are trained at."""
-    if classes := tell_classes(data):
+    """Logs the classes, the sizes of the splits, and the image size in training."""
+    if classes := format_classes(data):
         log(classes)
     _, height, width = data_config(model)["input_size"]
     test = "" if data.test is None else f", {len(data.test):,} test images"
     log(
-        f"{len(data.parts[0]):,} training images, {len(data.val):,} validation images{test}; "
+        f"{len(data.train_and_val[0]):,} training images, {len(data.val):,} validation images{test}; "
         f"trained at {height} × {width} pixels"
     )
 
 
-def _refuse_shared_groups(data: Data) -> None:
-    """Raises ValueError where a set has its own training and validation splits, and a group of its `group_column` is in
-    both. (A set without its own is split so that none is.)"""
+def _check_group_column(data: Data) -> None:
+    """Raises ValueError if a group of the `group_column` is in both the training and the validation split. This happens
+    only if the data set came with its splits: a random split keeps groups together."""
     if data.group_column is None or data.moved is not None or data.train is None:
         return
-    if (found := shared_groups(data.train, data.val, data.group_column)) is not None:
+    if (shared := shared_groups(data.train, data.val, data.group_column)) is not None:
         raise ValueError(
-            f"group_column={data.group_column!r}: {found.shared} of {found.evaluated} validation images of {data.name} "
-            "have a value that is in its training split too: move the files so that each value is in one of them, or "
-            "put all into one folder, which is then split"
+            f"group_column={data.group_column!r}: {shared.shared} of {shared.evaluated} validation images of "
+            f"{data.name} have a value that training images have too: move the files so that each value is "
+            "in one split, or put all files into one folder without splits, which is then split at random"
         )
 
 
-def _refuse_images_of_parent(recipe: Recipe, data: Data) -> None:
-    """Raises ValueError where the run that `recipe.weights` names was trained on validation images of this one."""
+def _check_images_of_parent(recipe: Recipe, data: Data) -> None:
+    """Raises ValueError if the run of the initial weights was trained on validation images of this run."""
     parent = Run.of(recipe.weights) if recipe.weights else None
     if parent is None or Path(parent.recipe.data).resolve() != Path(recipe.data).resolve():
         return
     old = parent.recipe
     if parent.test_files is not None:
-        trained = {file for file, side in parent.read(SPLIT)["files"].items() if side == "train"}
+        trained = {file for file, split in parent.read(SPLIT)["files"].items() if split == "train"}
         seed, advice = 0, "`vismoe finetune --from` keeps its split"
     else:
-        before = open_for(old.task, old.data, old.split_seed, moved=parent.moved)
-        trained, seed = set(before.parts[0].files), old.split_seed
+        parent_data = open_for(old.task, old.data, old.split_seed, moved=parent.moved)
+        trained, seed = set(parent_data.train_and_val[0].files), old.split_seed
         grouped = "" if old.group_column is None else f" --group-column {old.group_column}"
         advice = f"--split-seed {seed}{grouped} keeps its split"
     shared = len(trained.intersection(data.val.files))
     if shared or (recipe.data == "digits" and recipe.split_seed != seed):
         number = f"{shared} of {len(data.val)}" if shared else "some"
         raise ValueError(
-            f"weights={recipe.weights!r}: it was trained on {number} of the validation images, and figures would be "
-            f"too good: {advice}, or name other images with --data"
+            f"weights={recipe.weights!r}: it was trained on {number} of the validation images, so metrics would be too "
+            f"good: {advice}, or use other images with --data"
         )
 
 
 def _check_extra_eval(extra_eval: Mapping[str, ImageSet], task: Task) -> Mapping[str, ImageSet]:
-    """The further sets, once it is known that the task can evaluate each.
+    """Returns `extra_eval`.
 
-    **Raises:** ValueError for one that it cannot evaluate.
+    **Raises:** ValueError for an image set that the task cannot evaluate.
     """
     for name, images in extra_eval.items():
         if not len(images):
-            raise ValueError(f"extra_eval[{name!r}] has no image: expected one or more")
-        task.check_further(name, images)
+            raise ValueError(f"extra_eval[{name!r}] has no images: expected at least one")
+        task.check_extra_eval(name, images)
     return extra_eval
 
 
 def _open_run(
     recipe: Recipe, model: nn.Module, out: Path, data: Data, resume: bool, open_set: Callable[..., Data] | None
 ) -> tuple[Run, Any, Any]:
-    """The run to begin or resume, the files of its set that changed sides (see `Data.moved`), and the files that are
-    left out. Where `open_set` opens the set again, its images are not decoded yet: both are found by decoding each
-    once."""
+    """Creates the run, or opens the run to resume.
+
+    **Arguments:**
+
+    - `recipe`, `out`, `resume`: as in `fit`.
+    - `model`: the network to train.
+    - `data`: the data set.
+    - `open_set`: opens the data set again, if its images are not decoded yet; None if they are.
+
+    **Returns:** the run, the files that were moved between the splits (see `Data.moved`), and the files left out.
+    """
     if resume and Run.of(out) == Run(out):
         if open_set is not None and data.moved is not None:
             data = open_set(moved=Run(out).moved)
         run = Run.reopen(out, recipe, data, max(Checkpointer(out / CHECKPOINTS).steps(), default=0))
     else:
-        Run.refuse(out)
+        Run.check_free(out)
         if open_set is not None:
             data = open_set(workers=recipe.workers) if data.moved is not None else data
             data = check_images(data, recipe.max_unreadable, recipe.workers)
             _warn_of_size(data, data_config(model)["input_size"][1:])
-            if (found := unnamed_groups(data, fewest=2)) is not None:
-                _warn(tell_unnamed_groups(found))
+            if (shared := find_group_column(data, fewest=2)) is not None:
+                _warn(format_group_column(shared))
             if text := note_of_levels(data, data_config(model).get("max_level")):
                 _warn(f"note: {text}")
-        _refuse_images_of_parent(recipe, data)
+        _check_images_of_parent(recipe, data)
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
-        total = len(left_out) + sum(map(len, without(data, left_out).parts))
+        total = len(left_out) + sum(map(len, without_files(data, left_out).train_and_val))
         _warn(
             f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them "
-            f"({tell_reasons(left_out)})"
+            f"({format_reasons(left_out)})"
         )
     if open_set is not None:
         for text in data.notes:
@@ -270,14 +292,14 @@ def _open_run(
 
 
 def _warn_of_size(data: Data, trained_at: tuple[int, int]) -> None:
-    """Warns where the images are many times as large as what the network sees of them."""
+    """Warns if the images are many times larger than the input of the network."""
     if data.typical_size is None:
         return
     (width, height), (to_height, to_width) = data.typical_size, trained_at
-    if min(width / to_width, height / to_height) >= SHRUNK:
+    if min(width / to_width, height / to_height) >= SHRINK_WARNING:
         _warn(
-            f"note: images of about {width} × {height} pixels are shrunk to {to_width} × {to_height}, at which little "
-            "can be recognised: `vismoe train images` trains at 64 × 64, --image-size at another size"
+            f"note: images of about {width} × {height} pixels are resized to {to_width} × {to_height}, where details "
+            "are lost: `vismoe train images` uses 64 × 64, and --image-size sets another size"
         )
 
 
@@ -293,9 +315,15 @@ def _optimise(
     stop: Stop,
     on_status: Callable[[Status], None] | None,
 ) -> Evaluation:
+    """Runs the remaining steps: trains, logs, evaluates, writes checkpoints, stops.
+
+    **Returns:** the last evaluation on the validation split.
+
+    **Raises:** TrainingDivergedError, TrainingStoppedError.
+    """
     recipe, state, mesh, log = trainer.recipe, trainer.state, trainer.mesh, trainer.log
     meter, evaluation = Meter(recipe, state.step), None
-    log_every = min(LOG_EVERY, max(1, recipe.steps // 20))  # short runs have curves too
+    log_every = min(LOG_EVERY, max(1, recipe.steps // 20))  # so that short runs have curves too
     for batch in _batches(trainer, data):
         state.step += 1
         last = state.step == recipe.steps
@@ -313,7 +341,7 @@ def _optimise(
             log(_log_line(status, trainer.task))
             if on_status is not None:
                 on_status(status)
-        stop_signal = mesh.all_reduce_max(stop.asked or 0)
+        stop_signal = mesh.all_reduce_max(stop.requested or 0)
         if _is_due(recipe, state, is_best) or (stop_signal and not last):
             with meter.paused():
                 checkpointer.save(state.step, state.state_dict(), state.best_step)
@@ -321,8 +349,8 @@ def _optimise(
             path = checkpointer.folder
             raise TrainingStoppedError(
                 stop_signal,
-                f"{told_signal(stop_signal)}: stopped after step {state.step} of {recipe.steps}, which {path} has a "
-                f"checkpoint of; the same command with --out {path.parent} --resume auto goes on",
+                f"{signal_name(stop_signal)}: stopped after step {state.step} of {recipe.steps}; a checkpoint is in "
+                f"{path}. To continue, repeat the command with --out {path.parent} --resume auto",
             )
         if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
             break
@@ -330,23 +358,23 @@ def _optimise(
 
 
 def _is_due(recipe: Recipe, state: State, is_best: bool) -> bool:
-    """Whether a checkpoint is to be written after this step."""
+    """Whether to write a checkpoint after this step."""
     if is_best and (recipe.keep == "best" or recipe.checkpoint_every > 0):
         return True
     return recipe.checkpoint_every > 0 and state.step % recipe.checkpoint_every == 0
 
 
 def _log_line(status: Status, task: Task) -> dict[str, Any]:
-    """The line of a status in the run's metrics."""
+    """A status as a line of the run's metrics."""
     score = {} if status.accuracy is None else {str(task.training_metric): status.accuracy}
     return {"step": status.step, "loss": status.loss} | score | {"load": status.load}
 
 
 def _batches(trainer: Trainer, data: Data) -> Iterator[Batch]:
-    """The batches that the run has yet to take: this process's share of each, on the model's device."""
+    """The remaining batches of the run: this process's share of each, on the device of the model."""
     recipe, state, task, mesh = trainer.recipe, trainer.state, trainer.task, trainer.mesh
     batches = training_batches(
-        data.parts[0],
+        data.train_and_val[0],
         task.training_transform(data_config(state.model), recipe.augmentation),
         recipe.batch_size,
         recipe.seed,
@@ -367,8 +395,11 @@ def _on_device(value: Any, trainer: Trainer) -> Any:
 def _evaluate_all(
     trainer: Trainer, data: Data, extra_eval: Mapping[str, ImageSet]
 ) -> tuple[Evaluation, dict[str, float]]:
-    """The evaluation on the validation split, and the logged metrics of it and of the further sets; the names of the
-    latter are SET/METRIC."""
+    """Evaluates the validation split and the additional image sets.
+
+    **Returns:** the evaluation on the validation split, and all metrics to log; those of additional sets are named
+    SET/METRIC.
+    """
     evaluation = _evaluate(trainer, data, data.val)
     logged = dict(evaluation.logged)
     for name, images in extra_eval.items():
@@ -377,29 +408,31 @@ def _evaluate_all(
 
 
 def _evaluate(trainer: Trainer, data: Data, images: ImageSet) -> Evaluation:
-    """The evaluation on `images`. An EMA is balanced for it; its state is as before afterwards, so that training does
-    not depend on how often it is evaluated."""
+    """Evaluates on `images`. The experts of an EMA are balanced for the evaluation; afterwards the balance is restored,
+    so that training does not depend on the number of evaluations."""
     network, mesh = trainer.state.evaluated, trainer.mesh
-    mesh.broadcast(network.buffers())  # each process has its own statistics of batch norm
+    mesh.broadcast(network.buffers())  # batch norm statistics differ between processes
     with keeping_balance(network):
         _rebalance(trainer, data)
         return evaluate(network, images, workers=trainer.recipe.workers, mesh=mesh, task=trainer.task)
 
 
 def _rebalance(trainer: Trainer, data: Data) -> None:
-    """Fits the balancing biases of the EMA to its weights, by training images prepared as for evaluation."""
+    """Adapts the balancing biases of the EMA to its weights, using training images transformed as in evaluation."""
     state, recipe, task, mesh = trainer.state, trainer.recipe, trainer.task, trainer.mesh
     if state.average is None or not biased_routers(state.evaluated):
         return
-    images, network = data.parts[0], state.evaluated
+    images, network = data.train_and_val[0], state.evaluated
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(recipe.seed))
-    number = min(len(order), REBALANCING * recipe.batch_size) // mesh.size * mesh.size  # as many for each process
+    number = (
+        min(len(order), REBALANCE_BATCHES * recipe.batch_size) // mesh.size * mesh.size
+    )  # the same number for each process
     places = order[:number][mesh.rank :: mesh.size].tolist()
     transform = task.evaluation_transform(data_config(network))
     batches = evaluation_batches(
         images.subset(places), transform, recipe.batch_size // mesh.size, recipe.workers, task.collate
     )
-    moved = ({name: _on_device(value, trainer) for name, value in batch.items()} for batch in batches)
+    on_device = ({name: _on_device(value, trainer) for name, value in batch.items()} for batch in batches)
     frozen = [name for name, router in biased_routers(state.model).items() if router.is_frozen]
     with evaluating(network):
-        rebalance(network, moved, task.forward, mesh.sum, skip=frozen)
+        rebalance(network, on_device, task.forward, mesh.sum, skip=frozen)

@@ -1,4 +1,4 @@
-"""Progress of a training: loss, score and speed."""
+"""Training progress: loss, score and speed."""
 
 import math
 import time
@@ -15,15 +15,16 @@ from .step import Outcome
 
 @dataclass(frozen=True)
 class Status:
-    """Progress of a training.
+    """Training progress.
 
-    - `step`, `steps`: steps done, and steps of the run.
+    - `step`: number of steps done.
+    - `steps`: number of steps in the run.
     - `loss`: mean training loss since the last status.
-    - `accuracy`: the task's training metric since the last status; None where it has none.
-    - `score`: primary metric on the validation split at the last evaluation; None before the first.
-    - `images_per_second`: training images per second since the last status, without evaluations.
-    - `seconds_left`: estimated time to the last step, in seconds.
-    - `load`: fraction of the choices that each expert got, by layer.
+    - `accuracy`: mean training metric of the task since the last status; None if the task has none.
+    - `score`: primary metric on the validation split in the last evaluation; None before the first.
+    - `images_per_second`: training speed since the last status, without the time of evaluations.
+    - `seconds_left`: estimated seconds until the last step.
+    - `load`: by layer, the fraction of the tokens' choices that each expert got.
     """
 
     step: int
@@ -37,7 +38,13 @@ class Status:
 
 
 class Meter:
-    """Loss, accuracy and speed since the last status."""
+    """Measures loss, accuracy and speed since the last status.
+
+    **Arguments:**
+
+    - `recipe`: the recipe of the run.
+    - `first_step`: number of steps already done; default 0.
+    """
 
     def __init__(self, recipe: Recipe, first_step: int = 0):
         self.recipe, self.first_step = recipe, first_step
@@ -47,12 +54,20 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside does not count as training time."""
+        """The time in this block does not count as training time."""
         start = time.perf_counter()
         yield
         self.paused_seconds += time.perf_counter() - start
 
     def status(self, step: int, load: dict[str, Tensor], score: float | None) -> Status:
+        """The status after a step; starts a new measurement.
+
+        **Arguments:**
+
+        - `step`: number of steps done.
+        - `load`: by layer, the number of choices that each expert got.
+        - `score`: primary metric in the last evaluation; None before the first.
+        """
         now = time.perf_counter()
         elapsed = now - self.started
         score_of_batches = torch.stack([outcome.score for outcome in self.outcomes]).mean().item()

@@ -24,10 +24,15 @@ TIMM: dict[str, dict[str, Any]] = {
 def freeze(model: nn.Module, pattern: str) -> None:
     """Freezes the parameters whose names match a regular expression.
 
-    They get no gradient and do not count in the gradient norm. The reference computes their gradients, clips by the
-    norm of all, and then drops them (google-research/vmoe, train/optimizer.py).
+    Frozen parameters get no gradient and do not count in the gradient norm. (The reference, google-research/vmoe,
+    train/optimizer.py, differs: it computes their gradients, clips by the norm of all gradients, then drops them.)
 
-    **Raises:** ValueError where the pattern matches no parameter, or all.
+    **Arguments:**
+
+    - `model`: the network.
+    - `pattern`: regular expression, searched in the parameter names.
+
+    **Raises:** ValueError if the pattern matches no parameter or all of them.
     """
     matching = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
     _check_matches(bool(matching), "frozen", pattern, model)
@@ -41,17 +46,17 @@ def freeze(model: nn.Module, pattern: str) -> None:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser (timm's), for all parameters that require a gradient.
+    """Creates the recipe's optimiser (timm's), for all parameters that require a gradient.
 
-    **Raises:** ValueError where a pattern of `weight_decay` or `learning_rates` matches no parameter.
+    **Raises:** ValueError if a pattern of `weight_decay` or `learning_rates` matches no parameter.
     """
     options = TIMM[recipe.optimizer] | {"lr": recipe.learning_rate, "momentum": recipe.momentum}
     return timm.optim.create_optimizer_v2(model, **options, param_group_fn=lambda _: _groups(model, recipe))
 
 
 def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """An optimiser's state by parameter name: PARAMETER.ENTRY for each entry of a parameter's state, tensor or not, and
-    `groups`, the options of each group with the names of its parameters.
+    """An optimiser's state by name: PARAMETER.ENTRY for each entry of a parameter's state, tensor or not; and "groups",
+    the options of each parameter group with the names of its parameters.
 
     **Raises:** ValueError for an entry that belongs to no parameter.
     """
@@ -61,7 +66,7 @@ def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
         if not isinstance(number, int):
             raise ValueError(
                 f"the state of {type(optimizer).__name__} has {number!r}, which belongs to no parameter: a checkpoint "
-                "holds only entries of parameters; train with another optimizer"
+                "can hold only entries of parameters; use another optimizer"
             )
         state |= {f"{names[number]}.{entry}": value for entry, value in entries.items()}
     groups = []
@@ -72,10 +77,10 @@ def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Loads what `named_state` returned; the order of the parameters may differ. `#NUMBER` may replace a parameter's
-    name: its number, counted through all groups.
+    """Loads a state that `named_state` returned. The order of the parameters may differ. Instead of a parameter's name,
+    the state may have `#NUMBER`, its number counted through all groups.
 
-    **Raises:** ValueError where an entry belongs to no parameter of the optimiser.
+    **Raises:** ValueError if an entry belongs to no parameter of the optimiser.
     """
     names, packed = _parameter_names(model, optimizer), optimizer.state_dict()
     numbers = {name: number for number, name in enumerate(names)}
@@ -99,7 +104,8 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
         loaded = optimizer.state[parameters[number]]
         for entry, value in parameter_entries.items():
             if isinstance(value, Tensor):
-                # PyTorch casts every entry, even step counts, to the parameter's dtype. A copy: the file may be mapped.
+                # load_state_dict has cast every entry, even step counts, to the dtype of the parameter. A copy,
+                # because the file may be memory-mapped.
                 loaded[entry] = value.to(loaded[entry].device, copy=True)
 
 
@@ -110,9 +116,9 @@ def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
 
 
 def _split_entry(name: str, parameters: Mapping[str, int]) -> tuple[str, str]:
-    """Splits PARAMETER.ENTRY, of which both may have dots.
+    """Splits PARAMETER.ENTRY; both may contain dots.
 
-    **Raises:** ValueError where the name does not begin with a parameter's name.
+    **Raises:** ValueError if the name does not start with a parameter's name.
     """
     places = [place for place, letter in enumerate(name) if letter == "."]
     for place in places:
@@ -122,7 +128,8 @@ def _split_entry(name: str, parameters: Mapping[str, int]) -> tuple[str, str]:
 
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameter groups, each with one weight decay and one learning rate; `lr_scale`: its rate ÷ the recipe's."""
+    """Parameter groups, each with one weight decay and one learning rate. `lr_scale`: learning rate of the group ÷ the
+    recipe's."""
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     decays = recipe.weight_decay if isinstance(recipe.weight_decay, tuple) else ()
     for field, pairs in (("weight_decay", decays), ("learning_rates", recipe.learning_rates)):
@@ -143,7 +150,8 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _timm_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """timm's groups: by kind of parameter and, with layer decay, by block; without the recipe's patterns."""
+    """timm's parameter groups: with and without weight decay and, with layer decay, by block. The recipe's patterns are
+    not applied."""
     decay = 0.0 if isinstance(recipe.weight_decay, tuple) else recipe.weight_decay
     undecayed: set[str] = getattr(model, "no_weight_decay", set)()
     if recipe.layer_decay == 1:
@@ -152,7 +160,7 @@ def _timm_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _first_match(pairs: tuple[tuple[str, float], ...], name: str, default: float) -> float:
-    """The value of the first pattern that matches a name; without a match the default."""
+    """The value of the first pattern that matches the name; `default` if none does."""
     return next((value for pattern, value in pairs if re.search(pattern, name)), default)
 
 

@@ -1,4 +1,4 @@
-"""Everything that defines one training run."""
+"""The recipe: everything that defines a training run."""
 
 import re
 from collections.abc import Callable
@@ -41,13 +41,13 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "it must be at least 0 and below 1",
     ),
 )
-"""Field names, a check of each value, and the error message where it fails."""
+"""Field names, a check of each value, and the error message if the check fails."""
 AUGMENTATION = ("degrees", "translate", "scale", "shear", "flip", "crop", "color_jitter", "noise", "erase")
 """Fields that are arguments of `vismoe.data.training_transform`, with the same names."""
 
 
 FEWEST_STEPS = 50
-"""Optimiser steps below which a training is said to be short: as many as the default warm-up alone."""
+"""Number of steps below which training is called short: the length of the default warm-up."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,14 @@ class Recipe:
     """
 
     name: str = "custom"
-    """Name of the run; its default folder is runs/NAME."""
+    """Name of the run; the default run folder is runs/NAME."""
     model: str = "vmoe_pico_patch2_8_every2_e8"
     """Architecture: a preset (`vismoe models` lists them), or timm:NAME for a timm model."""
     image_size: int | None = None
-    """Height and width in pixels that images are resized to; default: the model's."""
+    """Image height and width in pixels; default: the model's."""
     max_level: int | None = None
-    """Level of white in 16-bit grey images, such as 4095 for 12-bit data; default: the network's, or 65535."""
+    """Level that is white in 16-bit grey images, for example 4095 for 12-bit data; default: the one stored with the
+    initial weights, or 65535."""
     num_experts: int | None = None
     """Number of experts in each sparse layer; default: the preset's."""
     experts_per_token: int | None = None
@@ -72,119 +73,129 @@ class Recipe:
     balance: Literal["preset", "bias", "loss", "none"] = "preset"
     """Load balancing: bias (a bias per expert), loss (auxiliary losses) or none; preset: the preset's."""
     noise_std: float | None = None
-    """Router noise in training: standard deviation on the logits, times 1/num_experts; default: the preset's."""
+    """Router noise in training: its standard deviation on the logits is this value ÷ num_experts; default: the
+    preset's."""
     model_options: tuple[tuple[str, int | float | str], ...] = ()
-    """Further model options as pairs NAME VALUE, for example capacity_factor 1.05 (see `vismoe.create_model`)."""
+    """Other model options as pairs NAME VALUE, for example capacity_factor 1.05 (see `vismoe.create_model`)."""
     weights: str = ""
-    """Run or model folder with initial weights for all layers but the classifier; empty: random weights."""
+    """Run folder or model folder with the initial weights of all layers except the classifier; empty: random
+    weights."""
     drop_path: float = 0.0
-    """Stochastic depth rate of the last block; it decreases linearly to 0 at the first block."""
+    """Stochastic depth: probability of skipping the last block in training; it decreases linearly to 0 at the first
+    block."""
     data: str = "digits"
-    """Data set: digits, fashion-mnist, or a folder with one folder per class, or with images and a metadata.csv
-    (columns file_name and label)."""
+    """Data set: digits, fashion-mnist, or a folder that has a folder of images for each class, or images and a
+    metadata.csv with the columns file_name and label."""
     task: str = "auto"
-    """Task; auto: classification with one or several labels per image, depending on the data set."""
+    """Name of the task; auto: classification, with one or several labels per image as in the data set."""
     max_unreadable: float = 0.1
-    """Max fraction of unreadable files in a folder: they are left out; if there are more, the run does not start."""
+    """Largest fraction of unreadable image files, 0 to 1. They are left out; if there are more, training does not
+    start."""
     split_seed: int = 0
-    """Seed of the random train/validation split of a data set that comes without splits."""
+    """Seed of the random training/validation split; used only if the data set has no splits."""
     group_column: str | None = None
-    """Column of metadata.csv with groups of images (of one patient, video, site): each group stays in one split."""
+    """Column of metadata.csv with groups of images (of one patient, video, site); each group stays in one split."""
     steps: int = 1000
     """Number of optimiser steps."""
     batch_size: int = 64
-    """Images per optimiser step."""
+    """Number of images per optimiser step, over all processes."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     learning_rates: tuple[tuple[str, float], ...] = ()
-    """Peak learning rates by parameter name, as pairs REGEX RATE.
-    The first matching pattern wins; unmatched: learning_rate. All follow the same schedule."""
+    """Peak learning rates by parameter name, as pairs REGEX RATE. The first pattern that matches a name is used; the
+    other parameters use learning_rate. All rates follow the same schedule."""
     optimizer: Optimizer = "adamw"
-    """adamw; sgd: SGD with Nesterov momentum; momentum: SGD with plain momentum and decoupled weight decay."""
+    """Optimizer: adamw, sgd (with Nesterov momentum), or momentum (SGD with plain momentum and decoupled weight
+    decay)."""
     momentum: float = 0.9
     """Momentum of the optimizers sgd and momentum."""
     schedule: Schedule = "cosine"
-    """Learning rate schedule: cosine, linear (their decay counts from step 0); warmup-cosine, warmup-polynomial
-    (theirs counts from the end of the warm-up); rsqrt (inverse square root); constant."""
+    """Learning rate schedule: cosine or linear (decay counted from step 0), warmup-cosine or warmup-polynomial (decay
+    counted from the end of the warm-up), rsqrt (inverse square root), or constant."""
     warmup_steps: int = 50
-    """Linear warm-up steps; in a run of no more than this many steps, a tenth of its steps."""
+    """Number of warm-up steps, in which the learning rate rises linearly from 0. If a run has no more steps than this,
+    a tenth of its steps is used."""
     end_learning_rate: float = 0.0
     """Final learning rate of the schedules cosine, linear, warmup-cosine and warmup-polynomial."""
     power: float = 1.0
-    """Power of the schedule warmup-polynomial; 1: linear decay."""
+    """Exponent of the schedule warmup-polynomial; 1: linear decay."""
     timescale: int = 0
-    """Steps after the warm-up until the schedule rsqrt is at √½ of the peak; 0: warmup_steps."""
+    """Schedule rsqrt: number of steps after the warm-up until the rate is √½ of the peak; 0: warmup_steps."""
     cooldown_steps: int = 0
-    """Final steps of linear decay to 0 in the schedules rsqrt and constant."""
+    """Schedules rsqrt and constant: number of final steps in which the rate decays linearly to 0."""
     frozen: str = ""
-    """Regular expression: parameters whose names match are frozen; empty: all are trained."""
+    """Regular expression: parameters with matching names are frozen; empty: all parameters are trained."""
     layer_decay: float = 1.0
-    """Layer-wise learning rate decay: each block's rate is this factor times the next block's; 1 disables it."""
+    """Layer-wise learning rate decay: the rate of a block is this factor times the rate of the next block; 1: no
+    decay."""
     accumulate: int = 1
-    """Gradient accumulation steps: the batch is computed in this many parts to save memory.
-    The balancing bias is updated after each part."""
+    """Gradient accumulation: number of micro-batches that a batch is divided into, to save memory. The balancing bias
+    is updated after each micro-batch."""
     average_decay: float = 0.0
-    """EMA decay; the EMA weights are evaluated and saved. 0 disables the EMA."""
+    """EMA decay, at least 0 and below 1; the EMA weights are evaluated and saved. 0: no EMA."""
     average_warmup: bool = False
-    """EMA warm-up: after t steps the decay is 1 − t^(−2/3), at most average_decay (timm's --model-ema-warmup)."""
+    """EMA warm-up, as timm's --model-ema-warmup: after t steps the decay is 1 − t^(−2/3), at most average_decay."""
     weight_decay: float | tuple[tuple[str, float], ...] = 0.05
-    """Weight decay of weight matrices (decoupled except for sgd), or pairs REGEX DECAY for all parameters.
-    The first matching pattern wins; unmatched: 0."""
+    """Weight decay of the weight matrices (decoupled, except for sgd). Or pairs REGEX DECAY for any parameters: the
+    first pattern that matches a name is used; the other parameters have none."""
     loss: Loss = "auto"
-    """auto: softmax cross-entropy; with several labels per image, binary cross-entropy averaged over classes.
+    """Loss. auto: softmax cross-entropy, or, with several labels per image, binary cross-entropy averaged over classes;
     sigmoid: binary cross-entropy summed over classes."""
     label_smoothing: float = 0.05
-    """Label smoothing: fraction of the target that is spread evenly over all classes."""
+    """Label smoothing: fraction of the target that is spread evenly over all classes, at least 0 and below 1."""
     class_weights: float = 0.0
-    """Class weights in the loss: (mean class size ÷ class size) to this power; 0: all classes weigh the same."""
+    """Class weights in the loss: (mean class size ÷ class size) to the power of this value; 0: equal weights."""
     clip_norm: float = 1.0
-    """Max gradient norm; 0 disables clipping."""
+    """Gradient clipping: largest norm of the gradient; 0: no clipping."""
     degrees: float = 10.0
-    """Augmentation: max rotation in degrees, in either direction."""
+    """Augmentation: largest rotation in degrees, in either direction."""
     translate: float = 0.08
-    """Augmentation: max shift, as a fraction of the image size."""
+    """Augmentation: largest shift, as a fraction of the image size."""
     scale: float = 0.1
     """Augmentation: random scale factor within 1 ± this."""
     shear: float = 5.0
-    """Augmentation: max shear in degrees."""
+    """Augmentation: largest shear in degrees, in either direction."""
     flip: float = 0.0
     """Augmentation: probability of a horizontal flip."""
     crop: float = 1.0
-    """Augmentation: min area of the random crop, as a fraction of the image; 1: the centre crop of evaluation."""
+    """Augmentation: smallest area of the random crop, as a fraction of the image; 1: centre crop, as in evaluation."""
     color_jitter: float = 0.0
     """Augmentation: random factors within 1 ± this for brightness, contrast and saturation."""
     noise: float = 0.0
     """Augmentation: standard deviation of Gaussian noise on each pixel, where white is 1."""
     erase: float = 0.0
-    """Augmentation: probability of random erasing (a random rectangle is painted over)."""
+    """Augmentation: probability of random erasing (a random rectangle gets the mean colour)."""
     mixup: float = 0.0
-    """Mixup alpha: pairs of images are mixed with a weight from Beta(alpha, alpha); 0 disables it."""
+    """Mixup alpha: pairs of images are mixed with a weight from Beta(alpha, alpha); 0: no mixup."""
     cutmix: float = 0.0
-    """CutMix alpha: a part of one image is pasted into another, its area from Beta(alpha, alpha); 0 disables it.
-    With mixup too, each batch gets one of the two at random."""
+    """CutMix alpha: a rectangle of one image replaces that of another, its area from Beta(alpha, alpha); 0: no CutMix.
+    With both mixup and cutmix, one of them is chosen at random for each batch."""
     seed: int = 0
-    """Seed of the initial weights, the order of images and the augmentation."""
+    """Seed of the initial weights, the order of the images, and the augmentation."""
     evaluate_every: int = 200
-    """Steps between evaluations on the validation split."""
+    """Number of steps between evaluations on the validation split."""
     patience: int = 0
-    """Early stopping: stop after this many evaluations in a row without a better score; 0 disables it."""
+    """Early stopping: training stops after this many evaluations in a row without a better score; 0: no early
+    stopping."""
     keep: Keep = "last"
-    """Weights that are saved as the model: last, or best (those with the best validation score)."""
+    """Weights to save as the model: last, or best (those with the best validation score)."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; each best evaluation is checkpointed too.
-    0: only when the run is stopped (Ctrl-C, SIGTERM), and with keep=best at each best evaluation."""
+    """Number of steps between checkpoints; a checkpoint is also written after each best evaluation. 0: checkpoints are
+    written only when training is stopped (Ctrl-C, SIGTERM) and, with keep=best, after each best evaluation."""
     keep_checkpoints: int = 3
-    """Number of recent checkpoints to keep, in addition to the best."""
+    """Number of recent checkpoints to keep, in addition to that of the best evaluation."""
     max_skipped: int = 10
-    """A step whose loss or gradient is not finite is skipped; this many in a row end the run with an error."""
+    """Number of skipped steps in a row that end training with an error. A step is skipped if its loss or gradient is
+    not finite."""
     device: str = "auto"
-    """Device: auto, cpu, cuda or mps."""
+    """Device: cpu, cuda, cuda:NUMBER, mps, or auto (CUDA if available, then MPS, then CPU)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Autocast dtype in training; the weights stay float32."""
+    """Data type of the forward pass in training (autocast); the weights stay float32."""
     workers: int = 0
-    """Number of data loading worker processes; 0: the training process. The images do not depend on it."""
+    """Number of processes that load images; 0: the training process loads them. The result does not depend on it."""
     track: Tracker = "none"
-    """Tracker in addition to metrics.jsonl: tensorboard (in the run folder), trackio or wandb; it must be installed."""
+    """Metrics tracker, in addition to metrics.jsonl: tensorboard (files in the run folder), trackio or wandb. The
+    package must be installed."""
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -194,7 +205,7 @@ class Recipe:
         self._check_optimisation()
 
     def _check_ranges(self) -> None:
-        """Raises ValueError for a value that is not accepted, whatever the other fields are."""
+        """Raises ValueError for a value that is not accepted, regardless of the other fields."""
         rates = {"learning_rates": [rate for _, rate in self.learning_rates]}
         for names, is_accepted, text in RANGES:
             for name in names.split():
@@ -279,8 +290,13 @@ class Recipe:
         return {name: getattr(self, name) for name in AUGMENTATION}
 
     def shortage(self, images: int) -> str | None:
-        """Why the run is too short to learn much from a number of training images, in words; None where it is not: it
-        sees each image once or more, and takes 50 steps or more."""
+        """Why the run is too short to learn much; None if it is long enough: at least one pass over the images, and at
+        least 50 steps.
+
+        **Arguments:**
+
+        - `images`: number of training images.
+        """
         one_pass = -(-images // self.batch_size)
         if self.steps < one_pass:
             return (
@@ -288,15 +304,19 @@ class Recipe:
                 f"images, which takes {one_pass:,} steps"
             )
         if self.steps < FEWEST_STEPS:
-            return f"{self.steps} steps are few, most trainings need {FEWEST_STEPS} or more"
+            return f"{self.steps} steps are few; training usually needs {FEWEST_STEPS} or more"
         return None
 
     def to_json(self) -> dict[str, Any]:
+        """The fields as a dictionary."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Recipe":
-        """The recipe of a dictionary. **Raises:** ValueError for an unknown field."""
+        """The recipe with the fields of a dictionary.
+
+        **Raises:** ValueError for an unknown field, or as `Recipe`.
+        """
         if unknown := sorted(set(values) - {known.name for known in fields(cls)}):
             raise ValueError(f"a recipe has no field {', '.join(unknown)}")
         return cls(**{name: _tuples(value) for name, value in values.items()})

@@ -1,4 +1,4 @@
-"""The report of a finished run: summary and figures."""
+"""Writes the summary and the figures of a finished run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,13 @@ def write_report(
     """Writes a run's summary and figures into its folder.
 
     **Arguments:**
-    - `evaluation`: of the validation split.
-    - `tested`: of the test split; None if the data set has none.
+
+    - `run`: the run.
+    - `state`: its final state.
+    - `task`: its task.
+    - `data`: its data set.
+    - `evaluation`: the evaluation on the validation split.
+    - `tested`: the evaluation on the test split; default None: there is none.
     """
     test = {} if tested is None or data.test is None else {"test": {**tested.metrics, "images": len(data.test)}}
     run.write(
@@ -42,13 +47,13 @@ def write_report(
 
 
 def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> None:
-    """Draws the loss, the primary metric and the load imbalance of the experts against the steps."""
+    """Draws the loss, the primary metric and the experts' load imbalance over the steps."""
     train = [line for line in metrics if line.get("loss") is not None]
     validation = [line for line in metrics if line.get("val_loss") is not None]
     layers = list(train[-1]["load"]) if train else []
     figure = new_figure(12 if layers else 8, 3.4)
     loss, metric, *rest = figure.subplots(1, 3 if layers else 2)
-    marker = "." if len(train) < 20 else ""  # a line of one point is invisible
+    marker = "." if len(train) < 20 else ""  # without markers a curve with one point is invisible
     loss.plot([line["step"] for line in train], [line["loss"] for line in train], marker=marker, label="training")
     evaluated = [line["step"] for line in validation]
     loss.plot(evaluated, [line["val_loss"] for line in validation], "o-", label="validation")

@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,20 +18,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from vismoe.data import Data, Unreadable, without
+from vismoe.data import Data, Unreadable, without_files
 from vismoe.files import readable, write_text
+from vismoe.files.renamed import renamed_method
 from vismoe.weights import load_network
 
 from .recipe import Recipe
 from .schedule import learning_rate
 
 LOCK = ".lock"
-ASKED, INITIAL, SPLIT = "finetune.json", "initial", "split.json"
-"""Files of a `finetune` run: its options, its initial network, and the split of each image file."""
-FREE = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
-"""Recipe fields that may differ in a resumed run: they do not change the result (on one kind of device)."""
+OPTIONS, INITIAL, SPLIT = "finetune.json", "initial", "split.json"
+"""Additional files of a `finetune` run: its options, its initial network, and the split of each image file."""
+MAY_DIFFER = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
+"""Recipe fields that may change when a run is resumed: they do not change its result (on the same kind of device)."""
 LENGTH = ("steps", "cooldown_steps")
-"""Recipe fields that may differ as long as the steps already done would have been the same."""
+"""Recipe fields that may change if the steps already done would have been the same."""
 
 RECIPE, ENVIRONMENT, DATA, METRICS, SUMMARY, MODEL, CHECKPOINTS = (
     "recipe.json",
@@ -47,22 +49,24 @@ ASIDE = re.compile(rf"\.({INITIAL}|{MODEL})\.[0-9a-f]{{32}}\.(new|old)")
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: `recipe.json`, `environment.json`, `data.json` (the data set, and which of its files were left
-    out), `metrics.jsonl`, `summary.json`, plots, and `model/`.
+    """A run folder.
+
+    Its files are `recipe.json`, `environment.json`, `data.json` (the data set and the files left out), `metrics.jsonl`,
+    `summary.json`, plots, and `model/`.
 
     - `path`: the folder.
-    - `writes`: whether this process writes the folder; one of several processes does.
+    - `writes`: whether this process writes to the folder; with several processes only one does. Default True.
     """
 
     path: Path
     writes: bool = True
 
     @staticmethod
-    def refuse(path: Path) -> None:
-        """Raises FileExistsError where the path exists. An empty folder is accepted, and one with the files that a run
-        killed at its start leaves."""
-        hidden = {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE, ASKED)}
-        leftovers = {ENVIRONMENT, DATA, LOCK, ASKED, INITIAL} | hidden
+    def check_free(path: Path) -> None:
+        """Raises FileExistsError if the path exists. Accepted are an empty folder, and a folder that has only files of
+        a run that was killed at its start."""
+        hidden = {f".{name}" for name in (ENVIRONMENT, DATA, RECIPE, OPTIONS)}
+        leftovers = {ENVIRONMENT, DATA, LOCK, OPTIONS, INITIAL} | hidden
         names = {file.name for file in path.iterdir() if not ASIDE.fullmatch(file.name)} if path.is_dir() else set()
         if path.exists() and (not path.is_dir() or names - leftovers):
             hint = "; it is a run: --resume auto continues it" if (path / RECIPE).is_file() else ""
@@ -72,9 +76,9 @@ class Run:
     def create(path: Path, recipe: Recipe, data: Data) -> "Run":
         """Creates a run folder.
 
-        **Raises:** FileExistsError, see `refuse`.
+        **Raises:** FileExistsError as `check_free`.
         """
-        Run.refuse(path)
+        Run.check_free(path)
         path.mkdir(parents=True, exist_ok=True)
         run = Run(path)
         run.write(ENVIRONMENT, environment())
@@ -84,32 +88,40 @@ class Run:
 
     @staticmethod
     def reopen(path: Path, recipe: Recipe, data: Data, done: int = 0) -> "Run":
-        """Opens a run to resume it after `done` steps. Its length may change if those steps would have been the same.
+        """Opens a run to resume it.
 
-        **Raises:** ValueError where a recipe field that changes the result differs, or the data set has changed.
+        **Arguments:**
+
+        - `path`: the run folder.
+        - `recipe`: the recipe. Its `steps` and `cooldown_steps` may have changed if the steps already done would have
+          been the same.
+        - `data`: the data set.
+        - `done`: number of steps already done; default 0.
+
+        **Raises:** ValueError if a recipe field that changes the result is different, or the data set has changed.
         """
         run = Run(path)
         new, old = recipe.to_json(), run.recipe.to_json()
-        changed = [name for name in new if new[name] != old[name] and name not in FREE]
+        changed = [name for name in new if new[name] != old[name] and name not in MAY_DIFFER]
         if done and changed and set(changed) <= set(LENGTH):
             _check_length(path, run.recipe, recipe, done)
         elif changed:
             differences = ", ".join(f"{name}={old[name]} before, {new[name]} now" for name in changed)
             raise ValueError(
-                f"{path} was started with another recipe ({differences}): resume it with that one, or choose "
+                f"{path} was started with another recipe ({differences}): resume it with that recipe, or choose "
                 "another --out"
             )
-        present, recorded = describe(without(data, run.left_out)), run.data
-        if present["digest"] != recorded["digest"]:
+        current, recorded = describe(without_files(data, run.left_out)), run.data
+        if current["digest"] != recorded["digest"]:
             count = ("{training_images} training and {held_out_images} validation images").format
             raise ValueError(
-                f"{data.name} has changed since {path} was started: {count(**recorded)} then, {count(**present)} now, "
+                f"{data.name} has changed since {path} was started: {count(**recorded)} then, {count(**current)} now, "
                 "or other file names or labels; restore it, or choose another --out"
             )
         return run
 
-    def follow(self, recipe: Recipe) -> None:
-        """Writes the recipe again where the run's length has changed."""
+    def update_length(self, recipe: Recipe) -> None:
+        """Writes the recipe if the length of the run has changed."""
         if self.writes:
             old, new = self.recipe.to_json(), recipe.to_json()
             if any(old[name] != new[name] for name in LENGTH):
@@ -122,15 +134,15 @@ class Run:
 
     @property
     def moved(self) -> tuple[str, ...]:
-        """Files that were moved between the splits, so that copies are in one split (see `Data.moved`). Empty for runs
-        of versions that did not search for copies."""
+        """Files that were moved between the splits to keep copies in one split (see `Data.moved`). Empty in runs of
+        versions that did not search for copies."""
         return tuple(map(readable, self.data.get("moved", ())))
 
     @property
     def data(self) -> dict[str, Any]:
         """The data set, as `describe` returns it.
 
-        **Raises:** ValueError where `data.json` is damaged.
+        **Raises:** ValueError if `data.json` is damaged.
         """
         try:
             description = self.read(DATA)
@@ -141,17 +153,18 @@ class Run:
         raise ValueError(f"{self.path / DATA} is damaged: it does not describe the data set; start a new run")
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Inside the block no other process on this machine can write the run.
+    def lock(self) -> Iterator[None]:
+        """Context manager: in the block no other process on this machine can write to the run folder.
 
-        **Raises:** FileExistsError where another process is writing it.
+        **Raises:** FileExistsError if another process is writing to it.
         """
         with (self.path / LOCK).open("a") as file:
             if self.writes and sys.platform != "win32":
                 import fcntl
 
                 try:
-                    # Not flock: data workers inherit it, and would hold it for a while after their parent is killed.
+                    # Not flock: data workers would inherit that lock, and keep it for a while after their parent is
+                    # killed.
                     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except (BlockingIOError, PermissionError) as error:
                     raise FileExistsError(
@@ -163,8 +176,8 @@ class Run:
                 if self.writes:
                     (self.path / LOCK).unlink(missing_ok=True)
 
-    def forget_after(self, step: int) -> None:
-        """Removes from the metrics all lines after a step, and a truncated line."""
+    def truncate_metrics(self, step: int) -> None:
+        """Removes the lines after a step from the metrics, and an incomplete line."""
         path = self.path / METRICS
         if self.writes and path.exists():
             kept = []
@@ -177,9 +190,19 @@ class Run:
                 kept.append(line + "\n")
             path.write_text("".join(kept))
 
+    alone = renamed_method("alone", "lock")
+    follow = renamed_method("follow", "update_length")
+    forget_after = renamed_method("forget_after", "truncate_metrics")
+
+    @staticmethod
+    def refuse(path: Path) -> None:
+        """The old name of `check_free`."""
+        warnings.warn("Run.refuse is called check_free now", DeprecationWarning, stacklevel=2)
+        Run.check_free(path)
+
     @staticmethod
     def of(path: str | Path) -> "Run | None":
-        """The run of a path, which is a run folder or its `model/`; None for any other path."""
+        """The run of a run folder or of its `model/`; None for other paths."""
         for folder in (Path(path), Path(path).parent):
             if (folder / RECIPE).is_file():
                 return Run(folder)
@@ -187,6 +210,10 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
+        """The recipe.
+
+        **Raises:** ValueError if `recipe.json` is damaged.
+        """
         try:
             return Recipe.from_json(json.loads((self.path / RECIPE).read_text()))
         except (json.JSONDecodeError, TypeError) as error:
@@ -194,20 +221,22 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
+        """The logged metrics, a dictionary for each line of `metrics.jsonl`."""
         return [json.loads(line) for line in (self.path / METRICS).read_text().splitlines()]
 
     @property
     def summary(self) -> dict[str, Any]:
+        """The summary of a finished run: metrics on the validation split, and "test" if there is a test split."""
         return self.read(SUMMARY)
 
     @property
     def test_files(self) -> list[str] | None:
-        """Files of the test split, which is never used for selection; None for a run without `split.json`."""
+        """Files of the test split, which is never used for selection; None if there is no `split.json`."""
         return list(self.read(SPLIT)["test"]) if (self.path / SPLIT).is_file() else None
 
     @property
     def has_model(self) -> bool:
-        """Whether the network is written, which happens at the end of the run."""
+        """Whether the trained network exists; it is written at the end of the run."""
         return (self.path / MODEL).exists()
 
     def load_model(self) -> nn.Module:
@@ -215,38 +244,42 @@ class Run:
         return load_network(self.path)
 
     def read(self, name: str) -> dict[str, Any]:
+        """Reads a JSON file of the run folder."""
         values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
         return values
 
     def write(self, name: str, values: dict[str, Any]) -> None:
+        """Writes a JSON file of the run folder, atomically. Numbers that are not finite become null."""
         text = json.dumps(without_nan(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        # A path need not be valid text: invalid bytes become escapes, which JSON restores unchanged. Names of files in
-        # data sets are readable; earlier versions wrote these escapes for them too.
+        # A path may contain bytes that are not valid text. They become escapes, which JSON restores unchanged. (Earlier
+        # versions wrote file names of data sets in this way too.)
         write_text(self.path / name, text, errors="backslashreplace", aside=self.path / f".{name}")
 
     def log(self, values: dict[str, Any]) -> None:
+        """Appends a line to `metrics.jsonl`."""
         if self.writes:
             with (self.path / METRICS).open("a") as file:
                 file.write(json.dumps(without_nan(values), allow_nan=False) + "\n")
 
 
 def _check_length(path: Path, old: Recipe, new: Recipe, done: int) -> None:
-    """Raises ValueError where the steps already done would differ in a run of the new length."""
+    """Raises ValueError if the steps already done would have been different in a run of the new length."""
     if new.steps < done:
         raise ValueError(
-            f"{path} has done {done} steps already: steps={new.steps} is fewer; use {done} or more, or another --out"
+            f"{path} has already done {done} steps, more than steps={new.steps}: use {done} or more, or another --out"
         )
     for step in range(done):
         if (old_rate := learning_rate(old, step)) != (new_rate := learning_rate(new, step)):
             raise ValueError(
                 f"{path} cannot resume with steps={new.steps}, cooldown_steps={new.cooldown_steps}: of the {done} "
                 f"steps done, step {step + 1} had learning rate {old_rate:.3g} and would have had {new_rate:.3g}; keep "
-                "the length (constant and rsqrt accept any, before their cooldown), or choose another --out"
+                "the length (it may change with the schedules constant and rsqrt, before their cooldown), or choose "
+                "another --out"
             )
 
 
 def without_nan(value: Any) -> Any:
-    """The value with None in place of non-finite numbers, which JSON does not have."""
+    """A copy of a JSON value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: without_nan(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -255,11 +288,11 @@ def without_nan(value: Any) -> Any:
 
 
 def describe(data: Data) -> dict[str, Any]:
-    """Describes a data set: its name, classes, number of images and files left out. `digest`: SHA-256 of the classes,
-    file names and labels, in order."""
+    """Describes a data set as a dictionary for JSON: name, classes, numbers of images, files left out, and "digest",
+    the SHA-256 of the classes, file names and labels, in order. "held_out_images" is the number of images in `val`."""
     digest = hashlib.sha256(json.dumps(data.classes).encode())
-    for part in data.parts:
-        digest.update(json.dumps([part.labels.int().tolist(), list(part.files)]).encode())
+    for split in data.train_and_val:
+        digest.update(json.dumps([split.labels.int().tolist(), list(split.files)]).encode())
     return {
         "name": data.name,
         "classes": data.classes,
@@ -274,7 +307,7 @@ def describe(data: Data) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, and the state of the current folder's git checkout, if there is one."""
+    """Versions of packages, the machine, and the commit of the git checkout in the current folder, if there is one."""
     packages = ("vismoe", "torch", "torchvision", "timm", "safetensors", "numpy", "scikit-learn")
     return {
         "python": platform.python_version(),
@@ -296,7 +329,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def free_path(wanted: Path) -> Path:
-    """The first path of `wanted`, `wanted`-2, `wanted`-3, … that does not exist."""
+    """The first of `wanted`, `wanted`-2, `wanted`-3, … that does not exist."""
     path, number = wanted, 2
     while path.exists():
         path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1

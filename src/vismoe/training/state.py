@@ -1,4 +1,4 @@
-"""The training state: what changes from step to step."""
+"""The training state: everything that changes during training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,22 +16,24 @@ from vismoe.weights import create_model, data_config, open_trained, set_max_leve
 from .optimizer import freeze, load_named_state, make_optimizer, named_state
 from .recipe import Recipe
 
-FIGURES = ("step", "skipped", "in_a_row", "best_score", "best_step")
+NUMBERS = ("step", "skipped", "in_a_row", "best_score", "best_step")
 
 
 @dataclass
 class State:
-    """What a checkpoint holds. Everything else follows from the recipe.
+    """The state that a checkpoint stores. Everything else follows from the recipe.
 
-    There is no random state: the random numbers of a step depend on the recipe's seed and the step's number, those of
-    an image on (seed, epoch, index).
+    Random state is not stored: the random numbers of a step depend only on (seed, step), those of an image on (seed,
+    epoch, index).
 
-    - `model`, `optimizer`: the network in training, and its optimiser.
-    - `average`: the EMA of the weights; None without one.
-    - `step`: optimiser steps done, skipped ones included.
-    - `skipped`: skipped steps, whose loss or gradient was not finite.
-    - `in_a_row`: skipped steps since the last that was not skipped.
-    - `best_score`, `best_step`: the best evaluation so far.
+    - `model`: the network in training.
+    - `optimizer`: its optimiser.
+    - `average`: the EMA of the weights; None: no EMA.
+    - `step`: number of optimiser steps done, including skipped ones.
+    - `skipped`: number of skipped steps, whose loss or gradient was not finite.
+    - `in_a_row`: number of steps skipped since the last step that was not.
+    - `best_score`: best validation score so far; -1 before the first evaluation.
+    - `best_step`: step of the best validation score; None before the first evaluation.
     """
 
     model: nn.Module
@@ -55,12 +57,12 @@ class State:
         if self.average is not None:
             parts["average"] = self.average.module.state_dict()
         named = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-        return named | {name: getattr(self, name) for name in FIGURES}
+        return named | {name: getattr(self, name) for name in NUMBERS}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Loads what `state_dict` returned.
+        """Loads a state that `state_dict` returned.
 
-        **Raises:** ValueError for a state of another network.
+        **Raises:** ValueError for the state of another network.
         """
         parts: dict[str, dict[str, Any]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, value in state.items():
@@ -74,12 +76,19 @@ class State:
         except RuntimeError as error:
             raise ValueError("the checkpoint is of another network than the recipe's") from error
         load_named_state(self.model, self.optimizer, parts["optimizer"])
-        for name in FIGURES:
+        for name in NUMBERS:
             setattr(self, name, state[name])
 
 
 def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
-    """Builds the recipe's network. Its initial weights depend only on the recipe's `seed` and `weights`."""
+    """Builds the recipe's network. The initial weights depend only on the recipe's `seed` and `weights`.
+
+    **Arguments:**
+
+    - `recipe`: the recipe.
+    - `data`: the data set; it determines the number of classes and channels.
+    - `task`: the task; default: the recipe's.
+    """
     torch.manual_seed(recipe.seed)
     task = task or task_for(recipe.task, data, recipe.to_json())
     model = create_model(recipe.model, **task.network_options(data), **recipe.overrides)
@@ -94,7 +103,7 @@ def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
 
 
 def begin(model: nn.Module, recipe: Recipe) -> State:
-    """The state before the first step."""
+    """Creates the state before the first step. Freezes the parameters that match the recipe's `frozen`."""
     if recipe.frozen:
         freeze(model, recipe.frozen)
     optimizer = make_optimizer(model, recipe)

@@ -20,16 +20,16 @@ from .state import State
 
 
 class TrainingDivergedError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that was not finite."""
+    """The loss or the gradient was not finite in too many steps in a row."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a step, over all processes.
+    """The result of a step over all processes.
 
-    - `loss`: mean loss of the batch.
-    - `score`: the task's training score; NaN where it has none.
-    - `load`: number of choices that each expert got in the last micro-batch, by layer; None where the step is not
+    - `loss`: mean loss of the batch, a scalar tensor.
+    - `score`: training score of the task, a scalar tensor; NaN if it has none.
+    - `load`: by layer, the number of choices that each expert got in the last micro-batch; None if the step is not
       logged.
     """
 
@@ -39,8 +39,17 @@ class Outcome:
 
 
 class Trainer:
-    """Runs optimiser steps. A step whose loss or gradient is not finite is skipped, counted and logged, and the weights
-    do not change."""
+    """Runs optimiser steps. If the loss or the gradient of a step is not finite, the step is skipped: the weights do
+    not change, and the step is counted and logged.
+
+    **Arguments:**
+
+    - `recipe`: the recipe.
+    - `state`: the training state; updated by every step.
+    - `task`: the task.
+    - `mesh`: the processes that share each batch.
+    - `log`: called with a dictionary for each skipped step.
+    """
 
     def __init__(self, recipe: Recipe, state: State, task: Task, mesh: Mesh, log: Callable[[dict[str, Any]], None]):
         self.recipe, self.state, self.task, self.mesh, self.log = recipe, state, task, mesh, log
@@ -51,10 +60,18 @@ class Trainer:
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
 
     def step(self, batch: Batch, log_now: bool) -> Outcome:
-        """One optimiser step, number `state.step`: forward, backward, update. `log_now`: whether to record the load."""
+        """Runs one optimiser step, number `state.step`: forward, backward, update.
+
+        **Arguments:**
+
+        - `batch`: this process's share of the batch, on the device of the model.
+        - `log_now`: whether to record the load of the experts.
+
+        **Raises:** TrainingDivergedError if `max_skipped` steps in a row were skipped.
+        """
         recipe, state = self.recipe, self.state
         seed = mix_seeds(recipe.seed, state.step)
-        # On a CPU this is the same as torch.manual_seed, a hundred times faster.
+        # On a CPU this gives the same numbers as torch.manual_seed, and is a hundred times faster.
         generators: Any = torch.default_generator if self.device.type == "cpu" else torch
         generators.manual_seed(seed + self.mesh.rank)
         rate = learning_rate(recipe, state.step - 1)
@@ -62,11 +79,11 @@ class Trainer:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         statistics = [buffer.clone() for buffer in self.statistics]
         losses, scores, routing = [], [], None
-        for part, share, last in _micro_batches(self.task.prepare(batch, seed), recipe.accumulate):
-            with nullcontext() if last else self.mesh.no_sync(self.network):
-                loss, score, routing = self._micro_step(part, share, log_now)
-            losses.append(loss * share)
-            scores.append(score * share)
+        for micro_batch, fraction, is_last in _micro_batches(self.task.prepare(batch, seed), recipe.accumulate):
+            with nullcontext() if is_last else self.mesh.no_sync(self.network):
+                loss, score, routing = self._micro_step(micro_batch, fraction, log_now)
+            losses.append(loss * fraction)
+            scores.append(score * fraction)
         loss, score = self.mesh.mean(torch.stack([torch.stack(losses).sum(), torch.stack(scores).sum()]))
         self._update(loss, statistics)
         load = None
@@ -74,8 +91,8 @@ class Trainer:
             load = {name: self.mesh.sum(calls[-1].load) for name, calls in routing.layers.items()}
         return Outcome(loss, score, load)
 
-    def _micro_step(self, batch: Batch, share: float, log_now: bool) -> tuple[Tensor, Tensor, Recording | None]:
-        """Forward and backward of a micro-batch. Returns its loss, its score and the recorded routing."""
+    def _micro_step(self, batch: Batch, fraction: float, log_now: bool) -> tuple[Tensor, Tensor, Recording | None]:
+        """Runs forward and backward for a micro-batch. Returns its loss, its score and the recorded routing."""
         task = self.task
         recording = record(self.state.model) if self.by_losses or log_now else nullcontext()
         with recording as routing:
@@ -83,7 +100,7 @@ class Trainer:
                 outputs = task.forward(self.network, batch)
             loss = task.loss(outputs, batch)
         balanced = loss + routing.auxiliary_loss if self.by_losses and routing is not None else loss
-        (balanced * share).backward()
+        (balanced * fraction).backward()
         with torch.no_grad():
             score = task.training_score(outputs, batch)
         return loss.detach(), loss.new_full((), math.nan) if score is None else score, routing
@@ -98,7 +115,7 @@ class Trainer:
                 state.average.update(state.model, state.step if recipe.average_warmup else None)
         else:
             for buffer, saved in zip(self.statistics, statistics, strict=True):
-                buffer.copy_(saved)  # the forward pass has already updated batch norm statistics
+                buffer.copy_(saved)  # undo: the forward pass has updated the batch norm statistics
             state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
             fault = f"the loss is {loss:g}" if not math.isfinite(loss) else f"the gradient norm is {norm:g}"
             self.log({"step": state.step, "skipped": fault})
@@ -110,17 +127,19 @@ class Trainer:
         state.optimizer.zero_grad()
 
 
-def _micro_batches(batch: Batch, parts: int) -> Iterator[tuple[Batch, float, bool]]:
-    """The micro-batches of a batch, each with its fraction of the batch and whether it is the last."""
-    pieces_of = {name: _chunks(value, parts) for name, value in batch.items()}
-    sizes = [len(part) for part in next(iter(pieces_of.values()))]
+def _micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, float, bool]]:
+    """Splits a batch into `count` micro-batches. Yields each with its fraction of the batch, and whether it is the
+    last."""
+    chunks = {name: _chunks(value, count) for name, value in batch.items()}
+    sizes = [len(chunk) for chunk in next(iter(chunks.values()))]
     for number, size in enumerate(sizes):
-        yield {name: pieces[number] for name, pieces in pieces_of.items()}, size / sum(sizes), number == len(sizes) - 1
+        micro_batch = {name: values[number] for name, values in chunks.items()}
+        yield micro_batch, size / sum(sizes), number == len(sizes) - 1
 
 
-def _chunks(values: Any, parts: int) -> Sequence[Any]:
-    """Splits an entry of a batch, a tensor or a list, into `parts` chunks."""
+def _chunks(values: Any, count: int) -> Sequence[Any]:
+    """Splits a value of a batch, a tensor or a list, into `count` chunks."""
     if isinstance(values, Tensor):
-        return values.chunk(parts)
-    size = -(-len(values) // parts)
+        return values.chunk(count)
+    size = -(-len(values) // count)
     return [values[start : start + size] for start in range(0, len(values), size)]

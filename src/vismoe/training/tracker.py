@@ -1,4 +1,4 @@
-"""Logging: to `metrics.jsonl`, and to the recipe's tracker if it names one."""
+"""Logs metrics to `metrics.jsonl`, and to the tracker of the recipe, if there is one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ Log = Callable[[dict[str, Any]], None]
 
 @contextmanager
 def tracking(run: Run, recipe: Recipe, step: int) -> Iterator[Log]:
-    """Yields a function that logs the metrics of a step: a dictionary with `step`, numbers, and lists of them by layer.
+    """Yields a function that logs the metrics of a step: a dictionary with "step", numbers, and the load by layer.
 
     **Arguments:**
 
     - `run`: the run folder.
-    - `recipe`: names the tracker.
-    - `step`: the last step already logged, 0 in a new run.
+    - `recipe`: the recipe, with the name of the tracker.
+    - `step`: the last step already logged; 0 in a new run.
     """
     if recipe.track == "none" or not run.writes:
         yield run.log
@@ -40,12 +40,13 @@ def tracking(run: Run, recipe: Recipe, step: int) -> Iterator[Log]:
 def check_tracker(name: Tracker) -> None:
     """Raises ValueError if a tracker is not installed."""
     spec = None if name == "none" else find_spec(name)
-    if name != "none" and (spec is None or spec.origin is None):  # no origin: a folder of that name, not a package
+    if name != "none" and (spec is None or spec.origin is None):  # no origin: a folder with this name, not a package
         raise ValueError(f"track={name}: {name} is not installed: pip install {name}")
 
 
 def flat(values: dict[str, Any]) -> dict[str, float]:
-    """The numbers, one name each; an expert's load fraction is `load/LAYER/EXPERT`. Other values are left out."""
+    """The numbers by name, without nesting: the load fraction of an expert is `load/LAYER/EXPERT`. Other values are
+    left out."""
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}
     for layer, shares in values.get("load", {}).items():
         numbers |= {f"load/{layer}/{expert}": share for expert, share in enumerate(shares)}
@@ -63,7 +64,7 @@ def _tensorboard(run: Run, recipe: Recipe, step: int) -> tuple[Callable[[dict[st
 
 
 def _trackio_or_wandb(run: Run, recipe: Recipe, step: int) -> tuple[Callable[[dict[str, float], int], None], Any]:
-    """Sends to trackio or wandb, which have the same functions."""
+    """Logs to trackio or wandb, which have the same functions."""
     tracker = import_module(recipe.track)
     name = "-".join(run.path.resolve().parts[-2:])
     tracker.init(project="vismoe", name=name, config=recipe.to_json())

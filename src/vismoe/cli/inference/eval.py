@@ -58,7 +58,7 @@ def evaluate_model(
     data = data or (run.recipe.data if run is not None else "")
     network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
     task = task_of(network)
-    opened = task.known_to_model(open_set(model, data, task=task))
+    opened = task.align_classes(open_set(model, data, task=task))
     is_test = opened.val_is_test or (run is not None and run.test_files is not None)
     part = "test" if is_test else "held-out" if opened.train else "all"
     if run is not None:

@@ -55,7 +55,7 @@ def densify_model(
     refuse_existing(destination)
     network = open_model(model)
     task = task_of(network)
-    opened = check_images(task.known_to_model(open_set(model, data, task=task)), max_unreadable)
+    opened = check_images(task.align_classes(open_set(model, data, task=task)), max_unreadable)
     note_set(opened, network, own_run(model, data) is not None)
     for path, usage in measure_usage(network, _pixels(network, opened, images, batch_size)).items():
         print(f"{path}: fraction of the tokens per expert {' '.join(f'{share:.3f}' for share in usage.share.tolist())}")
@@ -72,7 +72,7 @@ def densify_model(
 
 
 def _pixels(model: nn.Module, data: Data, images: int, batch_size: int) -> Iterator[Tensor]:
-    part = data.parts[0]
+    part = data.train_and_val[0]
     part = part.subset(range(0, len(part), max(1, -(-len(part) // images))))
     for batch in evaluation_batches(part, evaluation_transform(data_config(model)), batch_size):
         yield batch["image"]

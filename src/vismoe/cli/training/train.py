@@ -1,6 +1,7 @@
 """vismoe train"""
 
 import shlex
+from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> None:
             print(f"next: vismoe eval {shlex.quote(str(run.path))} --data {shlex.quote(recipe.data)}")
 
     tyro.cli(
-        command, args=rest, prog=f"vismoe train {name}", description=f"{RECIPES[name].__doc__}\n\n{_example(name)}"
+        command, args=rest, prog=f"vismoe train {name}", description=f"{getdoc(RECIPES[name])}\n\n{_example(name)}"
     )
 
 

@@ -1,1 +1,1 @@
-"""Folders of images, their tables, and zips of them."""
+"""Image folders, their tables, and zips."""

@@ -1,4 +1,4 @@
-"""A folder of images in a zip."""
+"""Unpacks zips of image folders."""
 
 import lzma
 import stat
@@ -13,40 +13,54 @@ from .layout import split_of
 from .metadata import TABLES
 
 MAX_MEMBERS, MAX_BYTES, MAX_RATIO = 1_000_000, 64 * 2**30, 200
-"""Most files of an archive, most bytes when unpacked, and most bytes for each of its own. Images hardly compress: an
-archive of more is made to fill a disk."""
+"""Limits for an archive: number of files, unpacked size in bytes, and unpacked size ÷ archive size. Images hardly
+compress, so an archive above the limits is probably an attack that fills the disk."""
 FREE_BYTES = 64 * 2**20
-"""Unpacked size up to which MAX_RATIO is not checked: drawings of one colour compress well."""
+"""Unpacked size in bytes up to which MAX_RATIO does not apply: drawings of one colour compress well."""
 CHUNK = 2**20
 LONGEST_NAME = 255
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, OSError, ValueError)
-"""Errors of zipfile for members that it cannot read; NotImplementedError: for an unknown compression."""
+"""Errors that zipfile raises for damaged members; NotImplementedError: unknown compression."""
 
 
 def archive_folder(path: Path) -> Path:
-    """The folder of a zip, unpacked below $XDG_CACHE_HOME (or ~/.cache) under the file's SHA-256, if it is not there
-    already.
+    """Unpacks a zip into the cache, unless that was done before.
+
+    **Arguments:**
+
+    - `path`: the zip.
+
+    **Returns:** the unpacked folder; its name is the SHA-256 of the zip.
 
     **Raises:** ValueError for an archive that is damaged, encrypted, or not safe to unpack.
     """
-    place = cache_folder() / "archives" / sha256_of(path)
-    if not place.is_dir():
-        unpack(path, place)
-    return place
+    folder = cache_folder() / "archives" / sha256_of(path)
+    if not folder.is_dir():
+        unpack(path, folder)
+    return folder
 
 
 def unpack(path: Path, into: Path) -> Path:
-    """Unpacks a zip as the new folder `into`, whole or not at all. A single folder around everything is dropped, and so
-    are hidden files and those of macOS (`__MACOSX/`).
+    """Unpacks a zip atomically: the new folder is complete or does not exist.
 
-    **Raises:** ValueError for an archive that is damaged or encrypted, that is above the limits when unpacked, or that
-    has a member which is no plain file below the archive's root.
+    If all files are in one top-level folder, that folder is dropped. Hidden files and the files of macOS (`__MACOSX/`)
+    are not unpacked.
+
+    **Arguments:**
+
+    - `path`: the zip.
+    - `into`: the new folder.
+
+    **Returns:** the new folder.
+
+    **Raises:** ValueError for an archive that is damaged, encrypted or above the limits, or that has a member with a
+    path outside the archive or a member that is not a plain file.
     """
     try:
         with whole_folder(into, synced=False) as folder, _opened(path) as archive:
             _extract(path, archive, folder)
     except FileExistsError:
-        if not into.is_dir():  # otherwise another process has unpacked the same
+        if not into.is_dir():  # otherwise another process has unpacked the same zip
             raise
     return into
 
@@ -68,7 +82,7 @@ def _extract(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             file = target.open("xb")
         except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(f"{path}: {member.filename!r} and another member are at one place") from error
+            raise ValueError(f"{path}: {member.filename!r} and another member have the same path") from error
         with file:
             for chunk in _chunks(path, archive, member):
                 written += len(chunk)
@@ -93,13 +107,13 @@ def _limit(path: Path) -> int:
 
 def _too_large(path: Path, size: str, limit: int) -> str:
     return (
-        f"{path} is {size} bytes when unpacked; accepted are {limit:,} (up to {MAX_RATIO} times its own size): "
-        "unpack it yourself, and give the folder"
+        f"{path} is {size} bytes when unpacked; accepted are {limit:,} (up to {MAX_RATIO} times the archive's size): "
+        "unpack it yourself and use the folder"
     )
 
 
 def _members(path: Path, entries: list[zipfile.ZipInfo], limit: int) -> dict[str, zipfile.ZipInfo]:
-    """The files to be unpacked, by their paths below the set's folder."""
+    """The members to unpack, by their paths in the new folder."""
     if len(entries) > MAX_MEMBERS:
         raise ValueError(f"{path} has {len(entries):,} members; accepted are {MAX_MEMBERS:,}")
     files: dict[str, zipfile.ZipInfo] = {}
@@ -108,41 +122,42 @@ def _members(path: Path, entries: list[zipfile.ZipInfo], limit: int) -> dict[str
         if entry.is_dir() or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
             continue
         if entry.flag_bits & 0x1:
-            raise ValueError(f"{path} is encrypted: unpack it yourself, and give the folder")
+            raise ValueError(f"{path} is encrypted: unpack it yourself and use the folder")
         name = "/".join(parts)
         if name in files:
-            raise ValueError(f"{path} has two members {entry.filename!r}: which one is it?")
+            raise ValueError(f"{path} has two members {entry.filename!r}: remove one")
         files[name] = entry
     if not files:
-        raise ValueError(f"{path} holds no files")
+        raise ValueError(f"{path} has no files")
     if (size := sum(entry.file_size for entry in files.values())) > limit:
         raise ValueError(_too_large(path, f"{size:,}", limit))
     return _without_common_folder(files)
 
 
 def _member_path(path: Path, entry: zipfile.ZipInfo) -> PurePosixPath:
-    """The path of a member below the archive's root.
+    """The path of a member.
 
-    **Raises:** ValueError for a path that leads out of the archive, and for a member that is no file and no folder.
+    **Raises:** ValueError for a path outside the archive, and for a member that is neither a file nor a folder.
     """
-    # `orig_filename` is as written; `filename` ends at a NUL.
+    # `orig_filename` is unchanged; `filename` ends at a NUL.
     written = entry.orig_filename
     parts = written.replace("\\", "/").split("/")
-    place = PurePosixPath(written if entry.create_system else written.replace("\\", "/"))  # 0: Windows wrote it
-    is_empty = not (place.parts or entry.is_dir())
+    # create_system 0: the archive was written on Windows
+    member = PurePosixPath(written if entry.create_system else written.replace("\\", "/"))
+    is_empty = not (member.parts or entry.is_dir())
     if is_empty or not parts[0] or ".." in parts or "\0" in written or parts[0][1:2] == ":":
-        raise ValueError(f"{path}: the member {written!r} leads out of the archive: it is not unpacked")
-    if any(len(part.encode()) > LONGEST_NAME for part in place.parts):
+        raise ValueError(f"{path}: the path of the member {written!r} is outside the archive: it is not unpacked")
+    if any(len(part.encode()) > LONGEST_NAME for part in member.parts):
         raise ValueError(f"{path}: the name of the member {written[:40]!r}… is longer than {LONGEST_NAME} bytes")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        fault = "a link" if kind == stat.S_IFLNK else "no plain file"
-        raise ValueError(f"{path}: the member {written!r} is {fault}: put in the file itself")
-    return place
+        fault = "a link" if kind == stat.S_IFLNK else "not a plain file"
+        raise ValueError(f"{path}: the member {written!r} is {fault}: replace it by the file itself")
+    return member
 
 
 def _without_common_folder(files: dict[str, zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """The files by their paths below a folder that all lie in, unless it is a split of a set or a class folder."""
+    """The members without the top-level folder, if all of them are in one that is neither a split nor a class."""
     first = next(iter(files)).partition("/")[0]
     inside = [name.removeprefix(f"{first}/") for name in files]
     is_set = any("/" in name for name in inside) or not set(TABLES).isdisjoint(inside)

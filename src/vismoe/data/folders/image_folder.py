@@ -1,4 +1,4 @@
-"""A folder of images: class folders, or a table with the labels; already split or in one piece."""
+"""Opens a folder of images. Labels come from class folders or from a table; the folder may have splits."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +19,12 @@ from .metadata import METADATA, Row, find_table, read_tables
 
 @dataclass(frozen=True)
 class Entry:
-    """An image file below the set's folder, its labels, and the other columns of its row of metadata. `file` is its
-    readable name."""
+    """An image file with its labels.
+
+    - `file`: its path relative to the folder of the data set, as readable text.
+    - `labels`: its labels.
+    - `columns`: values of the other columns of the metadata.
+    """
 
     file: str
     labels: tuple[str, ...]
@@ -28,14 +32,19 @@ class Entry:
 
 
 def open_folder(root: Path) -> tuple[Data, bool]:
-    """A folder as a set. Its own split is kept where it has one: see `find_layout`. Otherwise `val` has all images, and
-    `train` is None.
+    """Opens a folder as a data set.
 
-    **Returns:** the set, and whether it is in one piece and may be trained on, unlike `val/` alone.
+    **Arguments:**
 
-    **Raises:** ValueError for a folder without labelled images, a class without any, a class folder that is a link
-    which is not followed, a class to evaluate on that is not in the training split, a table that is none, or folders
-    that may be splits or classes.
+    - `root`: the folder.
+
+    **Returns:** the data set, and whether it can be split. If the folder has splits (see `find_layout`), they are kept.
+    Otherwise all images are in `val`, `train` is None, and the data set can be split. A folder that has only `val/` or
+    `test/` cannot.
+
+    **Raises:** ValueError if the folder has no labelled images, a class folder has no images or is a link that is not
+    followed, the validation or test split has classes that the training split lacks, a table cannot be read, or it is
+    not clear which folders are splits and which are classes.
     """
     listing = list_folder(root)
     paths = {readable(path.relative_to(root).as_posix()): path for path in listing.images}
@@ -61,28 +70,27 @@ def open_folder(root: Path) -> tuple[Data, bool]:
         entries_of_splits.append(entries)
     classes = _classes(root, layout.folders, entries_of_splits)
     class_numbers = {name: index for index, name in enumerate(classes)}
-    sets = [_image_set(paths, entries, class_numbers, multi_label) for entries in entries_of_splits]
-    train, val, test = sets[0], sets[-1] if len(sets) < 3 else sets[1], sets[2] if len(sets) > 2 else None
+    splits = [_image_set(paths, entries, class_numbers, multi_label) for entries in entries_of_splits]
+    train, val, test = splits[0], splits[min(1, len(splits) - 1)], splits[2] if len(splits) > 2 else None
     notes = (*layout.notes, *listing.notes, *_notes_of_tables(root, tables))
     data = Data(
-        str(root), classes, train if len(sets) > 1 else None, val, left_out=tuple(left_out), test=test, notes=notes
+        str(root), classes, train if len(splits) > 1 else None, val, left_out=tuple(left_out), test=test, notes=notes
     )
     return data, layout.train is not None and layout.validation is None
 
 
 def _is_of_unused_split(file: str, layout: Layout) -> bool:
-    """Whether a file lies, or a table says that it lies, in a split that is not used."""
+    """Whether the path of a file is in a split that is not used."""
     folder = file.partition("/")[0]
     return layout.train != "" and folder not in layout.folders and split_of(folder) is not None
 
 
 def _without_unlabelled_test(root: Path, layout: Layout) -> Layout:
-    """The layout without a test split that has neither class folders nor a table, as competitions hand it out, where
-    there is another split to evaluate on."""
+    """The layout without a test split that has no labels: neither class folders nor a table, as in competitions."""
     test = layout.test
     if test is None or find_table(root) or find_table(root / test) or subfolders(root / test):
         return layout
-    note = f"{test}/ is not used: it has no class folders and no table, so that its labels are not known"
+    note = f"{test}/ is not used: its labels are unknown, because it has no class folders and no table"
     return replace(layout, test=None, notes=(*layout.notes, note))
 
 
@@ -93,8 +101,8 @@ def _labelled(
     tables: Mapping[str, Mapping[str, Row]],
     left_out: Sequence[Unreadable],
 ) -> tuple[list[Entry], list[Unreadable]]:
-    """The images of a split with their labels, and those that have none. Without a column of labels the class folders
-    are the labels."""
+    """The images of a split with labels, and the files without. Labels come from the table; if there is none, or it has
+    no column for labels, from the class folders."""
     rows = {**tables.get("", {}), **tables[folder]} if folder in tables else tables.get("")
     if rows is None or any(row.labels is None for row in rows.values()):
         _check_links(root, folder, left_out)
@@ -104,46 +112,46 @@ def _labelled(
 
 
 def _check_links(root: Path, folder: str, left_out: Sequence[Unreadable]) -> None:
-    """Raises ValueError for a class folder that is a link which is not followed: its class would be lost."""
+    """Raises ValueError for a class folder that is a link that is not followed: its class would be lost."""
     for entry in left_out:
         path = root / entry.file
         if path.parent == root / folder and path.is_symlink() and path.suffix.lower() not in IMAGE_SUFFIXES:
             raise ValueError(
-                f"{path} is {entry.reason}, so that its class would be lost: put the images in its place, or a link to "
-                f"a folder inside {root}"
+                f"{path} is {entry.reason}, so its class would be lost: replace the link by the images, or by a link "
+                f"to a folder inside {root}"
             )
 
 
 def _notes_of_tables(root: Path, tables: Mapping[str, Mapping[str, Row]]) -> list[str]:
-    """What is to be said of labels: a name with a comma may be meant as one."""
+    """Notes to the user about cells that were divided into several labels: a name with a comma may be one label."""
     notes = []
     for folder, rows in tables.items():
         divided = [row.divided for row in rows.values() if row.divided]
         if divided:
             notes.append(
-                f"{_table_name(root, folder)}: {len(divided)} of {len(rows)} cells hold several labels, such as "
-                f"{divided[0]!r}: an image may show several classes; where that is one name, write it as a JSON list, "
+                f"{_table_name(root, folder)}: {len(divided)} of {len(rows)} cells have several labels, such as "
+                f"{divided[0]!r}, so an image may show several classes; if this is one label, write it as a JSON list, "
                 f"{json.dumps([divided[0]], ensure_ascii=False)}"
             )
     return notes
 
 
 def _table_name(root: Path, folder: str) -> str:
-    """The name of the table that says the labels of a split."""
+    """The name of the table with the labels of a split."""
     table = find_table(root / folder) or find_table(root)
     return METADATA if table is None else table.name
 
 
 def _classes(root: Path, folders: Sequence[str], entries_of_splits: Sequence[Sequence[Entry]]) -> list[str]:
     labels = [{label for entry in entries for label in entry.labels} for entries in entries_of_splits]
-    for folder, found in zip(folders[1:], labels[1:], strict=True):
-        if unknown := sorted(found - labels[0]):
+    for folder, split_labels in zip(folders[1:], labels[1:], strict=True):
+        if unknown := sorted(split_labels - labels[0]):
             raise ValueError(f"{root / folder} has classes that {root / folders[0]} lacks: {', '.join(unknown)}")
     return sorted(labels[0])
 
 
 def _by_metadata(
-    part: str, files: Iterable[str], rows: Mapping[str, Row], table: str
+    split: str, files: Iterable[str], rows: Mapping[str, Row], table: str
 ) -> tuple[list[Entry], list[Unreadable]]:
     entries, left_out = [], []
     for file in files:
@@ -151,15 +159,15 @@ def _by_metadata(
             left_out.append(Unreadable(file, f"not named in {table}"))
         elif (labels := rows[file].labels) is not None:
             entries.append(Entry(file, labels, rows[file].columns))
-        elif (name := _class_folder(part, file)) is not None:
+        elif (name := _class_folder(split, file)) is not None:
             entries.append(Entry(file, (name,), rows[file].columns))
         else:
-            left_out.append(Unreadable(file, f"lies in no class folder, and {table} has no column label"))
+            left_out.append(Unreadable(file, f"not in a class folder, and {table} has no column label"))
     return entries, left_out
 
 
-def _by_class_folder(root: Path, part: str, files: Iterable[str]) -> tuple[list[Entry], list[Unreadable]]:
-    folder = root / part
+def _by_class_folder(root: Path, split: str, files: Iterable[str]) -> tuple[list[Entry], list[Unreadable]]:
+    folder = root / split
     classes = subfolders(folder)
     if not classes:
         raise ValueError(f"{folder} has no class folders: expected a folder of images for each class, or {METADATA}")
@@ -168,9 +176,9 @@ def _by_class_folder(root: Path, part: str, files: Iterable[str]) -> tuple[list[
             raise ValueError(f"the name of the class folder {name!a} is not UTF-8: rename it")
     entries, left_out = [], []
     for file in files:
-        label = _class_folder(part, file)
+        label = _class_folder(split, file)
         if label is None:
-            left_out.append(Unreadable(file, "lies in no class folder"))
+            left_out.append(Unreadable(file, "not in a class folder"))
         else:
             entries.append(Entry(file, (label,)))
     if empty := sorted(set(classes) - {entry.labels[0] for entry in entries}):
@@ -179,9 +187,9 @@ def _by_class_folder(root: Path, part: str, files: Iterable[str]) -> tuple[list[
     return entries, left_out
 
 
-def _class_folder(part: str, file: str) -> str | None:
-    """The class folder that an image lies in; None where it lies in none."""
-    name, _, rest = file.removeprefix(f"{part}/" if part else "").partition("/")
+def _class_folder(split: str, file: str) -> str | None:
+    """The class folder of an image; None if it is not in one."""
+    name, _, rest = file.removeprefix(f"{split}/" if split else "").partition("/")
     return name if rest else None
 
 
@@ -205,7 +213,7 @@ def _read(paths: Sequence[Path], index: int) -> Image.Image:
 
 
 def _hint_of(left_out: Sequence[Unreadable]) -> str:
-    """A hint at the files that were left out, for an error that says too few are left."""
+    """The number of files that are left out, with an example, for an error message."""
     if not left_out:
         return ""
     more = ", …" if len(left_out) > 1 else ""

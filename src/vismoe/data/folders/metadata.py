@@ -1,5 +1,5 @@
-"""`metadata.csv` and `metadata.jsonl`, as Hugging Face's datasets have them: a row for each image, with file_name and
-label, and other columns."""
+"""Reads `metadata.csv` and `metadata.jsonl`, the tables of Hugging Face's datasets: a row for each image, with the
+columns file_name and label, and any others."""
 
 import ast
 import csv
@@ -16,14 +16,18 @@ from ..images import Unreadable
 METADATA, METADATA_LINES = "metadata.csv", "metadata.jsonl"
 TABLES = (METADATA, METADATA_LINES)
 UNREAD_TABLES = ("metadata.parquet",)
-"""Tables that Hugging Face's datasets have too, and that are refused: their labels would be lost in silence."""
+"""Tables that Hugging Face's datasets read, but vismoe does not. They are an error: their labels would be lost."""
 FILE, LABEL, LABELS = "file_name", "label", "labels"
 
 
 @dataclass(frozen=True)
 class Row:
-    """The row of a file. `labels`: None where there is no such column; `several`: whether there may be more than one;
-    `columns`: the other columns; `divided`: the cell that a separator divides into several labels, "" where none does.
+    """The row of an image file.
+
+    - `labels`: the labels; None if the table has no column for them.
+    - `several`: whether the image may have more than one label.
+    - `columns`: the values of the other columns.
+    - `divided`: the cell with the labels, if a separator divides it into several; otherwise "".
     """
 
     labels: tuple[str, ...] | None
@@ -35,10 +39,19 @@ class Row:
 def read_tables(
     root: Path, folders: Iterable[str], files: Collection[str], links: Collection[str]
 ) -> tuple[dict[str, dict[str, Row]], list[Unreadable]]:
-    """The tables of a set, by their folders below `root`, with rows by files below `root`; and the names in them that
-    are neither in `files` nor in `links` (which are not followed).
+    """Reads the tables of a data set.
 
-    **Raises:** ValueError for a file that is no such table, and for two tables in one folder.
+    **Arguments:**
+
+    - `root`: the folder of the data set.
+    - `folders`: folders that may have a table, relative to `root`.
+    - `files`: the image files, relative to `root`.
+    - `links`: links that are not followed, relative to `root`; the tables may name them.
+
+    **Returns:** for each folder with a table, its rows by file; and the names in tables that are neither in `files` nor
+    in `links`.
+
+    **Raises:** ValueError for a file that is not such a table, and for two tables in one folder.
     """
     tables: dict[str, dict[str, Row]] = {}
     faults, file_names = [], set(files)
@@ -49,39 +62,45 @@ def read_tables(
             for name, row in read_metadata(path).items():
                 file = posixpath.normpath(posixpath.join(folder, name))
                 if name.startswith("/") or file.startswith("../"):
-                    faults.append(Unreadable(name, f"named in {path.name}, but leads out of the folder"))
+                    faults.append(Unreadable(name, f"named in {path.name}, but outside the folder"))
                 elif file in file_names:
                     tables[folder][file] = row
                 elif file not in links:
-                    faults.append(Unreadable(file, f"named in {path.name}, but there is no such image"))
+                    faults.append(Unreadable(file, f"named in {path.name}, but no such image exists"))
     return tables, faults
 
 
 def find_table(folder: Path) -> Path | None:
-    """The table of a folder, in CSV or in lines of JSON; None where there is none.
+    """The path of the table in a folder, CSV or JSON lines; None if there is none.
 
-    **Raises:** ValueError where there are both, and for a table of a kind that is not read.
+    **Raises:** ValueError if there are both, and for a table in a format that is not read.
     """
     if unread := [name for name in UNREAD_TABLES if (folder / name).is_file()]:
         raise ValueError(f"{folder / unread[0]} is not read: write it as {METADATA} or {METADATA_LINES}")
-    found = [path for name in TABLES if (path := folder / name).is_file() and not path.is_symlink()]
-    if len(found) > 1:
-        raise ValueError(f"{folder} has both {METADATA} and {METADATA_LINES}: which one is it?")
-    return found[0] if found else None
+    tables = [path for name in TABLES if (path := folder / name).is_file() and not path.is_symlink()]
+    if len(tables) > 1:
+        raise ValueError(f"{folder} has both {METADATA} and {METADATA_LINES}: remove one")
+    return tables[0] if tables else None
 
 
 def read_metadata(path: Path) -> dict[str, Row]:
-    """The row of each file, by its path below the folder of `path`.
+    """Reads a table.
 
-    The column `label` (or `labels`) holds one label, several with `|`, `;` or commas between, or a JSON list of them,
-    for names with such signs. In lines of JSON it is a name, or a list of names: nothing divides a name. Rows of one
-    file are merged.
+    In a CSV file the column `label` (or `labels`) has one label, several labels separated by `|`, `;` or commas, or a
+    JSON list of labels, for labels with these characters. In JSON lines it is a label or a list of labels; labels are
+    not divided. Several rows of one file are merged.
 
-    **Raises:** ValueError for a file that is no such table.
+    **Arguments:**
+
+    - `path`: the table.
+
+    **Returns:** the row of each file; files are relative to the folder of the table.
+
+    **Raises:** ValueError for a file that is not such a table.
     """
     rows = _read_lines(path) if path.suffix == ".jsonl" else _read_csv(path)
     if not rows:
-        raise ValueError(f"{path} names no files")
+        raise ValueError(f"{path} has no rows: expected one for each image")
     return rows
 
 
@@ -122,14 +141,14 @@ def _read_lines(path: Path) -> dict[str, Row]:
                 f'{path}, line {number}: expected an object such as {{"{FILE}": "1.png", "{LABEL}": "cat"}}'
             )
         column = _label_column(path, list(entries))
-        if column is not None:  # as the cell of a CSV file whose names nothing divides
+        if column is not None:  # a JSON list, which `parse_labels` does not divide
             entries[column] = _as_list(path, number, entries[column])
         _add(path, rows, {name: _as_text(value) for name, value in entries.items()}, column)
     return rows
 
 
 def _as_list(path: Path, number: int, value: Any) -> list[Any]:
-    """The labels of a line of JSON."""
+    """The labels of a JSON line."""
     values = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(name, str | int | float) for name in values):
         raise ValueError(f"{path}, line {number}: the label {value!r} is neither a name nor a list of names")
@@ -143,12 +162,12 @@ def _as_text(value: Any) -> str:
 def _label_column(path: Path, names: list[str]) -> str | None:
     if FILE not in names:
         delimiter = next((repr(sign) for sign in ";\t" if any(sign in name for name in names)), None)
-        hint = f": its values are separated by {delimiter}, expected are commas" if delimiter else ""
+        hint = f": its values are separated by {delimiter}, but must be separated by commas" if delimiter else ""
         raise ValueError(f"{path}: expected the columns {FILE} and {LABEL}, found {', '.join(names) or 'none'}{hint}")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path} has several columns {', '.join(repeated)}")
     if LABEL in names and LABELS in names:
-        raise ValueError(f"{path} has both a column {LABEL} and a column {LABELS}: which one is it?")
+        raise ValueError(f"{path} has both a column {LABEL} and a column {LABELS}: remove one")
     return next((name for name in (LABEL, LABELS) if name in names), None)
 
 
@@ -169,22 +188,22 @@ def _add(path: Path, rows: dict[str, Row], line: dict[str, str], column: str | N
 
 
 def parse_labels(cell: str) -> tuple[str, ...]:
-    """The labels of a cell, each once.
+    """The labels in a cell of a CSV file, without repetitions.
 
-    **Raises:** ValueError for a list of other values than names.
+    **Raises:** ValueError for a list with values that are not names.
     """
     text = cell.strip()
-    parts = re.split(r"[|;,]", text)
+    names = re.split(r"[|;,]", text)
     if text.startswith("[") and text.endswith("]"):
-        for read in (json.loads, ast.literal_eval):  # the latter for Python's lists, as pandas writes them
+        for read in (json.loads, ast.literal_eval):  # literal_eval reads Python lists, which pandas writes
             try:
-                parts = read(text)
+                names = read(text)
                 break
             except (ValueError, SyntaxError, RecursionError):
                 continue
         else:
-            raise ValueError(f"{text} is neither names nor a list of them")
-    if not all(isinstance(part, str | int | float) for part in parts):
-        raise ValueError(f"{text} holds more than names")
-    labels = (str(part).strip() for part in parts)
+            raise ValueError(f"{text} is not a list of names")
+    if not all(isinstance(name, str | int | float) for name in names):
+        raise ValueError(f"{text} has values that are not names")
+    labels = (str(name).strip() for name in names)
     return tuple(dict.fromkeys(label for label in labels if label))

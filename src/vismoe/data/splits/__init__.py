@@ -1,1 +1,1 @@
-"""Duplicates, splits without leaks, summaries."""
+"""Checks of image files, duplicates, splits without leaks, summaries."""

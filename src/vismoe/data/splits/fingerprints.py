@@ -1,4 +1,4 @@
-"""Fingerprints of images: size, kind, and what tells one image from another."""
+"""Fingerprints of images: size, colours, and hashes that tell whether two images are duplicates."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,16 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from vismoe.files.renamed import renamed_property
+
 from ..image_set import Data, ImageSet
 from ..images import Unreadable, eight_bits, flatten_alpha, largest_level
-from .check import Look, accept, for_each_image, with_looks
+from .check import ImageStats, accept, for_each_image, with_image_stats
 
 SIDE, LOW = 32, 8
 NOISE = 4.0
-"""Amplitude of a frequency (of an orthonormal transform of 1,024 levels of 255) that compression may leave where a
-symmetric image has none."""
+"""Amplitude, in the orthonormal transform of 1,024 grey levels of 255, that compression may add to a frequency."""
 COLOURLESS = 4
-"""Levels, of 255, by which a pixel's channels may differ where an image counts as grey."""
+"""Largest difference (of 255) between the channels of a pixel in an image that counts as grey."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,14 @@ class Fingerprint:
     """The fingerprint of an image.
 
     - `width`, `height`: in pixels.
-    - `grey`: whether it shows no colour at 32 × 32 pixels.
-    - `transparent`: whether some pixel is transparent.
-    - `digest`: SHA-256 of size and decoded pixels, the same for all lossless files of them.
-    - `phash`: a perceptual hash of 64 bits.
+    - `grey`: whether the image has no colours at 32 × 32 pixels.
+    - `transparent`: whether at least one pixel is transparent.
+    - `digest`: SHA-256 of the size and the decoded pixels; equal for all lossless files of the same pixels.
+    - `phash`: perceptual hash, 64 bits.
     - `contrast`: standard deviation of the grey levels, of 255.
-    - `thumbnail` (768,): 16 × 16 colours less their mean, as a vector of length 1 (0 for an image of one grey), so that
-      the product of two is their correlation.
-    - `level`: the largest level of an image of 16 bits of grey; 0 for others.
+    - `thumbnail`: (768,), 16 × 16 colours minus their mean, scaled to norm 1, so the dot product of two thumbnails is
+      their correlation; all 0 for an image of a single grey.
+    - `level`: the largest level of a 16-bit grey image; 0 for other images.
     """
 
     width: int
@@ -44,17 +45,19 @@ class Fingerprint:
     level: int = 0
 
     @property
-    def look(self) -> Look:
-        """Size and level."""
-        return Look(self.width, self.height, self.level)
+    def stats(self) -> ImageStats:
+        """Its size and largest level."""
+        return ImageStats(self.width, self.height, self.level)
+
+    look = renamed_property("look", "stats")
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
-    """An image's fingerprint, on white ground where it is transparent.
+    """The fingerprint of an image. A transparent image is put on a white background.
 
     The hash is pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", 3.2.1): the
-    two-dimensional cosine transform of 32 × 32 grey levels, and for each of its 8 × 8 lowest frequencies whether it is
-    above their median by more than NOISE.
+    image is reduced to 32 × 32 grey levels, and the two-dimensional cosine transform is computed. For each of the 8 × 8
+    lowest frequencies, a bit says whether it exceeds their median by more than NOISE.
     """
     from scipy.fft import dctn  # its import takes half a second
 
@@ -77,7 +80,7 @@ def fingerprint(image: Image.Image) -> Fingerprint:
 
 
 def _opaque(image: Image.Image) -> tuple[bytes, Image.Image, bool]:
-    """The digest of an image, the image on white ground, and whether some of it is transparent."""
+    """The digest of an image, the image on a white background, and whether a pixel is transparent."""
     has_alpha = "A" in image.getbands() or "transparency" in image.info
     exact = image.convert("RGBA" if has_alpha else "RGB")
     transparent = has_alpha and exact.getchannel("A").getextrema() != (255, 255)
@@ -87,17 +90,25 @@ def _opaque(image: Image.Image) -> tuple[bytes, Image.Image, bool]:
 
 
 def try_fingerprints(images: ImageSet, workers: int = 0) -> list[Fingerprint | Unreadable]:
-    """The fingerprint of each image of a set, or why a file has none. Each is decoded once."""
+    """The fingerprint of each image, or the reason why it cannot be read. Each image is decoded once."""
     return for_each_image(images, fingerprint, workers)
 
 
 def fingerprint_all(data: Data, max_unreadable: float, workers: int = 0) -> tuple[Data, list[Fingerprint]]:
-    """Decodes every image of a set once. Returns the set without unreadable files (as `check_images` gives it), and the
-    fingerprints of its images, those of `train` before those of `val`.
+    """Computes the fingerprints of the training and validation images. Each image is decoded once.
 
-    **Raises:** ValueError where the share of unreadable files is above `max_unreadable`.
+    **Arguments:**
+
+    - `data`: the data set.
+    - `max_unreadable`: largest fraction of files that may be left out, 0 to 1.
+    - `workers`: number of processes that decode; default 0: this process.
+
+    **Returns:** the data set without unreadable files, as `check_images` returns it, and the fingerprints of its
+    images, first those of `train`, then those of `val`.
+
+    **Raises:** ValueError if more files cannot be decoded, or too few images remain (see `without_files`).
     """
-    results = [entry for part in data.parts for entry in try_fingerprints(part, workers)]
+    results = [entry for split in data.train_and_val for entry in try_fingerprints(split, workers)]
     readable = accept(data, [entry for entry in results if isinstance(entry, Unreadable)], max_unreadable)
-    prints = [entry for entry in results if isinstance(entry, Fingerprint)]
-    return with_looks(readable, [entry.look for entry in prints]), prints
+    fingerprints = [entry for entry in results if isinstance(entry, Fingerprint)]
+    return with_image_stats(readable, [entry.stats for entry in fingerprints]), fingerprints

@@ -1,7 +1,7 @@
-"""A random split of a set with all copies of an image on one side."""
+"""A random training/validation split that keeps each group of images in one split."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,8 +13,11 @@ from ..image_set import Data
 from .duplicates import Duplicates
 from .groups import joined_groups
 
-TRIES = 8
-"""Most orders that are tried while a class has no image held out: where groups tie classes together, none may work."""
+MAX_TRIES = 8
+"""Number of random orders of the groups to try while a class has no validation image. If groups hold several classes,
+no order may work."""
+ClassCounts = Mapping[int, Counter[int]]
+"""For each group, the number of its images of each class."""
 
 
 def grouped_split(
@@ -24,113 +27,157 @@ def grouped_split(
     share: float = 0.25,
     drawn: Collection[int] = (),
 ) -> tuple[list[int], list[int]]:
-    """Indices to train on and indices to hold out, in order. None of the `groups` (N) is on both sides, and the share
-    of each class (also of images without a label) that is held out is as near to `share` as groups allow.
+    """Splits images at random into training and validation images. All images of a group go to one split.
 
-    A class of two groups or more has an image on either side; the images of a class with one group are all trained on.
-    A group may hold several classes. Then it comes first that each class is trained on, and as many classes are held
-    out as a few orders allow. Classes take turns, those of the fewest groups first (after Sechidis et al. 2011, "On the
-    stratification of multi-label data"); the seed draws the order of groups.
+    The validation fraction of each class is as close to `share` as the groups allow. Images without a label count as a
+    class. The rules, the most important first:
 
-    **Arguments:** `drawn`: indices that another rule held out, which did not know of groups. Those whose group is on
-    one side stay held out; what is missing then is chosen, first from the groups that were on both sides. Where no
-    group is on both sides, the draw stays as it is.
+    1. Each class has a training image. So all images of a class with a single group are training images.
+    2. Each class with two or more groups has a validation image. If groups hold several classes, this may not be
+       possible for all classes: of several random orders, the one with the most such classes is used.
+    3. Further groups go to the validation split as long as they bring its classes closer to `share`.
 
-    **Raises:** ValueError where nothing can be held out.
+    Classes with the fewest groups choose first (after Sechidis et al. 2011, "On the stratification of multi-label
+    data").
+
+    **Arguments:**
+
+    - `labels`: class numbers (N,), or which of K classes each image shows (N, K).
+    - `groups`: (N,), the group of each image.
+    - `seed`: decides the order of the groups.
+    - `share`: validation fraction, between 0 and 1; default 0.25.
+    - `drawn`: indices of the validation images of an earlier split that ignored groups; default: none. If no group is
+      in both of its splits, it is returned unchanged. Otherwise its validation groups stay, and the groups that were in
+      both splits are the first to be added.
+
+    **Returns:** indices of the training images, and of the validation images, both ascending.
+
+    **Raises:** ValueError if there is no possible validation image, `groups` has another length than `labels`, or
+    `share` is out of range.
     """
     if len(groups) != len(labels):
         raise ValueError(f"{len(groups)} groups for {len(labels)} images: expected one for each")
     if not 0 < share < 1:
         raise ValueError(f"share={share:g}: expected a number between 0 and 1")
     counts: dict[int, Counter[int]] = defaultdict(Counter)
-    for group, names in zip(groups, _class_numbers(labels), strict=True):
-        counts[group].update(names)
+    for group, class_numbers in zip(groups, _class_numbers(labels), strict=True):
+        counts[group].update(class_numbers)
     drawn_indices, drawn_groups = set(drawn), {groups[index] for index in drawn}
     divided = drawn_groups & {group for index, group in enumerate(groups) if index not in drawn_indices}
     if drawn and not divided:
-        held_out = drawn_groups
+        validation = drawn_groups
     else:
-        tries = [_draw(counts, mix_seeds(seed, 0), share, drawn_groups - divided, divided)]
-        while len(tries) < TRIES and _not_held_out(counts, tries[-1]):
-            tries.append(_draw(counts, mix_seeds(seed, len(tries)), share, drawn_groups - divided, divided))
-        held_out = min(tries, key=lambda tried: len(_not_held_out(counts, tried)))
-    if not held_out:
+        validation = _best_of_several(counts, seed, share, drawn_groups - divided, divided)
+    if not validation:
         raise ValueError(
-            "no class has two images that are not copies of each other or of one group, so that none can be held out: "
-            "expected at least two of a class"
+            "no class has two images that are not copies of each other or of one group, so there can be no validation "
+            "split: expected at least two in some class"
         )
-    val = [index for index, group in enumerate(groups) if group in held_out]
-    return [index for index, group in enumerate(groups) if group not in held_out], val
+    val = [index for index, group in enumerate(groups) if group in validation]
+    return [index for index, group in enumerate(groups) if group not in validation], val
 
 
 def _class_numbers(labels: Tensor) -> list[list[int]]:
-    """The class numbers of each image; with several labels an image, an image without one has the class -1."""
+    """The class numbers of each image. In a multi-label data set an image without a label has the class -1."""
     if labels.ndim == 1:
         return [[label] for label in labels.tolist()]
     return [row.nonzero().ravel().tolist() or [-1] for row in labels]
 
 
-def _not_held_out(counts: dict[int, Counter[int]], held_out: set[int]) -> set[int]:
-    """Classes of two groups or more none of which is held out."""
-    group_counts = Counter(name for names in counts.values() for name in names)
+def _best_of_several(
+    counts: ClassCounts, seed: int, share: float, initial: Collection[int], preferred: Collection[int]
+) -> set[int]:
+    """The validation groups of the random order that leaves the fewest classes without a validation image."""
+    tries = [_choose(counts, mix_seeds(seed, 0), share, initial, preferred)]
+    while len(tries) < MAX_TRIES and _classes_without_validation(counts, tries[-1]):
+        tries.append(_choose(counts, mix_seeds(seed, len(tries)), share, initial, preferred))
+    return min(tries, key=lambda groups: len(_classes_without_validation(counts, groups)))
+
+
+def _classes_without_validation(counts: ClassCounts, validation: set[int]) -> set[int]:
+    """The classes with two or more groups that have no validation group."""
+    group_counts = Counter(name for group in counts.values() for name in group)
     return {name for name, number in group_counts.items() if number > 1} - {
-        name for group in held_out for name in counts[group]
+        name for group in validation for name in counts[group]
     }
 
 
-def _draw(
-    counts: dict[int, Counter[int]], seed: int, share: float, initial: Collection[int], preferred: Collection[int]
+class _ValidationGroups:
+    """The validation groups, with the number of images of each class in both splits."""
+
+    def __init__(self, counts: ClassCounts, share: float):
+        self.counts = counts
+        self.groups: set[int] = set()
+        self.validation: Counter[int] = Counter()
+        self.training: Counter[int] = Counter()
+        for group_counts in counts.values():
+            self.training.update(group_counts)
+        self.target = {name: share * number for name, number in self.training.items()}
+
+    def add(self, group: int) -> None:
+        self.groups.add(group)
+        self.validation.update(self.counts[group])
+        self.training.subtract(self.counts[group])
+
+    def can_add(self, group: int) -> bool:
+        """Whether each class of the group would still have a training image."""
+        return group not in self.groups and all(
+            self.training[name] > number for name, number in self.counts[group].items()
+        )
+
+    def gain(self, group: int) -> float:
+        """How much closer the classes of the group would come to their targets, as fractions of these, summed."""
+        return sum(
+            (abs(self.validation[name] - self.target[name]) - abs(self.validation[name] + number - self.target[name]))
+            / self.target[name]
+            for name, number in self.counts[group].items()
+        )
+
+
+def _choose(
+    counts: ClassCounts, seed: int, share: float, initial: Collection[int], preferred: Collection[int]
 ) -> set[int]:
-    """The groups that are held out: those in `initial`, then more, those in `preferred` before others."""
+    """Chooses validation groups: all of `initial`, then further ones in a random order, those in `preferred` first."""
     generator, numbers = torch.Generator().manual_seed(seed), sorted(counts)
     order = [numbers[place] for place in torch.randperm(len(numbers), generator=generator).tolist()]
     order.sort(key=lambda group: group not in preferred)
     groups_of: dict[int, list[int]] = defaultdict(list)
-    remaining: Counter[int] = Counter()
     for group in order:
-        remaining.update(counts[group])
         for name in counts[group]:
             groups_of[name].append(group)
-    target = {name: share * number for name, number in remaining.items()}
-    moved: Counter[int] = Counter()
-    held_out: set[int] = set()
-
-    def movable(group: int) -> bool:
-        return group not in held_out and all(remaining[name] > number for name, number in counts[group].items())
-
-    def gain(group: int) -> float:
-        """How much nearer to their shares the classes of a group come if it is held out."""
-        return sum(
-            (abs(moved[name] - target[name]) - abs(moved[name] + number - target[name])) / target[name]
-            for name, number in counts[group].items()
-        )
-
-    def move(group: int) -> None:
-        held_out.add(group)
-        moved.update(counts[group])
-        remaining.subtract(counts[group])
-
+    rarest_first = sorted(groups_of, key=lambda name: (len(groups_of[name]), name))
+    chosen = _ValidationGroups(counts, share)
     for group in initial:
-        move(group)
-    rarest = sorted(groups_of, key=lambda name: (len(groups_of[name]), name))
-    for name in rarest:
-        if not moved[name] and (choice := [group for group in groups_of[name] if movable(group)]):
-            move(max(choice, key=gain))
-    for name in rarest:
+        chosen.add(group)
+    for name in rarest_first:
+        candidates = [group for group in groups_of[name] if chosen.can_add(group)]
+        if candidates and not chosen.validation[name]:
+            chosen.add(max(candidates, key=chosen.gain))
+    for name in rarest_first:
         for group in groups_of[name]:
-            if moved[name] < target[name] and movable(group) and gain(group) > 0:
-                move(group)
-    return held_out
+            if chosen.validation[name] < chosen.target[name] and chosen.can_add(group) and chosen.gain(group) > 0:
+                chosen.add(group)
+    return chosen.groups
 
 
-def hold_out(data: Data, duplicates: Duplicates, seed: int, share: float = 0.25) -> tuple[Data, Duplicates]:
-    """Splits a set in one piece (`train` is None) by `grouped_split`: copies are on one side, and so are images with
-    one value of the set's `group_column`. Returns it with `train` and `val`, and the duplicates of its images in their
-    new order, those of `train` before those of `val`.
+def split_data(data: Data, duplicates: Duplicates, seed: int, share: float = 0.25) -> tuple[Data, Duplicates]:
+    """Splits a data set that has no splits (`train` is None) by `grouped_split`.
 
-    **Raises:** ValueError where nothing can be held out, or a class has no image.
+    All copies of an image go to one split, and so do all images with the same value in the `group_column`.
+
+    **Arguments:**
+
+    - `data`: the data set, all of its images in `val`.
+    - `duplicates`: the duplicates among its images.
+    - `seed`: seed of the split.
+    - `share`: validation fraction, between 0 and 1; default 0.25.
+
+    **Returns:** the data set with `train` and `val`, and the duplicates of its images in their new order: first those
+    of `train`, then those of `val`.
+
+    **Raises:** ValueError if there is no possible validation image, or a class has no image.
     """
-    data.check_classes(data.val, "no image that can be read is left of")
+    data.check_classes(data.val, "no readable images of")
     try:
         train, val = grouped_split(data.val.labels, joined_groups(data, duplicates.groups), seed, share)
     except ValueError as error:
@@ -139,16 +186,28 @@ def hold_out(data: Data, duplicates: Duplicates, seed: int, share: float = 0.25)
 
 
 def leakage(data: Data, duplicates: Duplicates) -> list[tuple[int, int]]:
-    """The images of `val` that have a copy, exact or near, in `train`: the index of each in `val`, and the index in
-    `train` of the first image of its group."""
-    border = 0 if data.train is None else len(data.train)
+    """The images of `val` that have a copy, exact or near, in `train`.
+
+    **Arguments:**
+
+    - `data`: the data set.
+    - `duplicates`: the duplicates among its images, first those of `train`, then those of `val`.
+
+    **Returns:** pairs of the index of an image in `val`, and the index in `train` of the first image of its group.
+    """
+    training_images = 0 if data.train is None else len(data.train)
     first: dict[int, int] = {}
-    for index, group in enumerate(duplicates.groups[:border]):
+    for index, group in enumerate(duplicates.groups[:training_images]):
         first.setdefault(group, index)
-    return [(index, first[group]) for index, group in enumerate(duplicates.groups[border:]) if group in first]
+    return [(index, first[group]) for index, group in enumerate(duplicates.groups[training_images:]) if group in first]
 
 
 def conflicts(data: Data, duplicates: Duplicates) -> list[tuple[int, int]]:
-    """Exact duplicates with different labels; indices count through `train`, then through `val`."""
-    labels = torch.cat([part.labels for part in data.parts])
+    """The exact duplicates that have different labels.
+
+    **Arguments:** as `leakage`.
+
+    **Returns:** pairs of indices, counted through `train`, then `val`.
+    """
+    labels = torch.cat([split.labels for split in data.train_and_val])
     return [(a, b) for a, b in duplicates.exact if not torch.equal(labels[a], labels[b])]

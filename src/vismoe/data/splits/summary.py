@@ -1,4 +1,4 @@
-"""A summary of a set, before anything is trained on it."""
+"""A summary of a data set, computed before training."""
 
 import statistics
 from collections import Counter
@@ -13,61 +13,75 @@ from .duplicates import Duplicates
 from .grouped_split import conflicts, leakage
 
 SHOWN, CLASSES = 3, 10
+"""Number of examples, and of classes, that are printed."""
 
 
 def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
-    """Figures of a set, as JSON has them. `duplicates`: of its images, those of `train` before those of `val`.
+    """Summarises a data set: sizes, classes, duplicates, leaks.
 
-    Images are named by their files (by split and number where a set has none). `imbalance`: the largest class ÷ the
-    smallest that has images; `grey`, `transparent`: shares of the images; `duplicate_groups`: chains of duplicates.
+    **Arguments:**
 
-    **Raises:** ValueError where the duplicates are of a different number of images.
+    - `data`: the data set.
+    - `duplicates`: the duplicates among its images, first those of `train`, then those of `val`.
+
+    **Returns:** a dictionary for JSON. "held_out" is the split `val`. Images are named by their files; without files,
+    by split and number. "imbalance": size of the largest class ÷ size of the smallest class with images; "grey",
+    "transparent": fractions of the images; "duplicate_groups": number of groups with two or more images; "leaks":
+    images of `val` with a copy in `train`; "conflicts": exact copies with different labels.
+
+    **Raises:** ValueError if the duplicates are of another number of images.
     """
-    prints = duplicates.fingerprints
-    if len(prints) != sum(map(len, data.parts)):
-        raise ValueError(f"duplicates of {len(prints)} images, but {data.name} has {sum(map(len, data.parts))}")
+    fingerprints = duplicates.fingerprints
+    total = sum(map(len, data.train_and_val))
+    if len(fingerprints) != total:
+        raise ValueError(f"duplicates of {len(fingerprints)} images, but {data.name} has {total}")
     names = [
-        part.files[index] if part.files else f"{side} {index}"
-        for side, part in _sides(data)
-        for index in range(len(part))
+        split.files[index] if split.files else f"{name} {index}"
+        for name, split in _named_splits(data)
+        for index in range(len(split))
     ]
-    border = 0 if data.train is None else len(data.train)
+    training_images = 0 if data.train is None else len(data.train)
     trained, evaluated = (
-        [0] * len(data.classes) if part is None else _counts(data, part) for part in (data.train, data.val)
+        [0] * len(data.classes) if split is None else _counts(data, split) for split in (data.train, data.val)
     )
     sizes = [train + val for train, val in zip(trained, evaluated, strict=True) if train + val]
-    labels = [_label_names(data, row) for part in data.parts for row in part.labels]
+    labels = [_label_names(data, row) for split in data.train_and_val for row in split.labels]
     return {
         "name": data.name,
-        "pictures": {"train": border, "held_out": len(data.val)},
+        "pictures": {"train": training_images, "held_out": len(data.val)},
         "multi_label": data.multi_label,
         "classes": [
             {"name": name, "train": train, "held_out": val}
             for name, train, val in zip(data.classes, trained, evaluated, strict=True)
         ],
         "imbalance": max(sizes) / min(sizes) if sizes else 1.0,
-        "width": _spread([print_.width for print_ in prints]),
-        "height": _spread([print_.height for print_ in prints]),
-        "grey": sum(print_.grey for print_ in prints) / len(prints),
-        "transparent": sum(print_.transparent for print_ in prints) / len(prints),
+        "width": _spread([entry.width for entry in fingerprints]),
+        "height": _spread([entry.height for entry in fingerprints]),
+        "grey": sum(entry.grey for entry in fingerprints) / total,
+        "transparent": sum(entry.transparent for entry in fingerprints) / total,
         "left_out": [{"file": entry.file, "reason": entry.reason} for entry in data.left_out],
         "notes": list(data.notes),
         "duplicate_groups": sum(number > 1 for number in Counter(duplicates.groups).values()),
         "exact_duplicates": [[names[a], names[b]] for a, b in duplicates.exact],
         "near_duplicates": [[names[a], names[b]] for a, b in duplicates.near],
-        "leaks": [{"held_out": names[border + val], "train": names[train]} for val, train in leakage(data, duplicates)],
+        "leaks": [
+            {"held_out": names[training_images + val], "train": names[train]}
+            for val, train in leakage(data, duplicates)
+        ],
         "conflicts": [
             {"files": [names[a], names[b]], "labels": [labels[a], labels[b]]} for a, b in conflicts(data, duplicates)
         ],
     }
 
 
-def _sides(data: Data) -> list[tuple[str, ImageSet]]:
-    return [("held-out" if part is data.val else "train", part) for part in data.parts]
+def _named_splits(data: Data) -> list[tuple[str, ImageSet]]:
+    """Each split with its name in the summary."""
+    return [("held-out" if split is data.val else "train", split) for split in data.train_and_val]
 
 
-def _counts(data: Data, part: ImageSet) -> list[int]:
-    labels = part.labels
+def _counts(data: Data, images: ImageSet) -> list[int]:
+    """Number of images of each class."""
+    labels = images.labels
     return (labels.sum(0) if data.multi_label else labels.bincount(minlength=len(data.classes))).tolist()
 
 
@@ -80,8 +94,13 @@ def _spread(lengths: Sequence[int]) -> dict[str, int]:
     return {"min": min(lengths), "median": round(statistics.median(lengths)), "max": max(lengths)}
 
 
-def tell(summary: dict[str, Any]) -> str:
-    """A summary in a few lines, for a terminal. `val` of the set is called its test split."""
+def format_summary(summary: dict[str, Any]) -> str:
+    """A summary as a few lines of text. The split `val` is called the test split.
+
+    **Arguments:**
+
+    - `summary`: as `summarise` returns it.
+    """
     train, evaluated = summary["pictures"]["train"], summary["pictures"]["held_out"]
     classes = summary["classes"]
     width, height = ("{min:g} to {max:g} (median {median:g})".format(**summary[side]) for side in ("width", "height"))
@@ -90,7 +109,7 @@ def tell(summary: dict[str, Any]) -> str:
         f"{evaluated:,} test images",
         f"{len(classes)} classes{', several per image' if summary['multi_label'] else ''}: "
         + _first_of([f"{entry['name']} {entry['train']} + {entry['held_out']}" for entry in classes], CLASSES)
-        + f"; {tell_imbalance(summary)}",
+        + f"; {format_imbalance(summary)}",
         f"{width} wide, {height} high; {summary['grey']:.0%} grey, {summary['transparent']:.0%} transparent",
     ]
     if left_out := summary["left_out"]:
@@ -110,7 +129,7 @@ def tell(summary: dict[str, Any]) -> str:
         )
     if leaks := summary["leaks"]:
         lines.append(
-            f"test images with copies among the training images, which make metrics too good: {len(leaks)}: "
+            f"test images with copies among the training images (metrics would be too good): {len(leaks)}: "
             + _first_of([f"{leak['held_out']} ≈ {leak['train']}" for leak in leaks])
         )
     if conflicting := summary["conflicts"]:
@@ -125,25 +144,25 @@ def tell(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def tell_classes(data: Data) -> str:
-    """The classes of a set with the number of images of each to train on, in words; "" for a set without classes."""
+def format_classes(data: Data) -> str:
+    """The classes of a data set with their numbers of training images, as one line of text; "" without classes."""
     if not data.classes:
         return ""
-    counts = zip(data.classes, _counts(data, data.parts[0]), strict=True)
+    counts = zip(data.classes, _counts(data, data.train_and_val[0]), strict=True)
     several = ", several per image" if data.multi_label else ""
     return f"{len(data.classes)} classes{several}: " + _first_of(
         [f"{name} {count:,}" for name, count in counts], CLASSES
     )
 
 
-def tell_reasons(left_out: Sequence[Unreadable]) -> str:
-    """Why files are left out, in words: each reason with its count, the most frequent first."""
+def format_reasons(left_out: Sequence[Unreadable]) -> str:
+    """The reasons why files are left out, each with its count, the most frequent first, as one line of text."""
     counts = Counter(entry.reason for entry in left_out).most_common()
     return _first_of([f"{number} × {reason}" for reason, number in counts])
 
 
-def tell_imbalance(summary: Mapping[str, Any]) -> str:
-    """The imbalance of the classes of a summary, in words."""
+def format_imbalance(summary: Mapping[str, Any]) -> str:
+    """The class imbalance in a summary, as text."""
     times = f"{summary['imbalance']:.3g}"
     return "classes are balanced" if times == "1" else f"the largest class is {times} times the smallest"
 
