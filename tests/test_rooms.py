@@ -9,6 +9,7 @@ import vismoe
 SOURCE = Path(vismoe.__file__).parent
 ROOMS = (
     "files",
+    "kernels",
     "moe",
     "parallel",
     "vit",

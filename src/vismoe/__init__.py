@@ -21,7 +21,8 @@ from vismoe.moe import (
     record,
     register_mlp,
 )
-from vismoe.vit import densify, upcycle
+from vismoe.kernels import kernels_in_use
+from vismoe.vit import densify, optimize, upcycle
 from vismoe.weights import create_model, list_models, load, save
 
 from . import weights
@@ -53,8 +54,10 @@ __all__ = [
     "evaluate",
     "export_onnx",
     "finetune",
+    "kernels_in_use",
     "list_models",
     "load",
+    "optimize",
     "predict",
     "rebalance",
     "record",

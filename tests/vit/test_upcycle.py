@@ -12,7 +12,7 @@ from torch import nn
 import vismoe
 from vismoe.moe import LowRankExperts, MoE, loop, read_mlp, register_mlp, structure_of
 from vismoe.vit import make_sparse
-from vismoe.vit.places import find_mlps
+from vismoe.vit.conversion.places import find_mlps
 
 SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5}
 TIMM = {

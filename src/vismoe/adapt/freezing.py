@@ -7,7 +7,7 @@ from torch import nn
 
 from vismoe.features.features import classifiers
 from vismoe.moe import LowRankExperts, MoE
-from vismoe.vit.places import find_blocks
+from vismoe.vit.conversion.places import find_blocks
 
 from .options import Options, Trained
 

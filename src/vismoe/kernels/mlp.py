@@ -60,6 +60,10 @@ class ExpertTensors:
         sizes = self.num_experts, self.dim, self.hidden_dim
         return *sizes, *map(address, self.tensors), self.eps, self.activation, int(self.packed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without addresses, which are not a copy's."""
+        return {name: value for name, value in vars(self).items() if name != "arguments"}
+
 
 def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()

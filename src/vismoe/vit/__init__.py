@@ -2,12 +2,13 @@
 
 from .config import MoEConfig
 from .cost import Cost, cost
-from .densify import Usage, densify, measure_usage, reduce_experts
+from .conversion.densify import Usage, densify, measure_usage, reduce_experts
 from .ensemble import ensemble_loss, ensemble_metrics, mean_logits, mean_of_images, member_loss
 from .model import SparseVisionTransformer
 from .modes import evaluating, using_backend
 from .presets import PRESETS, Preset, dense_twin
-from .upcycling import make_sparse, upcycle
+from .conversion.optimized import optimize
+from .conversion.upcycling import make_sparse, upcycle
 
 __all__ = [
     "PRESETS",
@@ -27,6 +28,7 @@ __all__ = [
     "mean_of_images",
     "measure_usage",
     "member_loss",
+    "optimize",
     "reduce_experts",
     "upcycle",
     "using_backend",

@@ -16,7 +16,7 @@ from vismoe.moe import BalancedRouter, MoE
 from .config import OVERRIDES, MoEConfig
 from .ensemble import mean_logits, repeat_before
 from .positions import TEMPERATURE, sincos2d
-from .sparsify import fix_init, initialise_experts, sparsify
+from .conversion.sparsify import fix_init, initialise_experts, sparsify
 
 
 def _check_architecture(pos_embed: str, temperature: float, qk_norm: bool | str, arguments: Mapping[str, Any]) -> None:

@@ -29,7 +29,10 @@ class PackedExperts(nn.Module):
         self.dim, self.hidden_dim, self.num_experts = experts.dim, experts.hidden_dim, experts.num_experts
 
     def forward(self, *inputs: Any) -> Tensor:
-        raise RuntimeError("experts that vismoe.optimize packed are multiplied by compiled kernels alone")
+        raise RuntimeError(
+            "experts that vismoe.optimize packed are multiplied by compiled kernels alone: in float32, and not under "
+            "autocast, torch.compile, torch.func or a counter of operations; use the original network there"
+        )
 
 
 def compiled_answers(experts: nn.Module, rows: Rows) -> Tensor | None:
@@ -102,7 +105,7 @@ def activation_number(activation: Any) -> int | None:
 def expert_tensors(experts: nn.Module) -> ExpertTensors | None:
     """What the kernels take of experts; None where these are not plain: of another class, with hooks,
     parametrizations or adapters, offloaded, of another type or on another device."""
-    if type(experts) is PackedExperts:
+    if isinstance(experts, PackedExperts):
         return experts.tensors
     if not _is_plain(experts, MLPExperts):
         return None

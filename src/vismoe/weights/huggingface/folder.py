@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 from vismoe.vit import MoEConfig, make_sparse
-from vismoe.vit.places import ENTRY
+from vismoe.vit.conversion.places import ENTRY
 
 from ..folders.format import CONFIG, WEIGHTS
 from .processor import read_processor, write_processor

@@ -13,7 +13,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vismoe.vit import make_sparse
-from vismoe.vit.places import find_blocks, remember
+from vismoe.vit.conversion.places import find_blocks, remember
 
 from .folder import INSIDE, is_transformers
 from .processor import pair, processor_of

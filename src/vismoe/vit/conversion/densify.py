@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vismoe.moe import MLP, MLPExperts, MoE, SparsePlan, TopKRouter, record, stacked_parts
 from vismoe.moe.record import layers_of
 
-from .modes import evaluating
+from ..modes import evaluating
 from .places import copy_of, remember, restore_mlp, sparse_layers
 
 How = Literal["expert", "merge"]

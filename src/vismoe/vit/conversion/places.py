@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 
 from vismoe.moe import MLP, MLPStructure, MoE, structure_of, write_mlp
 
-from .config import MoEConfig
+from ..config import MoEConfig
 
 ENTRY = "vismoe_moe"
 """The entry of a configuration of transformers' that holds the fields of `MoEConfig`."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from vismoe.moe import MLP, MLPExperts, MoE, StackedLinear, TopKRouter, read_mlp
 
-from .config import OVERRIDES, MoEConfig
+from ..config import OVERRIDES, MoEConfig
 from .places import copy_of, find_mlps, remember, replace_mlp
 
 

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import get_init_weights_vit
 
 from vismoe.moe import MLP, MLPExperts, MoE, compute_capacity, read_mlp
 
-from .config import MoEConfig
+from ..config import MoEConfig
 from .places import replace_mlp
 
 
