@@ -1,4 +1,4 @@
-"""Changes a model inside a block, and restores its state afterwards."""
+"""Changes a model inside a `with` block, and restores its state afterwards."""
 
 import threading
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from vismoe.moe import Exchange, MoE, Product
 
 @dataclass
 class _Borrowed:
-    """A model inside `evaluating`: how many blocks it is in, and its modules' modes before the first."""
+    """A model inside `evaluating`: the number of open `with` blocks, and its modules' modes before the first."""
 
     blocks: int = 0
     modes: list[tuple[nn.Module, bool]] = field(default_factory=list)
@@ -25,9 +25,9 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the block the whole `model` is in evaluation mode. Afterwards, also after an error, each of its modules is
-    in the mode it was in: what was frozen in evaluation mode inside a training network stays so. Blocks of several
-    threads may overlap: the last to end restores."""
+    """Context in which `model` is in evaluation mode. Afterwards, also after an error, each module gets its own mode
+    back, so modules that are kept in evaluation mode while the network trains stay in it. Contexts in several threads
+    may overlap: the last one that ends restores the modes."""
     with _LOCK:
         borrowed = _BORROWED.setdefault(model, _Borrowed())
         if not borrowed.blocks:
@@ -47,8 +47,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def using_backend(model: nn.Module, product: Product | None = None, exchange: Exchange | None = None) -> Iterator[None]:
-    """Inside the block the sparse layers of `model` use another product or exchange. Afterwards, also after an error,
-    each has its own again.
+    """Context in which the sparse layers of `model` use another product or exchange. Afterwards, also after an error,
+    each layer gets its own back.
 
     **Arguments:**
 
