@@ -212,7 +212,13 @@ def whole_table(rows: Sequence[Row]) -> str:
         losses = [float(row[f"val_loss_{share}"]) for share in QUARTERS]
         shown = [f"{loss:.3f}" for loss in losses]
         lines.append([row["width"], row["family"], row["rate"], *shown, f"{100 * last_part(row):.1f} %"])
-    head = ["width", "network", "rate", *(f"at {share} %" for share in QUARTERS), "fraction of the fall in the last quarter"]
+    head = [
+        "width",
+        "network",
+        "rate",
+        *(f"at {share} %" for share in QUARTERS),
+        "fraction of the fall in the last quarter",
+    ]
     return table(head, lines)
 
 

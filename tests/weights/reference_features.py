@@ -343,7 +343,8 @@ The encoder of an ensemble
     vit/test_ensemble.py::test_trunk_is_shared
 The routers' noise in an ensemble
   | drawn for each member's own experts, (G, M, S/M, E/M)
-  | drawn once, (G, S, E); values for other members' experts are not used: the same distribution, with one call per layer
+  | drawn once, (G, S, E); values for other members' experts are not used: the same distribution, with one call per
+    layer
   | vit/test_ensemble.py::test_capacity_noise_and_priority
 Random numbers
   | JAX's; with `split_rngs` False all experts of a layer have the same dropout mask
@@ -394,8 +395,8 @@ Mixup
   | timm's: mixes the first image with the last, and so on, with one weight per batch
   | training/test_multi_label.py::test_the_loss_is_each_class_s_cross_entropy
 Preprocessing
-  | bilinear; at evaluation the shorter side is resized to 256 and the central 224 pixels are used, or the whole image is
-    resized to 384 × 384
+  | bilinear; at evaluation the shorter side is resized to 256 and the central 224 pixels are used, or the whole image
+    is resized to 384 × 384
   | presets, for new trainings: bicubic, the shorter side is resized to the network's size; converted published
     checkpoints have the reference's preprocessing
   | weights/test_convert.py::test_published_names; data/test_transforms.py::test_evaluation_scales_and_crops
