@@ -93,7 +93,11 @@ def _fitted_at_best_size(
     log(
         f"{chosen} × {chosen} pixels: on the validation split a linear classifier on the frozen network has "
         f"{evaluations[first].score:.4f} at {first} pixels, {evaluations[second].score:.4f} at {second}: "
-        + ("a significant difference" if chosen == second else "no significant difference, and the smaller is faster")
+        + (
+            "better by more than one standard error"
+            if chosen == second
+            else "not better by more than one standard error, and the smaller size is faster"
+        )
     )
     return cast(nn.Module, candidates[chosen])
 

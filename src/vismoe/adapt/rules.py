@@ -102,9 +102,9 @@ def scratch_preset(image_side: float, image_size: int | None, sparse: bool) -> t
 
 
 def is_better(right: Tensor, than: Tensor) -> bool:
-    """Whether one classifier is significantly better than another on the same N images: the number of images on which
-    only the first is right exceeds the number on which only the second is right by more than one standard error
-    (McNemar's test: the square root of the sum of both numbers).
+    """Whether one classifier is better than another on the same N images by more than one standard error: the number of
+    images on which only the first is right minus the number on which only the second is right is larger than the square
+    root of the sum of both numbers (as in McNemar's test).
 
     **Arguments:**
 

@@ -18,7 +18,11 @@ def run_splits(run: Run) -> Data:
     - Otherwise: `train` is the training split, `val` the validation split, on which the best weights may have been
       selected.
 
-    `left_out` is empty: the run has already reported these files.
+    `left_out` is empty, because the run has already listed these files.
+
+    **Arguments:**
+
+    - `run`: the run.
 
     **Raises:** ValueError if the splits are not known any more, or not yet.
     """

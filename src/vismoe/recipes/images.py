@@ -1,4 +1,4 @@
-"""A folder of one's own images, from scratch."""
+"""Training from scratch on your own folder of images."""
 
 from vismoe.training import Recipe
 

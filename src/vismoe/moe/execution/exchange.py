@@ -60,7 +60,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class LocalExchange(Exchange):
-    """All tokens and all experts are in this process."""
+    """The exchange within one process, which has all tokens and all experts. `bfloat16`: see `Exchange`."""
 
     def dispatch(self, plan: Plan, tokens: Float[Tensor, "N d"]) -> Rows:
         tokens = self.round(tokens)

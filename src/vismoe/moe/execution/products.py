@@ -1,8 +1,8 @@
 """Products: multiply rows that are sorted by expert by the experts' weights.
 
-A product is a function (experts, rows) -> outputs (R, d). It gets the experts' module, which it calls as a module, and
-the `Rows` of any exchange. This file has `loop` (slow and simple, for tests), `grouped` (the default; it computes only
-live rows) and `padded` (static shapes).
+A product is a function (experts, rows) -> outputs (R, d). `experts` is the experts' module, which it calls as a module;
+`rows` are the `Rows` of any exchange. This file has `loop` (slow and simple, for tests), `grouped` (the default; it
+computes only live rows) and `padded` (static shapes).
 """
 
 from collections.abc import Callable

@@ -12,7 +12,16 @@ from torch.nn import functional as F
 class MLP(nn.Module):
     """One expert as a separate MLP: down(norm(activation(up(x)))), or gated: down(norm(activation(gate(x)) · up(x))).
 
-    **Arguments:** those of `MLPExperts` without `num_experts`; `activation` has no default.
+    **Arguments:**
+
+    - `dim`: width of a token, d.
+    - `hidden_dim`: width of the hidden layer, h.
+    - `activation`: activation function.
+    - `gated`: whether the MLP is gated; default False.
+    - `bias`: whether the linear layers have biases; default True.
+    - `norm`: whether there is a LayerNorm before `down`; default False.
+    - `norm_eps`: epsilon of the LayerNorm; default 1e-6.
+    - `dropout`: dropout rate of hidden units and of outputs, 0 to 1; default 0.
 
     **Parameters:** `up.weight` (h, d), `down.weight` (d, h), `gate.weight` (h, d), biases, `norm.weight` and
     `norm.bias` (h,).

@@ -13,7 +13,14 @@ from .mlp import MLP, kind_of
 
 
 class StackedLinear(nn.Module):
-    """E linear layers in one parameter: weight (E, out, in), bias (E, out) or None."""
+    """E linear layers in one parameter: weight (E, out, in), bias (E, out) or None.
+
+    **Arguments:**
+
+    - `num_experts`: number of experts E.
+    - `in_features`, `out_features`: widths of inputs and outputs.
+    - `bias`: whether there are biases; default True.
+    """
 
     def __init__(self, num_experts: int, in_features: int, out_features: int, bias: bool = True):
         super().__init__()
@@ -39,7 +46,14 @@ class StackedLinear(nn.Module):
 
 
 class StackedNorm(nn.Module):
-    """E LayerNorms: weight and bias (E, features)."""
+    """E LayerNorms: weight and bias (E, features).
+
+    **Arguments:**
+
+    - `num_experts`: number of experts E.
+    - `features`: width of the inputs.
+    - `eps`: epsilon; default 1e-6.
+    """
 
     def __init__(self, num_experts: int, features: int, eps: float = 1e-6):
         super().__init__()

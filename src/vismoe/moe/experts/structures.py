@@ -88,7 +88,7 @@ def structure_of(module: nn.Module) -> MLPStructure | None:
 
 
 def read_mlp(module: nn.Module) -> MLP:
-    """Copies an MLP of a known class into an `MLP`.
+    """Copies an MLP of a known class, `module`, into an `MLP`.
 
     **Raises:** ValueError for an unknown class, and for parts that do not fit the structure.
     """
@@ -140,7 +140,7 @@ def read_mlp(module: nn.Module) -> MLP:
 
 
 def write_mlp(mlp: MLP, module: nn.Module) -> None:
-    """Copies the parameters of `mlp` into a module of a known class: the inverse of `read_mlp`.
+    """Copies the parameters of `mlp` into `module`, which has a known class: the inverse of `read_mlp`.
 
     **Raises:** ValueError if `mlp` has a bias that is not 0 and the module has none.
     """
