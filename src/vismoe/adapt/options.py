@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from vismoe.weights import parse_source
 
 Trained = Literal["all", "last-third", "experts", "head"]
-Products = Literal["float32", "bfloat16"]
+TrainingDtype = Literal["float32", "bfloat16"]
 LARGEST = 4096
 """Largest side of an image in pixels."""
 
@@ -52,7 +52,7 @@ class Options:
     """Peak learning rate. None: 2e-4 for a trained network, 2e-3 from scratch."""
     class_weights: float = 0.0
     """Weight of a class in the loss: (mean class size ÷ its size) to this power; 0: all classes have equal weight."""
-    dtype: Products | Literal["auto"] = "auto"
+    dtype: TrainingDtype | Literal["auto"] = "auto"
     """Autocast dtype in training. "auto": bfloat16 if the device has instructions for it, which is twice as fast."""
     seed: int = 0
     """Seed of the split, new weights, order and augmentation."""
@@ -78,7 +78,7 @@ class Options:
         accepted = {
             "train": (*get_args(Trained), "auto"),
             "experts": ("full", "low-rank"),
-            "dtype": (*get_args(Products), "auto"),
+            "dtype": (*get_args(TrainingDtype), "auto"),
         }
         for name, choices in accepted.items():
             if getattr(self, name) not in choices:

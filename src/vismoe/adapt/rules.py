@@ -12,7 +12,7 @@ from vismoe.training import Recipe
 from vismoe.vit import cost
 from vismoe.weights import data_config
 
-from .options import Options, Products
+from .options import Options, TrainingDtype
 from .splits import Splits
 
 BUDGET = {"float32": 3e13, "bfloat16": 5e13}
@@ -147,7 +147,7 @@ class Work:
         once = validation + test + (train + validation + test if trained else 0)
         return Work(forward * (1 + 2 * share + evaluations), forward * once)
 
-    def affordable(self, device: torch.device, dtype: Products) -> float:
+    def affordable(self, device: torch.device, dtype: TrainingDtype) -> float:
         """Number of training images, counted once per epoch, that the budget allows; infinite on other devices than a
         CPU."""
         return math.inf if device.type != "cpu" else max(0.0, BUDGET[dtype] - self.fixed) / self.image
@@ -220,7 +220,7 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
     return Choice(recipe, reasons)
 
 
-def choose_dtype(options: Options, device: torch.device) -> Products:
+def choose_dtype(options: Options, device: torch.device) -> TrainingDtype:
     """The autocast dtype of the training: as in the options, or for "auto" the faster one."""
     if options.dtype != "auto":
         return options.dtype

@@ -151,7 +151,8 @@ def open_splits(
     unnamed = unnamed_groups(data, fewest=3)
     training, duplicates = data.train.subset(kept), duplicates.subset(kept)
     data = replace(data, train=training)
-    data.check_classes(training, f"but for copies of test images{_or_of_groups(data)} there is nothing to train on of")
+    left_out = f"copies of test images{_or_of_groups(data)}"
+    data.check_classes(training, f"without {left_out} no training images are left in the classes")
     validation_files = set(opened.val.files) if opened.test is not None else set()
     if validation_files:
         fitting, validated = _with_own_validation(data, duplicates, validation_files), True
@@ -237,7 +238,7 @@ def _with_own_validation(data: Data, duplicates: Duplicates, validation_files: C
     training = [index for index, group in enumerate(groups) if group not in validated]
     copies = f"copies of other splits' images{_or_of_groups(data)}"
     if not training or not validation:
-        raise ValueError(f"{data.name}: but for {copies} nothing is left to train or validate on")
+        raise ValueError(f"{data.name}: without {copies} no training or no validation images are left")
     fitting = replace(data, train=data.train.subset(training), val=data.train.subset(validation))
-    fitting.check_classes(fitting.parts[0], f"but for {copies} there is nothing to train on of")
+    fitting.check_classes(fitting.parts[0], f"without {copies} no training images are left in the classes")
     return fitting

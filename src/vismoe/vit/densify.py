@@ -183,7 +183,7 @@ def _one_mlp(layer: MoE, usage: Usage, how: How) -> MLP:
             for parameter in mlp.down.parameters():
                 parameter.mul_(scale)
         merged.append(mlp)
-    return _beside(merged)
+    return _concatenated(merged)
 
 
 @torch.no_grad()
@@ -196,7 +196,7 @@ def _mean(mlps: Sequence[MLP], shares: Tensor) -> MLP:
 
 
 @torch.no_grad()
-def _beside(mlps: Sequence[MLP]) -> MLP:
+def _concatenated(mlps: Sequence[MLP]) -> MLP:
     """The MLP that computes the sum of several MLPs: their hidden units, concatenated."""
     if len(mlps) == 1:
         return mlps[0]

@@ -148,7 +148,7 @@ class SparseVisionTransformer(VisionTransformer):
                 nn.init.zeros_(self.head.weight)
                 nn.init.constant_(self.head.bias, fill)
         self.head_bias_init = head_bias_init
-        self._start_head_bias()
+        self._initialise_head_bias()
 
     @property
     def ensemble_size(self) -> int:
@@ -158,7 +158,7 @@ class SparseVisionTransformer(VisionTransformer):
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Initialises all weights as timm does. Experts are initialised like dense MLPs, balancing biases are 0."""
         super().init_weights(mode, needs_reset)
-        self._start_head_bias()
+        self._initialise_head_bias()
         for number, block in enumerate(self.blocks):
             if isinstance(block.mlp, MoE):
                 expert_init = "apart" if self.moe is None else self.moe.expert_init
@@ -224,8 +224,8 @@ class SparseVisionTransformer(VisionTransformer):
         if isinstance(self.head, nn.Linear) and self.head_hidden_size != self.embed_dim:
             weight = self.head.weight
             self.head = nn.Linear(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
-        self._start_head_bias()
+        self._initialise_head_bias()
 
-    def _start_head_bias(self) -> None:
+    def _initialise_head_bias(self) -> None:
         if self.head_bias_init and isinstance(self.head, nn.Linear):
             nn.init.constant_(self.head.bias, self.head_bias_init)

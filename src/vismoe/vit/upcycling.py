@@ -86,7 +86,7 @@ def upcycle(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer, mlp in make_sparse(model, config, split):
-            _start_as(layer, mlp, split, perturb)
+            _initialise_from(layer, mlp, split, perturb)
     _warn_unless_equal(config, summing, perturb)
     return model
 
@@ -166,7 +166,7 @@ def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tup
 
 
 @torch.no_grad()
-def _start_as(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
+def _initialise_from(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
     """Sets the parameters of a new layer so that it computes the same as `mlp`."""
     experts = layer.experts
     if not isinstance(experts, MLPExperts):

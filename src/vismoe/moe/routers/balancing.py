@@ -42,7 +42,7 @@ JOINED = (
     "inside DistributedDataParallel's Join choices are not summed over processes, because a process without further "
     "data makes none: each step moves the bias by the choices of one process"
 )
-_SAID: set[str] = set()
+_WARNED: set[str] = set()
 
 
 def move_bias(bias_E: Float[Tensor, " E"], count_E: Int[Tensor, " E"], rule: str = "log") -> Float[Tensor, " E"]:
@@ -119,8 +119,8 @@ def _counting_processes(group: str) -> torch.distributed.ProcessGroup | None:
 
 
 def _warn_once(text: str) -> None:
-    if text not in _SAID:
-        _SAID.add(text)
+    if text not in _WARNED:
+        _WARNED.add(text)
         warnings.warn(text, stacklevel=2)
 
 
