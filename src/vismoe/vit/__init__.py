@@ -1,4 +1,4 @@
-"""Networks: timm's VisionTransformer with MoE layers, by name or by configuration."""
+"""Networks: timm's VisionTransformer with MoE layers, by name or by configuration; upcycling, and back."""
 
 from .config import MoEConfig
 from .cost import Cost, cost
