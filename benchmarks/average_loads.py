@@ -1,17 +1,17 @@
-"""How even an average of weights (EMA) keeps its experts, against the raw weights.
+"""How even the experts' load is with an average of weights (EMA), compared with the raw weights.
 
-    python benchmarks/average_loads.py                        # digits, 1,000 steps: some ten minutes of one core
+    python benchmarks/average_loads.py                        # digits, 1,000 steps: about ten minutes on one core
     python benchmarks/average_loads.py --steps 40 --seeds 0    # a minute; --recipe fashion_mnist: hours
 
-A run is trained with an EMA, by a rate that falls to 0 (cosine) and by one that stays (constant), each with both
-warm-ups of the decay. Four networks of its last checkpoint are evaluated on the validation split:
+Runs are trained with an EMA, with a cosine and with a constant learning rate, each with and without warm-up of the
+decay. Four networks from the last checkpoint are evaluated on the validation split:
 
 - raw: the trained weights.
 - averaged: parameters and balancing biases averaged.
 - raw bias: averaged parameters with the biases of the raw weights.
 - rebalanced: as averaged; then `vismoe.rebalance` moves the biases by the loads of 32 training batches.
 
-Reported: top-1, and max ÷ mean load of the worst layer. Each network is a row of results/average_loads.csv.
+Reported are top-1, and max ÷ mean load of the worst layer. Each network is one row of results/average_loads.csv.
 """
 
 import tempfile

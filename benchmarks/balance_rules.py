@@ -1,13 +1,17 @@
-"""Which rule moves the balancing bias, and how far: the evidence behind the default.
+"""Compares rules that move the balancing bias: the evidence for the default.
 
     python benchmarks/balance_rules.py
     python benchmarks/balance_rules.py --steps 3000 --rules sign-0.001 sign-0.03 log1p-0.2
 
-A 64-wide V-MoE (k=1, experts in two of four blocks) is trained on the handwritten digits by a loop that computes
-cross_entropy(model(x), y) and nothing else. From the default initial weights and from a router that sends all to one
-expert. Reported, for the worst layer, after each number of steps: the step from which max ÷ mean load of a batch,
-averaged over 10 batches, stays below 2; its mean over the last 50 batches; the same ratio on held-out digits; accuracy
-there. Each is one row appended to results/balance_rules.csv.
+A V-MoE of width 64 (k=1, experts in two of four blocks) is trained on the handwritten digits by a loop that computes
+only cross_entropy(model(x), y). It starts from the default initial weights, or from a router that sends all tokens to
+one expert. Reported for the worst layer, after each number of steps:
+
+- the step from which max ÷ mean load of a batch, averaged over 10 batches, stays below 2;
+- the mean of this ratio over the last 50 batches;
+- this ratio, and the accuracy, on the validation split.
+
+Each result is one row that is appended to results/balance_rules.csv.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,27 +38,27 @@ def _excess(count: Tensor) -> Tensor:
 
 
 def sign(step: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """The published rule's form (Wang et al. 2024), on logits."""
+    """The published rule (Wang et al. 2024), on logits: a constant step."""
     return lambda bias, count: bias + step * torch.sign(1 - _excess(count)) * (count.sum() > 0)
 
 
 def clipped(step: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """In proportion to the excess load, at most a step either way."""
+    """In proportion to the excess load, at most one step."""
     return lambda bias, count: bias + step * (1 - _excess(count)).clamp(-1, 1) * (count.sum() > 0)
 
 
 def log(step: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """In proportion to the logarithm of the relative load, which an eighth of the mean keeps finite."""
+    """In proportion to the logarithm of (load ÷ mean + 1/8); the 1/8 keeps it finite."""
     return lambda bias, count: bias - step * torch.log((_excess(count) + 1 / 8) / (1 + 1 / 8)) * (count.sum() > 0)
 
 
 def log1p(step: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """The same with the whole mean added: gentler with experts that have nothing. The library's own rule."""
+    """In proportion to the logarithm of (load ÷ mean + 1): smaller moves for experts without tokens. vismoe's rule."""
     return lambda bias, count: bias - step * torch.log((_excess(count) + 1) / 2) * (count.sum() > 0)
 
 
 def zscore(step: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """In proportion to the excess, measured in the loads' standard deviation."""
+    """In proportion to the excess load ÷ the standard deviation of the loads."""
     return lambda bias, count: bias + step * (1 - _excess(count)) / _excess(count).std(correction=0).clamp_min(1e-6)
 
 
@@ -72,7 +76,7 @@ RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"none": lambda bias, cou
 
 
 def skew(model: torch.nn.Module) -> None:
-    """Gives all tokens a common component that one expert's router row answers to: it gets nearly everything."""
+    """Adds the same direction to all tokens and to one expert's router row, so that nearly all tokens go to it."""
     for block in model.blocks:
         if hasattr(block.mlp, "router"):
             direction = F.normalize(torch.randn(block.mlp.router.dim), dim=0)
@@ -87,7 +91,7 @@ def unevenness(routing: vismoe.moe.Recording) -> float:
 
 
 def run(rule: str, num_experts: int, steps: tuple[int, ...], skewed: bool, seed: int) -> Iterator[dict[str, object]]:
-    """One training; a row after each of `steps`."""
+    """Trains once. Yields a row after each of the numbers of steps."""
     digits = load_digits()
     images = torch.tensor(digits.images[:, None] / 8 - 1, dtype=torch.float32)
     labels = torch.tensor(digits.target)
@@ -137,7 +141,7 @@ def main(
     threads: int = 2,
     out: Path = RESULTS,
 ) -> None:
-    """Measure the rules; print and append one row for each run and number of steps."""
+    """Measure the rules; print and append one row per run and number of steps."""
     torch.set_num_threads(threads)
     table = Table(out)
     for experts, skew_router, seed, rule in product(num_experts, skewed, seeds, rules):

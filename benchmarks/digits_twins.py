@@ -1,9 +1,10 @@
-"""Sparse against its dense twin on the demo's digits, over seeds.
+"""Compares the sparse network and its dense twin on the demo's digits, over seeds.
 
     python benchmarks/digits_twins.py            # three seeds of each: about 7 minutes on two cores
 
-Same trunk, initial weights, order, augmentation and recipe. Writes results/digits_twins.csv and prints the paired
-difference with its 95 % interval (Student's t over seeds). 450 held-out images: one image is 0.22 points.
+Both have the same trunk, initial weights, order of images, augmentation and recipe. Writes results/digits_twins.csv and
+prints the paired difference with its 95 % interval (Student's t over seeds). The validation split has 450 images, so
+one image is 0.22 points.
 """
 
 import statistics
@@ -38,7 +39,7 @@ def main(seeds: tuple[int, ...] = (0, 1, 2), steps: int | None = None, out: Path
 
 
 def report(rows: list[dict[str, object]]) -> None:
-    """Means, and the paired difference with its interval."""
+    """Prints the means, and the paired difference with its interval."""
     by_recipe = {
         name: [float(str(row["top1"])) for row in rows if row["recipe"] == name] for name in ("digits", "digits_dense")
     }

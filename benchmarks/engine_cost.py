@@ -1,14 +1,17 @@
-"""What training by a recipe costs beside a bare loop around the same network.
+"""Compares the speed of training by a recipe with that of a bare loop around the same network.
 
     python benchmarks/engine_cost.py             # every case: about 20 minutes on one busy core
     python benchmarks/engine_cost.py --rounds 2  # a first look
 
-The figure is images/s of `vismoe.training.fit` ÷ images/s of the bare loop: same initial weights, optimiser, batches,
-transforms, loss and clipping, and nothing else. In turn on the same core: each time `fit` tells its status, every 20
-steps, the bare loop takes as many. `fit` is timed from the end of one status to the beginning of the next: looking at
-the routers, logging and, in rows of their own, a checkpoint every 100 steps count; start, evaluation and report, which
-a bare loop has not, do not. 40 steps of warm-up, then rounds of 100: median, lowest and highest ratio of a round.
-Writes results/engine_cost.csv. Checkpoints are synced to disk, in TMPDIR: its speed shows.
+Reported is images/s of `vismoe.training.fit` ÷ images/s of the bare loop, which has the same initial weights,
+optimiser, batches, transforms, loss and clipping, and nothing else.
+
+- Both run alternately on one core: whenever `fit` reports its status, every 20 steps, the bare loop makes 20 steps.
+- `fit` is timed from the end of one status to the start of the next. This includes recording the routers, logging and,
+  in separate rows, a checkpoint every 100 steps. It excludes start, evaluation and report, which a bare loop lacks.
+- 40 steps of warm-up, then rounds of 100 steps: median, lowest and highest ratio over the rounds.
+
+Writes results/engine_cost.csv. Checkpoints are synced to disk, in TMPDIR, so the disk's speed counts.
 """
 
 import statistics
@@ -43,11 +46,11 @@ CASES = (
 
 
 class _EnoughError(Exception):
-    """Leaves a run after its last counted step."""
+    """Ends a run after its last measured step."""
 
 
 def bare_loop(recipe: Recipe, data: Data) -> Iterator[None]:
-    """What anybody would write; one step each time it is asked."""
+    """A plain training loop, which makes one step per `next()`."""
     model = build(recipe, data)
     optimizer = begin(model, recipe).optimizer
     transform = training_transform(data_config(model), **recipe.augmentation)
@@ -101,8 +104,8 @@ def main(rounds: int = 5, threads: int = 1, out: Path = RESULTS) -> None:
             print(f"{case.data}: skipped, {error}", flush=True)
             continue
         for checkpoint_every in (0, ROUND):
-            # No end in sight: no last evaluation, and statuses as far apart as in any long run. A constant rate: both
-            # sides take the same steps, so the experts get the same work.
+            # So many steps that the run does not end: no last evaluation, and the status every 20 steps. A constant
+            # learning rate, so that both sides make the same steps and the experts have the same load.
             endless = {"steps": 10**6, "evaluate_every": 10**6, "schedule": "constant", "warmup_steps": 0}
             recipe = replace(case, checkpoint_every=checkpoint_every, device="cpu", **endless)
             seconds = measure(recipe, rounds)

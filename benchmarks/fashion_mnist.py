@@ -1,10 +1,11 @@
-"""Fashion-MNIST: a V-MoE, its dense twin and a small CNN, each over seeds, on the 10,000 pictures of its test part.
+"""Fashion-MNIST: a V-MoE, its dense twin and a small CNN, over seeds, on the 10,000 images of the test split.
 
-    python benchmarks/fashion_mnist.py            # what is missing of three seeds, two runs at a time, a thread each
-    python benchmarks/fashion_mnist.py --table    # the table of what is there
+    python benchmarks/fashion_mnist.py            # trains missing runs of three seeds, two at a time, one thread each
+    python benchmarks/fashion_mnist.py --table    # only prints the table
 
-Appends a row a finished run to results/fashion_mnist.csv and skips what is there; a run that was stopped goes on from
-its last checkpoint. A row has the processor time of the run's last sitting, start and evaluations included.
+Appends one row per finished run to results/fashion_mnist.csv, and skips runs that have a row. An interrupted run is
+resumed from its last checkpoint. A row has the processor time since the run was last resumed, including start and
+evaluations.
 """
 
 import os
@@ -24,7 +25,7 @@ RECIPES = ("fashion_mnist", "fashion_mnist_dense", "fashion_mnist_cnn")
 
 
 def train_one(recipe: str, seed: int, runs: Path) -> None:
-    """One run in this process, and its row."""
+    """Trains one run in this process, and appends its row."""
     import torch
 
     import vismoe
@@ -65,13 +66,13 @@ def main(
     table: bool = False,
     one: tuple[str, int] | None = None,
 ) -> None:
-    """Train what is missing and print the table.
+    """Train the missing runs and print the table.
 
     Args:
-        seeds: Of each recipe.
-        jobs: Runs at a time.
-        runs: Where the run folders go.
-        table: Train nothing.
+        seeds: Seeds of each recipe.
+        jobs: Number of runs at a time.
+        runs: Folder of the run folders.
+        table: Only print the table.
         one: A recipe and a seed, to be trained in this process, whatever is there.
     """
     if one is not None:

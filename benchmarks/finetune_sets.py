@@ -1,15 +1,15 @@
-"""The sets of the fine-tuning studies, from packages that Debian's and npm's registries hold and a folder of boxes.
+"""Makes the sets of the fine-tuning studies from Debian and npm packages, and from a folder of images with boxes.
 
     apt-get download openclipart-png && dpkg -x openclipart-png_*.deb openclipart
     npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0   # tar xzf each, into a folder of its own
     python benchmarks/finetune_sets.py --openclipart openclipart/usr/share/openclipart/png --google google/package \
         --twitter twitter/package --bccd BCCD --fashion /usr/share/datasets/fashion-mnist --out sets
 
-Each set is a folder that `vismoe finetune` reads, made when its source is given:
+Each set is a folder for `vismoe finetune`. It is made if its source is given:
 
-- `openclipart`: a random 2,000 of the drawings (public domain), in their 22 classes, without splits.
-- `emoji`: in Google's drawing style (Apache-2.0) to train on, in Twitter's (CC-BY-4.0) to test on, by category.
-- `cells`: each box of BCCD (MIT; JPEGImages, Annotations, ImageSets) cut out, in three classes, by BCCD's own split.
+- `openclipart`: 2,000 random drawings (public domain) in their 22 classes, without splits.
+- `emoji`: Google's drawing style (Apache-2.0) for training, Twitter's (CC-BY-4.0) for testing, by category.
+- `cells`: the boxes of BCCD (MIT; JPEGImages, Annotations, ImageSets), cut out, in three classes, with BCCD's split.
 - `fashion2000`, `fashion6000`: the first images of Fashion-MNIST (MIT; Debian's dataset-fashion-mnist) for training,
   the first 2,000 of its test split for testing.
 """
@@ -42,12 +42,12 @@ def main(
     """Make the sets whose source is given.
 
     Args:
-        out: Where the sets go; a set that is there is an error.
-        openclipart: Folder of the drawings' class folders.
-        google: The unpacked package; with `twitter`.
-        twitter: The unpacked package; with `google`.
+        out: Folder of the sets; an existing set is an error.
+        openclipart: Folder with the class folders of the drawings.
+        google: The unpacked package; needs `twitter` too.
+        twitter: The unpacked package; needs `google` too.
         bccd: The unpacked archive of blood cells with boxes.
-        fashion: Folder of Fashion-MNIST's four files.
+        fashion: Folder with Fashion-MNIST's four files.
     """
     if openclipart:
         _openclipart(openclipart, _new(out / "openclipart"))

@@ -1,12 +1,13 @@
-"""What fine-tuning a trained ViT gains, and whether experts help: arms × seeds × sets, the same rules for all.
+"""How much fine-tuning a trained ViT gains, and whether experts help: arms × seeds × sets, with the same rules for all.
 
-    python benchmarks/finetune_study.py --parent vit-s14 --sets sets --trial    # settings, one seed, by validation part
-    python benchmarks/finetune_study.py --parent vit-s14 --sets sets            # the arms as then chosen, three seeds
-    python benchmarks/finetune_study.py --parent vit-s14 --sets sets --table
+    python benchmarks/finetune_study.py --parent vit-s14 --sets sets --trial    # trials of learning rates, one seed
+    python benchmarks/finetune_study.py --parent vit-s14 --sets sets            # arms with the best rate, three seeds
+    python benchmarks/finetune_study.py --parent vit-s14 --sets sets --table    # only prints the table
 
-`benchmarks/vit_s14_parent.py` makes the parent, `benchmarks/finetune_sets.py` the sets. A seed draws split, new weights
-and order; test pictures of `openclipart` are a fifth, of `emoji` those of another drawing style. Appends a row a
-finished run to results/finetune.csv and skips what is there: 10 to 15 processor minutes each with products in bfloat16.
+`benchmarks/vit_s14_parent.py` makes the parent, `benchmarks/finetune_sets.py` the sets. A seed determines split, new
+weights and order of images. The test split is a fifth of `openclipart`, and for `emoji` another drawing style. Learning
+rates are chosen on the validation split. Appends one row per finished run to results/finetune.csv, and skips runs that
+have a row: 10 to 15 processor minutes each with bfloat16.
 """
 
 import os
@@ -46,7 +47,7 @@ EPOCHS = 6
 
 @dataclass(frozen=True)
 class Study:
-    """One run of it."""
+    """One run of the study."""
 
     set: str
     arm: str
@@ -56,7 +57,7 @@ class Study:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """As the table has it."""
+        """The run's key in the table."""
         return tuple("" if value is None else str(value) for value in astuple(self))
 
 
@@ -64,7 +65,7 @@ KEY = tuple(field.name for field in fields(Study))
 
 
 def run_one(parent: Path, data: Path, study: Study, out: Path, threads: int) -> dict[str, Any]:
-    """A run, in a process of its own, and its row."""
+    """Makes one run, in a separate process, and returns its row."""
     torch.set_num_threads(threads)
     began = time.monotonic()
     figures = few_shot(parent, data, study.seed) if study.arm == FEW_SHOT else adapted(parent, data, study, out)
@@ -102,8 +103,8 @@ def adapted(parent: Path, data: Path, study: Study, out: Path) -> dict[str, Any]
 
 
 def few_shot(parent: Path, data: Path, seed: int) -> dict[str, Any]:
-    """The closed form of `vismoe fewshot` on up to FEW pictures a class; the regularisation is chosen on the validation
-    part."""
+    """The closed form of `vismoe fewshot` on up to FEW images per class. The regularisation is chosen on the validation
+    split."""
     parts = open_splits(str(data), seed, 0.1)
     fitting, classes = parts.fitting, len(parts.fitting.classes)
     assert fitting.train is not None
@@ -130,15 +131,15 @@ def few_shot(parent: Path, data: Path, seed: int) -> dict[str, Any]:
 
 
 def trials(names: tuple[str, ...]) -> list[Study]:
-    """Every trained arm at every rate, one seed: what an arm's rate is chosen by."""
+    """Every trained arm with every learning rate, one seed. An arm's rate is chosen by these."""
     return [Study(name, arm, 0, rate, EPOCHS) for rate in RATES for name in names for arm in TRAINED]
 
 
 def chosen_rate(name: str, arm: str) -> float:
-    """The one that was best on the validation part in this set's trials of the arm."""
-    found = {tuple(row[column] for column in KEY): row for row in RESULTS.rows()}
+    """The learning rate that was best on the validation split in this set's trials of the arm."""
+    row_of_key = {tuple(row[column] for column in KEY): row for row in RESULTS.rows()}
     keys = {rate: Study(name, arm, 0, rate, EPOCHS).key for rate in RATES}
-    tried = {rate: float(found[key]["validation"]) for rate, key in keys.items() if key in found}
+    tried = {rate: float(row_of_key[key]["validation"]) for rate, key in keys.items() if key in row_of_key}
     if not tried:
         raise SystemExit(f"no trial of {arm} on {name} yet: run with --trial first")
     return max(tried, key=lambda rate: tried[rate])
@@ -197,17 +198,17 @@ def main(
     trial: bool = False,
     table: bool = False,
 ) -> None:
-    """Run what is missing and print the table.
+    """Make the missing runs and print the table.
 
     Args:
         parent: Model folder of the trained network.
         sets: Folder of the sets.
-        names: Which of them.
-        seeds: Of each arm.
-        runs: Where the run folders go; an interrupted one goes on.
-        jobs: Runs at a time, which share the cores.
-        trial: The trials, not the decisive runs.
-        table: Run nothing.
+        names: Names of the sets to use.
+        seeds: Seeds of each arm.
+        runs: Folder of the run folders; an interrupted run is resumed.
+        jobs: Number of runs at a time, which share the cores.
+        trial: Make the trials instead of the decisive runs.
+        table: Only print the table.
     """
     wanted = trials(names) if trial else decisive(names, seeds)
     done = RESULTS.done(*KEY)

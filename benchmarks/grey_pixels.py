@@ -1,8 +1,9 @@
-"""What any classifier must beat: logistic regression on 32 × 32 grey pixels, on the split of a finetune run.
+"""A simple baseline: logistic regression on 32 × 32 grey pixels, with the splits of a run of finetune.
 
     python benchmarks/grey_pixels.py runs/mine
 
-Its strength is chosen on the run's validation part; then it is fitted to both parts and judged on the test part.
+The regularisation is chosen on the validation split. Then it is fitted on the training and validation split, and
+evaluated on the test split.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def main(path: tyro.conf.Positional[Path]) -> None:
-    """Print its accuracy on the test part, beside the run's.
+    """Print its accuracy on the test split, and the run's.
 
     Args:
         path: The run folder.
@@ -45,7 +46,7 @@ def main(path: tyro.conf.Positional[Path]) -> None:
     best = max(STRENGTHS, key=lambda strength: fitted(strength, train).score(x[validation], y[validation]))
     score = fitted(best, train | validation).score(x[test], y[test])
     print(
-        f"grey pixels {score:.4f}, the run {run.read('report.json')['test']['top1']:.4f}, on {test.sum()} test pictures"
+        f"grey pixels {score:.4f}, the run {run.read('report.json')['test']['top1']:.4f}, on {test.sum()} test images"
     )
 
 

@@ -1,9 +1,10 @@
-"""The sparse layer beside a dense MLP that does the same multiplications.
+"""Compares the time of the sparse layer with that of a dense MLP with the same MACs.
 
     python benchmarks/layer_speed.py             # every case, one and two threads: about 6 minutes on two idle cores
 
-float32, fresh inputs each time, sparse and dense in turn, medians of each; the figure is sparse ÷ dense. The better of
-one and two threads counts. Writes results/layer_speed.csv. On a CUDA device, if there is one, bfloat16 autocast too.
+In float32, with new inputs each time. Sparse and dense run alternately. Reported is the median time of the sparse layer
+÷ that of the dense MLP, the better result of one and two threads. Writes results/layer_speed.csv. If there is a CUDA
+device, it is measured with bfloat16 autocast too.
 """
 
 import statistics
@@ -24,7 +25,8 @@ RESULTS = Path(__file__).parent / "results" / "layer_speed.csv"
 
 @dataclass(frozen=True)
 class Case:
-    """`limit`: sparse ÷ dense to be met, forward and forward + backward; `skewed`: half of the tokens on one expert."""
+    """One case. `limit`: largest accepted sparse ÷ dense, forward and forward + backward; `skewed`: half of the tokens
+    go to one expert."""
 
     tokens: int
     dim: int
@@ -56,7 +58,7 @@ def build(case: Case, device: str) -> tuple[vismoe.MoE, nn.Module, Callable[[], 
     dense = nn.Sequential(nn.Linear(case.dim, wide), nn.GELU(approximate="tanh"), nn.Linear(wide, case.dim))
     direction = torch.zeros(case.dim, device=device)
     if case.skewed:
-        # Half of the tokens carry a direction that the first expert's router row answers to.
+        # Half of the tokens get a direction that is also in the first expert's router row.
         direction[0] = 40.0
         router.weight.data[:, 0] = 0
         router.weight.data[0, 0] = 1

@@ -1,15 +1,17 @@
-"""How many changed pictures are found again, and how many others are taken for them.
+"""How many near duplicates are found, and how many other pairs are wrongly called near duplicates.
 
     python benchmarks/near_duplicates.py --folder FOLDER --limit 2000
 
-Of the pictures below FOLDER with 64 pixels or more a side, drawn by a seed: the share whose change is found to be near
-(recompressed as JPEG of quality 50, half the size, 2 % cropped, 8 % brighter, half the size as JPEG), and the pairs of
-originals that are called near though no pixel-for-pixel copies. Some of the latter are versions of one picture: `--show
-pairs.png` draws them for the eye.
+Uses images below FOLDER with at least 64 pixels per side, drawn by a seed. Reported are
 
-Folders in the table: Debian's packages tuxpaint-stamps-default and openclipart-png (its 1,378 stars, rings of
-hairlines, apart); tiles of 96 × 96 pixels of scikit-image's and scikit-learn's photographs, many of them plain sky or
-paper; the first 2,000 pictures of Fashion-MNIST at 112 × 112.
+- the fraction of images whose changed version is found to be a near duplicate, for each change: recompressed as JPEG of
+  quality 50; half the size; cropped by 2 %; 8 % brighter; half the size as JPEG.
+- the pairs of originals that are called near duplicates although they are not exact copies. Some of these are versions
+  of one image: `--show pairs.png` draws them.
+
+Folders in the table: Debian's packages tuxpaint-stamps-default and openclipart-png (with its 1,378 stars, rings of thin
+lines, as a separate folder); tiles of 96 × 96 pixels of scikit-image's and scikit-learn's photographs, many of them
+plain sky or paper; the first 2,000 images of Fashion-MNIST at 112 × 112.
 """
 
 import io
@@ -28,15 +30,15 @@ SMALLEST, LARGEST = 64, 4_000_000
 CELL, ROWS, DRAWN = 96, 10, 100
 
 
-def jpeg(picture: Image.Image) -> Image.Image:
+def jpeg(image: Image.Image) -> Image.Image:
     file = io.BytesIO()
-    picture.save(file, "jpeg", quality=50)
+    image.save(file, "jpeg", quality=50)
     return Image.open(file)
 
 
-def changed(picture: Image.Image) -> dict[str, Image.Image]:
-    """The picture on white ground, changed in each way."""
-    plain = flatten_alpha(eight_bits(picture)).convert("RGB")
+def changed(image: Image.Image) -> dict[str, Image.Image]:
+    """The image on a white background, changed in each way."""
+    plain = flatten_alpha(eight_bits(image)).convert("RGB")
     width, height = plain.size
     half = plain.resize((width // 2, height // 2), Image.Resampling.BICUBIC)
     left, top = max(1, round(width * 0.01)), max(1, round(height * 0.01))
@@ -54,33 +56,33 @@ def chosen(folder: Path, limit: int) -> list[tuple[Path, Image.Image]]:
     random.Random(0).shuffle(files)
     for file in files:
         try:
-            picture = read_image(file)
+            image = read_image(file)
         except ValueError:
             continue
-        if len(found) < limit and min(picture.size) >= SMALLEST and picture.width * picture.height <= LARGEST:
-            found.append((file, picture))
+        if len(found) < limit and min(image.size) >= SMALLEST and image.width * image.height <= LARGEST:
+            found.append((file, image))
     return found
 
 
 def draw(pairs: list[tuple[Image.Image, Image.Image]], file: Path) -> None:
-    """Pairs side by side, ROWS in a column; of many, DRAWN that are drawn by a seed."""
+    """Draws pairs side by side, ROWS per column; at most DRAWN pairs, chosen by a seed."""
     pairs = random.Random(0).sample(pairs, min(DRAWN, len(pairs)))
     columns = -(-len(pairs) // ROWS)
     sheet = Image.new("RGB", (columns * (2 * CELL + 16), ROWS * (CELL + 8)), "gold")
     for number, pair in enumerate(pairs):
-        for side, picture in enumerate(pair):
-            shown = flatten_alpha(eight_bits(picture)).convert("RGB").resize((CELL, CELL))
+        for side, image in enumerate(pair):
+            shown = flatten_alpha(eight_bits(image)).convert("RGB").resize((CELL, CELL))
             sheet.paste(shown, (number // ROWS * (2 * CELL + 16) + side * CELL, number % ROWS * (CELL + 8)))
     sheet.save(file)
 
 
 def main(folder: Path, limit: int = 2000, show: Path | None = None, out: Path = RESULTS) -> None:
-    """Measure one folder; print a line and append it to the table."""
-    pictures = chosen(folder, limit)
-    prints = [fingerprint(picture) for _, picture in pictures]
+    """Measure one folder; print the result and write it to the table."""
+    images = chosen(folder, limit)
+    prints = [fingerprint(image) for _, image in images]
     again: dict[str, int] = {}
-    for print_, (_, picture) in zip(prints, pictures, strict=True):
-        for change, other in changed(picture).items():
+    for print_, (_, image) in zip(prints, images, strict=True):
+        for change, other in changed(image).items():
             again[change] = again.get(change, 0) + (len(set(find_duplicates([print_, fingerprint(other)]).groups)) == 1)
     first = {print_.digest: index for index, print_ in reversed(list(enumerate(prints)))}
     kinds = sorted(first.values())
@@ -90,12 +92,12 @@ def main(folder: Path, limit: int = 2000, show: Path | None = None, out: Path = 
         for b in kinds[place + 1 :]
         if (prints[a].phash ^ prints[b].phash).bit_count() <= 16 and find_duplicates([prints[a], prints[b]]).near
     ]
-    row = {"folder": folder.name, "pictures": len(pictures), "copies": len(pictures) - len(kinds)}
+    row = {"folder": folder.name, "pictures": len(images), "copies": len(images) - len(kinds)}
     row |= {"pairs": len(kinds) * (len(kinds) - 1) // 2, "pairs_called_near": len(near)}
-    row |= {f"found_{change}": round(count / len(pictures), 3) for change, count in again.items()}
+    row |= {f"found_{change}": round(count / len(images), 3) for change, count in again.items()}
     print(", ".join(f"{name} {value}" for name, value in row.items()))
     if show is not None and near:
-        draw([(pictures[a][1], pictures[b][1]) for a, b in near], show)
+        draw([(images[a][1], images[b][1]) for a, b in near], show)
     table = Table(out)
     others = [line for line in table.rows() if line["folder"] != folder.name]
     table.write([*others, row])

@@ -1,10 +1,10 @@
-"""The exported sparse model beside its dense twin, in ONNX Runtime.
+"""Compares the time of the exported sparse model with that of its dense twin, in ONNX Runtime.
 
     python benchmarks/onnx_speed.py             # ViT-S at 224 px, batches 1 and 8: about 4 minutes on one core
 
-float32, one thread, fresh images each time, the models in turn; the figure is the median over rounds of sparse ÷
-dense. Weights are random, so the routers spread tokens as they happen to: `uneven` is the largest load ÷ the mean one,
-the mean over layers. Writes results/onnx_speed.csv.
+In float32, with one thread and new images each time. The models run alternately. Reported is the median over rounds of
+sparse ÷ dense. Weights are random, so the load is uneven: `uneven` is the largest load ÷ the mean load, mean over
+layers. Writes results/onnx_speed.csv.
 """
 
 import statistics
@@ -44,13 +44,13 @@ def sessions(folder: Path, batch: int, threads: int) -> Iterator[tuple[str, onnx
     for name in (*MODELS, dense_twin(MODELS[0])):
         torch.manual_seed(0)
         model = vismoe.create_model(name, num_classes=1000).eval()
-        torch.nn.init.normal_(model.head.weight, std=0.02)  # the presets' heads are 0: every export would agree
+        torch.nn.init.normal_(model.head.weight, std=0.02)  # presets have a head of zeros: every export would agree
         done = export_onnx(model, folder / f"{name}_{batch}.onnx", batch_size=batch)
         yield name, onnxruntime.InferenceSession(done.path, options), unevenness(model, batch)
 
 
 def measure(opened: dict[str, onnxruntime.InferenceSession], batch: int, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each model in each round, all of them on the same images, after two rounds for warming up."""
+    """Milliseconds of each model in each round, after two rounds of warm-up. All models get the same images."""
     generator = np.random.default_rng(0)
     times: dict[str, list[float]] = {name: [] for name in opened}
     for round in range(rounds + 2):

@@ -1,4 +1,4 @@
-"""The CSV files of results/: whole rows, whenever a script is killed."""
+"""The CSV files of results/. Their rows are complete, even if a script is killed."""
 
 import csv
 import io
@@ -10,23 +10,24 @@ from typing import Any
 
 
 class Table:
-    """Rows of one CSV file, the first line of which names the columns: those of the first row that is written."""
+    """The rows of one CSV file. The first row that is written determines the columns."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def rows(self) -> list[dict[str, str]]:
-        """Every row; none where there is no file. A last line that was cut off is left out, which stderr says."""
+        """All rows; none if there is no file. An incomplete last line is left out, with a line on stderr."""
         return list(csv.DictReader(io.StringIO(self._lines()[0], newline="")))
 
     def done(self, *columns: str) -> set[tuple[str, ...]]:
-        """What the rows have in some columns: which measurements are there."""
+        """The values of all rows in some columns: the measurements that exist."""
         return {tuple(row[name] for name in columns) for row in self.rows()}
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds a row by one write, so that a killed script, or another that appends too, leaves whole lines.
+        """Appends a row with a single write, so that lines are complete even if the script is killed or another script
+        appends at the same time.
 
-        **Raises:** ValueError for columns that are not the file's.
+        **Raises:** ValueError if the columns differ from the file's.
         """
         lines, cut_off = self._lines()
         if cut_off:
@@ -44,11 +45,11 @@ class Table:
             os.close(file)
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Puts these rows in the place of all that was there."""
+        """Replaces all rows of the file."""
         self._replace(_text(list(rows[0]), rows, header=True))
 
     def _lines(self) -> tuple[str, str]:
-        """The whole lines, and what of one stands behind them."""
+        """The complete lines, and the rest."""
         if not self.path.exists():
             return "", ""
         text = self.path.read_bytes().decode(errors="surrogateescape")

@@ -1,13 +1,13 @@
-"""Whether a long training holds on to memory, data workers or open files.
+"""Checks that a long training does not leak memory, data workers or open files.
 
     python benchmarks/training_memory.py                 # 5,000 steps: about 4 minutes on one core
     python benchmarks/training_memory.py --steps 400     # a first look, too short for a verdict
 
-The digits recipe with two data workers, a checkpoint every 50 steps and an evaluation every 100, in a process of its
-own. At every status: resident memory (RSS) of that process and, apart, summed over its workers, who share most of
-theirs with it; how many workers live; how many files are open. The figure is the median RSS of the last tenth ÷ that
-of the tenth around 20 % of the run. Afterwards no worker may be left. Writes results/training_memory.csv. Linux only:
-asks /proc.
+The digits recipe is trained in a separate process, with two data workers, a checkpoint every 50 steps and an evaluation
+every 100. At every status these are measured: the resident memory (RSS) of the process, the sum of its workers' RSS
+(most of which they share with the process), the number of workers, and the number of open files. Reported is the median
+RSS in the last tenth of the run ÷ that in the tenth around 20 % of the run. At the end no worker may be left. Writes
+results/training_memory.csv. Linux only: it reads /proc.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ AFTER = "after the end"
 
 
 def resident_mb(process: int) -> float:
-    """RSS of a process; 0 for one that is ending."""
+    """RSS of a process in MB; 0 for a process that is ending."""
     try:
         found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     except (FileNotFoundError, ProcessLookupError):
@@ -40,13 +40,13 @@ def resident_mb(process: int) -> float:
 
 
 def children() -> list[int]:
-    """Child processes of this one, whichever thread started them."""
+    """Child processes of this process, of all its threads."""
     lists = Path("/proc/self/task").glob("*/children")
     return [int(number) for part in lists for number in part.read_text().split()]
 
 
 def sample(step: str) -> dict[str, str | float]:
-    """One row: this process and its workers now."""
+    """One row of measurements of this process and its workers."""
     workers = children()
     return {
         "step": step,
@@ -58,7 +58,7 @@ def sample(step: str) -> dict[str, str | float]:
 
 
 def train(out: Path, steps: int, threads: int, **fields: int) -> None:
-    """Trains; writes a row at every status and one after the end."""
+    """Trains, and writes a row at every status and one after the end."""
     torch.set_num_threads(threads)
     out.unlink(missing_ok=True)
     table = Table(out)
@@ -74,7 +74,7 @@ def train(out: Path, steps: int, threads: int, **fields: int) -> None:
 
 
 def report(rows: list[dict[str, float]], after: dict[str, float], steps: int) -> None:
-    """The figures beside their limits."""
+    """Prints the results and their limits."""
     early = statistics.median(row["rss_mb"] for row in rows if 0.15 <= row["step"] / steps <= 0.25)
     late = statistics.median(row["rss_mb"] for row in rows if row["step"] / steps > 0.9)
     print(f"RSS around 20 % of the run {early:.1f} MB, in its last tenth {late:.1f} MB")
@@ -101,7 +101,7 @@ def main(
     threads: int = 1,
     out: Path = RESULTS,
 ) -> None:
-    """Train in a process of its own; write every sample and print what was held on to."""
+    """Train in a separate process; write every row and print the results."""
     fields = {"workers": workers, "evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
     process = multiprocessing.get_context("fork").Process(target=train, args=(out, steps, threads), kwargs=fields)
     process.start()

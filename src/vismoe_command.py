@@ -1,4 +1,4 @@
-"""The `vismoe` command. Usage and version come without importing torch, which takes seconds."""
+"""The `vismoe` command. It prints usage and version without importing torch, which takes seconds."""
 
 import sys
 from importlib.metadata import version
@@ -38,11 +38,13 @@ def usage() -> str:
     ]
     for folder, commands in COMMANDS.items():
         lines += [f"{TITLES[folder]}:", *(f"  {name:10}{text}" for name, text in commands.items()), ""]
-    return "\n".join([*lines, "vismoe COMMAND --help shows its options and an example; vismoe --version, the version."])
+    return "\n".join(
+        [*lines, "vismoe COMMAND --help shows the options and an example; vismoe --version prints the version."]
+    )
 
 
 def answer(arguments: list[str]) -> str | None:
-    """What is printed for arguments that ask for usage or version; None for all others."""
+    """The text for arguments that ask for usage or version; None for all other arguments."""
     first = arguments[0] if arguments else "--help"
     if first in ("-h", "--help"):
         return usage()

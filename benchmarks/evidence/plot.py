@@ -1,4 +1,4 @@
-"""The study's main picture: loss against multiplications."""
+"""The study's main figure: loss against MACs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def draw(found: Sequence[Decisive], path: Path) -> None:
             _panel(axis, decisive, views)
         row[0].set_ylabel("loss (nats)")
     for axis in axes[-1]:
-        axis.set_xlabel("multiplications of the trunk, a picture")
+        axis.set_xlabel("MACs of the trunk, per image")
     axes[0][0].legend(frameon=False)
     figure.savefig(path, dpi=150)
 

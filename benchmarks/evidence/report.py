@@ -1,4 +1,4 @@
-"""The study's page: its figures from the tables, between marks in docs/evidence.md, and its picture.
+"""The study's page: its figures from the tables, between marks in docs/evidence.md, and its image.
 
 PYTHONPATH=benchmarks python -m evidence.report      # rewrites docs/evidence.md's figures and docs/evidence.png
 """
@@ -71,11 +71,11 @@ def multiplier_table(each: Sequence[Findings]) -> str:
         for found in each
         for width in WIDTHS
     ]
-    return table(["views", "width", *shares, "25 % ÷ 100 %", "over pictures", "processor time", "latency"], lines)
+    return table(["views", "width", *shares, "25 % ÷ 100 %", "over images", "processor time", "latency"], lines)
 
 
 def control_table(each: Sequence[Findings], rows: Sequence[Row]) -> str:
-    """Learned and fixed routing against each other and against dense trunks: at equal multiplications, and by the
+    """Learned and fixed routing against each other and against dense trunks: at equal MACs, and by the
     ladder at equal processor time."""
     lines = []
     for found in each:
@@ -134,20 +134,20 @@ def network_table(rows: Sequence[Row]) -> str:
         further = [f"{mean(float(row[name]) for row in same):.3f}" for name in ("top5_100", "neighbours", "probe")]
         minutes = mean(float(row["cpu_seconds"]) for row in same) / 60
         lines.append([width, first["family"], first["rate"], *_size(first), *further, f"{minutes:.0f}"])
-    head = ["width", "network", "rate", "multiplications", "parameters", "top-5", "emoji: neighbours", "linear"]
+    head = ["width", "network", "rate", "MACs", "parameters", "top-5", "emoji: neighbours", "linear"]
     return table([*head, "CPU minutes"], lines)
 
 
 def single_table(rows: Sequence[Row]) -> str:
     """Every single run, those of more steps last; before them, to compare with, the decisive ones of the same seed."""
-    head = ["task", "steps", "network", "seed", "rate", "multiplications", "parameters", "loss", "top-1", "top-5"]
+    head = ["task", "steps", "network", "seed", "rate", "MACs", "parameters", "loss", "top-1", "top-5"]
     head += ["familiar: loss", "top-1"]
     found = [row for stage in ("single", "longer") for row in rows if row["stage"] == stage]
     return table(head, [_line(row, "task", "steps", "family", "seed", "rate") for row in _first(rows) + found])
 
 
 def task_table(rows: Sequence[Row]) -> str:
-    """The multiplier of one seed on fewer and more pictures, and after more steps, as far as ladders are whole."""
+    """The multiplier of one seed on fewer and more images, and after more steps, as far as ladders are whole."""
     first, lines = _first(rows), []
     others = [("single", task) for task in TASKS if task not in (DECISIVE, *CATEGORIES)] + [("longer", DECISIVE)]
     for those in (first, *([row for row in rows if (row["stage"], row["task"]) == other] for other in others)):
@@ -156,7 +156,7 @@ def task_table(rows: Sequence[Row]) -> str:
             times = [multiplier_of(ladder, own[0], views) for views in (UNFAMILIAR, FAMILIAR)]
             told = [f"{bound} {value:.2f}".strip() for value, bound in times]
             lines.append([TASKS[own[0]["task"]].classes, own[0]["steps"], *told])
-    return table(["pictures", "steps", *(f"multiplier, {views.name} views" for views in (UNFAMILIAR, FAMILIAR))], lines)
+    return table(["images", "steps", *(f"multiplier, {views.name} views" for views in (UNFAMILIAR, FAMILIAR))], lines)
 
 
 def category_table(rows: Sequence[Row]) -> str:
@@ -212,7 +212,13 @@ def whole_table(rows: Sequence[Row]) -> str:
         losses = [float(row[f"val_loss_{share}"]) for share in QUARTERS]
         shown = [f"{loss:.3f}" for loss in losses]
         lines.append([row["width"], row["family"], row["rate"], *shown, f"{100 * last_part(row):.1f} %"])
-    head = ["width", "network", "rate", *(f"at {share} %" for share in QUARTERS), "last quarter's part of the fall"]
+    head = [
+        "width",
+        "network",
+        "rate",
+        *(f"at {share} %" for share in QUARTERS),
+        "fraction of the fall in the last quarter",
+    ]
     return table(head, lines)
 
 
@@ -229,7 +235,7 @@ def matching_table(rows: Sequence[Row]) -> str:
             gain = over_seeds([_mean(row) - _mean(dense[seed]) for seed, row in by_seed.items()])
             cells += [between(gain, 4), _said(gain) if ARMS[arm] else ""]
         lines.append([arm, first["rate"], f"{int(first['trained']) / 1e6:.1f} M", *cells])
-    recalls = [name.replace("_", " ") for name in RECALLS]
+    recalls = [name.replace("_", " ").replace("picture", "image") for name in RECALLS]
     return table(["arm", "rate", "trained parameters", *recalls, "mean of both − dense", "by the rules"], lines)
 
 
@@ -249,7 +255,7 @@ def _line(row: Row, *columns: str) -> list[str]:
 
 
 def _size(row: Row) -> list[str]:
-    """Multiplications of the trunk and parameters."""
+    """MACs of the trunk, and parameters."""
     return [f"{int(row['trunk']) / 1e6:.1f} M", f"{int(row['parameters']) / 1e6:.2f} M"]
 
 
@@ -268,10 +274,10 @@ def rewritten(page: str, blocks: dict[str, str]) -> str:
 
 
 def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
-    """Rewrite the page's figures and draw its picture, of what is there.
+    """Rewrite the page's tables and draw its image, from the rows that are there.
 
     Args:
-        page: Where the figures go, between marks.
+        page: The page, whose tables are between marks.
         picture: PNG to write.
     """
     rows, blocks = TABLE.rows(), dict.fromkeys(BLOCKS, NONE)
@@ -287,7 +293,7 @@ def main(page: Path = PAGE, picture: Path = PICTURE) -> None:
         found = [findings(rows, speed, losses_in(views), kind) for kind in (UNFAMILIAR, FAMILIAR)]
         besides = f"(On familiar views, which do not decide, the same rules would say: {found[1].verdict}.)"
         blocks["verdict"] = f"Verdict: {found[0].verdict}\n\n{besides}"
-        blocks["multipliers"] = f"![Loss against multiplications]({picture.name})\n\n{multiplier_table(found)}"
+        blocks["multipliers"] = f"![Loss against MACs]({picture.name})\n\n{multiplier_table(found)}"
         blocks |= {"controls": control_table(found, rows), "decisive runs": decisive_table(rows)}
         blocks |= {"kinds of views": kind_table(rows, arrays_in(views)), "networks": network_table(rows)}
     stages = {row["stage"] for row in rows}

@@ -1,9 +1,10 @@
-"""Sparse vision transformers (Vision Mixture-of-Experts) for any PyTorch code. What is named here is promised."""
+"""Sparse vision transformers (Vision Mixture-of-Experts) for any PyTorch code. `__all__` is the public interface."""
 
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from vismoe.kernels import kernels_in_use
 from vismoe.moe import (
     ExpertChoiceRouter,
     HashRouter,
@@ -21,7 +22,6 @@ from vismoe.moe import (
     record,
     register_mlp,
 )
-from vismoe.kernels import kernels_in_use
 from vismoe.vit import densify, optimize, upcycle
 from vismoe.weights import create_model, list_models, load, save
 
@@ -68,7 +68,7 @@ __all__ = [
     "weights",
 ]
 
-# What needs more than torch, timm, safetensors and jaxtyping is imported when it is first asked for.
+# Names that need more than torch, timm, safetensors and jaxtyping are imported at their first use.
 _LATER = {
     "Predictor": "vismoe.inference",
     "evaluate": "vismoe.inference",
@@ -83,7 +83,7 @@ _MODULES = {
     "train": ("matplotlib", "PIL", "rich", "scipy", "sklearn", "torchmetrics", "torchvision", "tyro"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
 }
-"""What an extra brings: a missing module is said at once, not after hours of training, when it is first used."""
+"""Modules of each extra. They are checked at once, so that a missing one does not stop a training after hours."""
 
 
 def __getattr__(name: str) -> Any:

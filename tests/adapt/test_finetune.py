@@ -158,7 +158,7 @@ def test_interrupted_it_leaves_a_model_and_goes_on_to_the_same_end(folder, paren
     with pytest.raises(TrainingStoppedError, match="give the same command again to continue"):
         finetune(asked, tmp_path / "run", device="cpu", on_status=stop)
     assert {name for name, _ in predict(vismoe.load(tmp_path / "run"), image((0, 0, 0), 1))[0].classes} == set(COLOURS)
-    with pytest.raises(FileExistsError, match="begun with other options"):
+    with pytest.raises(FileExistsError, match="started with other options"):
         finetune(replace(asked, seed=1), tmp_path / "run", device="cpu")
     told = []
     again = finetune(asked, tmp_path / "run", device="cpu", log=told.append)
@@ -312,7 +312,7 @@ def test_when_a_network_is_made_sparse(asked, sparse):
 def test_an_existing_folder_is_left_alone(tmp_path, folder, parent):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="no run of finetune"):
+    with pytest.raises(FileExistsError, match="not a run of finetune"):
         finetune(options(folder, parent), tmp_path / "mine", device="cpu")
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
@@ -349,7 +349,7 @@ def test_temperature_without_an_error():
 
 def test_freeze_says_what_it_cannot():
     model = timm.create_model("vit_tiny_patch16_224", img_size=16, depth=1, num_classes=0)
-    with pytest.raises(ValueError, match="the model is dense and has none"):
+    with pytest.raises(ValueError, match="the model is dense, so it has no experts"):
         freeze(model, "experts")
     with pytest.raises(ValueError, match="the classifier of VisionTransformer is not known"):
         freeze(model, "head")
@@ -415,10 +415,10 @@ def test_a_network_that_is_sparse_already_keeps_its_experts(done, folder, tmp_pa
     with pytest.raises(ValueError, match=r"num_experts=3, experts='full': .* is sparse already"):
         finetune(options(folder, done[0].run.path), tmp_path / "mine", device="cpu")
     source = str(done[0].run.path)
-    more = r"num_experts=12: .* with 3 experts a layer, which stay as they are: `vismoe densify \S+ DENSE --data"
+    more = r"num_experts=12: .* with 3 experts per layer, which do not change: `vismoe densify \S+ DENSE --data"
     with pytest.raises(ValueError, match=more):
         finetune(Options(str(folder), source, num_experts=12), tmp_path / "mine", device="cpu")
-    with pytest.raises(ValueError, match=r"`vismoe densify … --num-experts 2` keeps so many of them; or "):
+    with pytest.raises(ValueError, match=r"`vismoe densify … --num-experts 2` keeps that many of them; or "):
         finetune(Options(str(folder), source, num_experts=2), tmp_path / "mine", device="cpu")
     with pytest.raises(ValueError, match=r"num_experts=3: vmoe_nano_.* is sparse already.*: leave it out"):
         finetune(Options(str(folder), num_experts=3), tmp_path / "mine", device="cpu")

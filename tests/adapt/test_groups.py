@@ -219,7 +219,7 @@ def test_a_parent_without_groups_has_no_child_with_them(folder, parents, tmp_pat
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert "was trained on images of the same patient as" in said
-    assert "train it anew with --group-column patient" in said
+    assert "train it again with --group-column patient" in said
     assert not (tmp_path / "run").exists()
 
 

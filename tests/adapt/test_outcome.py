@@ -42,4 +42,4 @@ def test_calibration_says_how_many_answers_a_bin_has(tmp_path, monkeypatch):
         confidence = (scores * 3 if curves == 2 else scores).softmax(1).amax(1)
         highest = confidence.histc(10, 0, 1).max()
         assert counts.patches[-1].get_xy()[:, 1].max() == highest
-        assert counts.get_ylabel() == "answers a bin"
+        assert counts.get_ylabel() == "answers per bin"

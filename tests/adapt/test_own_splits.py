@@ -59,5 +59,7 @@ def test_a_class_that_is_all_copies_is_an_error(root):
     """A class of which nothing is left to train on is named, and why."""
     for number in range(6):
         copy(root, f"val/dog/{number}.png", f"train/dog/{number}.png")
-    with pytest.raises(ValueError, match=r"copies of other splits' images there is nothing to train on of dog$"):
+    with pytest.raises(
+        ValueError, match=r"copies of other splits' images no training images are left in the classes dog$"
+    ):
         open_splits(str(root), 0, 0.1)

@@ -91,7 +91,7 @@ def test_a_network_of_one_size_keeps_it():
     config = transformers.BeitConfig(**IMAGES, use_relative_position_bias=True)
     network = as_network(transformers.BeitForImageClassification(config))
     assert not network.resizable
-    with pytest.raises(ValueError, match="for images of 32 pixels alone"):
+    with pytest.raises(ValueError, match="accepts only images of 32 pixels"):
         network.set_input_size(48)
 
 
@@ -106,7 +106,7 @@ def test_preparation_is_the_folders(tmp_path):
     assert found["input_size"] == (3, 24, 24)
     assert (found["crop_pct"], found["interpolation"]) == (0.75, "bilinear")
     assert data_config(trunk("ViT"))["mean"] == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match=r"preprocessor_config\.json says no preparation"):
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json is not a valid preprocessing"):
         load_network(written(model, tmp_path / "model", size="large"))
 
 

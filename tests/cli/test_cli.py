@@ -180,7 +180,7 @@ def test_demo(tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", "--steps", "2", "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in ("accuracy", "parameters in all", "active per token", "MACs", "images/s"))
+    assert all(word in text for word in ("accuracy", "parameters", "active per token", "MACs", "images/s"))
     assert "3-nearest-neighbours on the same split: 0.98" in text
     assert f"{out}/routing.png" in text
     assert f"vismoe predict {out}" in text
@@ -189,7 +189,7 @@ def test_demo(tmp_path, capsys):
             path.name for path in folder.iterdir()
         }
     assert main(["demo", "--steps", "2", "--out", str(out)]) == 0
-    assert "begun afresh" in capsys.readouterr().out
+    assert "which is replaced" in capsys.readouterr().out
 
 
 def test_demo_removes_nothing_but_a_demo(run, tmp_path, capsys):
@@ -430,7 +430,7 @@ def test_an_unfinished_run_has_no_test_part(tuned, tmp_path, capsys):
     shutil.copytree(tuned, tmp_path / "run")
     (tmp_path / "run" / "split.json").unlink()
     assert main(["eval", str(tmp_path / "run")]) == 2
-    assert "give the same `vismoe finetune` again" in capsys.readouterr().err
+    assert "give the same `vismoe finetune` command again" in capsys.readouterr().err
 
 
 def test_a_finetuned_run_on_a_named_set_has_the_set_s_parts(run, tmp_path):

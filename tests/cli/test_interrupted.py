@@ -52,13 +52,13 @@ def test_finetune(tmp_path, capsys, pressed):
     arguments = ["finetune", "--data", str(fill(tmp_path / "data", 8)), "--dense", "--epochs", "3", *TINY]
     assert main([*arguments, "--image-size", "8", "--out", str(out)]) == 130
     said = line(capsys)
-    assert said.startswith(f"vismoe: Ctrl-C, SIGINT: stopped; {out}/model is the model as it is now")
+    assert said.startswith(f"vismoe: Ctrl-C, SIGINT: stopped; {out}/model is the model at this step")
     assert said.endswith("give the same command again to continue")
     assert (out / "model" / "config.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("verb", "kept"), [("finetune", "the same command goes on"), ("models", "no file is left half-written")]
+    ("verb", "kept"), [("finetune", "the same command continues"), ("models", "no file is left half-written")]
 )
 def test_outside_of_a_training(capsys, monkeypatch, verb, kept):
     """Where no step is under way it ends at once, and says what is left."""

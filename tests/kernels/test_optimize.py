@@ -102,7 +102,7 @@ def test_what_the_form_cannot_do_is_refused() -> None:
 def test_an_adapter_is_refused() -> None:
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(sparse(), peft.LoraConfig(r=2, target_modules=["qkv"]))
-    with pytest.raises(ValueError, match="has an adapter"):
+    with pytest.raises(ValueError, match="has an adapter|has hooks"):
         vismoe.optimize(model)
 
 

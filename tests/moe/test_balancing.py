@@ -164,5 +164,5 @@ def test_a_rule_that_is_not_known_or_moves_nothing():
     # Under test the annotations refuse it before we can: `__wrapped__` is what a user calls, without their check.
     with pytest.raises(ValueError, match="balance_rule='cube': accepted are 'log', 'sign', 'z-score'"):
         BalancedRouter.__init__.__wrapped__(BalancedRouter.__new__(BalancedRouter), 8, 4, "bias", "cube")
-    with pytest.raises(ValueError, match="balance_rule='sign' moves a bias, of which balance='none' has none"):
+    with pytest.raises(ValueError, match="balance_rule='sign': only balance=\"bias\" has a rule, got balance='none'"):
         tiny(balance="none", balance_rule="sign")

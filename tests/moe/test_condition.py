@@ -144,6 +144,6 @@ def test_context_reaches_a_router_that_takes_one():
 def test_context_for_a_router_that_takes_none():
     """A context that a router would have to ignore is an error that names the router, and leaves nothing behind."""
     network = nn.Sequential(MoE(Tasks(8, 4), tiny().experts), tiny())
-    with pytest.raises(ValueError, match="TopKRouter takes none"), condition(network, context=1):
+    with pytest.raises(ValueError, match="TopKRouter does not accept one"), condition(network, context=1):
         pass
     assert not any(layer.conditions.held for layer in network)

@@ -21,7 +21,7 @@ def refused(message):
 ROUTER_OPTIONS = [
     ({"k": 5}, "k=5 experts per token, but there are only num_experts=4: choose a whole number 1 ≤ k ≤ num_experts"),
     ({"k": 0}, "k=0 experts per token, but there are only num_experts=4: choose a whole number 1 ≤ k ≤ num_experts"),
-    ({"combine": "renormalized"}, 'combine="renormalized" with k=1 is a constant 1 and gives the router no gradient'),
+    ({"combine": "renormalized"}, 'combine="renormalized" with k=1 is always 1, so the router gets no gradient'),
     ({"noise_std": -0.5}, "noise_std=-0.5: accepted are numbers ≥ 0"),
     ({"noise_std": math.nan}, "noise_std=nan: accepted are numbers ≥ 0"),
     ({"capacity_factor": 0.0}, 'capacity_factor=0.0: accepted are "none" and positive numbers'),

@@ -70,7 +70,7 @@ def test_products_serve_soft_plans(product):
 
 def test_one_thing_has_one_value():
     """`product` and its other name `backend` are not both given."""
-    with pytest.raises(ValueError, match="product and backend are two names of one thing: give one of them"):
+    with pytest.raises(ValueError, match="product and backend are two names of one argument: give one of them"):
         layer_of(product=loop, backend=loop)
 
 

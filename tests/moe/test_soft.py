@@ -167,7 +167,7 @@ def test_slots_by_capacity_are_of_a_group():
             lambda: vismoe.create_model(
                 "vmoe_pico_patch2_8_every2_e8", router="soft", slots_per_expert=2, capacity_factor=1.0
             ),
-            "slots_per_expert=2, capacity_factor=1.0: each says how many slots an expert has, choose one of them",
+            "slots_per_expert=2, capacity_factor=1.0: both set the number of slots per expert: give one of them",
         ),
         (lambda: vismoe.SoftRouter(4, 2, 0), "slots_per_expert=0: accepted are whole numbers"),
         (lambda: vismoe.SoftRouter(4, 2, noise_std=math.inf), "noise_std=inf"),

@@ -107,7 +107,7 @@ def test_weights_of_another_network_are_refused(several, tmp_path):
     parent = fit(scaled_down("paper_s32", several), tmp_path / "parent")
     other = scaled_down("paper_s32", several, weights=str(parent.path))
     options = tuple((dict(other.model_options) | {"depth": 6}).items())
-    with pytest.raises(ValueError, match=r"parent is of another network than the recipe's: they differ in blocks\.4"):
+    with pytest.raises(ValueError, match=r"parent has another network than the recipe: they differ in blocks\.4"):
         fit(replace(other, model_options=options), tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="nowhere: no such run or model folder"):
         fit(replace(other, weights="nowhere"), tmp_path / "run")

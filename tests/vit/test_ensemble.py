@@ -220,14 +220,14 @@ def test_there_and_back(predictions, tmp_path):
         (DENSE, {"predictions": "mean"}, "predictions='mean': accepted are \"members\" and, of an ensemble"),
         (SPARSE, {"predictions": "mean"}, "predictions='mean': accepted are"),
         (SPARSE, {"ensemble_size": 2, "predictions": "median"}, "predictions='median': accepted are"),
-        (SPARSE, {"ensemble_size": 3}, "ensemble_size=3, num_experts=8: each member has as many"),
+        (SPARSE, {"ensemble_size": 3}, "ensemble_size=3, num_experts=8: the number of experts must be a multiple"),
         (SPARSE, {"ensemble_size": -1}, "ensemble_size=-1: accepted are whole numbers"),
         (
             SPARSE,
             {"ensemble_size": 4, "experts_per_token": 3},
             "k=3 .* but each of 4 members has only 2",
         ),
-        (SPARSE, {"ensemble_size": 2, "group_size": 17}, "group_size=17, ensemble_size=2: .* choose a multiple"),
+        (SPARSE, {"ensemble_size": 2, "group_size": 17}, "group_size=17, ensemble_size=2: .* must be a multiple"),
         (
             SPARSE,
             {"ensemble_size": 2, "router": "expert-choice"},
@@ -250,7 +250,7 @@ def test_what_an_ensemble_cannot_do_is_said():
         vismoe.vit.densify(model, [images()])
     with pytest.raises(ValueError, match="the model is an ensemble"):
         vismoe.vit.reduce_experts(model, 4, [images()])
-    with pytest.raises(ValueError, match="ensemble_size=2: a network that is upcycled becomes no ensemble"):
+    with pytest.raises(ValueError, match="ensemble_size=2: upcycling cannot make an ensemble"):
         vismoe.upcycle(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2), ensemble_size=2, layers=[1])
     layer = model.blocks[1].mlp
     with pytest.raises(ValueError, match=r"input of shape \(3, 4, 64\): expected \(images × 2 members"):

@@ -202,7 +202,7 @@ def test_upcycled_experts_keep_their_dropout():
     ("overrides", "message"),
     [
         ({"pos_embed": "rope"}, r"pos_embed='rope': accepted are \"learn\", \"none\" and \"sincos2d\""),
-        ({"pos_embed": "sincos2d", "embed_dim": 18}, r"embed_dim=18, .* takes a multiple of 4 that is at least 8"),
+        ({"pos_embed": "sincos2d", "embed_dim": 18}, r"embed_dim=18, .* a multiple of 4 that is at least 8"),
         ({"pos_embed": "sincos2d", "embed_dim": 4}, r"embed_dim=4, "),
         ({"pos_embed": "sincos2d", "pos_embed_temperature": 0.0}, r"pos_embed_temperature=0\.0: "),
         ({"expert_dropout": 1.5}, r"dropout in 0…1, but .*dropout=1\.5"),
@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_said(overrides, message):
 def test_low_rank_experts_have_no_such_part(option):
     """They share the parent's MLP: nothing of theirs is drawn so, or dropped."""
     parent = vismoe.create_model("vmoe_b16_dense", **SHAPE)
-    with pytest.raises(ValueError, match=r'experts="low-rank" hold the whole MLP already: .*expert_init'):
+    with pytest.raises(ValueError, match=r'experts="low-rank" keep the whole MLP: .*expert_init'):
         vismoe.upcycle(parent, 4, [1], experts="low-rank", rank=2, **option)
 
 

@@ -206,10 +206,12 @@ def test_an_mlp_that_is_not_known_is_named_and_can_be_made_known(monkeypatch):
     """The error names the module and says what to type; what it says works."""
     monkeypatch.setattr("vismoe.moe.experts.structures.STRUCTURES", dict(vismoe.moe.experts.structures.STRUCTURES))
     trunk, x = Trunk(), torch.randn(2, 3, 8)
-    with pytest.raises(ValueError, match=r"stages\.0 \(Block\).*\(ffn: Odd\); vismoe.register_mlp\("):
+    with pytest.raises(
+        ValueError, match=r"stages\.0 \(Block\).*\(ffn: Odd\); register its class with vismoe.register_mlp\("
+    ):
         vismoe.upcycle(trunk)
     register_mlp(Odd, vismoe.MLPStructure(up="wide", down="thin", activation="act"))
-    with pytest.raises(ValueError, match="Odd has no thin, where its structure has down"):
+    with pytest.raises(ValueError, match="Odd has no thin, the down of its structure"):
         vismoe.upcycle(trunk)
     register_mlp(Odd, vismoe.MLPStructure(up="wide", down="narrow", activation="act"))
     torch.testing.assert_close(vismoe.upcycle(trunk)(x), trunk(x))
@@ -220,7 +222,7 @@ def test_several_lists_of_blocks_are_told_apart():
     towers = nn.ModuleDict({"left": parent_of("vit_tiny_patch16_224")[0], "right": parent_of("torchvision")[0]})
     with pytest.raises(ValueError, match=r"'left.blocks' \(4\), 'right.encoder.layers' \(4\)"):
         vismoe.upcycle(towers)
-    with pytest.raises(ValueError, match="say in which one with block_list=: 'blocks'"):
+    with pytest.raises(ValueError, match="name one with block_list=: 'blocks'"):
         vismoe.upcycle(timm.create_model("cait_xxs24_224", img_size=32, embed_dim=32, depth=4, num_heads=2))
     sparse = vismoe.upcycle(towers, block_list="right.encoder.layers")
     assert [name for name, module in sparse.named_modules() if isinstance(module, MoE)] == [
@@ -240,24 +242,24 @@ def test_several_lists_of_blocks_are_told_apart():
         ({"split": 2, "experts": "low-rank"}, "split=2"),
         ({"perturb": -1.0}, "perturb=-1.0"),
         ({"perturb": 0.1, "shared": True}, "perturb=0.1"),
-        ({"experts": "low-rank", "shared": True}, "hold the whole MLP already"),
+        ({"experts": "low-rank", "shared": True}, "keep the whole MLP"),
         ({"experts": "low-rank", "rank": 0}, "rank=0"),
         ({"num_expert": 3}, "no option num_expert"),
         ({"k": 9}, "k=9"),
         ({"k": 0}, "k=0 experts per token"),
         ({"k": 0, "split": 2}, "split=2, k=0"),
-        ({"perturb": float("nan")}, "perturb=nan: accepted are finite shares"),
-        ({"perturb": float("inf")}, "perturb=inf: accepted are finite shares"),
+        ({"perturb": float("nan")}, "perturb=nan: accepted are finite numbers"),
+        ({"perturb": float("inf")}, "perturb=inf: accepted are finite numbers"),
         ({"seed": -1}, "seed=-1: accepted are"),
         ({"seed": 2**64}, "seed=18446744073709551616: accepted are"),
         ({"noise_std": float("nan")}, "noise_std=nan: accepted are"),
         ({"capacity_factor": float("nan")}, "capacity_factor=nan: accepted are"),
-        ({"expert_hidden_dim": 10}, "expert_hidden_dim=10: copies of the parent's MLP are as wide as it is"),
-        ({"expert_hidden_dim": 10, "split": 2}, "split= cuts copies into narrower ones"),
-        ({"shared": True, "shared_hidden_dim": 4}, "shared_hidden_dim=4: what is shared here is the parent's own MLP"),
+        ({"expert_hidden_dim": 10}, "expert_hidden_dim=10: copies of the parent's MLP have its width"),
+        ({"expert_hidden_dim": 10, "split": 2}, "split= cuts copies into narrower experts"),
+        ({"shared": True, "shared_hidden_dim": 4}, "shared_hidden_dim=4: upcycling shares the parent's own MLP"),
         ({"shared_hidden_dim": 4}, "shared_hidden_dim=4, shared=False: accepted are widths ≥ 0, and with shared=True"),
-        ({"router": "hash", "split": 2}, "split=2 with router='hash': parts are the MLP where"),
-        ({"router": "random", "split": 2}, "use copies"),
+        ({"router": "hash", "split": 2}, "split=2 with router='hash': a token must go to all experts of one copy"),
+        ({"router": "random", "split": 2}, "use whole copies"),
         ({"router": "hash", "combine": "unit"}, "combine='unit': no option of router='hash'"),
     ],
 )
@@ -285,9 +287,9 @@ def test_read_mlp_gives_what_it_read():
         assert structure_of(module) is not None
         mlp = read_mlp(module)
         torch.testing.assert_close(mlp(x), module(x))
-    with pytest.raises(ValueError, match="Linear is no MLP of a known class"):
+    with pytest.raises(ValueError, match="Linear is not an MLP of a known class"):
         read_mlp(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="accepted is one share for all"):
+    with pytest.raises(ValueError, match="accepted is one rate"):
         read_mlp(layers.Mlp(8, 12, drop=(0.1, 0.2)))
 
 

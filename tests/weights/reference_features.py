@@ -1,10 +1,11 @@
-"""What google-research/vmoe has, where it is here and which test proves it. Prints the tables of docs/from-vmoe.md:
+"""The features of google-research/vmoe, where they are in vismoe, and their tests. Prints the tables of
+docs/from-vmoe.md:
 
 python -m tests.weights.reference_features
 
-A row: its name there | its places here, below `vismoe.`, with arguments | tests, below `tests/` | a remark; indented
-lines go on with the one before. What has no place and no test is not here, and the remark says why, or what to use
-instead. Names are those that the reference has had from 2022 to 2026.
+A row: names in the reference | names in vismoe, without `vismoe.`, with arguments | tests, below `tests/` | a remark.
+Indented lines continue the line before. A feature without names in vismoe and without tests does not exist here; the
+remark says why, or what to use instead. The names in the reference are those from 2022 to 2026.
 """
 
 import ast
@@ -39,7 +40,7 @@ FEATURES = """
 `vit_moe_ensemble.MlpMoeWithNoisyTopExpertsPerItemEnsembleRouter` | moe.MemberMoE |
   vit/test_ensemble.py::test_capacity_noise_and_priority
 `(logits, metrics)` of every model | record | vit/test_timm_surface.py::test_logits_only;
-  moe/test_record.py::test_fields | a model returns logits alone
+  moe/test_record.py::test_fields | a model returns only logits
 `metrics["auxiliary_loss"]` | moe.Recording.auxiliary_loss | moe/test_record.py::test_auxiliary_loss
 `metrics["encoderblock_1"]["importance_loss"]`, … | moe.LayerRecord.losses |
   weights/test_reference.py::test_logits_and_losses; moe/test_record.py::test_fields
@@ -56,12 +57,12 @@ metrics of Expert Choice and soft routing | moe.LayerRecord.metrics | weights/te
   weights/test_reference.py::test_representation_layer | None: 0
 `head_bias_init` | vit.SparseVisionTransformer(head_bias_init) | vit/test_parts.py::test_bias_of_the_head
 `head_kernel_zero_init` | vit.SparseVisionTransformer(weight_init) |
-  weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | `"jax"` begins with zeros; False is not
-  followed
-`deterministic` | weights.from_reference(config) | weights/test_reference_parts.py::test_mode | afterwards `.eval()`,
-  `.train()`
-`dtype` | | weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | not followed, here and below: the
-  model is in float32, its caller chooses (autocast, `.bfloat16()`)
+  weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | `"jax"` starts with zeros; False is
+  ignored
+`deterministic` | weights.from_reference(config) | weights/test_reference_parts.py::test_mode | later `.eval()` and
+  `.train()` change it
+`dtype` | | weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | ignored, here and below: the model
+  is in float32; use autocast or `.bfloat16()` for another type
 `encoder` | vit.SparseVisionTransformer | weights/test_reference.py::test_missing_fields_are_named
 `encoder.num_layers` | vit.SparseVisionTransformer(depth) | weights/test_reference_parts.py::test_all_parts_together
 `encoder.num_heads` | vit.SparseVisionTransformer(num_heads) |
@@ -74,8 +75,8 @@ metrics of Expert Choice and soft routing | moe.LayerRecord.metrics | weights/te
   weights/test_reference_parts.py::test_experts_of_their_own_kind
 `encoder.attention_qk_norm` | vit.SparseVisionTransformer(qk_norm) |
   weights/test_reference_parts.py::test_all_parts_together; vit/test_parts.py::test_norms_by_scale | `"scale"`
-`encoder.deterministic` | | weights/test_reference_parts.py::test_mode | not followed: the reference sets it itself
-`encoder.dtype` | | weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | not followed
+`encoder.deterministic` | | weights/test_reference_parts.py::test_mode | ignored: the reference computes it
+`encoder.dtype` | | weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | ignored
 `encoder.position_emb` | vit.SparseVisionTransformer(pos_embed) |
   weights/test_reference_parts.py::test_all_parts_together
 `encoder.position_emb.name` | vit.SparseVisionTransformer(pos_embed) |
@@ -83,7 +84,7 @@ metrics of Expert Choice and soft routing | moe.LayerRecord.metrics | weights/te
 `encoder.position_emb.temperature` | vit.SparseVisionTransformer(pos_embed_temperature) |
   weights/test_reference_parts.py::test_temperature_of_the_position_embedding
 `encoder.position_emb.h`, `encoder.position_emb.w` | |
-  weights/test_reference_parts.py::test_temperature_of_the_position_embedding | not followed: the images' own
+  weights/test_reference_parts.py::test_temperature_of_the_position_embedding | ignored: the size of the images counts
 `encoder.moe` | vit.MoEConfig | weights/test_reference.py::test_missing_fields_are_named
 `encoder.moe.layers` | vit.MoEConfig(moe_layers) | weights/test_reference_parts.py::test_layers_that_are_not_there
 `encoder.moe.num_experts` | vit.MoEConfig(num_experts) | weights/test_reference_parts.py::test_all_parts_together
@@ -96,33 +97,32 @@ metrics of Expert Choice and soft routing | moe.LayerRecord.metrics | weights/te
   weights/test_reference_parts.py::test_how_experts_would_be_drawn_anew | False is `"alike"`
 `encoder.moe.ensemble_size` | vit.MoEConfig(ensemble_size) |
   weights/test_reference_ensemble.py::test_members_of_any_number
-`encoder.moe.deterministic` | | weights/test_reference_parts.py::test_mode | not followed: the reference sets it
-  itself
+`encoder.moe.deterministic` | | weights/test_reference_parts.py::test_mode | ignored: the reference computes it
 `encoder.moe.partition_spec`, `encoder.moe.dtype` | |
-  weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | not followed
+  weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | ignored
 `encoder.moe.router` | vit.MoEConfig |
   weights/test_reference_parts.py::test_values_that_are_not_understood
 `encoder.moe.router.name` | vit.MoEConfig(router) | weights/test_reference.py::test_other_routers;
-  weights/test_reference_parts.py::test_values_that_are_not_understood | `"top-k"`, `"expert-choice"`, `"soft"`; what
-  else routes is refused by name
+  weights/test_reference_parts.py::test_values_that_are_not_understood | `"top-k"`, `"expert-choice"`, `"soft"`; any
+  other name is an error
 `encoder.moe.router.num_selected_experts` | TopKRouter(k); vit.MoEConfig(experts_per_token) |
   weights/test_reference_parts.py::test_all_parts_together
 `encoder.moe.router.noise_std` | TopKRouter(noise_std) | moe/test_oracle_agreement.py::test_routing_grid | times 1/E,
-  as there
+  as in the reference
 `encoder.moe.router.importance_loss_weight`, `encoder.moe.router.load_loss_weight`,
   `encoder.moe.router.gshard_loss_weight` | TopKRouter(loss_weights) |
   weights/test_reference.py::test_capacity_settings; weights/test_reference.py::test_logits_and_losses | with
   `balance="loss"`
 `encoder.moe.router.deterministic` | TopKRouter(noise_std) |
-  weights/test_reference_parts.py::test_how_the_router_is_told_to_be_deterministic | True is 0.0
+  weights/test_reference_parts.py::test_how_the_router_is_told_to_be_deterministic | True means 0.0
 `encoder.moe.router.num_slots`, `encoder.moe.router.capacity_factor` | SoftRouter(slots_per_expert) |
   weights/test_reference.py::test_other_routers; moe/test_soft.py::test_in_a_network
-`encoder.moe.router.mu_init`, `encoder.moe.router.scale_init` | | vit/test_parts.py::test_how_routers_are_drawn | not
-  followed: as the reference's defaults
+`encoder.moe.router.mu_init`, `encoder.moe.router.scale_init` | | vit/test_parts.py::test_how_routers_are_drawn |
+  ignored: always the reference's defaults
 `encoder.moe.router.compute_similarity_metrics` | moe.LayerRecord.metrics | moe/test_soft.py::test_reference_figures |
-  computed when asked for
+  computed on access
 `encoder.moe.router.partition_spec`, `encoder.moe.router.precision`, `encoder.moe.router.dtype` | |
-  weights/test_reference.py::test_other_routers | not followed
+  weights/test_reference.py::test_other_routers | ignored
 `encoder.moe.router.dispatcher` | moe.LocalExchange; moe.grouped | weights/test_reference.py::test_capacity_settings
 `encoder.moe.router.dispatcher.name` | MoE(product) |
   weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | `einsum` and `indices` compute the same
@@ -131,13 +131,13 @@ metrics of Expert Choice and soft routing | moe.LayerRecord.metrics | weights/te
 `encoder.moe.router.dispatcher.capacity_ceil_or_round` | TopKRouter(capacity_rounding) |
   weights/test_reference.py::test_capacity_settings
 `encoder.moe.router.dispatcher.capacity_multiple_of` | TopKRouter(capacity_multiple_of) |
-  weights/test_reference.py::test_capacity_settings | None is 1
+  weights/test_reference.py::test_capacity_settings | None means 1
 `encoder.moe.router.dispatcher.batch_priority` | TopKRouter(batch_priority) |
   weights/test_reference.py::test_logits_and_losses; moe/test_oracle_agreement.py::test_routing_grid
 `encoder.moe.router.dispatcher.bfloat16` | MoE(bfloat16_exchange) | weights/test_reference.py::test_other_routers;
   moe/test_soft.py::test_bfloat16_exchange_rounds_what_experts_see_and_say
 `encoder.moe.router.dispatcher.partition_spec`, `encoder.moe.router.dispatcher.einsum_precision` | |
-  weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | not followed
+  weights/test_reference_parts.py::test_fields_that_say_how_and_not_what | ignored
 
 # Routers, losses, dispatchers
 `vmoe.nn.routing.NoisyTopExpertsPerItemRouter` | TopKRouter | moe/test_reference_figures.py::test_router;
@@ -148,7 +148,7 @@ metrics of Expert Choice and soft routing | moe.LayerRecord.metrics | weights/te
   vit/test_ensemble.py::test_capacity_noise_and_priority
 `vmoe.projects.soft_moe.router.SoftRouter` | SoftRouter | moe/test_soft.py::test_reference_figures;
   moe/test_soft.py::test_the_layer_is_the_oracle
-`vmoe.projects.sparsity_constrained_ot` | | | three routers by optimal transport: a `vismoe.moe.Router` of one's own
+`vmoe.projects.sparsity_constrained_ot` | | | three routers by optimal transport; write your own `vismoe.moe.Router`
 importance, load, gshard loss |
   moe.routers.losses.importance_loss; moe.routers.losses.load_loss; moe.routers.losses.gshard_loss |
   moe/test_reference_figures.py::test_router; moe/test_oracle_agreement.py::test_losses_of_given_logits
@@ -158,40 +158,40 @@ importance, load, gshard loss |
   moe/test_reference_figures.py::test_dispatch_and_combine; moe/test_properties.py::test_kept_choices_fit_capacity
 `vmoe.moe.get_top_items_per_expert_dispatcher` | ExpertChoiceRouter |
   moe/test_expert_choice.py::test_the_layer_is_the_oracle
-`vmoe.moe.get_dense_einsum_dispatcher` | | | no router of the reference calls it; `TopKRouter(k=num_experts)` comes to
-  the same
+`vmoe.moe.get_dense_einsum_dispatcher` | | | no router of the reference calls it; `TopKRouter(k=num_experts)` has
+  the same effect
 `EinsumDispatcher`, `ExpertIndicesDispatcher` | moe.SparsePlan; moe.LocalExchange |
   moe/test_backends.py::test_backend_equals_loop | a plan is data, an exchange and a product carry it out
 `vmoe.moe.Bfloat16Dispatcher` | MoE(bfloat16_exchange) |
   moe/test_soft.py::test_bfloat16_exchange_rounds_what_experts_see_and_say
 `vmoe.moe.sparse_moe_spmd` | MoE; moe.StackedLinear | moe/test_backends.py::test_every_form_of_expert | experts are a
-  module that is called with rows and their `vismoe.moe.Layout`
-`vmoe.moe.sparse_moe_spmd_with_axes` | | | experts are not spread over devices yet
+  module, called with rows and their `vismoe.moe.Layout`
+`vmoe.moe.sparse_moe_spmd_with_axes` | | | no expert parallelism yet
 
 # Weights
 `checkpoints.restore_checkpoint_partitioned` | weights.read_reference | weights/test_read_reference.py::test_samples;
-  weights/test_read_reference.py::test_what_is_written_is_read | arrays whole, by name
+  weights/test_read_reference.py::test_what_is_written_is_read | returns whole arrays by name
 files without a version (before 2022-06-22) | weights.read_reference |
   weights/test_read_reference.py::test_numbers_of_leaves
-a training state in such files | weights.convert | weights/test_convert.py::test_a_training_state | its parameters;
-  the optimiser's moments are left
-`checkpoints.save_checkpoint_partitioned` | | | `vismoe.save` writes safetensors; `to_reference` gives arrays for a
-  writer of JAX's
-checkpoints by Orbax | | | make a dictionary of arrays of them there, for
+a training state in such files | weights.convert | weights/test_convert.py::test_a_training_state | only its parameters
+  are used
+`checkpoints.save_checkpoint_partitioned` | | | `vismoe.save` writes safetensors; `to_reference` returns arrays that
+  a JAX program can write
+checkpoints by Orbax | | | load them with Orbax, and pass a dictionary of arrays to
   `from_reference`
-a model of its parameters | weights.from_reference(params, config) |
+a model from its parameters | weights.from_reference(params, config) |
   weights/test_reference.py::test_logits_and_losses; weights/test_reference.py::test_gradients
 parameters of a model | weights.to_reference(model) | weights/test_reference.py::test_back;
   weights/test_reference_parts.py::test_all_parts_together | bit for bit
 `gs://vmoe_checkpoints/…` | create_model(pretrained); weights.PUBLISHED | weights/test_pretrained.py::test_one_line;
   weights/test_convert.py::test_published_names | tags of presets
 `initialization.initialize_from_vmoe`, `…_release` (2022) | training.Recipe(weights); weights.take_over |
-  recipes/test_paper.py::test_fine_tuning_trains | all but the head, positions resized
+  recipes/test_paper.py::test_fine_tuning_trains | all weights but the head; position embeddings are resized
 `initialization.initialize_from_vit` | weights.convert; upcycle | weights/test_convert.py::test_dense_npz;
   vit/test_upcycle.py::test_it_starts_as_its_parent
 `initialization.initialize_from_orbax` | | | Orbax is not read
 rule `expand_tile`: experts of a dense MLP | upcycle(num_experts, layers) |
-  vit/test_upcycle.py::test_it_starts_as_its_parent | any ViT of timm's, torchvision's, transformers'
+  vit/test_upcycle.py::test_it_starts_as_its_parent | ViTs of timm, torchvision and transformers
 rule `vit_zoom`: positions | weights.convert(image_size); weights.take_over |
   weights/test_convert.py::test_positions_of_the_reference; weights/test_convert.py::test_another_image_size
 rules: rename, drop, `reshape`, `squeeze`, `stack`, `zoom` | | | change the dictionary between `read_reference` and
@@ -210,12 +210,12 @@ rules: rename, drop, `reshape`, `squeeze`, `stack`, `zoom` | | | change the dict
 `train.main`, `trainer.train_and_evaluate` | train | training/test_fit.py::test_training_learns | `vismoe train
   RECIPE`
 `configs/vmoe_paper/common.py`: `get_optimizer_config` | recipes.paper_s32; recipes.paper_h14 |
-  recipes/test_paper.py::test_upstream_trains | and the sizes between
+  recipes/test_paper.py::test_upstream_trains | and the sizes in between
 `configs/vmoe_paper/…_ft_ilsvrc2012.py` | recipes.paper_finetune | recipes/test_paper.py::test_fine_tuning_trains
 `configs/`: `pretrain_imagenet21k`, `…_randaug_light1`, `eee_paper`, `soft_moe` | | | no recipe, since there is no
-  RandAugment; fields of `vismoe train` say the rest
+  RandAugment; fields of `vismoe train` set the rest
 `train_steps`, `train_epochs` | training.Recipe(steps) | training/test_fit.py::test_evaluations_come_as_often_as_asked
-  | steps alone
+  | only steps
 `dataset.train.batch_size` | training.Recipe(batch_size) |
   training/test_processes.py::test_the_loss_curve_is_that_of_one_process | of all processes together
 `microsteps` | training.Recipe(accumulate) | training/test_processes.py::test_the_loss_curve_is_that_of_one_process
@@ -227,21 +227,23 @@ rules: rename, drop, `reshape`, `squeeze`, `stack`, `zoom` | | | change the dict
 `loss.name`: `ensemble_softmax_xent`, `ensemble_sigmoid_xent`, in training | vit.member_loss(kind) |
   training/test_ensemble.py::test_step_trains_each_member_alone; vit/test_ensemble.py::test_losses_and_metrics
 `metrics["total_loss"]` | training.fit | training/test_fit.py::test_auxiliary_losses_are_trained_on | loss + auxiliary
-  loss, where `balance="loss"`
+  loss, with `balance="loss"`
 `optimizer.name`: `adam` | training.Recipe(optimizer) |
   training/test_reference_training.py::test_steps_are_the_reference_s;
   training/test_reference_training.py::test_one_step_in_closed_form | `adamw`
 `optimizer.name`: `sgd`; `optimizer.momentum` | training.Recipe(optimizer, momentum) |
   training/test_reference_training.py::test_steps_are_the_reference_s;
   training/test_reference_training.py::test_one_step_in_closed_form | `momentum`
-`optimizer.name`: `big_vision_adafactor` | | | `timm.optim.AdafactorBigVision`, in a loop of one's own
-`optimizer.b1`, `b2`, `mu_dtype`, `accumulator_dtype` | | | 0.9, 0.999 and float32, as in all
+`optimizer.name`: `big_vision_adafactor` | | | `timm.optim.AdafactorBigVision`, in your own loop
+`optimizer.b1`, `b2`, `mu_dtype`, `accumulator_dtype` | | | always 0.9, 0.999 and float32, as in all
   published configurations
 `optimizer.weight_decay` | training.Recipe(weight_decay) |
-  training/test_reference_training.py::test_one_step_in_closed_form | pairs as there; a number decays matrices alone
+  training/test_reference_training.py::test_one_step_in_closed_form | pairs as in the reference; a number decays only
+  matrices
 `optimizer.gradient_clip.global_norm` | training.Recipe(clip_norm) |
-  training/test_reference_training.py::test_one_step_in_closed_form | clipped first, then the optimiser, decay, rate
-`optimizer.gradient_clip.absolute_value`, `optimizer.gradient_scale` | | | hooks on parameters, in a loop of one's own
+  training/test_reference_training.py::test_one_step_in_closed_form | clipping comes first, then optimiser, weight decay
+  and learning rate
+`optimizer.gradient_clip.absolute_value`, `optimizer.gradient_scale` | | | hooks on parameters, in your own loop
 `optimizer.frozen_pattern` | training.Recipe(frozen) |
   training/test_reference_training.py::test_frozen_parameters_stay_and_count_in_no_norm
 `optimizer.trainable_pattern` | | | `frozen` with its negation, `^(?!head)`
@@ -258,28 +260,28 @@ rules: rename, drop, `reshape`, `squeeze`, `stack`, `zoom` | | | change the dict
 `learning_rate.peak_value`, `end_value`, `warmup_steps` | training.Recipe(learning_rate, end_learning_rate,
   warmup_steps) | training/test_reference_training.py::test_rates_in_closed_form
 `learning_rate.decay_steps` | training.Recipe(steps) | training/test_reference_training.py::test_rates_in_closed_form
-  | its default there; no other
+  | only the reference's default
 `mixup.concentration` | training.Recipe(mixup) |
   training/test_multi_label.py::test_the_loss_is_each_class_s_cross_entropy | timm's mixup
-`mixup.granularity`, `mixup.size` | | | pairs, one share a batch
-`adversarial` | | | no attacks are built
+`mixup.granularity`, `mixup.size` | | | always pairs, with one weight per batch
+`adversarial` | | | there are no adversarial attacks
 `initialization` | training.Recipe(weights) | recipes/test_paper.py::test_taking_over_changes_no_answer
 `save_checkpoint.every_steps`, `keep_last` | training.Recipe(checkpoint_every, keep_checkpoints) |
   training/test_checkpoint.py::test_the_newest_and_the_best_are_kept
 `restore_or_create_train_state`, `train_state.TrainState` | train(resume); training.state.State |
-  training/test_resume.py::test_killed_at_random_steps | bit-equal in the end, the order of images too
+  training/test_resume.py::test_killed_at_random_steps | with bit-equal results and the same order of images
 `evaluate.every_steps` | training.Recipe(evaluate_every) |
   training/test_fit.py::test_evaluations_come_as_often_as_asked
 `evaluate.model_overrides` of the capacity | TopKRouter(eval_capacity_factor) |
   moe/test_oracle_agreement.py::test_evaluation_has_no_noise_and_its_own_capacity
 `report_progress` | train(on_status) | training/test_fit.py::test_watching_changes_nothing
 CLU's `metric_writers` | training.Recipe(track) | training/test_tracker.py::test_tensorboard_has_the_metrics
-`profile` | | | `torch.profiler`, in a loop of one's own
-`summarize_arrays`, `global_norm` | | | hooks, in a loop of one's own
+`profile` | | | `torch.profiler`, in your own loop
+`summarize_arrays`, `global_norm` | | | hooks, in your own loop
 
 # Data (`vmoe.data`)
 `input_pipeline.get_datasets` | data.open_data(name) | data/test_folders.py::test_train_and_val_share_classes_by_name
-  | folders, tables, zips; a set of TFDS is to be written as images
+  | folders, tables, zips; write sets of TFDS as image files first
 `shuffle_buffer`, `shuffle_seed` | training.Recipe(seed) |
   data/test_order.py::test_every_epoch_shows_every_image_once_in_a_new_order | a permutation of the whole set
 `cache`, `prefetch`, `num_parallel_calls`, `pjit_utils.prefetch_to_device` | training.Recipe(workers) |
@@ -290,88 +292,90 @@ CLU's `metric_writers` | training.Recipe(track) | training/test_tracker.py::test
 `pp_ops.flip_lr` | data.training_transform(flip) |
   data/test_transforms.py::test_half_are_mirrored | `flip=0.5`
 `pp_ops.resize`, `resize_small`, `central_crop` | data.evaluation_transform(config) |
-  data/test_transforms.py::test_evaluation_scales_and_crops; weights/test_convert.py::test_published_names | a
-  converted checkpoint brings its own
+  data/test_transforms.py::test_evaluation_scales_and_crops; weights/test_convert.py::test_published_names |
+  converted checkpoints have the reference's
 `pp_ops.value_range(-1, 1)` | data.evaluation_transform(config) |
   data/test_transforms.py::test_a_image_of_the_right_size_is_only_normalised | mean and std 0.5
 `pp_ops.onehot` of several labels | data.open_data(name) |
   data/test_metadata.py::test_a_cell_of_several_labels_makes_a_set_multi_label
-`pp_ops.randaug` | | | `timm.data.rand_augment_transform`, in a loop of one's own
-`pp_ops.copy`, `flatten`, `ignore_no_labels`, `keep`, `reshape` | | | plumbing of TFDS
+`pp_ops.randaug` | | | `timm.data.rand_augment_transform`, in your own loop
+`pp_ops.copy`, `flatten`, `ignore_no_labels`, `keep`, `reshape` | | | only needed for TFDS
 
 # Evaluation (`vmoe.evaluate`)
 `evaluator.EvaluateMultipleDatasets` | inference.evaluate | inference/test_evaluation.py::test_by_hand | `vismoe eval
-  MODEL --data SET`, a set at a time
-`prec@1`, `loss` | tasks.Evaluation | inference/test_evaluation.py::test_by_hand | of several labels mean average
+  MODEL --data SET`, one set per call
+`prec@1`, `loss` | tasks.Evaluation | inference/test_evaluation.py::test_by_hand | for several labels mean average
   precision
 `fewshot.FewShotPeriodicAction` | features.few_shot(shots, seeds, protocol) |
   features/test_fewshot.py::test_the_reference_s_protocol | `vismoe fewshot MODEL --protocol reference`, after training
 `fewshot.l2_regs` | features.fewshot.REFERENCE_GRID | features/test_fewshot.py::test_the_reference_s_protocol
 its l2, the best by rank | features.fewshot.best_rank | features/test_fewshot.py::test_ranks_not_means_choose | over
-  seeds, of one set
+  seeds, on one set
 its regression in closed form | features.ridge | features/test_ridge.py::test_reference;
   features/test_ridge.py::test_it_is_ridge_regression
-`fewshot.main_task`, `fewshot.every_steps` | | | the nine sets of its configuration come from TFDS
+`fewshot.main_task`, `fewshot.every_steps` | | | the nine sets in its configuration come from TFDS
 `ensemble_softmax_xent_eval`, `ensemble_sigmoid_xent_eval` | vit.ensemble_loss(kind) |
   vit/test_ensemble.py::test_losses_and_metrics; vit/test_ensemble.py::test_losses_of_several_classes
 `label_pred_ensemble_softmax`, `…_sigmoid` | vit.mean_logits(kind) |
   training/test_ensemble.py::test_evaluation_and_prediction; vit/test_ensemble.py::test_losses_of_several_classes |
-  by what the set is, not by the loss
+  depends on the set, not on the loss
 
 # Machines and projects
 `multihost_utils` | parallel.Mesh | parallel/test_mesh.py::test_two_processes;
   training/test_processes.py::test_the_loss_curve_is_that_of_one_process | `torchrun -m vismoe train`, or plain DDP
-`partitioning`, `num_expert_partitions`, `params_axis_resources` | | | not yet: every device holds all experts; data
-  are spread, experts are not
-`projects.adversarial_attacks` | | | no attacks are built
+`partitioning`, `num_expert_partitions`, `params_axis_resources` | | | not yet: data parallelism only, every device
+  has all experts
+`projects.adversarial_attacks` | | | there are no adversarial attacks
 `projects.contrastive` | | | no text tower; `vismoe.upcycle` takes CLIP's and SigLIP's image towers
 """
 
 DIFFERENCES = """
 The gradient at an even load
-  | NaN in the importance and load losses, from a standard deviation of 0, until its pull request 218 of September 2026
-  | 0, from the variance: the loss is at its minimum there, and one NaN would end a training
+  | NaN in the importance and load losses (the gradient of a standard deviation of 0), until its pull request 218 of
+    September 2026
+  | 0, computed from the variance: the loss has its minimum there, and one NaN would end a training
   | moe/test_properties.py::test_even_load_costs_nothing
 The encoder of an ensemble
-  | a copy of the encoder's code, which reads neither `position_emb` nor, in its blocks, `attention_qk_norm`
-  | an option of the one network, so that every part goes with it; `from_reference` builds what the copy computes. In
-    both the trunk is shared up to the first sparse block
+  | a copy of the encoder's code, which ignores `position_emb` and, in its blocks, `attention_qk_norm`
+  | an option of the network, so that it works with all other options; `from_reference` builds what the copy computes.
+    In both, members share the trunk up to the first sparse block
   | weights/test_reference_ensemble.py::test_what_the_reference_does_not_read;
     vit/test_ensemble.py::test_trunk_is_shared
 The routers' noise in an ensemble
   | drawn for each member's own experts, (G, M, S/M, E/M)
-  | drawn once, (G, S, E), of which other members' experts take no notice: the same distribution from one call a layer
+  | drawn once, (G, S, E); values for other members' experts are not used: the same distribution, with one call per
+    layer
   | vit/test_ensemble.py::test_capacity_noise_and_priority
 Random numbers
-  | JAX's; with `split_rngs` False all experts of a layer have one dropout mask
-  | PyTorch's: initial weights, noise, dropout, order and few-shot draws have the same distributions and other values;
-    each expert's dropout is its own, since equal masks only tie experts together
+  | JAX's; with `split_rngs` False all experts of a layer have the same dropout mask
+  | PyTorch's: initial weights, noise, dropout, order of images and few-shot draws have the same distributions, but
+    other values; each expert has its own dropout mask, because equal masks only make experts more alike
   | vit/test_parts.py::test_how_routers_are_drawn; vit/test_parts.py::test_dropout_of_experts
 Capacity at evaluation
-  | 1.05 to 4 times the even share in groups of 8 images: a batch mate may cost an image its expert
-  | presets and converted checkpoints drop nothing at evaluation, so that a result does not depend on the batch;
-    `from_reference` keeps the configuration's capacity
+  | 1.05 to 4 times the mean load, in groups of 8 images: whether a token is dropped depends on other images
+  | presets and converted checkpoints drop no token at evaluation, so that an image's result does not depend on its
+    batch; `from_reference` keeps the configuration's capacity
   | moe/test_properties.py::test_image_is_independent_of_its_batch;
     vit/test_presets.py::test_paper_presets_are_the_papers
 A group size that does not divide the tokens
   | an error
-  | an error in training; at evaluation a group an image, since the last batch of a set is seldom a full one, with a
-    warning where that can change an answer
+  | an error in training; at evaluation each image is a group, because the last batch of a set is seldom full, with a
+    warning if that can change outputs
   | moe/test_oracle_agreement.py::test_groups_that_do_not_divide_are_images_at_evaluation
-Rounding to bfloat16 on the way to experts
-  | published configurations do, soft routing always
-  | in published checkpoints, where asked for (`bfloat16_exchange`) and by `from_reference`, not in presets and recipes:
-    it saves bandwidth between devices, and there is none to save
+Rounding the experts' inputs and outputs to bfloat16
+  | in published configurations, and always in soft routing
+  | in published checkpoints, in `from_reference`, and with `bfloat16_exchange=True`; not in presets and recipes: it
+    saves bandwidth between devices, but here experts are not spread over devices
   | moe/test_soft.py::test_bfloat16_exchange_rounds_what_experts_see_and_say
 The router's type
   | the layer's `dtype`
-  | float32, under autocast and in bfloat16 models too: rounding changes choices
+  | float32, also under autocast and in bfloat16 models, because rounding changes choices
   | moe/test_backends.py::test_autocast_keeps_the_router_in_float32;
     moe/test_oracle_agreement.py::test_logits_are_float32_for_bfloat16_tokens
 The default balancing
   | importance and load losses of weight 1, which its trainer adds
-  | a bias on the choice, without losses, so that any loop trains evenly; the paper's presets have the paper's losses,
-    0.005 each, and warn where nobody adds them
+  | a bias on the choice, without losses, so that experts are balanced in any training loop; the paper's presets have
+    the paper's losses, 0.005 each, and warn if these are not added to the loss
   | test_strangers_loops.py::test_plain_loop; moe/test_record.py::test_warns_once
 A number as weight decay
   | decays every parameter
@@ -379,26 +383,26 @@ A number as weight decay
   | vit/test_timm_surface.py::test_weight_decay_spares_biases;
     training/test_reference_training.py::test_one_step_in_closed_form
 Frozen parameters
-  | have gradients that count in the norm which clips, and are dropped last
-  | have none, which saves their computation
+  | have gradients, which count in the clipped norm and are dropped afterwards
+  | have no gradients, which saves their computation
   | training/test_reference_training.py::test_frozen_parameters_stay_and_count_in_no_norm
-A step whose loss or gradient is no number
-  | reaches the weights
-  | is skipped, counted and named; ten in a row end the run
+A step whose loss or gradient is not finite
+  | changes the weights
+  | is skipped, counted and listed; ten in a row end the run
   | training/test_resume.py::test_what_is_not_finite_never_reaches_the_weights
 Mixup
-  | neighbours in the batch, the larger share first, one share a device
-  | timm's: first with last, one share a batch
+  | mixes neighbours in the batch, with the larger weight first and one weight per device
+  | timm's: mixes the first image with the last, and so on, with one weight per batch
   | training/test_multi_label.py::test_the_loss_is_each_class_s_cross_entropy
-How images are prepared
-  | bilinear; at evaluation the short side to 256 and the middle 224 of it, or squashed to 384
-  | presets: bicubic, the short side to the network's size, for new trainings; published checkpoints, converted, have
-    the reference's
+Preprocessing
+  | bilinear; at evaluation the shorter side is resized to 256 and the central 224 pixels are used, or the whole image
+    is resized to 384 × 384
+  | presets, for new trainings: bicubic, the shorter side is resized to the network's size; converted published
+    checkpoints have the reference's preprocessing
   | weights/test_convert.py::test_published_names; data/test_transforms.py::test_evaluation_scales_and_crops
 Few-shot regression
   | float32
-  | float64, which minimises what both minimise a little further: weights differ by up to 2e-3, accuracies by one
-    image of 200
+  | float64, which comes a little closer to the minimum: weights differ by up to 2e-3, accuracies by one image of 200
   | features/test_ridge.py::test_reference
 Few-shot regularisation
   | chosen on the test split, by rank over nine sets
@@ -409,8 +413,15 @@ Few-shot regularisation
 
 @dataclass(frozen=True)
 class Row:
-    """`names`: what it is called there, in Markdown; `places`: here, below `vismoe.`; `tests`: below tests/; `note`: a
-    remark, also on a deliberate difference (`there`: what the reference does)."""
+    """One row of a table.
+
+    - `section`: heading of the table.
+    - `names`: the names in the reference, in Markdown.
+    - `places`: the names in vismoe, without `vismoe.`.
+    - `tests`: tests, below tests/.
+    - `note`: a remark; for a deliberate difference, what vismoe does.
+    - `there`: for a deliberate difference, what the reference does.
+    """
 
     section: str
     names: str
@@ -421,7 +432,7 @@ class Row:
 
 
 def _cells(text: str) -> Iterator[list[str]]:
-    """Of each line that is not indented, with those that go on with it."""
+    """The cells of each row: a line that is not indented, with the indented lines after it."""
     for line in re.sub(r"\n +", " ", text).strip().splitlines():
         if line:
             yield [cell.strip() for cell in line.split(" |")]
@@ -432,7 +443,7 @@ def _several(cell: str) -> tuple[str, ...]:
 
 
 def features() -> Iterator[Row]:
-    """What the reference has."""
+    """The features of the reference."""
     section = ""
     for first, *others in _cells(FEATURES):
         if first.startswith("# "):
@@ -443,7 +454,7 @@ def features() -> Iterator[Row]:
 
 
 def differences() -> Iterator[Row]:
-    """What is deliberately otherwise."""
+    """The deliberate differences."""
     for what, there, here, tests in _cells(DIFFERENCES):
         yield Row("Deliberate differences", what, (), _several(tests), here, there)
 
@@ -451,16 +462,17 @@ def differences() -> Iterator[Row]:
 @cache
 def functions(file: str) -> dict[str, set[str]]:
     """The functions of a file below tests/, with the names of their arguments."""
-    found = [node for node in ast.parse((TESTS / file).read_text()).body if isinstance(node, ast.FunctionDef)]
-    return {function.name: {argument.arg for argument in function.args.args} for function in found}
+    nodes = ast.parse((TESTS / file).read_text()).body
+    defined = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    return {function.name: {argument.arg for argument in function.args.args} for function in defined}
 
 
 def _proof(row: Row) -> str:
-    told = []
+    tests = []
     for test in row.tests:
         file, _, function = test.partition("::")
-        told.append(f"`{test}`" + " †" * bool(FIGURES & functions(file).get(function, set())))
-    return ", ".join(told) or "–"
+        tests.append(f"`{test}`" + " †" * bool(FIGURES & functions(file).get(function, set())))
+    return ", ".join(tests) or "–"
 
 
 def _here(row: Row) -> str:
@@ -470,12 +482,12 @@ def _here(row: Row) -> str:
 
 
 def table() -> str:
-    """What docs/from-vmoe.md holds."""
+    """The tables of docs/from-vmoe.md."""
     lines = []
-    for section, found in groupby(features(), lambda row: row.section):
-        lines += [f"### {section}", "", "| there | here | proved by |", "| --- | --- | --- |"]
-        lines += [f"| {row.names} | {_here(row)} | {_proof(row)} |" for row in found] + [""]
-    heads = ["| what | there | here, and why | proved by |", "| --- | --- | --- | --- |"]
+    for section, rows in groupby(features(), lambda row: row.section):
+        lines += [f"### {section}", "", "| google-research/vmoe | vismoe | tests |", "| --- | --- | --- |"]
+        lines += [f"| {row.names} | {_here(row)} | {_proof(row)} |" for row in rows] + [""]
+    heads = ["| what | google-research/vmoe | vismoe, and why | tests |", "| --- | --- | --- | --- |"]
     lines += ["### Deliberate differences", "", *heads]
     lines += [f"| {row.names} | {row.there} | {row.note} | {_proof(row)} |" for row in differences()]
     return "\n".join(lines) + "\n"

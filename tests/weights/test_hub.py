@@ -152,7 +152,7 @@ def test_a_parent_that_no_differences_can_be_of(hub, tmp_path, capsys):
     hub["some/theirs"] = tmp_path / "theirs"
     assert main(["upcycle", "hf:some/theirs", str(tmp_path / "small"), "--only-differences"]) == 2
     said = capsys.readouterr()
-    assert "of which only whole models can be written" in said.err
+    assert "which can only be written whole" in said.err
     assert not said.out
     assert not (tmp_path / "small").exists()
 

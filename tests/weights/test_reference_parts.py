@@ -277,7 +277,7 @@ def test_width_of_the_mlps():
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("vmoe_tiny_patch16_224_dense", {}, r"blocks\.0\.mlp's activation, in place of tanh GELU"),
+        ("vmoe_tiny_patch16_224_dense", {}, r"blocks\.0\.mlp's activation \(only tanh GELU\)"),
         (
             "vmoe_tiny_patch16_224_last2_e8",
             {"router": "hash", "act_layer": "gelu_tanh"},

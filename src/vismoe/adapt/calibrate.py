@@ -9,15 +9,22 @@ from vismoe.features.features import classifiers
 
 LOWEST, HIGHEST, ROUNDS = 0.05, 20.0, 60
 ENOUGH = 50
-"""Fewest images that a temperature is fitted on: with few images the fit is noisy."""
+"""Smallest number of images on which a temperature is fitted: with fewer images the fit is noisy."""
 
 
 def fit_temperature(scores: Float[Tensor, "N K"], labels: Int[Tensor, " N"] | Bool[Tensor, "N K"]) -> float:
-    """The temperature, between 0.05 and 20, by which logits are divided for the least cross-entropy (Guo et al. 2017).
+    """Fits a temperature: dividing the logits by it gives the lowest cross-entropy (Guo et al. 2017).
 
-    Labels are smoothed by one part in N + 2, as if a little of one more image had been wrong (Platt 1999): without an
-    error among N images the temperature would be the lowest, and each later error completely sure. The loss is convex
-    in the inverse of the temperature: a golden-section search on its logarithm finds the least.
+    Labels are smoothed by 1 / (N + 2) (Platt 1999). Otherwise, if no answer for the N images were wrong, the lowest
+    temperature would be chosen, and later errors would have probability 1. The loss is convex in the inverse
+    temperature, so a golden-section search on the logarithm finds the minimum.
+
+    **Arguments:**
+
+    - `scores`: logits of N images.
+    - `labels`: classes (N,), or (N, K) bool if an image may have several.
+
+    **Returns:** the temperature, between 0.05 and 20.
     """
     smoothing = 1 / (len(labels) + 2)
 
@@ -41,8 +48,8 @@ def fit_temperature(scores: Float[Tensor, "N K"], labels: Int[Tensor, " N"] | Bo
 
 @torch.no_grad()
 def divide_logits(model: nn.Module, temperature: float) -> bool:
-    """Divides the weights of a network's classifier by a temperature, in place. Returns False, and changes nothing,
-    where the classifier is not one linear layer."""
+    """Divides weight and bias of a network's classifier by a temperature, in place. Returns False, without a change, if
+    the classifier is not one linear layer."""
     heads = classifiers(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         return False

@@ -1,4 +1,4 @@
-"""The model card: what a user of the model needs to know."""
+"""The model card."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,14 @@ WORST = 10
 
 
 def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-    """Writes a README.md as model hubs read it: front matter, then data, figures, use and origin."""
+    """Writes a model card, a README.md with front matter for model hubs.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `report`: see `write_outcome`.
+    - `summary`: see `vismoe.data.summarise`.
+    """
     classes, test = summary["classes"], report["test"]
     names = ", ".join(entry["name"] for entry in classes[:30]) + (", …" if len(classes) > 30 else "")
     score = report["score"]
@@ -39,7 +46,7 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "## Figures",
         "",
         *([f"**Warning:** {report['weakness']}.", ""] if report["weakness"] else []),
-        f"On the test split, which nothing was selected on: {score.replace('_', ' ')} {test[score]:.4f}"
+        f"On the test split, which was not used for selection: {score.replace('_', ' ')} {test[score]:.4f}"
         f"; right on {report['right']} of {report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}). "
         f"All: {figures}.",
         "",
@@ -58,8 +65,9 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "",
         "## Use",
         "",
-        "For images like those that it was trained on. It answers with one of its classes whatever it is shown; on "
-        "images of another kind, or from another camera, the figures above do not hold: test it there first.",
+        "For images like those that it was trained on. It always answers with one of its classes, whatever the image "
+        "shows. For images of another kind, or from another camera, the figures above are not valid: evaluate it on "
+        "such images first.",
         "",
         "## Origin",
         "",
@@ -69,13 +77,13 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
 
 
 def _of_groups(report: Mapping[str, Any]) -> str:
-    """What else is on one side of the split, and how the groups in the test split fare."""
+    """A text about groups in the split, and about their accuracy on the test split; "" without groups."""
     if (column := report["group_column"]) is None:
         return ""
     below = sum(group["below"] for group in report["groups"])
     return (
-        f", and so are images of one {column} ({len(report['groups']):,} to test on, {below:,} of them below the rest "
-        "by more than chance)"
+        f", and so are images of one {column} ({len(report['groups']):,} groups in the test split, {below:,} of them "
+        "significantly below the rest)"
     )
 
 

@@ -46,7 +46,11 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A finished adaptation: its run folder and the content of `report.json`."""
+    """The result of `finetune`.
+
+    - `run`: the run folder.
+    - `report`: the content of its `report.json`.
+    """
 
     run: Run
     report: dict[str, Any]
@@ -62,31 +66,33 @@ def finetune(
     log: Log = lambda text: None,
     **options: Any,
 ) -> Finetuned:
-    """Trains a classifier of the classes of a set, and writes the model and its report into a run folder.
+    """Trains a classifier on a set of images, and writes the model and its report into a run folder.
 
-    The set is split so that no image has a copy, exact or near, in another split. A trained network's new head is first
-    fitted by logistic regression on its features; then what `train` names is trained by the engine of `vismoe train`,
-    and the result is kept if its validation score is at least that of the head alone. A temperature is fitted on the
-    validation split and built into the classifier. The report is of the test split, which is never used for selection.
+    The set is split so that no image has a copy, exact or near, in another split. A trained network first gets a new
+    head, which is fitted by logistic regression on the network's features (a linear probe). Then the part that `train`
+    names is trained. The result is kept if its validation score is at least the linear probe's, otherwise the linear
+    probe is kept. A temperature is fitted on the validation split and becomes part of the head. The report is on the
+    test split, which is never used for selection.
 
     **Arguments:**
 
-    - `data`: a folder of class folders, or with a metadata.csv; a zip of one; "digits" or "fashion-mnist"; or all
-      options at once.
-    - `out`: the run folder; by default the first of `runs/finetune`, `runs/finetune-2`, … that is free or an unfinished
-      run of the same options, which goes on.
-    - `device`: auto, cpu, cuda or mps; `workers`: processes that prepare images, default none.
-    - `max_unreadable`: largest share of files that may be damaged, default 0.1.
-    - `on_status`: is called with a `Status` every few steps; `log`: with each line about the set and the
-      choices.
-    - `options`: further fields of `vismoe.adapt.Options`: `source`, the initial network (a run or model folder,
-      timm:NAME, hf:ORG/NAME, PRESET.TAG; by default a small network with random weights), epochs=, image_size=,
-      sparse=, seed=, …
+    - `data`: a folder of class folders, or of images with a metadata.csv; a zip of one; "digits" or "fashion-mnist"; or
+      an `Options` object with all options.
+    - `out`: the run folder. Default None: the first of `runs/finetune`, `runs/finetune-2`, … that is free, or that is
+      an unfinished run with the same options, which is then resumed.
+    - `device`: "auto", "cpu", "cuda" or "mps"; default "auto".
+    - `workers`: number of processes that load images; default 0: the current process.
+    - `max_unreadable`: largest fraction of files that may be unreadable, 0 to 1; default 0.1.
+    - `on_status`: called with a `Status` every few steps; default None: no call.
+    - `log`: called with each line about the set and the choices; default: no call.
+    - `options`: fields of `vismoe.adapt.Options`, such as source=, epochs=, image_size=, sparse=, seed=. `source` is
+      the network to start from: a run or model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG; default: a small network
+      with random weights.
 
     **Returns:** the run and its report.
 
-    **Raises:** ValueError, FileNotFoundError for a set or options that cannot be used; FileExistsError where `out` is
-    taken; TrainingStoppedError after SIGTERM or SIGINT, once the model as it is then is in the run folder.
+    **Raises:** ValueError, FileNotFoundError for a set or options that cannot be used; FileExistsError if `out` is
+    taken; TrainingStoppedError after SIGTERM or SIGINT: the run folder then has the model at that step.
     """
     if isinstance(data, Options):
         if options:
@@ -121,8 +127,8 @@ def _options(data: str, options: dict[str, Any]) -> Options:
 
 
 def _parent_on(options: Options) -> Run | None:
-    """The run on the same set whose network is trained further: that of the source, or the nearest that its network
-    comes from."""
+    """The run on the same set from which the source comes: the source itself, or the nearest of its ancestors; None:
+    there is none."""
     source, seen = options.source, set()
     while source and (run := Run.of(source)) is not None and run.path.resolve() not in seen:
         seen.add(run.path.resolve())
@@ -134,8 +140,8 @@ def _parent_on(options: Options) -> Run | None:
 
 
 class _Adaptation:
-    """One adaptation from a set to a report; each phase uses the results of those before it. Of several processes each
-    goes through all phases, and the main one logs and writes."""
+    """One fine-tuning from a set to a report. Each phase uses the results of those before it. If there are several
+    processes, each runs all phases, and only the main process logs and writes."""
 
     def __init__(
         self, options: Options, path: Path, device: str, workers: int, max_unreadable: float, log: Log, mesh: Mesh
@@ -157,7 +163,10 @@ class _Adaptation:
         if self.parent is not None:
             self.log(f"the split is that of {self.parent.path}, which was not trained on any of the test images")
         elif (source := self.options.source) is not None and Path(source).exists() and Run.of(source) is None:
-            self.log(f"note: the training images of {source} are not known; metrics on images among them are too good")
+            self.log(
+                f"note: the training images of {source} are not known; if it was trained on test images, the metrics "
+                "are too good"
+            )
         if self.splits.unnamed is not None:
             self.log(format_group_column(self.splits.unnamed))
         if self.options.source is None:
@@ -165,13 +174,13 @@ class _Adaptation:
 
     def build(self) -> None:
         """Makes the initial network, and evaluates its linear probe."""
-        made: list[tuple[Any, dict[str, float] | None]] = []
-        self.mesh.run_on_main(lambda: made.append(self._initial_model()))
-        self.network, self.probe = made[0] if made else self._initial_model()  # others read what the main one wrote
+        built: list[tuple[Any, dict[str, float] | None]] = []
+        self.mesh.run_on_main(lambda: built.append(self._initial_model()))
+        self.network, self.probe = built[0] if built else self._initial_model()  # the others load what main wrote
         if text := note_of_levels(self.splits.test, data_config(self.network).get("max_level")):
             self.log(f"note: {text}")
         if not any(isinstance(module, MoE) for module in self.network.modules()):
-            self.log("the network is dense; --sparse makes experts of some of its MLPs")
+            self.log("the network is dense; --sparse replaces some of its MLPs by experts")
         elif self.options.source is None:
             self.log("the network is sparse; --dense trains one without experts")
         if self.probe is not None and self.splits.validated:
@@ -183,25 +192,26 @@ class _Adaptation:
 
     @cached_property
     def trained_part(self) -> Trained:
-        """Which weights are trained: none but the classifier where that is right already."""
+        """Which weights are trained. Only the classifier, if the linear probe makes no error on the validation
+        split."""
         if self.options.train == "auto" and not self.options.makes_sparse and self._perfect:
             return "head"
         return choose_trained(self.options, self.network, self.device)
 
     @property
     def _perfect(self) -> bool:
-        """Whether the linear classifier leaves no error on the validation split by which training could be judged."""
+        """Whether the linear probe makes no error on the validation split, so that no improvement can be measured."""
         enough = self.splits.validated and len(self.splits.fitting.val) >= ENOUGH
         return enough and self.probe is not None and self.probe["validation"] == 1.0
 
     def plan(self) -> None:
-        """Chooses the recipe; a run that is resumed keeps its own, since the rules may have changed."""
+        """Chooses the recipe. A resumed run keeps its recipe, because the rules may have changed since."""
         try:
             freeze(self.network, self.trained_part, not self.options.freeze_router)
-            begun = self.mesh.run_on_main(
+            saved_recipe = self.mesh.run_on_main(
                 lambda: Run(self.path).recipe if Run.of(self.path) == Run(self.path) else None
             )
-            recipe = self._chosen_recipe() if begun is None else begun
+            recipe = self._chosen_recipe() if saved_recipe is None else saved_recipe
             if self.trained_part != "head":
                 check_batch_size(recipe.batch_size, self.mesh.size)
         except ValueError:
@@ -212,17 +222,17 @@ class _Adaptation:
         if self.trained_part == "head":
             if self.options.train == "auto":
                 self.log(
-                    "the linear classifier has no error on the validation split, so training could not be seen to "
-                    "improve it: it is kept; --train last-third or all trains all the same"
+                    "the linear classifier makes no error on the validation split, so no improvement can be measured: "
+                    "it is kept without further training; --train last-third or --train all trains anyway"
                 )
         elif shortage := recipe.shortage(len(self.splits.fitting.train_and_val[0])):
             self.log(f"warning: {shortage}: more with --epochs")
 
     def _chosen_recipe(self) -> Recipe:
-        """The recipe that the rules choose; logs their reasons."""
+        """The recipe that the rules choose. Logs the reasons."""
         options = self.options
         choice = choose(options, self.network, self.splits, self.device, SHARES[self.trained_part])
-        choice = self.mesh.run_on_main(lambda: choice)  # others may have found less memory
+        choice = self.mesh.run_on_main(lambda: choice)  # other processes may see another amount of free memory
         if self.trained_part != "head":
             self.log(f"training {self.trained_part}: {'; '.join(choice.reasons)}")
         selection: dict[str, Any] = {} if self.splits.validated else {"keep": "last", "patience": 0}
@@ -236,7 +246,7 @@ class _Adaptation:
         )
 
     def train(self, on_status: Callable[[Status], None] | None) -> Run:
-        """Trains, or resumes training, and writes into the run which files are in which split."""
+        """Trains or resumes, and writes the split of each file into the run folder."""
         if self.trained_part == "head":
             run: Run = self.mesh.run_on_main(
                 lambda: _write_untrained(self.recipe, self.path, self.splits.fitting, self.network)
@@ -253,17 +263,18 @@ class _Adaptation:
         return run
 
     def report(self, run: Run) -> dict[str, Any]:
-        """Chooses between the trained network and its linear probe, tests it, and writes the report."""
+        """Chooses between the trained network and its linear probe, evaluates it on the test split, and writes the
+        report."""
         network, kept = run.load_model(), self.trained_part
         score = run.summary[self.splits.score]
         if self.probe is not None and self.splits.validated and score < self.probe["validation"]:
-            self.log(f"training did not improve on it ({score:.4f}): the linear classifier is kept")
+            self.log(f"training did not improve the validation score ({score:.4f}): the linear classifier is kept")
             network, kept = load_network(self.path / INITIAL), "head"
         origin = _origin(self.options, kept, self.network)
         report = write_outcome(run, network, self.splits, self.probe, origin, self.workers)
         report |= {"trained": kept, "minutes": round((time.monotonic() - self.started) / 60, 2)}
         run.write(REPORT, report)
-        for name in (CHECKPOINTS, INITIAL):  # several times as large as the weights; a finished run does not need them
+        for name in (CHECKPOINTS, INITIAL):  # large, and a finished run does not need them
             shutil.rmtree(self.path / name, ignore_errors=True)
         return report
 
@@ -285,13 +296,13 @@ def _fit(
             classification_of(data).save(network, path / MODEL)
         raise TrainingStoppedError(
             error.signal,
-            f"{signal_name(error.signal)}: stopped; {path / MODEL} is the model as it is now, neither tested nor "
+            f"{signal_name(error.signal)}: stopped; {path / MODEL} is the model at this step, neither tested nor "
             "calibrated; give the same command again to continue",
         ) from error
 
 
 def _cached(data: Data, model: nn.Module) -> Data:
-    """The set with its images cached in memory at the size that is needed, where memory is large enough."""
+    """The set with its images cached in memory at the required size, if there is enough memory."""
     train, config = data.train_and_val[0], data_config(model)
     side = kept_side(train, max(config["input_size"][1:]))
     if side is None:
@@ -304,7 +315,7 @@ def _cached(data: Data, model: nn.Module) -> Data:
 
 
 def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module) -> Run:
-    """Writes a run without a step: the head was fitted already."""
+    """Writes a run without training steps, because the head is fitted already."""
     run = Run.reopen(path, recipe, data) if Run.of(path) == Run(path) else Run.create(path, recipe, data)
     run.truncate_metrics(-1)
     task = classification_of(data)
@@ -321,17 +332,17 @@ def _origin(options: Options, part: Trained, network: Any) -> str:
     method = "classifier only" if part == "head" else f"{part} trained"
     licence = network.pretrained_cfg.get("license")
     return f"Fine-tuned with vismoe from {_public_name(options.source)} ({method}, seed {options.seed}). " + (
-        f"Its licence: {licence}." if licence else "Its files name no licence: see where it is from."
+        f"Its licence: {licence}." if licence else "Its files name no licence: see its source."
     )
 
 
 def _public_name(source: str | None) -> str:
-    """A source as a public text may name it: of a path only the last name."""
+    """The name of a source for the public model card: only the last part of a path."""
     return Path(source).name if source is not None and Path(source).exists() else str(source)
 
 
 def _ending(run: Run, score: str) -> str:
-    """A line that says how long the training took, and which of its weights are kept."""
+    """A line with the last step of the training, and the step whose weights are kept."""
     evaluated = [line for line in run.metrics if score in line]
     last, recipe = evaluated[-1]["step"], run.recipe
     kept = max(evaluated, key=lambda line: line[score]) if recipe.keep == "best" else evaluated[-1]

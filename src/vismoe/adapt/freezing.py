@@ -12,11 +12,12 @@ from vismoe.vit.conversion.places import find_blocks
 from .options import Options, Trained
 
 SHARES = {"all": 1.0, "last-third": 1 / 3, "experts": 1 / 3, "head": 0.0}
-"""Share of the blocks that the backward pass goes through."""
+"""Fraction of the blocks that the backward pass goes through."""
 
 
 def choose_trained(options: Options, model: nn.Module, device: torch.device) -> Trained:
-    """Which part of a network is trained."""
+    """The part of a network to train: as in the options, or for "auto" the last third of a trained network on a CPU,
+    otherwise all."""
     if options.train != "auto":
         return options.train
     on_cpu = options.trained and device.type == "cpu"
@@ -24,24 +25,30 @@ def choose_trained(options: Options, model: nn.Module, device: torch.device) -> 
 
 
 def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:
-    """Sets which parameters have a gradient.
+    """Sets which parameters are trained (`requires_grad`). The MLP inside low-rank experts is always frozen.
 
-    **Arguments:** `train`: "all"; "last-third", the last third of the blocks (rounded up), the modules after them,
-    and the head; "experts", sparse layers and the head; "head", the classifier alone. `router`: False freezes
-    routers, and with them their balancing. The MLP inside low-rank experts is frozen in any case.
+    **Arguments:**
 
-    **Raises:** ValueError where `train` needs a list of blocks, a sparse layer or a classifier that the network lacks.
+    - `model`: the network, changed in place.
+    - `train`: the trained part.
+        - "all": all parameters.
+        - "last-third": the last third of the blocks (rounded up), the modules after them, and the head.
+        - "experts": sparse layers and the head.
+        - "head": only the classifier.
+    - `router`: whether routers are trained; default True. False freezes also their balancing.
+
+    **Raises:** ValueError if the network lacks a list of blocks, a sparse layer or a classifier that `train` needs.
     """
     if train not in get_args(Trained):
         raise ValueError(f"train={train!r}: accepted are {', '.join(get_args(Trained))}")
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     if train == "experts" and not layers:
-        raise ValueError('train="experts": the model is dense and has none')
+        raise ValueError('train="experts": the model is dense, so it has no experts')
     heads = classifiers(model)
     if train != "all" and not heads:
         raise ValueError(f"train={train!r}: the classifier of {type(model).__name__} is not known")
     for layer in layers:
-        layer.router.requires_grad_(True)  # some have no parameters that the next line would reach
+        layer.router.requires_grad_(True)  # for routers without parameters, which the next line does not reach
     model.requires_grad_(train == "all")
     if train == "last-third":
         for part in _from_the_last_third_on(model):

@@ -1,4 +1,4 @@
-"""The initial network of an adaptation: its head fitted by logistic regression, and upcycled where that is asked."""
+"""The initial network of a fine-tuning: with a head fitted by logistic regression, and upcycled on request."""
 
 import copy
 from collections.abc import Callable
@@ -30,8 +30,11 @@ from .splits import Splits
 def initial_model(
     options: Options, splits: Splits, path: Path, device: torch.device, workers: int, log: Callable[[str], None]
 ) -> tuple[Any, dict[str, float] | None]:
-    """The network to train, and the scores of its linear probe: on the test split and, where there is one, on the
-    validation split; None for a network without trained weights. It is made once a run and then loaded."""
+    """Returns the network to train, and the scores of its linear probe on the test split and, if there is one, on the
+    validation split (None for a network without trained weights). It is made once per run, and then loaded.
+
+    **Raises:** ValueError for options that do not fit the network.
+    """
     data, folder = splits.fitting, path / INITIAL
     if (folder / CONFIG).exists():
         network: Any = load_network(folder)
@@ -63,8 +66,8 @@ def initial_model(
 def _fitted_at_best_size(
     network: Any, options: Options, splits: Splits, device: torch.device, workers: int, log: Callable[[str], None]
 ) -> nn.Module:
-    """The network with a fitted head, at the image size that is asked for, or at the better of two for a linear
-    classifier."""
+    """The network with a fitted head, at the image size in the options; without one, at the size, of two, at which a
+    linear probe is better."""
     source, first = str(options.source), options.image_size or choose_image_size(network, device)
     second = None if options.image_size else larger_image_size(network, first, splits.image_side)
     if second is None or not splits.validated:
@@ -78,8 +81,9 @@ def _fitted_at_best_size(
     epochs = work.affordable(device, choose_dtype(options, device)) / len(splits.fitting.train_and_val[0])
     if epochs < FEWEST_EPOCHS:
         log(
-            f"images have {splits.image_side} pixels a side and are trained on at {first}: at {second} a CPU has time "
-            f"for {epochs:.1f} epochs, fewer than {FEWEST_EPOCHS}; --image-size {second} --epochs N trains there"
+            f"the images' shorter side has {splits.image_side} pixels, but they are scaled to {first}: at {second} a "
+            f"CPU has time for only {epochs:.1f} epochs, fewer than {FEWEST_EPOCHS}; to train at that size: "
+            f"--image-size {second} --epochs N"
         )
         _fit_head(network.to(device), splits, workers)
         return cast(nn.Module, network)
@@ -88,25 +92,32 @@ def _fitted_at_best_size(
     chosen = second if is_better(evaluations[second].right, evaluations[first].right) else first
     log(
         f"{chosen} × {chosen} pixels: on the validation split a linear classifier on the frozen network has "
-        f"{evaluations[first].score:.4f} at {first} pixels, {evaluations[second].score:.4f} at {second}, which "
-        + ("is more than chance explains" if chosen == second else "chance may explain: the smaller is faster")
+        f"{evaluations[first].score:.4f} at {first} pixels, {evaluations[second].score:.4f} at {second}: "
+        + (
+            "better by more than one standard error"
+            if chosen == second
+            else "not better by more than one standard error, and the smaller size is faster"
+        )
     )
     return cast(nn.Module, candidates[chosen])
 
 
 def _refuse_other_experts(options: Options, network: Any) -> None:
-    """Raises ValueError where other experts are asked for than a sparse network has, with how to get them."""
+    """Raises ValueError if the options ask for other experts than a sparse network has. The message says how to get
+    them."""
     if not (asked := [name for name in options.of_experts if name != "freeze_router"]):
         return
     given = ", ".join(f"{name}={getattr(options, name)!r}" for name in asked)
     name = options.source or network.pretrained_cfg["architecture"]
     numbers = sorted({module.router.num_experts for module in network.modules() if isinstance(module, MoE)})
-    has = f"{name} is sparse already, with {' and '.join(map(str, numbers))} experts a layer, which stay as they are"
+    has = f"{name} is sparse already, with {' and '.join(map(str, numbers))} experts per layer, which do not change"
     if not options.trained:
         raise ValueError(f"{given}: {has}: leave it out; `vismoe train` has --num-experts and --model-options")
-    dense = f"`vismoe densify {name} DENSE --data {options.data}` makes it dense, and --from DENSE gives it others"
+    dense = (
+        f"`vismoe densify {name} DENSE --data {options.data}` makes it dense; --from DENSE then gives it new experts"
+    )
     fewer = min(numbers) > options.num_experts and "num_experts" in asked
-    remedy = f"`vismoe densify … --num-experts {options.num_experts}` keeps so many of them; or " if fewer else ""
+    remedy = f"`vismoe densify … --num-experts {options.num_experts}` keeps that many of them; or " if fewer else ""
     raise ValueError(f"{given}: {has}: {remedy}{dense}")
 
 
@@ -121,12 +132,12 @@ def _upcycled(model: nn.Module, options: Options) -> nn.Module:
 
 @torch.no_grad()
 def _fit_head(model: nn.Module, splits: Splits, workers: int) -> ClassEvaluation:
-    """Fits the classifier by logistic regression, and divides its logits by a temperature where they are too sure on
-    the validation split: they would magnify the first steps of the training. Returns its evaluation on the validation
-    split."""
+    """Fits the classifier by logistic regression. If it is overconfident on the validation split, its logits are
+    divided by a temperature, because large logits make the first training steps too large. Returns its evaluation on
+    the validation split."""
     heads = classifiers(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
-        raise ValueError(f"the classifier of {type(model).__name__} is no one linear layer, which could be fitted")
+        raise ValueError(f"the classifier of {type(model).__name__} is not one linear layer, so it cannot be fitted")
     train = splits.fitting.train_and_val[0]
     weight, bias = linear_probe(features(model, train, workers=workers), train.labels)
     heads[0].weight.copy_(weight)
@@ -140,24 +151,33 @@ def _fit_head(model: nn.Module, splits: Splits, workers: int) -> ClassEvaluation
 
 
 def open_start(source: str, num_classes: int, image_size: int | None, device: torch.device) -> nn.Module:
-    """The trained network that `source` names, with a new head of `num_classes`. It takes images of `image_size`, by
-    default the size that `choose_image_size` gives."""
+    """Opens a trained network with a new head.
+
+    **Arguments:**
+
+    - `source`: the network, see `vismoe.weights.parse_source`.
+    - `num_classes`: number of classes of the head.
+    - `image_size`: height and width in pixels; None: that of `choose_image_size`.
+    - `device`: device of the training, for the default size.
+
+    **Raises:** ValueError for a source that cannot be opened, and for a network whose classifier cannot be replaced.
+    """
     model = _with_new_head(source, num_classes)
     set_image_size(model, image_size or choose_image_size(model, device), source)
     return model
 
 
 def _with_new_head(source: str, num_classes: int) -> nn.Module:
-    """The trained network that `source` names, at its own image size."""
+    """The trained network that `source` names, with a new head, at its own image size."""
     model: Any = open_trained(source)
     if not hasattr(model, "reset_classifier"):
-        raise ValueError(f"{source} is a {type(model).__name__}: its classifier cannot be exchanged")
+        raise ValueError(f"{source} is a {type(model).__name__}: its classifier cannot be replaced")
     model.reset_classifier(num_classes)
     return cast(nn.Module, model)
 
 
 def _untrained(options: Options, num_classes: int, image_side: int) -> nn.Module:
-    """The preset of the options, or without one a small preset that fits the images."""
+    """The preset in the options; without one, a small preset that fits the size of the images."""
     if options.source is not None:
         size: dict[str, Any] = {} if options.image_size is None else {"img_size": options.image_size}
         return create_model(options.source, num_classes=num_classes, **size)

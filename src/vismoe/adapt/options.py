@@ -1,4 +1,4 @@
-"""The options of an adaptation."""
+"""The options of `finetune`."""
 
 import math
 from dataclasses import dataclass, fields
@@ -7,58 +7,57 @@ from typing import Any, Literal, get_args
 from vismoe.weights import parse_source
 
 Trained = Literal["all", "last-third", "experts", "head"]
-Products = Literal["float32", "bfloat16"]
+TrainingDtype = Literal["float32", "bfloat16"]
 LARGEST = 4096
 """Largest side of an image in pixels."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of an adaptation; on one kind of device they decide the result.
+    """The options of `finetune`. On one kind of device they determine the result.
 
-    **Raises:** ValueError for values outside their range, and for options without effect.
+    **Raises:** ValueError for values out of range, and for options without effect.
     """
 
     data: str
-    """Folder of class folders, or with a metadata.csv; a zip of one; "digits" or "fashion-mnist"."""
+    """Folder of class folders, or of images with a metadata.csv; a zip of one; "digits" or "fashion-mnist"."""
     source: str | None = None
-    """The initial network: a run or model folder, timm:NAME, hf:ORG/NAME, or a preset, which has random weights; None:
-    a small preset."""
+    """Network to start from: a run or model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG, or a preset (random weights).
+    None: a small preset."""
     sparse: bool | None = None
-    """Whether a dense network is upcycled, or without a source a sparse preset is trained. None: a network stays as it
-    is, and a preset is dense, unless options of experts are given (docs/finetune.md)."""
+    """True: a dense network is upcycled; without a source, a sparse preset is trained. False: the network must be
+    dense. None: a network is not changed, and a preset is dense, unless an option of experts is given."""
     train: Trained | Literal["auto"] = "auto"
-    """Part of the network that is trained; auto: the last third for a trained network on a CPU, otherwise all."""
+    """Part of the network that is trained. "auto": the last third of a trained network on a CPU, otherwise all."""
     freeze_router: bool = False
-    """Routers and their balancing are frozen."""
+    """Whether routers and their balancing are frozen."""
     num_experts: int = 8
-    """Experts of each layer that is upcycled."""
+    """Number of experts per layer when upcycling."""
     layers: str = "last-2"
-    """Blocks that are upcycled: last-N (of the odd blocks), every-N, or numbers from 0 as in \"8,10\"."""
+    """Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as "8,10"."""
     experts: Literal["full", "low-rank"] = "low-rank"
-    """full: copies of the network's MLP; low-rank: its MLP frozen, and low-rank differences, which were no worse and
-    have less to train (docs/finetune.md)."""
+    """Kind of experts when upcycling. "full": copies of the network's MLP. "low-rank": low-rank differences from the
+    frozen MLP; they were no worse, and have fewer trained parameters (docs/finetune.md)."""
     image_size: int | None = None
-    """Height and width of images in pixels. Default: the network's own, at most 112 on a CPU and 224 elsewhere; up to
-    twice that if the images are larger and a linear classifier on the network is better there. From scratch: as near
-    to the images' as eight patches a side allow."""
+    """Height and width in pixels. None: the network's own, at most 112 on a CPU and 224 elsewhere; up to twice that if
+    the images are larger and a linear probe is better there. From scratch: the size nearest to the images' that has at
+    most eight patches per side."""
     max_level: int | None = None
-    """White in images of 16 bits of grey, such as 4095 for those of 12; default: the network's own, or 65535."""
+    """White level of 16-bit grey images, such as 4095 for 12-bit data. None: the network's own, or 65535."""
     epochs: int | None = None
-    """Epochs, rounded up to whole steps; default: at most 12 (80 from scratch), on a CPU as many as minutes allow."""
+    """Number of epochs, rounded up to whole steps. None: at most 12 (80 from scratch), on a CPU limited by `BUDGET`."""
     batch_size: int | None = None
-    """Images of a step; default: 32 for a trained network, 64 from scratch."""
+    """Images per step. None: 32 for a trained network, 64 from scratch."""
     learning_rate: float | None = None
-    """Peak learning rate; default: 2e-4 for a trained network, 2e-3 from scratch."""
+    """Peak learning rate. None: 2e-4 for a trained network, 2e-3 from scratch."""
     class_weights: float = 0.0
-    """Weight of a class in the loss: (mean class size ÷ its size) to this power; 0: all classes weigh the same."""
-    dtype: Products | Literal["auto"] = "auto"
-    """Autocast dtype while training; auto: bfloat16 where the device multiplies it natively, which is twice as fast."""
+    """Weight of a class in the loss: (mean class size ÷ its size) to this power; 0: all classes have equal weight."""
+    dtype: TrainingDtype | Literal["auto"] = "auto"
+    """Autocast dtype in training. "auto": bfloat16 if the device has instructions for it, which is twice as fast."""
     seed: int = 0
-    """Seed of the split, of new weights, order and augmentation."""
+    """Seed of the split, new weights, order and augmentation."""
     group_column: str | None = None
-    """Column of metadata.csv whose values are groups of images (of one patient, video, site): each group stays in one
-    split."""
+    """Column of metadata.csv with groups of images (of one patient, video, site): each group stays in one split."""
 
     def __post_init__(self) -> None:
         for name, largest in (
@@ -79,7 +78,7 @@ class Options:
         accepted = {
             "train": (*get_args(Trained), "auto"),
             "experts": ("full", "low-rank"),
-            "dtype": (*get_args(Products), "auto"),
+            "dtype": (*get_args(TrainingDtype), "auto"),
         }
         for name, choices in accepted.items():
             if getattr(self, name) not in choices:
@@ -92,7 +91,7 @@ class Options:
 
     @property
     def makes_sparse(self) -> bool:
-        """Whether a dense network is upcycled, or without a source a sparse preset is trained."""
+        """Whether a dense network is upcycled or, without a source, a sparse preset is trained."""
         if self.sparse is not None:
             return self.sparse
         return bool(self.of_experts) or self.train == "experts"

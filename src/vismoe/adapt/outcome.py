@@ -1,4 +1,4 @@
-"""The report of an adapted network on the test split: figures, tables and images."""
+"""The report of a fine-tuned network on the test split: metrics, tables and figures."""
 
 import csv
 import math
@@ -29,12 +29,26 @@ MISTAKES, BINS = 24, 10
 def write_outcome(
     run: Run, model: nn.Module, splits: Splits, probe: dict[str, float] | None, origin: str, workers: int
 ) -> dict[str, Any]:
-    """Calibrates the network on the validation split, evaluates it on the test split, and writes model, tables, images
-    and card into the run folder.
+    """Calibrates the network on the validation split, evaluates it on the test split, and writes model, tables, figures
+    and model card into the run folder.
 
-    **Returns:** the report: `test`, the metrics of `Evaluation`; `interval`, of the share of right answers;
-    `validation`, `probe` (None from scratch), `classes` (see `class_table`), `temperature`, `data`; `weakness`, why the
-    network is of no use (None where it is); `groups` (see `vismoe.tasks.by_group`; empty without a `group_column`).
+    **Arguments:**
+
+    - `run`: the run folder.
+    - `model`: the network; its head is changed.
+    - `splits`: the splits of the set.
+    - `probe`: scores of the linear probe; None: there is none.
+    - `origin`: a text for the model card about where the network comes from.
+    - `workers`: number of processes that load images; 0: the current process.
+
+    **Returns:** the report. Among its entries are
+
+    - `test`, `validation`: metrics, see `vismoe.tasks.Evaluation`; `validation` is None without a validation split.
+    - `interval`: 95 % interval of the fraction of right answers on the test split.
+    - `classes`: see `class_table`.
+    - `groups`: see `vismoe.tasks.by_group`; empty without a `group_column`.
+    - `weakness`: why the network is useless; None if it is not.
+    - `temperature`, `probe`, `data` (see `vismoe.data.summarise`).
     """
     data, device = splits.test, resolve_device(run.recipe.device)
     task = classification_of(data)
@@ -92,8 +106,8 @@ def _evaluated(model: nn.Module, images: ImageSet, task: Labels, workers: int) -
 
 
 def class_table(evaluation: ClassEvaluation, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each class: the number of its images, its recall with the 95 % interval (Wilson), its precision, and,
-    where images have several classes, its average precision."""
+    """One row per class: number of images, recall with its 95 % interval (Wilson), precision, and, if images may have
+    several classes, average precision."""
     labels, scores = evaluation.labels, evaluation.scores
     several = labels.ndim == 2
     rows = []
@@ -126,8 +140,8 @@ def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def draw_mistakes(evaluation: ClassEvaluation, data: Data, path: Path) -> bool:
-    """Draws the wrong answers with the most confidence, each with its true class. Returns False, and writes no file,
-    where there are none."""
+    """Plots the wrong answers with the highest confidence, each with its true class. Returns False, without a file, if
+    there are none."""
     wrong = _wrong_answers(evaluation)[:MISTAKES]
     if not wrong:
         return False
@@ -138,7 +152,7 @@ def draw_mistakes(evaluation: ClassEvaluation, data: Data, path: Path) -> bool:
     figure.suptitle("wrong with the most confidence: true class → answer", fontsize=10)
     for axes in grid.flat:
         axes.set_axis_off()
-        axes.set_anchor("N")  # captions at one height, whatever shape images have
+        axes.set_anchor("N")  # captions at one height, whatever the shape of the images
     for axes, (number, true, predicted, confidence) in zip(grid.flat, wrong, strict=False):
         axes.imshow(_thumbnail(data.val, number))
         caption = f"{_short_names(data, true)}\n→ {_short_names(data, predicted)} {confidence:.0%}"
@@ -148,7 +162,7 @@ def draw_mistakes(evaluation: ClassEvaluation, data: Data, path: Path) -> bool:
 
 
 def _wrong_answers(evaluation: ClassEvaluation) -> list[tuple[int, list[int], list[int], float]]:
-    """Image number, true classes, predicted classes and confidence of each wrong answer, most confident first."""
+    """Image number, true classes, predicted classes and confidence of each wrong answer, highest confidence first."""
     labels, scores = evaluation.labels, evaluation.scores
     if labels.ndim == 2:
         probabilities = scores.sigmoid()
@@ -178,8 +192,14 @@ def _thumbnail(images: ImageSet, number: int) -> np.ndarray:
 
 
 def draw_calibration(before: ClassEvaluation, scores: Tensor, path: Path) -> None:
-    """Draws accuracy over confidence, and below how many answers each bin of confidence has: with the network's own
-    logits, and with `scores`, which are divided by the temperature."""
+    """Plots accuracy against confidence, and the number of answers in each bin of confidence.
+
+    **Arguments:**
+
+    - `before`: the evaluation without temperature.
+    - `scores`: the logits divided by the temperature.
+    - `path`: the file.
+    """
     figure = new_figure(4.4, 5)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
@@ -195,8 +215,8 @@ def draw_calibration(before: ClassEvaluation, scores: Tensor, path: Path) -> Non
         axes.plot(x, [hits[bins == number].mean() for number in filled], "o-", label=title, markersize=3)
         counts.hist(confidence, edges, histtype="stepfilled", alpha=0.5)
     answers = "answers" if before.labels.ndim == 1 else "pairs of image and class"
-    axes.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02), title=f"{len(before.labels):,} test images")
-    counts.set(xlabel="confidence", ylabel=f"{answers} a bin")
+    axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=f"{len(before.labels):,} test images")
+    counts.set(xlabel="confidence", ylabel=f"{answers} per bin")
     counts.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     save_figure(figure, path, dpi=110)

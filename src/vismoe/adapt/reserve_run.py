@@ -13,13 +13,13 @@ from vismoe.training.run import INITIAL, OPTIONS
 from .options import Options
 
 REPORT = "report.json"
-"""The file that is written last: a run that has it is finished."""
+"""The file that is written last: a run with this file is finished."""
 ASIDE = f".{OPTIONS}"
-"""Temporary name of the reservation; a run that was killed while it wrote it may have left it."""
+"""Temporary name of the reservation; a run that is killed while it writes may leave it."""
 
 
 def free_run_folder(options: Options) -> Path:
-    """The first of `runs/finetune`, `runs/finetune-2`, … that does not exist, or is an unfinished run of these
+    """The first of `runs/finetune`, `runs/finetune-2`, … that does not exist, or is an unfinished run with these
     options."""
     path, number = Path("runs/finetune"), 2
     while path.exists() and not (_saved_options(path) == asdict(options) and not (path / REPORT).exists()):
@@ -36,24 +36,26 @@ def _saved_options(path: Path) -> dict[str, Any] | None:
 
 
 def check_run_folder(options: Options, path: Path) -> None:
-    """Raises FileExistsError for a folder that is neither free nor an unfinished run of the same options, ValueError
-    for a folder inside the set."""
+    """Checks that a folder is free, or an unfinished run with the same options.
+
+    **Raises:** FileExistsError if it is neither; ValueError for a folder inside the set.
+    """
     if path.resolve().is_relative_to(Path(options.data).resolve()) and Path(options.data).is_dir():
         raise ValueError(f"{path} is inside {options.data}, where it would count as images: choose another --out")
     if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {ASIDE}):
         saved = _saved_options(path)
         if saved is None:
-            raise FileExistsError(f"{path} exists and is no run of finetune: choose another --out, or remove it")
+            raise FileExistsError(f"{path} exists and is not a run of finetune: choose another --out, or remove it")
         given = asdict(options)
         if changed := [name for name in given if saved.get(name) != given[name]]:
-            differences = ", ".join(f"{name}={saved.get(name)} there, {given[name]} here" for name in changed)
-            raise FileExistsError(f"{path} was begun with other options ({differences}): choose another --out")
+            differences = ", ".join(f"{name}={saved.get(name)} then, {given[name]} now" for name in changed)
+            raise FileExistsError(f"{path} was started with other options ({differences}): choose another --out")
         if (path / REPORT).exists():
             raise FileExistsError(f"{path} is finished: choose another --out, or remove it")
 
 
 def withdraw(path: Path) -> None:
-    """Removes the reservation of a run that was never begun."""
+    """Removes the reservation of a run that was never started."""
     if Run.of(path) is None:
         shutil.rmtree(path / INITIAL, ignore_errors=True)
         (path / OPTIONS).unlink(missing_ok=True)
@@ -62,6 +64,6 @@ def withdraw(path: Path) -> None:
 
 
 def reserve(options: Options, path: Path) -> None:
-    """Writes the options into a run folder: a later `finetune` with the same options may resume it."""
+    """Writes the options into a run folder, so that only `finetune` with the same options may resume it."""
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / OPTIONS, asdict(options), aside=path / ASIDE)

@@ -12,61 +12,65 @@ from vismoe.training import Recipe
 from vismoe.vit import cost
 from vismoe.weights import data_config
 
-from .options import Options, Products
+from .options import Options, TrainingDtype
 from .splits import Splits
 
 BUDGET = {"float32": 3e13, "bfloat16": 5e13}
-"""Most MACs of a run on a CPU, from the first image to the test: about eight minutes of two cores (a ViT-S/14 at 112
-pixels, of which the last third is trained, takes 25 and 50 images/s)."""
+"""Max MACs of a run on a CPU, including features and evaluations: about eight minutes of two cores. (Training the last
+third of a ViT-S/14 at 112 pixels runs at 25 images/s in float32, 50 in bfloat16.)"""
 EPOCHS = {True: 12, False: 80}
-"""Most epochs, for a trained network and from scratch."""
+"""Max number of epochs; True: for a trained network, False: from scratch."""
 FEWEST_EPOCHS = 4
-"""An image size at which a CPU has time for fewer epochs is not tried."""
+"""A larger image size is not tried if a CPU has time for fewer epochs there."""
 CPU_IMAGE, IMAGE = 112, 224
 SCRATCH = {4: "vmoe_nano_patch4_32", 8: "vmoe_nano_patch8_64", 16: "vmoe_nano_patch16_128"}
-"""Trunks to train from scratch, by their patch size, smallest first."""
+"""Presets to train from scratch, by patch size, smallest first."""
 SCRATCH_PATCHES = 8
-"""Most patches along a side of an image, from scratch."""
+"""Max number of patches per side of an image, from scratch."""
 EVALUATED_EVERY = 4
-"""Epochs between two evaluations of a training from scratch."""
+"""Epochs between two evaluations, from scratch."""
 WARMUP = 50
-"""Warm-up steps of a trained network, but at most a third of all: Adam's first steps move every weight by the whole
-rate, whatever its gradient, and at the full rate they destroy what the linear classifier knew."""
+"""Warm-up steps for a trained network (at most a third of all steps). Adam's first steps move every weight by the
+learning rate, whatever its gradient; at the full rate this would spoil the fitted linear classifier."""
 BATCH = {True: 32, False: 64}
 RATE = {True: 2e-4, False: 2e-3}
 STEPS_OF_RATE = 120
-"""Steps from which a trained network has the full rate; with fewer the rate is smaller in proportion. Adam moves each
-weight by up to the rate per step, which first harms the features; a short training cannot repair them."""
+"""With fewer steps, the learning rate of a trained network is reduced in proportion. Adam's steps first make the
+features worse, and a short training cannot repair them."""
 BYTES_OF_A_TOKEN = 34 * 4
-"""Bytes that a block keeps of a token for backward, for each unit of width, in float32 (Korthikanti et al. 2022,
+"""Bytes that a block stores per token for backward, for each unit of width, in float32 (Korthikanti et al. 2022,
 eq. 1)."""
 
 
 @dataclass
 class Choice:
-    """A recipe and the reasons for it, in words."""
+    """A recipe, and the reasons for it as texts."""
 
     recipe: Recipe
     reasons: list[str] = field(default_factory=list)
 
 
 def choose_image_size(model: nn.Module, device: torch.device) -> int:
-    """The largest multiple of the patch size that is at most the network's own size, and at most the size at which a
-    device trains in minutes."""
-    own = int(data_config(model)["input_size"][1])
+    """The largest multiple of the patch size that is at most the network's own image size, and at most 112 pixels on a
+    CPU, 224 elsewhere."""
+    network_size = int(data_config(model)["input_size"][1])
     if not getattr(model, "resizable", True):
-        return own
+        return network_size
     patch = _patch_size(model)
-    largest = min(own, CPU_IMAGE if device.type == "cpu" else IMAGE)
+    largest = min(network_size, CPU_IMAGE if device.type == "cpu" else IMAGE)
     return max(patch, largest // patch * patch)
 
 
 def larger_image_size(model: nn.Module, first: int, image_side: float) -> int | None:
-    """A second size to try: that of the images, at most twice the first and at most the network's own; None where the
-    images have no more pixels than the first, or the network takes no more.
+    """A second image size to try: the size of the images, at most twice the first and at most the network's own.
 
-    **Arguments:** `model`: the network at its own size; `first`: the size that `choose_image_size` gave; `image_side`:
-    the shorter side of a typical image, in pixels.
+    **Arguments:**
+
+    - `model`: the network at its own image size.
+    - `first`: the size of `choose_image_size`, in pixels.
+    - `image_side`: the shorter side of a typical image, in pixels.
+
+    **Returns:** the size in pixels; None if the images or the network are not larger than the first size.
     """
     if not getattr(model, "resizable", True):
         return None
@@ -77,26 +81,35 @@ def larger_image_size(model: nn.Module, first: int, image_side: float) -> int | 
 
 
 def scratch_preset(image_side: float, image_size: int | None, sparse: bool) -> tuple[str, int]:
-    """The preset to train from scratch, and its image size: as near to the images' as SCRATCH_PATCHES patches a side
-    allow, of the smallest patch size that does, so that small images keep their detail and large ones cost no more.
+    """The preset to train from scratch, and its image size: nearest to the size of the images with at most
+    SCRATCH_PATCHES patches per side, and with the smallest patches that reach it. So small images keep their detail,
+    and large images do not cost more.
 
-    **Arguments:** `image_side`: the shorter side of a typical image, in pixels; `image_size`: the size that is asked
-    for; None: none is.
+    **Arguments:**
+
+    - `image_side`: the shorter side of a typical image, in pixels.
+    - `image_size`: the requested image size in pixels; None: there is none.
+    - `sparse`: whether the preset has experts.
+
+    **Returns:** the name of the preset, and the image size in pixels.
     """
     side = image_size or image_side
     patch = next((patch for patch in SCRATCH if round(side / patch) <= SCRATCH_PATCHES), max(SCRATCH))
-    if image_size is not None:  # a smaller patch where the size is no multiple of this one
+    if image_size is not None:  # a smaller patch if the size is not a multiple of this one
         patch = next((fits for fits in sorted(SCRATCH, reverse=True) if fits <= patch and not image_size % fits), patch)
     size = image_size or patch * max(1, min(SCRATCH_PATCHES, round(side / patch)))
     return f"{SCRATCH[patch]}_{'every2_e8' if sparse else 'dense'}", size
 
 
 def is_better(right: Tensor, than: Tensor) -> bool:
-    """Whether answers are better than others on the same images by more than chance explains: the number of images on
-    which they alone are right exceeds that of the reverse by more than one standard error (McNemar's, its square root
-    of both).
+    """Whether one classifier is better than another on the same N images by more than one standard error: the number of
+    images on which only the first is right minus the number on which only the second is right is larger than the square
+    root of the sum of both numbers (as in McNemar's test).
 
-    **Arguments:** `right`, `than`: (N,), whether each answer is right.
+    **Arguments:**
+
+    - `right`: (N,) bool, whether each answer of the first classifier is right.
+    - `than`: the same for the second classifier.
     """
     gained, lost = int((right & ~than).sum()), int((than & ~right).sum())
     return gained - lost > math.sqrt(gained + lost)
@@ -110,8 +123,8 @@ def _patch_size(model: nn.Module) -> int:
 class Work:
     """MACs of a run.
 
-    - `image`: of a trained image, and of evaluating its share of the validation split once an epoch.
-    - `fixed`: of all that is not training: features and evaluations of the linear classifier, and the test.
+    - `image`: MACs per training image, including its share of the validation after each epoch.
+    - `fixed`: MACs of everything else: features and evaluations of the linear classifier, and the test.
     """
 
     image: float
@@ -119,23 +132,37 @@ class Work:
 
     @staticmethod
     def of(model: nn.Module, splits: Splits, share: float, trained: bool) -> "Work":
-        """Counts a network at its size. `share`: share of the blocks that are trained, in 0…1; `trained`: whether the
-        network has trained weights, and so a linear classifier first."""
+        """Counts the MACs of a run at the network's current image size.
+
+        **Arguments:**
+
+        - `model`: the network.
+        - `splits`: the splits of the set.
+        - `share`: fraction of the blocks that are trained, 0 to 1.
+        - `trained`: whether the network has trained weights, and so a linear classifier is fitted first.
+        """
         forward = cost(model, data_config(model)["input_size"]).multiplications
         train, validation, test = len(splits.fitting.train_and_val[0]), len(splits.fitting.val), len(splits.test.val)
         evaluations = validation / train if trained else validation / train / EVALUATED_EVERY
         once = validation + test + (train + validation + test if trained else 0)
         return Work(forward * (1 + 2 * share + evaluations), forward * once)
 
-    def affordable(self, device: torch.device, dtype: Products) -> float:
-        """Number of images that there is time to train on, with repetitions; infinite on what is no CPU."""
+    def affordable(self, device: torch.device, dtype: TrainingDtype) -> float:
+        """Number of training images, counted once per epoch, that the budget allows; infinite on other devices than a
+        CPU."""
         return math.inf if device.type != "cpu" else max(0.0, BUDGET[dtype] - self.fixed) / self.image
 
 
 def choose(options: Options, model: nn.Module, splits: Splits, device: torch.device, share: float) -> Choice:
-    """The recipe for a network and a set; options that are given are kept.
+    """Chooses the recipe for a network and a set. Options that are given are kept.
 
-    **Arguments:** `share`: share of the blocks that are trained, in 0…1.
+    **Arguments:**
+
+    - `options`: the options.
+    - `model`: the network at its image size.
+    - `splits`: the splits of the set.
+    - `device`: the device of the training.
+    - `share`: fraction of the blocks that are trained, 0 to 1.
     """
     data, trained, class_weights = splits.fitting, options.trained, options.class_weights
     dtype = choose_dtype(options, device)
@@ -154,13 +181,13 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
         + (", the network's only size" if not getattr(model, "resizable", True) else ""),
         f"autocast in {dtype}",
         f"{steps} steps of {batch} images ({steps * batch / images:.1f} epochs"
-        + (f", what {BUDGET[dtype]:.0e} MACs on a CPU allow)" if limited else ")"),
+        + (f", the limit of {BUDGET[dtype]:.0e} MACs on a CPU)" if limited else ")"),
     ]
     if splits.uneven:
         reasons.append(
-            f"classes are imbalanced; rare ones weigh more in the loss (power {class_weights:g})"
+            f"classes are imbalanced; rare classes have a larger weight in the loss (power {class_weights:g})"
             if class_weights
-            else "classes are imbalanced; --class-weights 0.5 finds rare ones more often"
+            else "classes are imbalanced; with --class-weights 0.5 rare classes are found more often"
         )
     accumulate = _micro_batches(model, batch, size, device)
     if accumulate > 1:
@@ -193,16 +220,16 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
     return Choice(recipe, reasons)
 
 
-def choose_dtype(options: Options, device: torch.device) -> Products:
-    """The autocast dtype of the training: as asked, or the faster one."""
+def choose_dtype(options: Options, device: torch.device) -> TrainingDtype:
+    """The autocast dtype of the training: as in the options, or for "auto" the faster one."""
     if options.dtype != "auto":
         return options.dtype
     return "bfloat16" if multiplies_bfloat16(device) else "float32"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 faster than float32: a GPU with tensor cores for it, or a CPU with
-    instructions for it; other devices emulate it."""
+    """Whether a device multiplies bfloat16 faster than float32: GPUs with tensor cores for it, and CPUs with
+    instructions for it. Other devices emulate it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -210,14 +237,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def kept_side(images: ImageSet, image_size: int) -> int | None:
-    """The short side at which training images are cached in memory: twice the network's image size, so that a crop of
-    half the area loses nothing; None where that would take more than a quarter of the free memory."""
+    """The shorter side, in pixels, of training images that are cached in memory: twice the network's image size, so
+    that crops of half the area keep their detail. None (no cache) if this needs more than a quarter of the free
+    memory."""
     side = 2 * image_size
     return side if cache_bytes(images, side) < free_memory(torch.device("cpu")) / 4 else None
 
 
 def _micro_batches(model: nn.Module, batch: int, size: tuple[int, int, int], device: torch.device) -> int:
-    """Gradient accumulation steps with which the activations take at most a third of the free memory."""
+    """Number of gradient accumulation steps with which activations need at most a third of the free memory."""
     width, depth = getattr(model, "embed_dim", 384), len(getattr(model, "blocks", range(12)))
     grid = getattr(getattr(model, "patch_embed", None), "num_patches", (size[1] // 16) * (size[2] // 16))
     bytes_per_image = (grid + 1) * width * depth * BYTES_OF_A_TOKEN

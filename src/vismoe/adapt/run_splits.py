@@ -1,4 +1,4 @@
-"""A run's own set, split as it was in the run."""
+"""Opens the data set of a run, with the splits of the run."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -10,25 +10,34 @@ from vismoe.training.run import OPTIONS, SPLIT
 
 
 def run_splits(run: Run) -> Data:
-    """The set of a run. For a run of `finetune` the splits are the files that it wrote down, whatever else is in the
-    folder by now: `train` has the training and validation images, `val` the test images. So it is for another run whose
-    set has a test split of its own; else `val` is the validation split, by which its best weights may have been
-    selected. `left_out` is empty: the run has it.
+    """Opens the data set of a run, for evaluation.
 
-    **Raises:** ValueError where the splits are not known any more, or not yet.
+    - For a run of `finetune`: `train` has the run's training and validation images, `val` its test images. Files that
+      were added to the folder since are not used.
+    - For other runs on a set with a test split: the same.
+    - Otherwise: `train` is the training split, `val` the validation split, on which the best weights may have been
+      selected.
+
+    `left_out` is empty, because the run has already listed these files.
+
+    **Arguments:**
+
+    - `run`: the run.
+
+    **Raises:** ValueError if the splits are not known any more, or not yet.
     """
-    return _own_set(run).for_testing
+    return _open_split(run).for_testing
 
 
-def _own_set(run: Run) -> Data:
-    """The set of a run in its splits, the validation split apart from a test split of the set's own."""
+def _open_split(run: Run) -> Data:
+    """The data set of a run, with its training, validation and, if the set has one, test split."""
     name, task = run.recipe.data, run.recipe.task
     if run.test_files is not None:
         return _written_splits(run, open_for(task, name).for_testing)
     if (run.path / OPTIONS).is_file():
         raise ValueError(
-            f"{run.path} is not finished, and its split is written at the end: "
-            "give the same `vismoe finetune` again to finish it, or name another set with --data"
+            f"{run.path} is not finished, and the split is only written at the end: "
+            "give the same `vismoe finetune` command again to finish it, or name another set with --data"
         )
     opened = open_for(task, name, run.recipe.split_seed, moved=run.moved)
     data = replace(without_files(opened, run.left_out), left_out=())
@@ -41,12 +50,12 @@ def _own_set(run: Run) -> Data:
 
 
 def split_of_files(run: Run) -> dict[str, str]:
-    """The split of each file of a run's own set: train, validation or test for a run of `finetune` and for a set that
-    has these three; otherwise train or held-out."""
+    """The split of each file of a run's data set: "train", "validation" or "test" for a run of `finetune` and for a set
+    with three splits; otherwise "train" or "held-out" (the validation split)."""
     if run.test_files is not None:
         files: dict[str, str] = run.read(SPLIT)["files"]
         return files
-    data = _own_set(run)
+    data = _open_split(run)
     if data.test is None:
         return dict.fromkeys(data.train_and_val[0].files, "train") | dict.fromkeys(data.val.files, "held-out")
     splits = {"train": data.train_and_val[0], "validation": data.val, "test": data.test}
@@ -55,14 +64,14 @@ def split_of_files(run: Run) -> dict[str, str]:
 
 def _written_splits(run: Run, data: Data) -> Data:
     files = split_of_files(run)
-    if not files:  # a named set has its own splits
+    if not files:  # a named set has fixed splits
         return data
     test = {file for file, part in files.items() if part == "test"}
     train, val = _with_files(data.train_and_val[0], files.keys() - test), _with_files(data.val, test)
     if not len(val):
-        raise ValueError(f"{data.name} has none of the images any more that {run.path} was tested on")
+        raise ValueError(f"{data.name} no longer has any of the test images of {run.path}")
     return replace(data, train=train if len(train) else None, val=val, left_out=())
 
 
 def _with_files(images: ImageSet, files: Collection[str]) -> ImageSet:
-    return images.subset([place for place, file in enumerate(images.files) if file in files])
+    return images.subset([index for index, file in enumerate(images.files) if file in files])

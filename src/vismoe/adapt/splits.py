@@ -25,20 +25,21 @@ from .run_splits import split_of_files
 
 TEST, VALIDATION = 0.2, 0.2
 UNEVEN = 3.0
-"""Largest class ÷ smallest above which classes count as uneven."""
+"""Largest class size ÷ smallest class size above which classes count as imbalanced."""
 
 
 @dataclass(frozen=True)
 class Splits:
     """The splits of a set.
 
-    - `fitting`: its `train` is the training split, its `val` the validation split, for early stopping and temperature.
-      With too few images for a validation split `val` is the training split, and `validated` is False.
-    - `test`: its `val` is the test split, which is never used for selection; its `train` is all the rest.
+    - `fitting`: its `train` is the training split, its `val` the validation split (early stopping, temperature). With
+      too few images for a validation split, `val` is the training split.
+    - `test`: its `val` is the test split, which is never used for selection; its `train` is everything else.
+    - `validated`: whether there is a validation split.
     - `summary`: see `vismoe.data.summarise`.
-    - `dropped`: number of images that are left out because a copy, or an image of their group, is in the test split, or
-      in a validation split of the set's own.
-    - `unnamed`: a column that looks like one of groups and is not split by; None: there is none.
+    - `dropped`: number of images left out because a copy, or an image of their group, is in the test split or in the
+      set's own validation split.
+    - `unnamed`: a column that looks like groups but is not used for the split; None: there is none.
     """
 
     fitting: Data
@@ -55,7 +56,7 @@ class Splits:
 
     @property
     def uneven(self) -> bool:
-        """Whether some class has several times as many images as another."""
+        """Whether classes are imbalanced: the largest has more than UNEVEN times as many images as the smallest."""
         return bool(self.summary["imbalance"] > UNEVEN)
 
     @property
@@ -65,12 +66,12 @@ class Splits:
 
     @property
     def sizes(self) -> str:
-        """The sizes of the splits, in words."""
+        """The sizes of the splits, as a text."""
         train, validation, test = len(self.fitting.train_and_val[0]), len(self.fitting.val), len(self.test.val)
         validated = (
             f"{validation:,} validation"
             if self.validated
-            else "no validation (too few images; metrics during training are of the training split)"
+            else "no validation (too few images; metrics during training are on the training split)"
         )
         column = self.fitting.group_column
         of_group = "" if column is None else f" or images of their {column}"
@@ -87,7 +88,7 @@ class Splits:
 
     @property
     def _parts(self) -> list[ImageSet]:
-        """Training, validation (where there is one) and test split."""
+        """Training, validation (if there is one) and test split."""
         return [*(self.fitting.train_and_val if self.validated else self.fitting.train_and_val[:1]), self.test.val]
 
     @property
@@ -106,25 +107,32 @@ def open_splits(
     group_column: str | None = None,
     parent: Run | None = None,
 ) -> Splits:
-    """Opens a folder (or zip, or named set) and splits it, so that no image has a copy, exact or near, in
-    another split. A test split of its own is kept (test/; val/ where there is none), and so is a validation split
-    beside it; images with a copy there are not trained on.
+    """Opens a folder (or zip, or named set) and splits it. No image has a copy, exact or near, in another split.
 
-    **Arguments:** `group_column`: images with one value of this column of metadata.csv stay in one split, as copies
-    do; `parent`: a run on this set whose network is trained further. Its split is kept, so that the child is tested on
-    no image that the parent was trained on; images that the parent did not know are trained on, or are where their
-    copies are.
+    If the set has a test split (test/, or val/ without test/), it is kept, and so is a validation split next to it;
+    training images with a copy in these are left out.
+
+    **Arguments:**
+
+    - `name`: the set, see `vismoe.data.open_data`.
+    - `seed`: seed of the random splits.
+    - `max_unreadable`: largest fraction of unreadable files, 0 to 1.
+    - `workers`: number of processes that load images; default 0: the current process.
+    - `group_column`: column of metadata.csv; images with the same value stay in one split. Default None: none.
+    - `parent`: a run on this set whose network is trained further; default None: none. Its splits are kept, so that no
+      test image was a training image of the parent. Images that are new since then are training images, or in the split
+      of their copies.
 
     **Raises:** ValueError, FileNotFoundError for a set that cannot be trained on.
     """
     opened = open_data(name, group_column=group_column)
-    whole = opened.for_testing  # a test split of its own, and the rest
+    whole = opened.for_testing  # `val` is the test split if the set has one
     if len(opened.classes) < 2:
         raise ValueError(f"{name} has one class, {opened.classes[0]}: a classifier needs at least two")
     check_groups(whole, fewest=2 if whole.train is not None else 3)
     sides = {} if parent is None else _sides_of_parent(parent)
     if parent is not None and parent.test_files is not None:
-        seed = parent.recipe.split_seed  # of the validation split, where images have no files
+        seed = parent.recipe.split_seed  # for the validation split of sets without files
     data, prints = fingerprint_all(whole, max_unreadable, workers)
     duplicates = find_duplicates(prints)
     if data.train is None:
@@ -143,10 +151,11 @@ def open_splits(
     unnamed = find_group_column(data, fewest=3)
     training, duplicates = data.train.subset(kept), duplicates.subset(kept)
     data = replace(data, train=training)
-    data.check_classes(training, f"but for copies of test images{_or_of_groups(data)} there is nothing to train on of")
-    own = set(opened.val.files) if opened.test is not None else set()
-    if own:
-        fitting, validated = _with_own_validation(data, duplicates, own), True
+    left_out = f"copies of test images{_or_of_groups(data)}"
+    data.check_classes(training, f"without {left_out} no training images are left in the classes")
+    validation_files = set(opened.val.files) if opened.test is not None else set()
+    if validation_files:
+        fitting, validated = _with_own_validation(data, duplicates, validation_files), True
         dropped += len(training) - sum(map(len, fitting.train_and_val))
     else:
         fitting, validated = _with_validation(data, duplicates, seed, sides)
@@ -158,46 +167,50 @@ def _or_of_groups(data: Data) -> str:
 
 
 def _sides_of_parent(parent: Run) -> dict[str, str]:
-    """The split that each file had in a parent's run, "test" where it was not trained on; empty for a named set.
+    """The split of each file in a parent's run, "test" for files that it was not trained on; empty for a named set.
 
-    **Raises:** ValueError where that is not known.
+    **Raises:** ValueError if the splits are not known.
     """
     if parent.test_files is None and parent.recipe.data == "digits" and parent.recipe.split_seed:
         raise ValueError(
-            f"{parent.path} was trained with split_seed={parent.recipe.split_seed}, on digits that finetune tests on: "
-            "train it with --split-seed 0, or start from another network"
+            f"{parent.path} was trained with split_seed={parent.recipe.split_seed}, so on some of finetune's test "
+            "images: train it with --split-seed 0, or start from another network"
         )
     try:
         sides = split_of_files(parent)
     except ValueError as error:
-        raise ValueError(f"{parent.path} was trained on this set, but not known is on which images: {error}") from error
+        raise ValueError(
+            f"{parent.path} was trained on this set, but its training images are not known: {error}"
+        ) from error
     return {file: "test" if side == "held-out" else side for file, side in sides.items()}
 
 
-def _divide(data: Data, duplicates: Duplicates, held_out: Sequence[bool]) -> tuple[Data, Duplicates]:
-    """A set in one piece with `train` and `val` as `held_out` says, and the duplicates in their new order."""
-    train = [index for index, out in enumerate(held_out) if not out]
-    val = [index for index, out in enumerate(held_out) if out]
+def _divide(data: Data, duplicates: Duplicates, is_val: Sequence[bool]) -> tuple[Data, Duplicates]:
+    """Splits a set without splits: `is_val` says for each image whether it goes to `val`. Returns the set, and the
+    duplicates in the new order of images."""
+    train = [index for index, in_val in enumerate(is_val) if not in_val]
+    val = [index for index, in_val in enumerate(is_val) if in_val]
     if not train or not val:
-        which = "tested" if train else "trained"
-        raise ValueError(f"{data.name} has none of the images any more that the parent of --from was {which} on")
+        which = "test" if train else "training"
+        raise ValueError(f"{data.name} no longer has any of the {which} images of the run that --from comes from")
     return replace(data, train=data.val.subset(train), val=data.val.subset(val)), duplicates.subset(train + val)
 
 
 def _refuse_groups_of_parent(data: Data, parent: Run) -> None:
-    """Raises ValueError where the parent was tested on groups that it was trained on."""
+    """Raises ValueError if a group has images in the parent's training split and in its test split."""
     assert data.train is not None
-    if data.group_column is not None and (found := shared_groups(data.train, data.val, data.group_column)):
+    if data.group_column is not None and (shared := shared_groups(data.train, data.val, data.group_column)):
         column = data.group_column
         raise ValueError(
-            f"group_column={column!r}: {parent.path} was trained on images of the same {column} as {found.shared} of "
-            f"its {found.evaluated} test images: train it anew with --group-column {column}, or start from a network "
+            f"group_column={column!r}: {parent.path} was trained on images of the same {column} as {shared.shared} of "
+            f"its {shared.evaluated} test images: train it again with --group-column {column}, or start from a network "
             "that was not trained on this set"
         )
 
 
 def _with_validation(data: Data, duplicates: Duplicates, seed: int, sides: Mapping[str, str]) -> tuple[Data, bool]:
-    """The set without its test split, with a validation split: the parent's where it had one."""
+    """The set without its test split, but with a validation split (the parent's, if it had one); and whether there is a
+    validation split."""
     assert data.train is not None
     whole = replace(data, train=None, val=data.train)
     try:
@@ -216,16 +229,16 @@ def _with_validation(data: Data, duplicates: Duplicates, seed: int, sides: Mappi
     return fitting, True
 
 
-def _with_own_validation(data: Data, duplicates: Duplicates, own: Collection[str]) -> Data:
-    """The set with its own validation split, the files `own`; what has a copy there is not trained on."""
+def _with_own_validation(data: Data, duplicates: Duplicates, validation_files: Collection[str]) -> Data:
+    """The set with its own validation split. Training images with a copy in it are left out."""
     assert data.train is not None
-    validation = [index for index, file in enumerate(data.train.files) if file in own]
+    validation = [index for index, file in enumerate(data.train.files) if file in validation_files]
     groups = joined_groups(replace(data, train=None, val=data.train), duplicates.groups)
     validated = {groups[index] for index in validation}
     training = [index for index, group in enumerate(groups) if group not in validated]
     copies = f"copies of other splits' images{_or_of_groups(data)}"
     if not training or not validation:
-        raise ValueError(f"{data.name}: but for {copies} nothing is left to train or validate on")
+        raise ValueError(f"{data.name}: without {copies} no training or no validation images are left")
     fitting = replace(data, train=data.train.subset(training), val=data.train.subset(validation))
-    fitting.check_classes(fitting.train_and_val[0], f"but for {copies} there is nothing to train on of")
+    fitting.check_classes(fitting.train_and_val[0], f"without {copies} no training images are left in the classes")
     return fitting

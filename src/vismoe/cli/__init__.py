@@ -1,4 +1,4 @@
-"""The `vismoe` command: one small file a command, no logic of its own."""
+"""The `vismoe` command: one small file per command, without logic of its own."""
 
 import os
 import sys
@@ -12,17 +12,21 @@ FOLDERS = {name: folder for folder, commands in COMMANDS.items() for name in com
 
 BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
 AFTER_INTERRUPTION = {
-    "train": "the last checkpoint is kept; the same command with its --out and --resume auto goes on, or begins",
-    "finetune": "what was finished is kept; the same command goes on, or begins",
+    "train": "the last checkpoint is kept; the same command with the same --out and --resume auto continues, or starts",
+    "finetune": "finished work is kept; the same command continues, or starts",
 }
-"""What is left where a verb is interrupted before it could write a checkpoint, and how to go on."""
+"""What is left if a command is interrupted before it can write a checkpoint, and how to continue."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command.
 
-    Exit codes: 0; 2 for bad input, with one line on stderr; 3 where a training diverged; 130 after Ctrl-C and 143 after
-    SIGTERM, a checkpoint written.
+    **Arguments:**
+
+    - `arguments`: the command and its arguments; default None: those of the process.
+
+    **Returns:** the exit code: 0; 2 for bad input, with one line on stderr; 3 if a training diverged; 130 after Ctrl-C
+    and 143 after SIGTERM, once a training has written a checkpoint.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if (text := answer(arguments)) is not None:
@@ -31,12 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     command, *rest = arguments
     try:
         if command not in FOLDERS:
-            raise ValueError(f"unknown command {command!r}; there are {', '.join(FOLDERS)}")
+            raise ValueError(f"unknown command {command!r}; accepted are {', '.join(FOLDERS)}")
         with import_module(".shared.values", __name__).REGISTRY:
             import_module(f".{FOLDERS[command]}.{command}", __name__).main(rest)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has enough, as `head` has: the rest of the buffer must not raise again at exit.
+        # The reader has closed the pipe, as `head` does. The rest of the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ModuleNotFoundError as error:
         return _fail(f"this needs {error.name}: pip install 'vismoe[all]'", BAD_INPUT)
@@ -45,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(f"interrupted: {AFTER_INTERRUPTION.get(command, 'no file is left half-written')}", INTERRUPTED, "")
     except RuntimeError as error:
-        # By name: importing the class needs the optional dependencies of training.
+        # By name, because importing the class needs the optional dependencies of training.
         if type(error).__name__ == "TrainingStoppedError":
             return _fail(str(error), 128 + cast(Any, error).signal, "")
         if type(error).__name__ != "TrainingDivergedError":
@@ -55,13 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int, kind: str = "error: ") -> int:
-    """Prints one line on stderr and returns the exit code. `kind`: what the line begins with; what a person asked for,
-    as by Ctrl-C, is no error."""
+    """Prints one line on stderr and returns the exit code. `kind`: the beginning of the line; "" if the user stopped
+    the command, which is not an error."""
     message = " ".join(
         message.rpartition("\nValueError: ")[2].split()
     )  # an error of a data worker without its traceback
-    if os.environ.get("RANK", "0") == "0":  # one of several processes prints
-        # Text from a foreign file may hold control codes of a terminal.
+    if os.environ.get("RANK", "0") == "0":  # only one of several processes prints
+        # Text from a file may contain control codes of a terminal.
         shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in message)
         print(f"vismoe: {kind}{shown}", file=sys.stderr)
     return code

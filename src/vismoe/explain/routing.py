@@ -16,7 +16,7 @@ from vismoe.moe.record import layers_of
 class LayerRouting:
     """One MoE layer's choices for N images.
 
-    - `expert`: (N, S, k), the experts of each token; -1 where a choice was dropped, or a token has fewer experts than
+    - `expert`: (N, S, k), the experts of each token; −1 for a dropped choice, and if a token has fewer experts than
       others. An ensemble has k per member, member after member. Tokens are in the network's order, prefix tokens (class
       token) first.
     - `num_experts`: number of experts E.
@@ -37,8 +37,8 @@ class LayerRouting:
 
 
 def experts_of_tokens(plan: Plan) -> Int[Tensor, "N k"]:
-    """The experts of each token, best first; -1 where a choice was dropped. Where tokens have different numbers of
-    experts, k is E and unused entries are -1. In soft routing k is 1: the expert with the largest combine weight."""
+    """The experts of each token, best first; −1 for a dropped choice. If tokens have different numbers of experts, k is
+    E and unused entries are −1. In soft routing k is 1: the expert with the largest combine weight."""
     if isinstance(plan, SoftPlan):
         return plan.combine.sum(-1).flatten(0, 1).argmax(1, keepdim=True)
     expert_of_row = torch.repeat_interleave(torch.arange(len(plan.count), device=plan.count.device), plan.count)
@@ -52,7 +52,15 @@ def experts_of_tokens(plan: Plan) -> Int[Tensor, "N k"]:
 
 
 def route(predictor: Predictor, images: ImageSet) -> dict[str, LayerRouting]:
-    """The choices of each MoE layer for all images, by layer name. Empty for a dense model, which is not run."""
+    """Runs a network on images, and returns the choices of each MoE layer by its name.
+
+    **Arguments:**
+
+    - `predictor`: the network.
+    - `images`: data set of images.
+
+    **Returns:** {layer name: choices}; empty for a dense model, which is not run.
+    """
     if not layers_of(predictor.model):
         return {}
     tables: dict[str, list[Tensor]] = {}

@@ -28,6 +28,13 @@ def routing_images(predictor: Predictor, images: ImageSet, classes: Sequence[str
     """Plots `routing.png`: the expert of each patch of sample images, layer by layer, and, if images have classes, the
     distribution of each class's tokens over the experts.
 
+    **Arguments:**
+
+    - `predictor`: the network.
+    - `images`: data set of images; the figure shows some of them.
+    - `classes`: names of the classes; empty: images have none.
+    - `folder`: folder of the file.
+
     **Returns:** the file; None, without a file, for a dense model or one whose tokens are not a grid of patches.
     """
     grid_size: tuple[int, int] | None = getattr(getattr(predictor.model, "patch_embed", None), "grid_size", None)

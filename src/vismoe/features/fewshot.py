@@ -45,6 +45,13 @@ def draw(
     With the same seed, fewer shots are a subset of more. The protocol "reference" draws no others, and takes all images
     of a class with fewer than `shots`.
 
+    **Arguments:**
+
+    - `labels`: classes of N images.
+    - `shots`: number of training images per class.
+    - `seed`: seed of the draw.
+    - `protocol`: "validated" or "reference", see `few_shot`; default "validated".
+
     **Returns:** indices of the training images, and of the others.
 
     **Raises:** ValueError in the protocol "validated" if a class has no more than `shots` images.
@@ -64,8 +71,14 @@ def draw(
 
 
 def check_shots(data: Data, shots: Sequence[int], protocol: Protocol = "validated") -> list[int]:
-    """Those of `shots` for which each class has enough training images, at least one more. The protocol "reference"
-    accepts all.
+    """Returns those of `shots` for which each class has enough training images, at least one more. The protocol
+    "reference" accepts all.
+
+    **Arguments:**
+
+    - `data`: the data set.
+    - `shots`: numbers of training images per class.
+    - `protocol`: "validated" or "reference", see `few_shot`; default "validated".
 
     **Raises:** ValueError if none is left, and for a data set with no training split, one class, or several classes per
     image.

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 VARIABLE = "VISMOE_KERNELS"
@@ -18,16 +19,16 @@ def _load() -> tuple[Any, str]:
     if wanted == "0":
         return None, f"none ({VARIABLE}=0)"
     try:
-        from . import _native  # type: ignore[attr-defined]
+        module = import_module("vismoe.kernels._native")
     except ImportError as error:
         if wanted:
             raise ValueError(f"{VARIABLE}={wanted}: vismoe was installed without compiled kernels ({error})") from error
         return None, "none (vismoe was installed without compiled kernels)"
-    name = _native.select(wanted)
+    name = module.select(wanted)
     if name is None:
-        accepted = ", ".join(["0", *_native.names()])
+        accepted = ", ".join(["0", *module.names()])
         raise ValueError(f"{VARIABLE}={wanted}: accepted on this processor are {accepted}")
-    return _native, name if _native.pool() else f"{name}, one thread (PyTorch's OpenMP threads were not found)"
+    return module, name if module.pool() else f"{name}, one thread (PyTorch's OpenMP threads were not found)"
 
 
 _MODULE, _NAME = _load()

@@ -35,7 +35,7 @@ ROUTERS = {
     "hash": HashRouter,
     "random": RandomRouter,
 }
-"""By the name that configurations give them."""
+"""Router classes by their names in configurations."""
 
 __all__ = [
     "MLP",

@@ -1,4 +1,4 @@
-"""Handing a mask or a context to routers deep inside a network whose blocks call `mlp(x)` and know of neither."""
+"""Passes a mask or a context to routers deep inside a network, whose blocks call `mlp(x)` without them."""
 
 import inspect
 import threading
@@ -17,7 +17,7 @@ from .routers.balancing import inside_backward
 
 @dataclass(frozen=True, eq=False)  # Compared by identity: tensors have no plain equality.
 class Condition:
-    """`mask` (B, S): False where a token is padding; `context`: whatever a router understands."""
+    """`mask` (B, S): False where a token is padding; `context`: any value that the router accepts."""
 
     mask: Bool[Tensor, "B S"] | None
     context: Any
@@ -27,27 +27,27 @@ NOTHING = Condition(None, None)
 
 
 class Conditions:
-    """The conditions of one layer, with the thread that set each. A copy of a layer begins without any."""
+    """The open conditions of one layer, each with the thread that set it. A copy of a layer has none."""
 
     def __init__(self) -> None:
         self.held: list[tuple[int, Condition]] = []
         self.last = NOTHING
 
     def current(self) -> Condition:
-        """The innermost condition of this thread; in a recompute, that of the forward it repeats.
+        """The innermost condition of this thread; in an activation recompute, the condition of the first forward.
 
-        **Raises:** RuntimeError where the condition of a recompute is not that of its forward.
+        **Raises:** RuntimeError if a recompute has another condition than its forward.
         """
         if torch.compiler.is_compiling():
             return self.held[-1][1] if self.held else NOTHING
-        # Backward may run in a thread of its own that set no condition: there, any thread's condition holds.
+        # Backward may run in another thread, which set no condition: there, the conditions of all threads count.
         backward, thread = inside_backward(), threading.get_ident()
-        # Loops over a copy: meanwhile another thread may end its block and shift the list.
+        # Loops over a copy, because another thread may remove its condition meanwhile.
         conditions = [condition for owner, condition in self.held.copy() if backward or owner == thread]
         condition = conditions[-1] if conditions else NOTHING
         if backward and condition is not self.last:
             raise RuntimeError(
-                "a recompute of activations finds another condition than its forward had: "
+                "an activation recompute has another condition than its forward: "
                 "`with vismoe.condition(...)` must enclose backward too"
             )
         self.last = condition
@@ -58,7 +58,7 @@ class Conditions:
 
 
 class Conditioned(Recordable):
-    """A layer that follows `vismoe.condition`."""
+    """A layer to which `vismoe.condition` can pass a mask and a context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,25 +67,25 @@ class Conditioned(Recordable):
 
 @contextmanager
 def condition(model: nn.Module, mask: Bool[Tensor, "B S"] | None = None, context: Any = None) -> Iterator[None]:
-    """Hands `mask` and `context` to every MoE layer of `model` inside the block.
+    """Passes `mask` and `context` to every MoE layer of `model` inside a `with` block.
 
-    The innermost of nested blocks holds. Under activation recompute the block must enclose backward.
+    If blocks are nested, the innermost one counts. With activation recompute, the block must enclose backward too.
 
     **Arguments:**
 
     - `model`: any network with `vismoe.MoE` layers.
-    - `mask`: (B, S), False where a token is padding, which takes no part in routing, load and output; default: no
-      padding.
-    - `context`: any value, given to every router; default: none.
+    - `mask`: (B, S) bool, False where a token is padding; padding is not routed, not counted as load, and its output is
+      0; default None: no padding.
+    - `context`: any value, passed to every router; default None: nothing.
 
-    **Raises:** ValueError for a context where a router's `forward` has no argument `context`.
+    **Raises:** ValueError if a context is given and the `forward` of a router has no argument `context`.
     """
     entry = (threading.get_ident(), Condition(mask, context))
     layers = [layer for layer in layers_of(model).values() if isinstance(layer, Conditioned)]
     for router in [layer.get_submodule("router") for layer in layers] if context is not None else []:
         if "context" not in inspect.signature(router.forward).parameters:
             raise ValueError(
-                f"a context was given, but {type(router).__name__} takes none: leave it out, or use a router "
+                f"a context was given, but {type(router).__name__} does not accept one: leave it out, or use a router "
                 "whose forward has an argument `context`"
             )
     for layer in layers:

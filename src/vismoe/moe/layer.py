@@ -22,26 +22,28 @@ from .routers.member_choice import MemberRouter
 
 
 class MoE(Conditioned):
-    """A layer for any network: tokens in, tokens out, each through the experts that the router chose for it.
+    """A sparse layer for any network: each token is processed by the experts that the router chooses for it.
 
     **Arguments:**
 
-    - `router`, `experts`: modules that agree on `dim` and `num_experts`.
-    - `shared`: a module that is applied to every token and whose output is added; default: none.
-    - `group_size`: tokens that are routed together, images in order, cutting across them as the reference does; default
-      "none": all tokens of the call are one group, or all tokens of an image where the router asks for that. At
-      evaluation each image is a group where the size does not divide the tokens, as in a last batch; where that can
-      change an answer (a capacity, experts that choose, soft routing) a warning says so once.
-    - `product`: how rows are multiplied by their experts' weights; default `vismoe.moe.grouped`.
-    - `bfloat16_exchange`: whether what experts receive and answer is rounded to bfloat16, as the reference's
-      dispatchers do; default False.
+    - `router`: a `vismoe.moe.Router`, such as `vismoe.TopKRouter`.
+    - `experts`: a module of experts, such as `vismoe.MLPExperts`, with the router's `dim` and `num_experts`.
+    - `shared`: a module that is applied to every token; its output is added. Default None: none.
+    - `group_size`: number of tokens that are routed together (a group may contain parts of images, as in the
+      reference); default "none": all tokens of the call are one group, or those of each image if the router requires
+      that. If the size does not divide the tokens of a batch, that is an error while training; at evaluation each image
+      is then a group, with one warning if that can change outputs.
+    - `product`: how rows are multiplied by their experts' weights; default None: `vismoe.moe.grouped`.
+    - `bfloat16_exchange`: whether the experts' inputs and outputs are rounded to bfloat16, as by the reference's
+      dispatchers; default False.
     - `backend`: another name of `product`.
 
-    **Attributes:** the arguments, all of which may be set; `exchange`: where rows go, a `vismoe.moe.Exchange`, by
-    default within this process; `origin`: whoever put the layer in another module's place may keep here what it needs
-    to undo that.
+    **Attributes:** the arguments, which can all be set, and
 
-    **Raises:** ValueError where router and experts differ, or `product` and `backend` are both given.
+    - `exchange`: where rows go, a `vismoe.moe.Exchange`; by default within this process.
+    - `origin`: what the layer replaced, for `vismoe.densify`; None if it replaced nothing.
+
+    **Raises:** ValueError if router and experts have different sizes, or both `product` and `backend` are given.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class MoE(Conditioned):
         if group_size != "none" and not (isinstance(group_size, int) and group_size >= 1):
             raise ValueError(f'group_size={group_size!r}: accepted are "none" and whole numbers ≥ 1')
         if product is not None and backend is not None:
-            raise ValueError("product and backend are two names of one thing: give one of them")
+            raise ValueError("product and backend are two names of one argument: give one of them")
         self.router, self.experts, self.shared = router, experts, shared
         self.group_size, self.product = group_size, product or backend or grouped
         self.exchange: Exchange = LocalExchange(bfloat16_exchange)
@@ -74,16 +76,18 @@ class MoE(Conditioned):
     def forward(
         self, x: Float[Tensor, "*batch d"] | Proxy, mask: Bool[Tensor, "B S"] | Proxy | None = None
     ) -> Float[Tensor, "*batch d"] | Proxy:
-        """Applies the layer. For torch.fx, which traces networks, it is one node.
+        """Applies the layer. In a trace of torch.fx it is one node.
 
         **Arguments:**
 
-        - `x`: (B, …, d), image first, then its tokens in any shape; (N, d) is one image.
-        - `mask`: (B, S), False where a token is padding: it is not routed, does not count as load, and its output is 0;
-          default: no padding.
+        - `x`: (B, …, d): images, each with tokens in any shape; (N, d) is one image.
+        - `mask`: (B, S) bool, False where a token is padding: it is not routed, does not count as load, and its output
+          is 0; default None: no padding.
 
-        **Raises:** ValueError for another width, a mask of another shape, or a group size that does not divide the
-        tokens while training.
+        **Returns:** a tensor with the shape of `x`.
+
+        **Raises:** ValueError for another width or a mask of another shape, and while training for a group size that
+        does not divide the tokens.
         """
         if isinstance(x, Proxy):
             tracer: Any = x.tracer
@@ -100,7 +104,7 @@ class MoE(Conditioned):
             if mask.shape != expected or mask.dtype != torch.bool:
                 given = f"mask of shape {tuple(mask.shape)} and type {mask.dtype}"
                 raise ValueError(f"{given}: expected {tuple(expected)}, images × tokens, torch.bool, False for padding")
-            # Not even NaN in padding reaches the router's product, or its gradient.
+            # Otherwise NaN in padding would reach the router's product and its gradient.
             tokens_BSd = torch.where(mask[..., None], tokens_BSd, 0)
         tokens_GSd = self._group(tokens_BSd)
         mask_GS = None if mask is None else mask.reshape(tokens_GSd.shape[:2])
@@ -132,7 +136,7 @@ class MoE(Conditioned):
 
     @property
     def backend(self) -> Product:
-        """Another name of `product`. Set to None: the default product."""
+        """Another name of `product`. Setting it to None sets the default product."""
         return self.product
 
     @backend.setter
@@ -149,8 +153,8 @@ class MoE(Conditioned):
         self.exchange = replace(self.exchange, bfloat16=rounds)
 
     def freeze_router(self) -> None:
-        """Freezes a router without parameters where the experts do not train: the router cannot tell by itself that its
-        layer is frozen, and would go on balancing."""
+        """Freezes a router without parameters if the experts are frozen: such a router cannot see by itself that its
+        layer is frozen, and would continue to balance."""
         parameters = [*self.experts.parameters()]
         if not [*self.router.parameters()] and not any(parameter.requires_grad for parameter in parameters):
             self.router.requires_grad_(False)
@@ -168,7 +172,8 @@ class MoE(Conditioned):
         return tokens_BSd
 
     def _warn_of_groups(self, tokens_BSd: Tensor, plan: Plan) -> None:
-        """Says once that images are groups in place of groups of `group_size`, unless no answer depends on groups."""
+        """Warns once that each image is a group, because `group_size` does not fit; not if outputs do not depend on
+        groups."""
         independent = isinstance(plan, SparsePlan) and plan.capacity is None
         if torch.compiler.is_compiling() or independent or self._warned_of_groups:
             return
@@ -177,7 +182,7 @@ class MoE(Conditioned):
         full = size // math.gcd(size, tokens)
         warnings.warn(
             f"group_size={size} does not divide the {images * tokens} tokens of this batch ({images} images × {tokens} "
-            "tokens): at evaluation each image is then a group by itself, and its answer may differ from the one in a "
+            "tokens): at evaluation each image is then a group by itself, and its output may differ from that in a "
             f"group of {size}; batches of {full} images, or a multiple, make groups of {size}",
             stacklevel=3,
         )
@@ -200,11 +205,17 @@ class MoE(Conditioned):
 
 
 class MemberMoE(MoE):
-    """`vismoe.MoE` for the tokens of an ensemble, (B·M, …, d): image 0 member 0, image 0 member 1, … All members of an
-    image are routed together: a group has equally many tokens of each member, and `group_size` counts the tokens of all
-    members.
+    """`vismoe.MoE` for the tokens of an ensemble, (B·M, …, d): image 0 member 0, image 0 member 1, …
 
-    **Raises:** ValueError for a group size that the number of members does not divide.
+    All members of an image are routed together: a group has equally many tokens of each member.
+
+    **Arguments:**
+
+    - `router`: a `MemberRouter`.
+    - `experts`, `options`: as for `vismoe.MoE`.
+    - `group_size`: number of tokens of all members that are routed together, a multiple of M; default "none".
+
+    **Raises:** as `vismoe.MoE`; ValueError for a group size that is not a multiple of the number of members.
     """
 
     def __init__(
@@ -215,13 +226,14 @@ class MemberMoE(MoE):
         if group_size != "none" and group_size % self.members:
             ensemble = f"ensemble_size={self.members}"
             raise ValueError(
-                f"group_size={group_size}, {ensemble}: a group has as many tokens of each, choose a multiple"
+                f"group_size={group_size}, {ensemble}: the group size must be a multiple of the number of members"
             )
 
     def forward(
         self, x: Float[Tensor, "*batch d"] | Proxy, mask: Bool[Tensor, "B S"] | Proxy | None = None
     ) -> Float[Tensor, "*batch d"] | Proxy:
-        """Applies the layer. `mask` (B, S): for each image, False where a token is padding for all members."""
+        """Applies the layer to `x` (B·M, …, d). `mask` (B, S): False where a token of an image is padding, for all
+        members."""
         if isinstance(x, Proxy):
             return super().forward(x, mask)
         if x.ndim < 3 or x.shape[0] % self.members:
@@ -229,7 +241,7 @@ class MemberMoE(MoE):
         mask = self.conditions.current().mask if mask is None else mask
         if mask is not None:
             mask = mask.repeat_interleave(self.members, 1)
-        # (B·M, S, d) -> (B, S·M, d) and back: in a group, all of a token's members stand together.
+        # (B·M, S, d) -> (B, S·M, d) and back: within a group, the rows of one token's members are adjacent.
         together = x.flatten(1, -2).unflatten(0, (-1, self.members)).transpose(1, 2).flatten(1, 2)
         y = super().forward(together, mask)
         return y.unflatten(1, (-1, self.members)).transpose(1, 2).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""The outcome of routing: who goes where, with which weight. Data only."""
+"""The result of routing: which token goes to which expert, with which weight. Data only."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SparsePlan:
-    """Rows = (token, expert) pairs, sorted by expert; their number R is static.
+    """Rows = (token, expert) pairs, sorted by expert. Their number R is static.
 
-    Pairs that were dropped (capacity) or masked (padding) stand behind the last expert's rows with weight 0
-    and are not in `count`, so the first `count.sum()` rows are the live ones.
+    Pairs that were dropped (capacity) or masked (padding) come after the last expert's rows, with weight 0. They are
+    not in `count`: only the first `count.sum()` rows are live.
 
-    - `token`: the token that each row carries.
-    - `weight`: what each row's expert output is multiplied by.
-    - `count`: live rows of each expert.
-    - `inverse`: the k rows of each token where every token has k rows, so that combining is a gather
-      (deterministic on every device); None where tokens have differing numbers of rows.
-    - `num_tokens`: N.
-    - `capacity`: a bound on `count` known before any token is seen, None where nothing bounds it.
+    - `token`: the token of each row.
+    - `weight`: the combine weight of each row.
+    - `count`: number of live rows of each expert.
+    - `inverse`: the k rows of each token, so that combining is a gather (deterministic on every device); None if tokens
+      have different numbers of rows.
+    - `num_tokens`: number of tokens N.
+    - `capacity`: a static upper bound of `count`; None: there is none.
     """
 
     token: Int[Tensor, " R"]
@@ -33,11 +33,13 @@ class SparsePlan:
 
 @dataclass(frozen=True)
 class SoftPlan:
-    """The outcome of soft routing: every slot of an expert takes a mixture of its group's tokens, and every token a
-    mixture of all slots' outputs.
+    """The result of soft routing: each slot of an expert gets a weighted mean of its group's tokens, and each token
+    gets a weighted mean of all slots' outputs.
 
-    - `dispatch`: what each token adds to each slot; `combine`: what each slot's output adds to each token.
-    - `count`: rows, G·P, of each expert; `num_tokens`: N.
+    - `dispatch`: weight of each token in each slot.
+    - `combine`: weight of each slot's output for each token.
+    - `count`: number of rows of each expert, G·P.
+    - `num_tokens`: number of tokens N.
     """
 
     dispatch: Float[Tensor, "G S E P"]
@@ -55,21 +57,21 @@ def plan_from_choices(
     num_experts: int,
     capacity: int | None = None,
 ) -> SparsePlan:
-    """Sorts k choices of every token by expert.
+    """Sorts the k choices of every token by expert.
 
     **Arguments:**
 
-    - `expert_GSk`: the chosen experts; `num_experts` where a choice was dropped or masked.
+    - `expert_GSk`: the chosen experts; E for a choice that was dropped or masked.
     - `weight_GSk`: their combine weights.
-    - `num_experts`: E.
-    - `capacity`: the plan's static bound; default: none.
+    - `num_experts`: number of experts E.
+    - `capacity`: the plan's static bound; default None: none.
 
-    **Returns:** a plan of R = G·S·k rows; within an expert rows keep the order of their tokens.
+    **Returns:** a plan of R = G·S·k rows; the rows of one expert are in the order of their tokens.
     """
     groups, size, k = expert_GSk.shape
     rows = groups * size * k
     expert, index = expert_GSk.reshape(rows), torch.arange(rows, device=expert_GSk.device)
-    # Unique integer keys keep ties in order without a stable sort, which ONNX has no lowering for.
+    # Unique integer keys make a stable sort, which cannot be exported to ONNX, unnecessary.
     order = (expert * rows + index).sort().indices
     live = expert < num_experts
     weight = torch.where(live, weight_GSk.reshape(rows), 0)
@@ -84,7 +86,7 @@ def plan_from_choices(
 
 
 def count_experts(expert: Int[Tensor, "..."], num_experts: int) -> Int[Tensor, " E"]:
-    """How often each of E experts was chosen; numbers from E on are not counted."""
-    # Not bincount, which waits for the device.
+    """Counts how often each of E experts was chosen. Numbers from E on (dropped choices) are not counted."""
+    # Not bincount, which synchronises with the device.
     experts = torch.arange(num_experts, device=expert.device)
     return (expert.reshape(-1, 1) == experts).sum(0)

@@ -1,4 +1,4 @@
-"""Balances a network's experts anew where its weights were not trained as they are."""
+"""Balances the experts of a network whose weights were changed after training, such as an EMA."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from .routers.balancing import BalancedRouter, move_bias
 
 
 def biased_routers(model: nn.Module) -> dict[str, BalancedRouter]:
-    """The routers of `model` that a bias balances, by the names of their layers."""
+    """The routers of `model` with a balancing bias, by the names of their layers."""
     routers = {name: layer.router for name, layer in layers_of(model).items()}
     return {
         name: router
@@ -29,19 +29,19 @@ def rebalance(
     all_reduce: Callable[[Tensor], Tensor] | None = None,
     skip: Collection[str] = (),
 ) -> None:
-    """Moves the balancing biases of a network by the loads of batches. Nothing else changes.
+    """Adjusts the balancing biases of a network to the loads that it has on some batches. Nothing else changes.
 
-    An average of weights (EMA) routes otherwise than the weights that it averages, so that their biases do not fit it:
-    in short runs its busiest expert got 3.6 times the mean load, and 1.05 times after this
-    (`benchmarks/average_loads.py`). The same holds for weights that were merged, pruned or edited.
+    An average of weights (EMA) routes tokens differently from the weights that it averages, so the averaged biases do
+    not fit: in short runs the busiest expert had 3.6 times the mean load, and 1.05 times after this function
+    (`benchmarks/average_loads.py`). Weights that were merged, pruned or edited need it too.
 
     **Arguments:**
 
-    - `model`: a network in evaluation mode.
+    - `model`: a network in evaluation mode, changed in place.
     - `batches`: inputs of the network; 32 batches of training images are enough.
-    - `forward`: (model, batch) -> anything; runs the network; default: `model(batch)`.
-    - `all_reduce`: sums loads over processes that hold the same network; default: one process.
-    - `skip`: names of layers whose biases stay; default: none.
+    - `forward`: (model, batch) -> anything, runs the network; default: `model(batch)`.
+    - `all_reduce`: sums a tensor over the processes that train this network; default: one process.
+    - `skip`: names of layers whose biases are not changed; default: none.
 
     **Raises:** ValueError for a network in training mode.
     """
@@ -65,7 +65,7 @@ def rebalance(
 
 @contextmanager
 def keeping_balance(model: nn.Module) -> Iterator[None]:
-    """After the block the balancing biases of `model` are as they were before it."""
+    """Context that restores the balancing biases of `model` at its end."""
     biases = [router.balance_bias for router in biased_routers(model).values() if router.balance_bias is not None]
     saved = [bias.clone() for bias in biases]
     try:

@@ -15,14 +15,14 @@ from .routers.base import Router, Routing
 class LayerRecord:
     """One call of one layer.
 
-    - `plan`, `gates` (G, S, E), `load` (E,): see `vismoe.moe.Routing`; load is before drops.
-    - `dropped_share`: share of the choices that were dropped, 0 to 1.
-    - `losses`: auxiliary losses by name, unweighted, (G,) each, for an ensemble (G, M).
-    - `auxiliary_loss`: the weighted sum of `losses`, or None.
-    - `metrics`: figures by name that depend on the kind of router.
+    - `plan`, `gates` (G, S, E), `load` (E,): see `vismoe.moe.Routing`. The load is counted before choices are dropped.
+    - `dropped_share`: fraction of the choices that were dropped, 0 to 1.
+    - `losses`: unweighted auxiliary losses by name, (G,) each; (G, M) for an ensemble.
+    - `auxiliary_loss`: the weighted sum of `losses`; None if the router has none.
+    - `metrics`: metrics of this kind of router, by name.
 
-    What is computed from the routing is computed when it is asked for: a forward is the same whether it is recorded or
-    not, which activation recompute relies on.
+    Losses and metrics are computed on access. So a forward saves the same tensors whether it is recorded or not;
+    activation recompute needs this.
     """
 
     def __init__(self, router: Router, routing: Routing):
@@ -56,9 +56,9 @@ _LOCK = threading.Lock()
 
 
 class Tape:
-    """A layer's recorded calls as a chain, newest first: compilers guard on a list's length, not on a chain's end.
+    """A layer's recorded calls as a linked list, newest first: a Python list would be recompiled at each new length.
 
-    While `open` is 0 nothing is written. A copy of a layer begins with an empty tape.
+    Nothing is written while `open`, the number of open recordings, is 0. A copy of a layer has an empty tape.
     """
 
     def __init__(self) -> None:
@@ -85,9 +85,10 @@ class Tape:
 
 
 class Recording:
-    """What `record` has seen: inside its block what came so far, afterwards everything.
+    """The calls that `record` has recorded so far.
 
-    `layers[name]`: one `LayerRecord` a call of that layer, in order; the name is "" for a bare `MoE`.
+    - `layers`: for each layer's name, one `LayerRecord` per call, in order. The name of a bare `MoE` is "".
+    - `auxiliary_loss`: the loss to add in training.
     """
 
     def __init__(self, tapes: dict[str, Tape], device: torch.device):
@@ -107,8 +108,8 @@ class Recording:
 
     @property
     def auxiliary_loss(self) -> Float[Tensor, ""]:
-        """What training adds to its loss: the weighted losses, mean over groups and over a layer's calls, summed over
-        layers; 0 where no router has a loss."""
+        """The loss to add to the training loss: weighted losses, mean over groups and over a layer's calls, summed over
+        layers; 0 if no router has a loss."""
         total = torch.zeros((), device=self._device)
         for calls in self.layers.values():
             values = [call.auxiliary_loss.mean() for call in calls if call.auxiliary_loss is not None]
@@ -119,12 +120,16 @@ class Recording:
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Records the routing of every MoE layer of `model` inside the block; training is the same as without it.
+    """Records the routing of every MoE layer of `model` inside a `with` block. It does not change outputs or training.
 
-    A recompute in backward is not recorded. Blocks may be nested, and run in several threads at a time: each records
-    the calls of its own thread (of a compiled model: of every thread).
+    Activation recomputes in backward are not recorded. Blocks may be nested, and may run in several threads: each
+    records the calls of its own thread (for a compiled model, those of all threads).
 
-    **Returns** (as): a `Recording`.
+    **Arguments:**
+
+    - `model`: any network with `vismoe.MoE` layers.
+
+    **Returns** (with `as`): a `Recording`.
     """
     tapes = {name: layer.tape for name, layer in layers_of(model).items()}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -154,12 +159,12 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def layers_of(model: nn.Module) -> dict[str, "Recordable"]:
-    """Every MoE layer of `model` by name; wrappers that compile or parallelise it do not count in the names."""
+    """Every MoE layer of `model` by name, without the prefixes of wrappers that compile or parallelise it."""
     return {name: module for name, module in unwrap(model).named_modules() if isinstance(module, Recordable)}
 
 
 class Recordable(nn.Module):
-    """A layer that keeps a tape of its routings."""
+    """A layer whose routings can be recorded."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training on your own images, from random weights."""
+"""Training from scratch on your own folder of images."""
 
 from vismoe.training import Recipe
 

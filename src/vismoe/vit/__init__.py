@@ -1,14 +1,14 @@
-"""Networks: timm's VisionTransformer with MoE layers, by name or by configuration."""
+"""Networks: timm's VisionTransformer with MoE layers, by name or by configuration; upcycling, and back."""
 
 from .config import MoEConfig
-from .cost import Cost, cost
 from .conversion.densify import Usage, densify, measure_usage, reduce_experts
+from .conversion.optimized import optimize
+from .conversion.upcycling import make_sparse, upcycle
+from .cost import Cost, cost
 from .ensemble import ensemble_loss, ensemble_metrics, mean_logits, mean_of_images, member_loss
 from .model import SparseVisionTransformer
 from .modes import evaluating, using_backend
 from .presets import PRESETS, Preset, dense_twin
-from .conversion.optimized import optimize
-from .conversion.upcycling import make_sparse, upcycle
 
 __all__ = [
     "PRESETS",

@@ -14,37 +14,37 @@ from vismoe.moe import MLP, ROUTERS, LowRankExperts, MemberMoE, MemberRouter, ML
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """The sparse part of a network: `config.json` keeps it as its `moe` object, `create_model` takes its fields as
+    """The sparse part of a network. `config.json` has it as its `moe` object; `create_model` takes its fields as
     overrides.
 
     **Arguments:**
 
-    - `moe_layers`: which blocks are sparse: "every-N" (each N-th block), "last-N" (the last N of the odd blocks 1, 3,
-      5, …), or block numbers from 0, as a list or as "1,3"; default "every-2".
-    - `num_experts`: E; default 8.
+    - `moe_layers`: the sparse blocks: "every-N" (every N-th block), "last-N" (the last N of the odd blocks 1, 3, 5, …),
+      or block numbers from 0, as a list or as "1,3"; default "every-2".
+    - `num_experts`: number of experts per layer, E; default 8.
     - `experts_per_token`: k; default 1.
-    - `experts`: "full", each expert an MLP, or "low-rank", a frozen MLP and a low-rank difference for each expert;
+    - `experts`: "full": each expert is an MLP; "low-rank": one frozen MLP, and a low-rank difference per expert;
       default "full".
-    - `expert_hidden_dim`: hidden width of a full expert; default 0: the replaced MLP's.
-    - `expert_dropout`: dropout of a full expert, 0 to 1; default "same": the replaced MLP's.
-    - `expert_init`: how full experts are drawn: "apart", or "alike", all of a layer equal, as the paper's upstream
-      models began (the reference's split_rngs=False); default "apart".
-    - `rank`: rank of a low-rank difference; default 16.
-    - `shared`: whether an MLP for every token stands beside the experts; default False.
+    - `expert_hidden_dim`: hidden width of a full expert; default 0: that of the replaced MLP.
+    - `expert_dropout`: dropout of a full expert, 0 to 1; default "same": that of the replaced MLP.
+    - `expert_init`: initial weights of full experts: "apart": each its own; "alike": equal within a layer, as in the
+      paper's upstream models (the reference's split_rngs=False); default "apart".
+    - `rank`: rank of the low-rank differences; default 16.
+    - `shared`: whether a layer has, besides the experts, an MLP that all tokens use; default False.
     - `shared_hidden_dim`: hidden width of a new shared MLP; default 0: the replaced MLP itself is shared.
-    - `router`: a name of `vismoe.moe.ROUTERS`; default "top-k".
+    - `router`: a name in `vismoe.moe.ROUTERS`; default "top-k".
     - `balance`, `balance_rule`, `combine`, `capacity_factor`, `eval_capacity_factor`, `capacity_rounding`,
       `capacity_multiple_of`, `batch_priority`, `noise_std`, `loss_weights`, `slots_per_expert`: options of the router,
-      see `vismoe.TopKRouter`, `vismoe.moe.ExpertChoiceRouter` and `vismoe.moe.SoftRouter`. A router that does not have
-      an option refuses it. For a soft router that is built with a network, `capacity_factor` may replace
-      `slots_per_expert`: an expert then has factor × a group's tokens ÷ experts slots.
-    - `ensemble_size`: M, members of an efficient ensemble, E³ (Allingham et al. 2021), which share the trunk up to the
-      first sparse layer and own E/M experts each (`vismoe.moe.MemberRouter`); default 0: no ensemble.
-    - `group_size`: tokens that are routed together, see `vismoe.MoE`; default "none".
+      see `vismoe.TopKRouter`, `vismoe.ExpertChoiceRouter` and `vismoe.SoftRouter`. For a soft router in a network,
+      `capacity_factor` may be given instead of `slots_per_expert`: slots = factor × tokens of a group ÷ E.
+    - `ensemble_size`: number of members M of an efficient ensemble, E³ (Allingham et al. 2021). They share the trunk up
+      to the first sparse layer; each has E/M experts of its own (`vismoe.moe.MemberRouter`). Default 0: no ensemble.
+    - `group_size`: number of tokens that are routed together, see `vismoe.MoE`; default "none".
     - `bfloat16_exchange`: see `vismoe.MoE`; default False.
-    - `block_list`: path of the list of blocks, in networks with several; default "": the only one.
+    - `block_list`: path of the list of blocks, if a network has several; default "": the only one.
 
-    **Raises:** ValueError for values outside their range, and for options that contradict each other.
+    **Raises:** ValueError for values out of range, and for options that contradict each other. An option that the
+    router does not have is an error when the network is built.
     """
 
     moe_layers: str | Sequence[int] = "every-2"
@@ -88,12 +88,12 @@ class MoEConfig:
             raise ValueError(f"shared_hidden_dim={self.shared_hidden_dim}, shared={self.shared}: {why}")
         full = {"shared": False, "expert_hidden_dim": 0, "expert_dropout": "same", "expert_init": "apart"}
         if self.experts == "low-rank" and any(getattr(self, name) != default for name, default in full.items()):
-            raise ValueError(f'experts="low-rank" hold the whole MLP already: {", ".join(full)} are for experts="full"')
+            raise ValueError(f'experts="low-rank" keep the whole MLP: {", ".join(full)} are only for experts="full"')
 
     def blocks(self, depth: int) -> list[int]:
         """Numbers, from 0, of the blocks that become sparse in a network of `depth` blocks.
 
-        **Raises:** ValueError where `moe_layers` cannot be read or names blocks that do not exist.
+        **Raises:** ValueError if `moe_layers` has another form, or names blocks that do not exist.
         """
         layers = self.moe_layers
         if isinstance(layers, str) and re.fullmatch(r"\d+(,\d+)*", layers):
@@ -147,8 +147,8 @@ class MoEConfig:
         return experts
 
     def changed(self, overrides: Mapping[str, Any]) -> "MoEConfig":
-        """The configuration with other values. Another router starts from its own defaults, but keeps the size of an
-        ensemble (which it may refuse) and, where it has that option, the number of experts a token."""
+        """Returns a copy with other values. If the router changes, its options get its own defaults, except the
+        ensemble size and, if the new router has this option, the number of experts per token."""
         new = replace(self, **overrides)
         if new.router == self.router:
             return new
@@ -191,5 +191,5 @@ ROUTER_FIELDS = {"experts_per_token": "k", "ensemble_size": "members"} | {
     )
 }
 """Fields of the configuration that are options of routers, with the routers' names for them. The defaults are those of
-the routers, except for `ensemble_size`: without an ensemble it is another router."""
+the routers, except for `ensemble_size`: ensembles have another router class."""
 OVERRIDES = tuple(field.name for field in fields(MoEConfig))

@@ -1,4 +1,4 @@
-"""What a network costs: counted, not measured; a network on the meta device needs no memory."""
+"""Counts parameters and MACs of a network. Works on the meta device too, without memory."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from .modes import evaluating, using_backend
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs.
+    """Parameters and MACs of a network.
 
-    - `parameters`: all of them.
-    - `active_parameters`: those that one token passes through: k of E experts (on average, where tokens differ in that)
-      and everything that experts share.
-    - `multiplications`: multiply-adds of matrix products for one image.
+    - `parameters`: number of parameters.
+    - `active_parameters`: number of parameters that one token uses: k of E experts (the mean, if tokens have different
+      numbers of experts), and everything that is not an expert.
+    - `multiplications`: MACs (multiply-accumulate operations of matrix products) for one image.
     """
 
     parameters: int
@@ -28,15 +28,17 @@ class Cost:
 
 
 def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
-    """Counts a network for one image, at evaluation, with nothing dropped.
+    """Counts parameters and MACs of a network for one image, in evaluation mode and without dropped tokens.
 
-    The model runs once with meta tensors in place of its own, since kernels of attention are not counted on a device.
-    All rows go to one expert, which costs the same as any other choice.
+    The model runs once on meta tensors, because PyTorch's counter does not see attention kernels on a device. All rows
+    go to one expert, which costs as much as any other routing.
 
     **Arguments:**
 
-    - `model`: any network; it is left as it was.
+    - `model`: any network; it is not changed.
     - `image_size`: (channels, height, width).
+
+    **Returns:** a `Cost`.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     active = parameters
@@ -61,6 +63,6 @@ def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:
 
 
 def _first_expert_only(experts: nn.Module, rows: Rows) -> Tensor:
-    """A product that needs no counts, which meta tensors do not have."""
+    """A product that does not read the counts: meta tensors have no values."""
     answers: Tensor = experts(rows.values, OneExpert(0))
     return answers

@@ -1,8 +1,8 @@
-"""An efficient ensemble, E³ (Allingham et al. 2021, *Sparse MoEs meet Efficient Ensembles*): M members share a trunk up
-to the first sparse layer. From there each image is computed M times, by the experts of one member each.
+"""Efficient ensembles, E³ (Allingham et al. 2021, *Sparse MoEs meet Efficient Ensembles*). M members share the trunk up
+to the first sparse layer. From there on each image is processed M times, each time by the experts of one member.
 
-Logits have a row a member: [image 0 member 0, image 0 member 1, …, image 1 member 0, …], R = B·M rows of K classes.
-`kind`: "softmax", each image shows one class; "sigmoid", it may show several.
+Logits have one row per member: [image 0 member 0, image 0 member 1, …, image 1 member 0, …], R = B·M rows of K classes.
+`kind` is "softmax" if each image has one class, "sigmoid" if it may have several.
 """
 
 import math
@@ -17,8 +17,8 @@ Kind = Literal["softmax", "sigmoid"]
 
 
 def repeat_before(block: nn.Module, members: int) -> None:
-    """From `block` on, each image is repeated `members` times. This is a hook, since blocks are timm's: it has no
-    parameters and is copied, compiled and recomputed with its block."""
+    """Repeats each image `members` times before `block`. It is a hook because the blocks are timm's: a hook has no
+    parameters, and is copied, compiled and recomputed with its block."""
     block.register_forward_pre_hook(partial(_repeat, members))
 
 
@@ -27,10 +27,17 @@ def _repeat(members: int, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[An
 
 
 def mean_logits(logits: Float[Tensor, "R K"], members: int, kind: Kind = "softmax") -> Float[Tensor, "B K"]:
-    """Logits of the members' mean probabilities p: log p where an image shows one class; log p - log(1 - p) where it
-    may show several.
+    """Logits of the members' mean probabilities p: log p for "softmax", log p − log(1 − p) for "sigmoid".
 
-    **Raises:** ValueError where `members` does not divide the rows.
+    **Arguments:**
+
+    - `logits`: (B·M, K), one row per member.
+    - `members`: number of members M.
+    - `kind`: "softmax" or "sigmoid"; default "softmax".
+
+    **Returns:** (B, K).
+
+    **Raises:** ValueError if the number of rows is not a multiple of `members`.
     """
     if kind == "softmax":
         return _log_mean(logits.log_softmax(-1), members)
@@ -38,15 +45,31 @@ def mean_logits(logits: Float[Tensor, "R K"], members: int, kind: Kind = "softma
 
 
 def mean_of_images(logits: Float[Tensor, "R K"], images: int, kind: Kind = "softmax") -> Float[Tensor, "B K"]:
-    """`mean_logits` where each of so many images has several rows, else the logits themselves."""
+    """Returns `mean_logits` if there are more rows than images, otherwise the logits unchanged.
+
+    **Arguments:**
+
+    - `logits`: (R, K).
+    - `images`: number of images B.
+    - `kind`: "softmax" or "sigmoid"; default "softmax".
+    """
     return mean_logits(logits, len(logits) // images, kind) if len(logits) > images > 0 else logits
 
 
 def member_loss(
     logits: Float[Tensor, "R K"], labels: Shaped[Tensor, "B *K"], members: int, kind: Kind = "softmax"
 ) -> Float[Tensor, " R"]:
-    """The training loss of an ensemble: each member's cross-entropy (of sigmoids, summed over classes), as if it were
-    alone. `labels`: classes (B,), or probabilities (B, K)."""
+    """The training loss of an ensemble: the cross-entropy of each member by itself; for "sigmoid" summed over classes.
+
+    **Arguments:**
+
+    - `logits`: (B·M, K), one row per member.
+    - `labels`: classes (B,), or probabilities (B, K).
+    - `members`: number of members M.
+    - `kind`: "softmax" or "sigmoid"; default "softmax".
+
+    **Returns:** (B·M,), one loss per row.
+    """
     repeated = labels.repeat_interleave(members, 0)
     if kind == "softmax":
         return F.cross_entropy(logits, repeated, reduction="none")
@@ -56,8 +79,13 @@ def member_loss(
 def ensemble_loss(
     logits: Float[Tensor, "R K"], labels: Shaped[Tensor, "B *K"], members: int, kind: Kind = "softmax"
 ) -> Float[Tensor, " B"]:
-    """The evaluation loss of an ensemble: the cross-entropy of the members' mean probabilities, never above the mean of
-    `member_loss`. `labels`: as there."""
+    """The evaluation loss of an ensemble: the cross-entropy of the members' mean probabilities. It is never larger than
+    the mean of `member_loss`.
+
+    **Arguments:** as for `member_loss`.
+
+    **Returns:** (B,), one loss per image.
+    """
     if kind == "softmax":
         return F.cross_entropy(mean_logits(logits, members), labels, reduction="none")
     targets = _class_probabilities(labels, logits)
@@ -68,13 +96,19 @@ def ensemble_loss(
 def ensemble_metrics(
     logits: Float[Tensor, "R K"], labels: Shaped[Tensor, " B"], members: int
 ) -> dict[str, Float[Tensor, ""]]:
-    """How good an ensemble is, and how much its members differ.
+    """Metrics of an ensemble, and of how much its members differ.
 
-    **Returns:**
+    **Arguments:**
+
+    - `logits`: (B·M, K), one row per member.
+    - `labels`: classes (B,).
+    - `members`: number of members M.
+
+    **Returns:** a dictionary of scalars:
 
     - `loss`, `accuracy`: of the mean probabilities.
     - `member_loss`, `member_accuracy`: means over members.
-    - `disagreement`: share of images with different answers, mean over pairs of members; 0 for one member.
+    - `disagreement`: fraction of images with different answers, mean over pairs of members; 0 for one member.
     - `divergence`: Kullback-Leibler divergence, mean over pairs of members; 0 for one member.
     """
     log_p = logits.log_softmax(-1).unflatten(0, (-1, members))
@@ -93,9 +127,9 @@ def ensemble_metrics(
 
 
 def _log_mean(log_p: Float[Tensor, "R K"], members: int) -> Float[Tensor, "B K"]:
-    rows = log_p.shape[0]  # not len(), which fixes the size of a batch that an export leaves open
+    rows = log_p.shape[0]  # not len(), which would make a dynamic batch size of an export constant
     if members < 1 or rows % members:
-        raise ValueError(f"{rows} rows of logits for members={members}: each image has one of each member")
+        raise ValueError(f"{rows} rows of logits for members={members}: expected one row per image and member")
     grouped = log_p.unflatten(0, (-1, members))
     return grouped.logsumexp(1) - math.log(members)
 

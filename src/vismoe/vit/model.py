@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from vismoe.moe import BalancedRouter, MoE
 
 from .config import OVERRIDES, MoEConfig
+from .conversion.sparsify import fix_init, initialise_experts, sparsify
 from .ensemble import mean_logits, repeat_before
 from .positions import TEMPERATURE, sincos2d
-from .conversion.sparsify import fix_init, initialise_experts, sparsify
 
 
 def _check_architecture(pos_embed: str, temperature: float, qk_norm: bool | str, arguments: Mapping[str, Any]) -> None:
@@ -31,13 +31,13 @@ def _check_architecture(pos_embed: str, temperature: float, qk_norm: bool | str,
     if qk_norm not in (False, True, "scale", "scale-pool"):
         raise ValueError(f'qk_norm={qk_norm!r}: accepted are False, True, "scale" and "scale-pool"')
     if pos_embed == "sincos2d":
-        sincos2d(1, 1, arguments.get("embed_dim", 768), temperature)  # it raises where these do not fit
+        sincos2d(1, 1, arguments.get("embed_dim", 768), temperature)  # only for its ValueError
 
 
 def _stem(stem: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's arguments for a stem.
+    """Returns timm's arguments for a stem.
 
-    **Raises:** ValueError for an unknown stem, and a patch size that it does not fit.
+    **Raises:** ValueError for an unknown stem, and for a patch size that the stem cannot have.
     """
     patch = to_2tuple(arguments.get("patch_size", 16))[0]
     if stem == "patch":
@@ -57,42 +57,47 @@ def _stem(stem: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _norm_by_scale(attention: Any) -> None:
-    """Gives an attention layer the reference's norms of query and key, which have a scale and no shift."""
+    """Replaces the norms of queries and keys by the reference's, which have a scale and no shift."""
     weight = attention.proj.weight
     for name in ("q_norm", "k_norm"):
         setattr(attention, name, LayerNorm(attention.head_dim, bias=False, device=weight.device, dtype=weight.dtype))
 
 
 class SparseVisionTransformer(VisionTransformer):
-    """timm's VisionTransformer with all its arguments and methods, and some more arguments.
+    """timm's VisionTransformer, in which some MLPs can be MoE layers. It has all arguments and methods of timm's class.
 
     **Arguments:**
 
-    - `moe`: which MLPs become sparse and how, a `MoEConfig` or its fields; default None: a dense model. Arguments with
-      names of single fields override them.
+    - `moe`: a `MoEConfig` or a mapping of its fields: which MLPs become sparse, and how; default None: a dense model.
     - `representation_size`: width of a linear layer with tanh before the head, as in the reference; default 0: none.
-    - `stem`: "patch", one linear map of each patch, or "conv", timm's stack of convolutions, each of which halves
-      height and width (Xiao et al. 2021, *Early Convolutions Help Transformers See Better*; with layer norms, so that
-      an image does not depend on its batch mates); default "patch".
-    - `pos_embed`: timm's "learn" and "none", or "sincos2d": computed from each patch's row and column, so that it fits
-      any image size; a class token has none. Default "learn".
-    - `pos_embed_std`: standard deviation of the initial position embedding; default 0.02, timm's and the reference's,
-      which hardly distinguishes patches in a short training.
-    - `pos_embed_temperature`: the frequencies of "sincos2d" go down to 1 ÷ temperature; default 10 000.
-    - `qk_norm`: norms of queries and keys: True, timm's; "scale", the reference's, without a shift, also in a MAP head
-      (global_pool="map"); "scale-pool", the reference's in the MAP head alone. Default False: none.
-    - `predictions`: of an ensemble (`ensemble_size`): "members", a row of logits for each member of each image, [image
-      0 member 0, image 0 member 1, …], or "mean", a row for each image, the logarithm of the members' mean
-      probabilities (without classes: their mean features). Default "members".
-    - `head_bias_init`: initial value of the head's biases, also of a new head; default 0: timm's scheme. The
-      reference's is −log(classes) for a sum of sigmoid losses.
-    - `arguments`: of timm's VisionTransformer, and fields of `MoEConfig`.
+    - `stem`: how an image becomes patches; default "patch".
+        - "patch": one linear layer, as in timm.
+        - "conv": timm's stack of convolutions (Xiao et al. 2021, *Early Convolutions Help Transformers See Better*).
+          Each halves height and width. Its norms are layer norms, so an image's result does not depend on its batch.
+    - `pos_embed`: position embedding; default "learn".
+        - "learn", "none": as in timm.
+        - "sincos2d": sines and cosines of each patch's row and column, for any image size. A class token gets none.
+    - `pos_embed_std`: standard deviation of the initial position embedding; default 0.02, as in timm and in the
+      reference. In a short training patches are hardly distinguished with this value; 1.0 is better there.
+    - `pos_embed_temperature`: the lowest frequency of "sincos2d" is 1 ÷ temperature; default 10 000.
+    - `qk_norm`: norms of queries and keys; default False: none.
+        - True: timm's.
+        - "scale": the reference's, without a shift; in the blocks and in a MAP head (global_pool="map").
+        - "scale-pool": the reference's, only in the MAP head.
+    - `predictions`: output of an ensemble (see `MoEConfig.ensemble_size`); default "members".
+        - "members": one row of logits per member, [image 0 member 0, image 0 member 1, …].
+        - "mean": one row per image, the logarithm of the members' mean probabilities; if there are no classes, their
+          mean features.
+    - `head_bias_init`: initial value of the head's biases, also of a new head; default 0: timm's scheme. The reference
+      uses −log(classes) for a sum of sigmoid losses.
+    - `arguments`: arguments of timm's VisionTransformer; and fields of `MoEConfig`, which override those in `moe`.
 
-    **Raises:** ValueError where image and patch size do not fit or options of the sparse part contradict each other.
+    **Raises:** ValueError if the patch size does not divide the image size, for unknown values, and for options of the
+    sparse part that contradict each other.
     """
 
     head: nn.Module
-    head_bias_init = 0.0  # here too, since timm's constructor draws the weights before ours can say otherwise
+    head_bias_init = 0.0  # a class attribute too, because timm's constructor already initialises the weights
 
     def __init__(
         self,
@@ -143,17 +148,17 @@ class SparseVisionTransformer(VisionTransformer):
                 nn.init.zeros_(self.head.weight)
                 nn.init.constant_(self.head.bias, fill)
         self.head_bias_init = head_bias_init
-        self._start_head_bias()
+        self._initialise_head_bias()
 
     @property
     def ensemble_size(self) -> int:
-        """How many members the network has; 0 where it is no ensemble."""
+        """Number of members; 0 if the network is not an ensemble."""
         return 0 if self.moe is None else self.moe.ensemble_size
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Draws all weights anew, as timm does: experts as dense MLPs, balancing at 0."""
+        """Initialises all weights as timm does. Experts are initialised like dense MLPs, balancing biases are 0."""
         super().init_weights(mode, needs_reset)
-        self._start_head_bias()
+        self._initialise_head_bias()
         for number, block in enumerate(self.blocks):
             if isinstance(block.mlp, MoE):
                 expert_init = "apart" if self.moe is None else self.moe.expert_init
@@ -172,7 +177,7 @@ class SparseVisionTransformer(VisionTransformer):
                     block.mlp.fc2.weight.div_(scale)
 
     def no_weight_decay(self) -> set[str]:
-        """Also the experts' biases and norms: they are vectors, stacked into matrices, which timm would decay as
+        """timm's set, and the experts' biases and norms. These are stacked vectors, which timm would take for
         matrices."""
         experts = {
             f"{name}.{part}"
@@ -191,7 +196,7 @@ class SparseVisionTransformer(VisionTransformer):
             height, width = x.shape[1:3] if self.dynamic_img_size else self.patch_embed.grid_size
             positions = sincos2d(height, width, self.embed_dim, self.sincos_temperature, x.device)
             x = x.flatten(1, -2) + positions.to(x.dtype)
-        # timm's own drops nothing where no position embedding is learned.
+        # timm's method applies no dropout if there is no learned position embedding.
         return self.pos_drop(super()._pos_embed(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -206,9 +211,9 @@ class SparseVisionTransformer(VisionTransformer):
         return x.unflatten(0, (-1, self.ensemble_size)).mean(1)
 
     def forward_intermediates(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
-        """timm's method. An ensemble does not have it: some of its blocks have a row an image and some a row a member.
+        """timm's method.
 
-        **Raises:** ValueError for an ensemble.
+        **Raises:** ValueError for an ensemble: some of its blocks have one row per image, others one per member.
         """
         if self.ensemble_size:
             raise ValueError("an ensemble has no intermediate features of single images: call forward_features")
@@ -219,8 +224,8 @@ class SparseVisionTransformer(VisionTransformer):
         if isinstance(self.head, nn.Linear) and self.head_hidden_size != self.embed_dim:
             weight = self.head.weight
             self.head = nn.Linear(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
-        self._start_head_bias()
+        self._initialise_head_bias()
 
-    def _start_head_bias(self) -> None:
+    def _initialise_head_bias(self) -> None:
         if self.head_bias_init and isinstance(self.head, nn.Linear):
             nn.init.constant_(self.head.bias, self.head_bias_init)

@@ -1,4 +1,4 @@
-"""Changes a model inside a block, and restores its state afterwards."""
+"""Changes a model inside a `with` block, and restores its state afterwards."""
 
 import threading
 from collections.abc import Iterator
@@ -12,43 +12,43 @@ from vismoe.moe import Exchange, MoE, Product
 
 
 @dataclass
-class _Borrowed:
-    """A model inside `evaluating`: how many blocks it is in, and its modules' modes before the first."""
+class _OpenContexts:
+    """The open contexts of `evaluating` for one model: their number, and the modes of its modules before the first."""
 
-    blocks: int = 0
+    number: int = 0
     modes: list[tuple[nn.Module, bool]] = field(default_factory=list)
 
 
-_BORROWED: WeakKeyDictionary[nn.Module, _Borrowed] = WeakKeyDictionary()
+_CONTEXTS: WeakKeyDictionary[nn.Module, _OpenContexts] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the block the whole `model` is in evaluation mode. Afterwards, also after an error, each of its modules is
-    in the mode it was in: what was frozen in evaluation mode inside a training network stays so. Blocks of several
-    threads may overlap: the last to end restores."""
+    """Context in which `model` is in evaluation mode. Afterwards, also after an error, each module gets its own mode
+    back, so modules that are kept in evaluation mode while the network trains stay in it. Contexts in several threads
+    may overlap: the last one that ends restores the modes."""
     with _LOCK:
-        borrowed = _BORROWED.setdefault(model, _Borrowed())
-        if not borrowed.blocks:
-            borrowed.modes = [(module, module.training) for module in model.modules()]
-        borrowed.blocks += 1
+        contexts = _CONTEXTS.setdefault(model, _OpenContexts())
+        if not contexts.number:
+            contexts.modes = [(module, module.training) for module in model.modules()]
+        contexts.number += 1
         model.eval()
     try:
         yield
     finally:
         with _LOCK:
-            borrowed.blocks -= 1
-            if not borrowed.blocks:
-                del _BORROWED[model]
-                for module, training in borrowed.modes:
+            contexts.number -= 1
+            if not contexts.number:
+                del _CONTEXTS[model]
+                for module, training in contexts.modes:
                     module.training = training  # not `train()`, which would also change the module's children
 
 
 @contextmanager
 def using_backend(model: nn.Module, product: Product | None = None, exchange: Exchange | None = None) -> Iterator[None]:
-    """Inside the block the sparse layers of `model` use another product or exchange. Afterwards, also after an error,
-    each has its own again.
+    """Context in which the sparse layers of `model` use another product or exchange. Afterwards, also after an error,
+    each layer gets its own back.
 
     **Arguments:**
 

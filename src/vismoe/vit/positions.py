@@ -1,4 +1,4 @@
-"""Position embeddings: computed, or learned and resized to another image size, as the reference does."""
+"""Position embeddings: computed ones, and learned ones resized to another image size, as in the reference."""
 
 import math
 
@@ -13,21 +13,32 @@ TEMPERATURE = 10_000.0
 def sincos2d(
     height: int, width: int, dim: int, temperature: float = TEMPERATURE, device: torch.device | None = None
 ) -> Float[Tensor, "patches d"]:
-    """The position of each patch of a grid, row by row: sines and cosines of its column, then of its row, a quarter of
-    `dim` each, at angular frequencies from 1 down to 1 ÷ `temperature` (Chen et al. 2021, *MoCo v3*; the reference's).
+    """Position embeddings of the patches of a grid, row by row (Chen et al. 2021, *MoCo v3*; as in the reference).
 
-    **Raises:** ValueError where `dim` is not a multiple of 4 that is at least 8, or the temperature is not positive.
+    Each consists of sine and cosine of the patch's column, then of its row, `dim` ÷ 4 values each, with angular
+    frequencies from 1 down to 1 ÷ `temperature`.
+
+    **Arguments:**
+
+    - `height`, `width`: of the grid, in patches.
+    - `dim`: width of the embedding, a multiple of 4, at least 8.
+    - `temperature`: above 0; default 10 000.
+    - `device`: device of the result; default: torch's.
+
+    **Returns:** (height · width, dim) float32.
+
+    **Raises:** ValueError for another `dim` or temperature.
     """
     if dim % 4 or dim < 8 or not temperature > 0:
         raise ValueError(
-            f'embed_dim={dim}, pos_embed_temperature={temperature}: pos_embed="sincos2d" takes a multiple of 4 that '
-            "is at least 8, and a positive temperature"
+            f'embed_dim={dim}, pos_embed_temperature={temperature}: accepted for pos_embed="sincos2d" are a multiple '
+            "of 4 that is at least 8, and a positive temperature"
         )
     quarter = dim // 4
     frequency = 1 / temperature ** (torch.arange(quarter, device=device, dtype=torch.float32) / (quarter - 1))
 
     def waves(length: int) -> Tensor:
-        # No matrix product: autocast would round it.
+        # Not a matrix product, which autocast would round.
         angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
         return torch.cat([angle.sin(), angle.cos()], -1)
 
@@ -37,26 +48,36 @@ def sincos2d(
 
 
 def resize_positions(positions: Float[Tensor, "1 N dim"], tokens: int) -> Float[Tensor, "1 M dim"]:
-    """Resizes the square of patches of a position embedding, see `zoom`.
+    """Resizes the position embedding of a square grid of patches, see `zoom`.
 
     **Arguments:**
 
-    - `positions`: of N patches, or of a class token and N - 1 patches. The class token's row is kept as it is.
-    - `tokens`: M, the new number of tokens, with or without a class token.
+    - `positions`: (1, N, dim), of N patches, or of a class token and N − 1 patches. The class token's row is unchanged.
+    - `tokens`: new number of tokens M, with or without a class token.
 
-    **Raises:** ValueError where patches form no square, or `tokens` has a class token and `positions` has none.
+    **Returns:** (1, M, dim).
+
+    **Raises:** ValueError if the patches do not form a square, or if only `tokens` has a class token.
     """
     (grid, token), (new_grid, new_token) = _grid(positions.shape[1]), _grid(tokens)
     if new_token and not token:
-        raise ValueError(f"a position embedding of {grid} × {grid} patches alone cannot be one of {tokens} tokens")
+        raise ValueError(
+            f"a position embedding of {grid} × {grid} patches has no class token, so it cannot be resized to {tokens} "
+            "tokens"
+        )
     kept = positions if new_token == token else positions[:, 1:]
     return kept if grid == new_grid else zoom(kept, (grid, grid), (new_grid, new_grid))
 
 
 def zoom(positions: Float[Tensor, "1 old d"], old: tuple[int, int], new: tuple[int, int]) -> Float[Tensor, "1 new d"]:
-    """Resizes position embeddings from one grid of patches to another, as the reference's `vit_zoom`: bilinear, the
-    corners stay where they are (timm's and PyTorch's default keeps the edges instead, and gives other values). Rows
-    before the patches, such as the class token's, are kept."""
+    """Resizes position embeddings from one grid of patches to another, as the reference's `vit_zoom` does: bilinear
+    interpolation with aligned corners. (timm and PyTorch do not align corners by default, so their values differ.)
+
+    **Arguments:**
+
+    - `positions`: (1, N, d). Rows before the patches, such as the class token's, are unchanged.
+    - `old`, `new`: (height, width) of the grids, in patches.
+    """
     prefix = positions.shape[1] - old[0] * old[1]
     grid = positions[:, prefix:].double().unflatten(1, old).movedim(-1, 1)
     resized = F.interpolate(grid, new, mode="bilinear", align_corners=True)
@@ -64,9 +85,9 @@ def zoom(positions: Float[Tensor, "1 old d"], old: tuple[int, int], new: tuple[i
 
 
 def _grid(tokens: int) -> tuple[int, bool]:
-    """Patches on a side, and whether there is a class token."""
+    """The side of the grid in patches, and whether there is a class token."""
     for token in (False, True):
         side = math.isqrt(max(tokens - token, 0))
         if side and side * side == tokens - token:
             return side, token
-    raise ValueError(f"{tokens} tokens are no square of patches, with a class token or without one")
+    raise ValueError(f"{tokens} tokens do not form a square grid of patches, with or without a class token")

@@ -1,4 +1,4 @@
-"""Architectures by name: one table of sizes, crossed with placements and numbers of experts."""
+"""Architectures by name: one table of sizes, combined with the sparse blocks and the numbers of experts."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,26 +11,34 @@ PAPER_MOE = {
     "capacity_factor": 1.05,
     "eval_capacity_factor": "none",
 }
-"""Riquelme et al. 2021, appendix B: what the paper trained with."""
+"""The paper's options (Riquelme et al. 2021, appendix B)."""
 
 
 def fine_grained(mlp_dim: int) -> dict[str, Any]:
-    """Many narrow experts, three a token, beside one that all tokens share, each a quarter of the MLP's width, so that
-    a token costs as much as with the MLP; sigmoid gates that sum to 1 (Dai et al. 2024, *DeepSeekMoE*; DeepSeek-V3's
-    gates)."""
+    """Fine-grained experts (Dai et al. 2024, *DeepSeekMoE*): each has a quarter of the MLP's width; a token uses three
+    of them, and one that all tokens share. So a token costs as much as with the MLP. The gates are sigmoids that sum to
+    1, as in DeepSeek-V3."""
     quarter = mlp_dim // 4
     fields = {"router": "sigmoid", "experts_per_token": 3, "combine": "renormalized", "expert_hidden_dim": quarter}
     return fields | {"shared": True, "shared_hidden_dim": quarter}
 
 
 CONV_STEM_AND_MEAN = {"stem": "conv", "class_token": False, "global_pool": "avg"}
-"""What helps a small network when there are few epochs to learn in (docs/training.md, Fashion-MNIST)."""
+"""Arguments that help small networks in short trainings (docs/training.md, Fashion-MNIST)."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of a trunk. `placements`: which blocks may be sparse. `experts`: accepted numbers of experts. `parts`:
-    further arguments of the network."""
+    """The shape of a trunk.
+
+    - `dim`, `depth`, `heads`, `mlp_dim`: width, number of blocks, attention heads, hidden width of the MLPs.
+    - `patch`, `image`: side of a patch and of an image, in pixels.
+    - `placements`: which blocks are sparse, one preset each (see `MoEConfig.moe_layers`).
+    - `experts`: numbers of experts, one preset each.
+    - `paper`: whether the presets have the paper's options.
+    - `pos_embed_std`: standard deviation of the initial position embedding.
+    - `parts`: further arguments of the network.
+    """
 
     dim: int
     depth: int
@@ -46,16 +54,16 @@ class Size:
 
 
 SIZES = {
-    # The paper's (Riquelme et al. 2021, table 2 and appendix B); their S is not timm's.
+    # The paper's sizes (Riquelme et al. 2021, table 2 and appendix B). Its S is not timm's S.
     "s32": Size(512, 8, 8, 2048, 32, 224, paper=True),
     "b32": Size(768, 12, 12, 3072, 32, 224, paper=True),
     "b16": Size(768, 12, 12, 3072, 16, 224, paper=True),
     "l32": Size(1024, 24, 16, 4096, 32, 224, paper=True),
     "l16": Size(1024, 24, 16, 4096, 16, 224, paper=True),
     "h14": Size(1280, 32, 16, 5120, 14, 224, ("every-2", "last-5"), paper=True),
-    # Depth, placement, E and k are published, the widths are not: these meet the published count of 14.7 B parameters.
+    # Depth, sparse blocks, E and k are published, the widths are not: these give the published 14.7 B parameters.
     "15b": Size(1408, 48, 16, 6400, 14, 224, ("every-2",), (32,), paper=True),
-    # timm's shapes.
+    # timm's sizes.
     "tiny_patch16_224": Size(192, 12, 3, 768, 16, 224),
     "small_patch16_224": Size(384, 12, 6, 1536, 16, 224),
     "base_patch16_224": Size(768, 12, 12, 3072, 16, 224),
@@ -70,7 +78,12 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Preset:
-    """A network by name: `arguments` are those of `SparseVisionTransformer`, image mean and std are 0.5."""
+    """A named architecture. Images are normalised with mean and std 0.5.
+
+    - `name`: name of the preset.
+    - `image`: height and width of an image, in pixels.
+    - `arguments`: arguments of `SparseVisionTransformer`.
+    """
 
     name: str
     image: int
@@ -85,7 +98,7 @@ def _arguments(size: Size) -> dict[str, Any]:
         "depth": size.depth,
         "num_heads": size.heads,
         "mlp_ratio": size.mlp_dim / size.dim,
-        # Xavier, as the reference has it: timm's default starves narrow models, and twins must share a scheme.
+        # Xavier, as in the reference. timm's default is too small for narrow models; sparse and dense need one scheme.
         "weight_init": "jax",
     }
     arguments |= size.parts
@@ -115,5 +128,5 @@ PRESETS = _presets()
 
 
 def dense_twin(name: str) -> str:
-    """The preset with the same trunk and no experts."""
+    """The name of the preset with the same trunk and no experts."""
     return next(f"vmoe_{size}_dense" for size in SIZES if name.startswith(f"vmoe_{size}_"))

@@ -66,7 +66,7 @@ class Stored:
             side = math.isqrt(state["pos_embed"].shape[1])
             state = state | {"pos_embed": zoom(state["pos_embed"], (side, side), model.patch_embed.grid_size)}
         for path, module in model.named_modules():
-            if isinstance(module, BalancedRouter):  # its biases start at 0, however it was balanced before
+            if isinstance(module, BalancedRouter):  # balancing starts at 0 if the weights have no biases
                 state = {f"{path}.{name}": buffer for name, buffer in module.named_buffers()} | state
         differing = {name for name in set(expected) ^ set(state) if not name.startswith("head.")}
         differing |= {name for name in set(expected) & set(state) if expected[name].shape != state[name].shape}
@@ -107,18 +107,23 @@ def take_over(model: nn.Module, trained: nn.Module, source: str) -> None:
     differing = sorted(set(state) ^ kept_names)
     differing += [name for name in kept_names & set(state) if state[name].shape != target[name].shape]
     if differing:
-        raise ValueError(f"{source} is of another network than the recipe's: they differ in {', '.join(differing[:3])}")
+        raise ValueError(f"{source} has another network than the recipe: they differ in {', '.join(differing[:3])}")
     model.load_state_dict(state, strict=False)
 
 
 def set_max_level(model: Any, max_level: int) -> None:
-    """Sets the level that is white in images of 16 bits, which a model folder keeps.
+    """Sets the white level of 16-bit images, which is saved in the model folder.
 
-    **Raises:** ValueError for a network of transformers', whose folders have no place for it.
+    **Arguments:**
+
+    - `model`: the network, changed in place.
+    - `max_level`: the white level, 1 to 65535.
+
+    **Raises:** ValueError for a network of transformers', whose folders cannot store it.
     """
     if isinstance(model, TransformersNetwork):
         raise ValueError(
-            f"max_level={max_level}: folders of transformers' networks cannot keep it: convert the images to 8 bits"
+            f"max_level={max_level}: folders of transformers' networks cannot store it: convert the images to 8 bits"
         )
     model.pretrained_cfg |= {"max_level": max_level}
 
@@ -139,7 +144,7 @@ def set_image_size(model: Any, image_size: int, source: str) -> None:
         raise ValueError(f"image_size={image_size}: for {source} it must be a multiple of the patch size {patch[0]}")
     input_size = data_config(model)["input_size"]
     if isinstance(model, TransformersNetwork) and model.resizable:
-        model.set_input_size(image_size)  # its own size may differ from that of its images
+        model.set_input_size(image_size)  # the network's own size may differ from that of its preprocessing
     if (image_size, image_size) == tuple(input_size[1:]):
         return
     if not getattr(model, "resizable", True):

@@ -26,7 +26,7 @@ class Published:
     - `data`: data set of its last training.
     - `accuracy`: published top-1, 0 to 1, on the test set (ILSVRC2012: validation set); None: not published.
     - `preprocessing`: timm's data configuration for evaluation (pixels in [-1, 1], as for all presets).
-    - `members`: members of an ensemble, which share the experts out among them; default 1: no ensemble.
+    - `members`: number of members of an ensemble, each with its own experts; default 1: no ensemble.
     - `experts_per_token`: experts per token of each member; used only for ensembles.
     - `representation`: whether there is a representation layer before the classifier.
     - `bfloat16_exchange`: whether inputs and outputs of the experts are rounded to bfloat16 (the configurations'

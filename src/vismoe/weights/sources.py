@@ -112,7 +112,7 @@ def unknown_preset(name: str) -> ValueError:
 
 
 def _near_names(text: str) -> str:
-    """What may be meant by a name that is no path: presets and timm's models; "" where nothing is near."""
+    """Presets and timm models with a similar name, as the end of an error message; "" if there are none."""
     if timm.is_model(text):
         near = [f"{TIMM}{text}"]
     else:

@@ -1,1 +1,1 @@
-"""Verbs that run a model."""
+"""Commands that run a model."""

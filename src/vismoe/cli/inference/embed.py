@@ -36,14 +36,12 @@ def embed(
     Example: vismoe embed runs/demo --data digits --out digits.npy
 
     Args:
-        model: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (downloads), or a preset (random
-            weights).
-        images: Image files or folders of images; damaged files are listed and left out.
+        model: Run folder, model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG, or preset (random weights).
+        images: Image files or folders of images; unreadable files are listed and left out.
         out: FILE.npy: a float32 array (images, features), with a table FILE.csv of files and labels next to it.
             FILE.parquet: both in one file. An existing file is not overwritten.
-        data: Data set instead of images: digits, fashion-mnist, a folder with one folder per class, or a folder of
-            images with a metadata.csv. All splits are written, training images first.
-            The column "part" has each image's split, if the data set has splits.
+        data: Data set instead of images: digits, fashion-mnist, class folders, or images with a metadata.csv.
+            All splits are written, training images first; the column "part" has each image's split.
         format: npy or parquet; default: that of the file's suffix.
         views: Views of each image whose features are averaged.
         image_size: Image size in pixels, a multiple of the patch size; default: the model's.

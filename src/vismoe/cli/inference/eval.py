@@ -37,20 +37,18 @@ def evaluate_model(
     Example: vismoe eval runs/demo --data digits
 
     Args:
-        model: A run folder, a model folder, an exported .onnx file, PRESET.TAG (published weights, downloaded), or a
-            preset (random weights).
-        data: "digits", "fashion-mnist", or a folder (or zip) of class folders, or of images with a metadata.csv. The
-            test split is evaluated where there is one, else the validation split, else all images. Classes are
-            matched by name. Unset: the run's own data set, in the run's splits.
-        group: Column of metadata.csv. Prints the accuracy for each of its values, worst first, with 95 % intervals,
-            and marks the values that are significantly below the rest.
-        max_unreadable: Largest fraction of files that may be unreadable, 0 to 1. Unreadable files are listed and left
-            out.
-        json: Print one JSON object. Rates are between 0 and 1.
+        model: Run folder, model folder, .onnx file, timm:NAME, hf:ORG/NAME, PRESET.TAG, or preset (random weights).
+        data: digits, fashion-mnist, or a folder (or zip) of class folders, or of images with a metadata.csv.
+            The test split is evaluated; without one the validation split, without that all images.
+            Classes are matched by name. Default: the run's own data set, with the run's splits.
+        group: Column of metadata.csv: prints the accuracy for each value, worst first, with 95 % intervals.
+            Values that are significantly below the rest are marked.
+        max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
+        json: Print one JSON object; rates are between 0 and 1.
         device: Device: auto, cpu, cuda or mps.
         dtype: Data type of the computation; bfloat16 uses autocast.
         batch_size: Images per forward pass.
-        workers: Worker processes that load images; 0 loads them in the main process.
+        workers: Number of data loading worker processes; 0: the main process.
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
@@ -60,21 +58,21 @@ def evaluate_model(
     task = task_of(network)
     opened = task.align_classes(open_set(model, data, task=task))
     is_test = opened.val_is_test or (run is not None and run.test_files is not None)
-    part = "test" if is_test else "held-out" if opened.train else "all"
+    split = "test" if is_test else "held-out" if opened.train else "all"
     if run is not None:
         opened = replace(opened, train=None)
     if group is not None:
         check_column(replace(opened, train=None), group, "group")
     opened = check_images(opened, max_unreadable, workers)
     note_set(opened, network, run is not None)
-    if part == "all" and Path(model).exists() and Run.of(model) is None:
+    if split == "all" and Path(model).exists() and Run.of(model) is None:
         note(f"the training images of {model} are not known: if they are among these images, the metrics are too good")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers)
     figures: dict[str, Any] = {
         "model": model,
         "data": data,
-        "part": part,
+        "part": split,
         "images": len(opened.val),
         "unreadable": len(opened.left_out),
         **result.metrics,
@@ -100,7 +98,7 @@ def evaluate_model(
 def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
     """The metrics as lines of text."""
     titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
-    # The loss comes before what is derived from probabilities.
+    # The calibration error comes last.
     names = sorted(result.metrics, key=lambda name: name == "calibration_error")
     metrics = [f"{titles.get(name, name.replace('_', ' '))} {result.metrics[name]:.4f}" for name in names]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""

@@ -37,24 +37,21 @@ def fewshot(
     """Evaluate a model's features with a few labelled images per class (few-shot accuracy).
 
     Two classifiers are fitted on the features of a few training images: least squares in closed form, and 20 nearest
-    neighbours. Accuracy is the mean and standard deviation over seeds on the validation split, for a run of finetune on
-    its test split.
+    neighbours. Accuracy is measured on the validation split (for a run of finetune, on its test split). The table has
+    its mean and standard deviation over seeds.
 
     Example: vismoe fewshot runs/demo --data digits --shots 1,5
 
     Args:
-        model: A run folder, a model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (downloads), or a preset (random
-            weights).
-        data: Data set: digits, fashion-mnist, a folder with one folder per class, or a folder of images with a
-            metadata.csv; without splits, a random quarter is the validation split.
-            Default: the data set and the splits of the run that MODEL is.
+        model: Run folder, model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG, or preset (random weights).
+        data: Data set: digits, fashion-mnist, class folders, or images with a metadata.csv.
+            Without splits, a random quarter is the validation split. Default: the run's own data set and splits.
         shots: Numbers of training images per class, comma-separated; those too large for a class are left out.
             Up to 25 further images per class select the regularisation.
         seeds: Number of seeds; each draws other training images.
         protocol: How the regularisation is selected. validated: on the further images.
-            reference: from 2^-10 to 2^19 on the evaluated images themselves, as in google-research/vmoe, for comparison
-            with published accuracies.
-        max_unreadable: Max fraction of unreadable files in a folder; they are listed and left out.
+            reference: on the evaluated images, as in google-research/vmoe, to compare with published accuracies.
+        max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
         json: Print one JSON object; accuracies are between 0 and 1.
         image_size: Image size in pixels, a multiple of the patch size; default: the model's.
             Time grows with the square of the size.

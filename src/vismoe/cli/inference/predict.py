@@ -35,8 +35,7 @@ def predict_images(
     Example: vismoe predict runs/demo runs/demo/samples --topk 3
 
     Args:
-        model: A run folder, a model folder, an exported .onnx file, timm:NAME, hf:ORG/NAME or PRESET.TAG (downloads),
-            or a preset (random weights).
+        model: Run folder, model folder, .onnx file, timm:NAME, hf:ORG/NAME, PRESET.TAG, or preset (random weights).
         images: Image files or folders of images; damaged files in folders are listed and left out.
         topk: Number of classes to print per image.
         format: Output format: table, json (one array) or csv (with a header).

@@ -33,7 +33,7 @@ def densify_model(
     """Turn a sparse model into a dense one, or into one with fewer experts, for the images of a data set.
 
     The use of the experts is measured on the training split (without one, on all images). Loss and score before and
-    after are printed for the validation split, for a run of finetune the test split.
+    after are printed for the validation split; for a run of finetune, for the test split.
 
     Example: vismoe densify runs/digits dense --data digits
 
@@ -42,11 +42,11 @@ def densify_model(
         destination: Model folder to write.
         data: Data set: digits, fashion-mnist, or a folder (see vismoe eval). A run's data set keeps the run's splits.
         num_experts: Number of experts to keep in each layer; 0: the model becomes dense.
-        how: merge: average the experts' weights by how much each is used; expert: keep the most used experts unchanged,
-            drop the others.
-        images: Max number of images to measure the use of the experts on.
+        how: merge: average the experts' weights, weighted by how much each is used.
+            expert: keep the most used experts unchanged, and drop the others.
+        images: Largest number of images on which the use of the experts is measured.
         batch_size: Images per forward pass.
-        max_unreadable: Max fraction of unreadable files in a folder; they are listed and left out.
+        max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
     """
     if images < 1 or batch_size < 1 or num_experts < 0:
         raise ValueError(
@@ -72,9 +72,9 @@ def densify_model(
 
 
 def _pixels(model: nn.Module, data: Data, images: int, batch_size: int) -> Iterator[Tensor]:
-    part = data.train_and_val[0]
-    part = part.subset(range(0, len(part), max(1, -(-len(part) // images))))
-    for batch in evaluation_batches(part, evaluation_transform(data_config(model)), batch_size):
+    split = data.train_and_val[0]
+    chosen = split.subset(range(0, len(split), max(1, -(-len(split) // images))))
+    for batch in evaluation_batches(chosen, evaluation_transform(data_config(model)), batch_size):
         yield batch["image"]
 
 

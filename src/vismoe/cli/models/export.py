@@ -26,9 +26,9 @@ def export(
     Example: vismoe export runs/demo digits.onnx --dynamic-batch
 
     Args:
-        model: A run folder, a model folder, PRESET.TAG (published weights, downloaded), or a preset (random weights).
+        model: Run folder, model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG, or preset (random weights).
         dst: File to write, with the suffix .onnx; an existing file is not overwritten.
-        format: onnx: standard ONNX operators; each expert computes only its own tokens.
+        format: Format: onnx (standard ONNX operators; each expert computes only its own tokens).
         dynamic_batch: Accept batches of any size; without it, the size is fixed by --batch-size.
         batch_size: The fixed batch size; not used with --dynamic-batch.
         json: Print the result as one JSON object.

@@ -40,16 +40,15 @@ def upcycle_model(
         source: Dense model: a run folder, a model folder, or timm:NAME, hf:ORG/NAME, PRESET.TAG (downloads).
         destination: Model folder to write.
         num_experts: Number of experts in each sparse layer.
-        layers: Sparse blocks: last-N (the last N of the odd blocks 1, 3, 5, …), every-N, or block numbers from 0 on,
-            such as 1,3,5.
-        k: Number of experts per token; default: 1, with --split as many as that.
-        experts: full: each expert is a copy of the parent's MLP, which can be perturbed, split and merged.
-            low-rank: the MLP is frozen, experts are low-rank differences (the default of vismoe finetune).
+        layers: Sparse blocks: last-N (of the odd blocks 1, 3, 5, …), every-N, or block numbers from 0 such as 1,3,5.
+        k: Number of experts per token; default: the value of --split.
+        experts: full: each expert is a copy of the parent's MLP.
+            low-rank: each expert is a low-rank difference from the frozen MLP (the default of vismoe finetune).
         rank: Rank of low-rank experts.
-        shared: Keep the parent's MLP for every token, and add new experts of a quarter of its width.
-        split: Split each copy of the MLP into this many smaller experts; k is then this number.
+        shared: Keep the parent's MLP for every token, and add new experts with a quarter of its width.
+        split: Cut each copy of the MLP into this many smaller experts; k is then this number.
         perturb: Noise added to the copies, as a fraction of each weight's standard deviation.
-        block_list: Name of the module with the blocks, for networks with several lists of blocks.
+        block_list: Path of the list of blocks, for networks with several lists.
         only_differences: Write only the tensors that differ from SRC; the folder then needs SRC to be loaded.
         seed: Seed of the routers and other new weights.
     """

@@ -1,4 +1,4 @@
-"""The set that --data names on the command line."""
+"""Opens the data set that --data names."""
 
 from pathlib import Path
 
@@ -29,8 +29,11 @@ def open_set(
     splits of the run.
 
     **Arguments:**
+
+    - `model`: the text of MODEL.
+    - `data`: the text of --data; None: not given.
     - `split_seed`, `workers`: see `open_data`; not used for a run's own data set.
-    - `task`: the model's task, which opens the data set; None: `open_data` does.
+    - `task`: the model's task, which opens the data set; default None: `open_data` does.
 
     **Raises:** as `own_run`, `run_splits` and `open_data`.
     """

@@ -1,4 +1,4 @@
-"""The model that MODEL names on the command line."""
+"""Opens the model that MODEL names."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from .notes import note
 
 
 def open_model(name: str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
-    """Opens a model as `vismoe.weights.open_source` does, with a note for a preset, whose weights are random."""
+    """Opens a model as `vismoe.weights.open_source` does. Prints a note for a preset, whose weights are random."""
     source = parse_source(name)
     if not source.is_trained:
         note(f"{name} is a preset: its weights are random")

@@ -14,12 +14,12 @@ def note(text: str) -> None:
 
 
 def warn_of_weakness(weakness: str | None, shortage: str | None, option: str) -> None:
-    """Prints warnings on stdout if a trained network is no better than chance or its training was too short.
+    """Prints warnings on stdout if a trained network is no better than chance, or if its training was too short.
 
     **Arguments:**
-    - `weakness`: see `vismoe.tasks.Evaluation`.
-    - `shortage`: see `vismoe.training.Recipe`.
-    - `option`: the option that makes the training longer.
+    - `weakness`: see `vismoe.tasks.Evaluation`; None: no warning.
+    - `shortage`: see `vismoe.training.Recipe`; None: no warning.
+    - `option`: the option that makes the training longer, such as --steps.
     """
     if weakness is not None:
         print(f"warning: {weakness}")
@@ -28,16 +28,21 @@ def warn_of_weakness(weakness: str | None, shortage: str | None, option: str) ->
 
 
 def refuse_existing(path: Path) -> None:
-    """Raises FileExistsError where the path exists."""
+    """Raises FileExistsError if the path exists."""
     if path.exists():
         raise FileExistsError(f"{path} exists: choose another one, or remove it")
 
 
 def note_set(data: Data, model: nn.Module, is_own: bool) -> None:
-    """Prints what a user should know of a set: the files that are left out, the folders that are not read, and levels
-    of images of 16 bits that the model takes as black or white.
+    """Prints notes about a data set: files that are left out, folders that are not read, and 16-bit images that are
+    nearly black or white for the model.
 
-    **Arguments:** `is_own`: whether it is the own set of the model's run, whose training said of its folders.
+    **Arguments:**
+
+    - `data`: the data set.
+    - `model`: the network.
+    - `is_own`: whether the model was trained on this data set. The training has then already printed the notes about
+      folders.
     """
     for entry in data.left_out:
         note_left_out(entry)

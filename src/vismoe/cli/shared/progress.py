@@ -1,4 +1,4 @@
-"""Progress bars: live in a terminal; elsewhere, a line from time to time."""
+"""Progress: a live display in a terminal; elsewhere a line from time to time."""
 
 import math
 import time
@@ -13,7 +13,7 @@ from vismoe.training import Status
 
 LEVELS = " ▁▂▃▄▅▆▇█"
 QUIET = 10.0
-"""Seconds between two lines of `ImageProgress`."""
+"""Seconds between two lines of `ImageProgress` outside a terminal."""
 
 
 class TrainingProgress:
@@ -53,7 +53,7 @@ class TrainingProgress:
             self._print(f"{self.title}: {_line(status)}")
 
     def log(self, line: str) -> None:
-        """Prints a line, above the live display where there is one."""
+        """Prints a line, above the live display if there is one."""
         if self.live is not None:
             self.console.print(line, markup=False, highlight=False)
         else:
@@ -62,7 +62,7 @@ class TrainingProgress:
     def _print(self, line: str) -> None:
         try:
             print(line, file=self.console.file, flush=True)
-        except BrokenPipeError:  # the reader has closed the pipe, as `head` does; the training goes on
+        except BrokenPipeError:  # the reader has closed the pipe, as `head` does; the training continues
             self.printed = math.inf
 
 
@@ -115,7 +115,7 @@ def _figures(status: Status) -> Table:
     table.add_row("loss", f"{status.loss:.3f}", *accuracy, "validation", validation)
     table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
     for name, load in status.load.items():
-        # Full height is twice the mean: an even load is a row of half-high bars.
+        # Full height is twice the mean, so an even load is a row of bars of half height.
         bars = "".join(LEVELS[min(8, round(share * len(load) * 4))] for share in load)
         table.add_row(
             name.removesuffix(".mlp").replace("blocks.", "block "), bars, "max ÷ mean", f"{max(load) * len(load):.2f}"

@@ -12,7 +12,7 @@ REGISTRY = ConstructorRegistry()
 
 @REGISTRY.primitive_rule
 def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """tyro's rule for X, with None as the default."""
+    """tyro's rule for X, but None is accepted as the default."""
     kinds = get_args(info.type)
     if len(kinds) != 2 or NoneType not in kinds:
         return None

@@ -1,1 +1,1 @@
-"""Verbs that train."""
+"""Commands that train."""

@@ -13,20 +13,20 @@ from ..shared.progress import TrainingProgress
 
 
 def demo(out: Path = Path("runs/demo"), steps: int | None = None, seed: int = 0) -> None:
-    """Train a small V-MoE and its dense twin on real handwritten digits, and show what came out.
+    """Train a small V-MoE and its dense twin on handwritten digits, and compare them.
 
     Example: vismoe demo
 
     Args:
-        out: Run folder of the sparse twin; the dense twin's is in it. An earlier demo there is begun afresh.
-        steps: Optimiser steps of each; the recipe's unless said.
-        seed: Decides initial weights, order and augmentation.
+        out: Run folder of the sparse network; that of the dense twin is inside it. An earlier demo there is replaced.
+        steps: Number of optimiser steps for each network; default: the recipe's.
+        seed: Seed of the initial weights, the order of images and the augmentation.
     """
     console, recipes = Console(), twins(steps, seed)
     if clear(out):
-        console.print(f"{out} held an earlier demo: begun afresh", soft_wrap=True)
+        console.print(f"{out} had an earlier demo, which is replaced", soft_wrap=True)
     console.print(
-        "1,797 handwritten digits of 8 × 8 pixels (scikit-learn's), a random quarter for validation.\n"
+        "1,797 handwritten digits of 8 × 8 pixels (scikit-learn's); a random quarter is the validation split.\n"
         "A V-MoE with 8 experts in every second block and its dense twin: same trunk, initial weights and recipe.",
         soft_wrap=True,
     )
@@ -36,7 +36,7 @@ def demo(out: Path = Path("runs/demo"), steps: int | None = None, seed: int = 0)
 
 
 class _Progress:
-    """The progress of one training after the other."""
+    """The progress of several trainings, one after the other."""
 
     def __init__(self, console: Console):
         self.console, self.current = console, TrainingProgress("", console)
@@ -58,7 +58,7 @@ def _report(console: Console, results: Demo, out: Path) -> None:
     twin_results = (results.sparse, results.dense)
     table.add_row("accuracy", *(f"{each.top1:.4f}" for each in twin_results), "")
     for title, figure in (
-        ("parameters in all", lambda each: each.cost.parameters),
+        ("parameters", lambda each: each.cost.parameters),
         ("parameters active per token", lambda each: each.cost.active_parameters),
         ("MACs per image", lambda each: each.cost.multiplications),
         ("images/s, forward", lambda each: each.images_per_second),
@@ -67,8 +67,8 @@ def _report(console: Console, results: Demo, out: Path) -> None:
         table.add_row(title, *(f"{value:,.0f}" for value in values), f"{values[0] / values[1]:.2f}")
     console.print(table)
     console.print(
-        f"3-nearest-neighbours on the same split: {results.nearest_neighbours:.4f}. Digits this small "
-        "need no experts:\nthe demo shows the machinery, not a gain.\n"
+        f"3-nearest-neighbours on the same split: {results.nearest_neighbours:.4f}. Such small images do not need "
+        "experts:\nthe demo shows how training works, not that experts are better.\n"
         "In the repository, benchmarks/digits_twins.py compares the twins over seeds.\n",
         soft_wrap=True,
     )
@@ -76,7 +76,7 @@ def _report(console: Console, results: Demo, out: Path) -> None:
         _, *best = prediction.cells().values()
         console.print(f"{prediction.image}: {', '.join(best)}", soft_wrap=True, highlight=False)
     console.print(
-        f"\nWhich expert each patch went to: {out / 'routing.png'}\n\nNext:\n"
+        f"\nThe expert of each patch: {out / 'routing.png'}\n\nNext:\n"
         f"  vismoe eval {out} --data digits\n"
         f"  vismoe predict {out} {out / 'samples'}\n"
         "  vismoe train digits --num-experts 32 --out runs/e32\n"

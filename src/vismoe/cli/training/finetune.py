@@ -37,45 +37,45 @@ def finetune_folder(
     workers: int = 0,
     device: str = "auto",
 ) -> None:
-    """Train a classifier on your own images: check them, split them, train, test, and write all into a run folder.
+    """Train a classifier on your own images: check them, split them, train, test, and write everything to a run folder.
 
-    To continue an interrupted run, give the same command again. Example: vismoe finetune --data digits --epochs 2
+    To continue an interrupted run, give the same command again.
+
+    Example: vismoe finetune --data digits --epochs 2
 
     Args:
-        data: Folder with one folder of images per class, or with images and a metadata.csv (columns file_name and
-            label); a zip of one; digits or fashion-mnist.
-        source: Network to start from: a run or model folder, timm:NAME, hf:ORG/NAME or PRESET.TAG (downloaded), or a
-            preset (random weights). By default a small network is trained from scratch, which is much less accurate.
+        data: Folder with one folder of images per class, or of images with a metadata.csv (file_name, label).
+            A zip of such a folder, digits and fashion-mnist are accepted too.
+        source: Network to start from: a run or model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG, or a preset.
+            Without it, a small network is trained from scratch, which is much less accurate.
         sparse: Replace MLPs of a dense network by experts (upcycling), or train a sparse network from scratch.
-        dense: Train a dense network. This is the default, unless the network is sparse or an option of experts is
-            given.
-        out: Run folder; by default the first free one of runs/finetune, runs/finetune-2, …
-        train: Which weights are trained: all; last-third of the blocks, and the head; experts, and the head; head
-            (logistic regression on the features). auto: last-third of a trained network on a CPU, otherwise all.
+        dense: Train a dense network. This is the default, unless the network is sparse or options of experts are given.
+        out: Run folder; default: the first free one of runs/finetune, runs/finetune-2, …
+        train: Trained weights: all; last-third (last third of the blocks, and the head); experts (and the head); head.
+            auto: last-third for a trained network on a CPU, otherwise all.
         freeze_router: Freeze the routers and their load balancing.
-        num_experts: Number of experts per sparse layer, when upcycling.
-        layers: Blocks to upcycle: last-N (of the odd ones), every-N, or block numbers from 0 such as 8,10.
-        experts: low-rank: the MLP is frozen and each expert adds a trained low-rank difference. full: each expert is a
-            trained copy of the MLP.
-        image_size: Height and width in pixels. By default at most 112 on a CPU and 224 elsewhere; up to twice that if
-            the images are larger and a linear classifier is better there.
-        max_level: White level of 16-bit grey images, such as 4095 for 12-bit data; by default the network's, or 65535.
-        epochs: Passes over the training images. By default at most 12 (from scratch 80), and on a CPU no more than
-            about 8 minutes of two cores allow.
-        batch_size: Images per step; by default 32, from scratch 64.
-        learning_rate: Peak learning rate; by default 2e-4, from scratch 2e-3.
-        class_weights: Weight of rare classes in the loss: each class weighs (mean class size / its size) to this power.
-            0: none. With 0.5 rare classes are found more often and common ones less.
-        dtype: Autocast dtype of training; auto: bfloat16 if the device multiplies it natively.
-        seed: Seed of the split, new weights, order and augmentation. If --from is a run on the same images, its split
-            is kept.
+        num_experts: Number of experts per sparse layer when upcycling.
+        layers: Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as 8,10.
+        experts: low-rank: each expert adds a trained low-rank difference to the frozen MLP.
+            full: each expert is a trained copy of the MLP.
+        image_size: Height and width in pixels; default: at most 112 on a CPU and 224 elsewhere.
+            If the images are larger, up to twice that, if a linear classifier is better there.
+        max_level: White level of 16-bit grey images, such as 4095 for 12-bit data; default: the network's, or 65535.
+        epochs: Number of epochs; default: at most 12 (from scratch 80), on a CPU limited to about 8 minutes of 2 cores.
+        batch_size: Images per step; default: 32, from scratch 64.
+        learning_rate: Peak learning rate; default: 2e-4, from scratch 2e-3.
+        class_weights: Class weights in the loss: (mean class size / class size) to this power; 0: all weigh the same.
+            With 0.5, rare classes are found more often and common ones less often.
+        dtype: Autocast dtype in training; auto: bfloat16 if the device has instructions for it.
+        seed: Seed of the split, new weights, order and augmentation.
+            If --from is a run on the same images, its split is kept.
         group_column: Column of metadata.csv with groups (patient, video, site): each group stays in one split.
-        max_unreadable: Largest fraction of damaged files. They are named and left out.
-        workers: Processes that prepare images; 0: none.
-        device: auto, cpu, cuda or mps.
+        max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
+        workers: Number of data loading worker processes; 0: the main process.
+        device: Device: auto, cpu, cuda or mps.
     """
     if sparse and dense:
-        raise ValueError("--sparse and --dense: one of them")
+        raise ValueError("--sparse and --dense: give only one of them")
     options = Options(
         data,
         source,
@@ -106,11 +106,11 @@ def finetune_folder(
             log=progress.log,
         )
     if finetuned.run.writes:
-        _tell(finetuned, options)
+        _print_result(finetuned, options)
 
 
-def _tell(finetuned: Finetuned, options: Options) -> None:
-    """Prints the result, where it is, and what to do next."""
+def _print_result(finetuned: Finetuned, options: Options) -> None:
+    """Prints the result, where it is, and the next commands."""
     report = finetuned.report
     name, test, (low, high) = report["score"], report["test"], report["interval"]
     print(
@@ -128,7 +128,7 @@ def _tell(finetuned: Finetuned, options: Options) -> None:
     else:
         print(f"warning: {report['weakness']}")
         source = "" if options.trained else " --from a trained network,"
-        print(f"next:{source} more images or --epochs N; {path}/mistakes.png shows what is confused with what")
+        print(f"next:{source} more images or --epochs N; {path}/mistakes.png shows which classes are confused")
 
 
 def main(arguments: list[str]) -> None:

@@ -18,7 +18,9 @@ def main(arguments: list[str]) -> None:
     name, rest = (arguments[0], arguments[1:]) if arguments and not arguments[0].startswith("-") else ("", arguments)
     if not name:
         if not {"-h", "--help"} & set(rest):
-            raise ValueError(f"which recipe? there are {', '.join(RECIPES)}; try: vismoe train digits --steps 200")
+            raise ValueError(
+                f"no recipe given: accepted are {', '.join(RECIPES)}; try: vismoe train digits --steps 200"
+            )
         print(
             "usage: vismoe train RECIPE [--field value …] [--out DIR]\n\n"
             "Recipes (vismoe train RECIPE --help lists every option):\n"
@@ -37,10 +39,9 @@ def main(arguments: list[str]) -> None:
         """Train by a recipe.
 
         Args:
-            recipe: What defines the run.
-            out: Run folder; by default the first free one of runs/NAME, runs/NAME-2, …
-            resume: auto: go on in the run folder (by default runs/NAME) from its newest checkpoint; from the beginning
-                where there is none.
+            recipe: The recipe.
+            out: Run folder; default: the first free one of runs/NAME, runs/NAME-2, …
+            resume: auto: resume the run folder (default: runs/NAME) from its newest checkpoint, if there is one.
         """
         with TrainingProgress(recipe.name) as progress:
             run = train(recipe, out, progress, resume == "auto", log=progress.log)

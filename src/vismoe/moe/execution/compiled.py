@@ -145,9 +145,7 @@ def router_tensors(router: nn.Module) -> RouterTensors | None:
     if gates is None or router.training or not _is_plain(router, type(router)):
         return None
     module: Any = router
-    if module.eval_capacity_factor != "none" or not (
-        _is_resident(module.weight) and _is_resident(module.balance_bias)
-    ):
+    if module.eval_capacity_factor != "none" or not (_is_resident(module.weight) and _is_resident(module.balance_bias)):
         return None
     return RouterTensors(module.weight, module.balance_bias, module.k, gates, module.combine)
 
@@ -167,9 +165,7 @@ class _Called:
             ACTIVATIONS["silu"]: F.silu,
         }
         hidden, activate = grouped_linear(rows, up, up_bias, count), functions[self.activation]
-        hidden = (
-            activate(hidden) if gate is None else activate(grouped_linear(rows, gate, gate_bias, count)) * hidden
-        )
+        hidden = activate(hidden) if gate is None else activate(grouped_linear(rows, gate, gate_bias, count)) * hidden
         if norm is not None:
             expert = torch.repeat_interleave(torch.arange(len(count)), count)
             expert = F.pad(expert, (0, len(rows) - len(expert)))

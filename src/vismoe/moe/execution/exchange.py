@@ -1,6 +1,6 @@
-"""An exchange brings tokens to the rows that experts work on, and the experts' answers back to the tokens.
+"""An exchange gathers the experts' input rows from the tokens, and combines the experts' outputs into the tokens'.
 
-A product (`products.py`) multiplies rows by the experts' weights: neither knows of the other.
+A product (`products.py`) multiplies rows by the experts' weights. Neither depends on the other.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from ..plan import Plan, SoftPlan, SparsePlan
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows sorted by expert: what an exchange gives to a product.
+    """Rows sorted by expert: the input of a product.
 
-    - `values`: each row's token. Dead rows (dropped, masked) may follow the last expert's: their answers do not count,
-      but must be finite.
-    - `count`: live rows of each expert in this process.
-    - `bound`: the largest count possible, known before any token is seen.
-    - `even`: every count is `bound` and no row is dead, so that the counts need not be read.
+    - `values`: (R, d), each row's token. Dead rows (dropped or masked) may follow the last expert's rows: their outputs
+      are not used, but must be finite.
+    - `count`: number of live rows of each expert in this process.
+    - `bound`: static upper bound of `count`.
+    - `even`: whether every count is `bound` and no row is dead, so that counts need not be read; default False.
 
-    An exchange may derive a class of its own that remembers its way back.
+    An exchange may use a subclass that also stores what it needs to combine the outputs.
     """
 
     values: Float[Tensor, "R d"]
@@ -34,31 +34,33 @@ class Rows:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Base of all exchanges. Rows are those of this process's experts; their tokens may come from any process.
+    """Base class of exchanges. Rows belong to the experts in this process; their tokens may come from any process.
 
-    `bfloat16`: simulates a low-precision exchange. What experts receive and answer is rounded to bfloat16; weights and
-    sums are not.
+    **Arguments:**
+
+    - `bfloat16`: whether the experts' inputs and outputs are rounded to bfloat16, which simulates a low-precision
+      exchange. Combine weights and sums are not rounded. Default False.
     """
 
     bfloat16: bool = False
 
     def dispatch(self, plan: Plan, tokens: Float[Tensor, "N d"]) -> Rows:
-        """Brings this process's tokens to their experts, and returns the rows of the experts in this process."""
+        """Sends this process's tokens to their experts. Returns the rows of the experts in this process."""
         raise NotImplementedError(f"{type(self).__name__} must define dispatch(plan, tokens) -> Rows")
 
     def combine(self, plan: Plan, rows: Rows, answers: Float[Tensor, "R d"]) -> Float[Tensor, "N d"]:
-        """Brings the answers to `rows` back: each token becomes the weighted sum of its experts' answers, 0 without
-        any."""
+        """Sends the experts' outputs back. Returns for each token the weighted sum of its experts' outputs; 0 if it has
+        no expert."""
         raise NotImplementedError(f"{type(self).__name__} must define combine(plan, rows, answers) -> tokens")
 
     def round(self, x: Tensor) -> Tensor:
-        """Rows or answers as they arrive."""
+        """Rounds rows or outputs to bfloat16 if the exchange does so."""
         return x.bfloat16().to(x.dtype) if self.bfloat16 else x
 
 
 @dataclass(frozen=True)
 class LocalExchange(Exchange):
-    """All tokens and all experts are in this process."""
+    """The exchange within one process, which has all tokens and all experts. `bfloat16`: see `Exchange`."""
 
     def dispatch(self, plan: Plan, tokens: Float[Tensor, "N d"]) -> Rows:
         tokens = self.round(tokens)
@@ -79,12 +81,12 @@ class LocalExchange(Exchange):
 
 
 def _mix(equation: str, weights: Tensor, values: Tensor) -> Tensor:
-    """A product with float32 weights, in the values' type (autocast's, where it is on)."""
+    """A matrix product with float32 weights; the result has the type of the values (under autocast: its type)."""
     return torch.einsum(equation, weights, values.to(weights.dtype)).to(values.dtype)
 
 
 def _tokens_of_rows(plan: SparsePlan, tokens: Tensor) -> Tensor:
-    """Each row's token. Backward is a gather too where the plan knows each token's rows."""
+    """The token of each row. If the plan has `inverse`, backward is a gather too."""
     if plan.inverse is None:
         return tokens.index_select(0, plan.token)
     dispatch = _Dispatch.forward if inside_transform() else _Dispatch.apply
@@ -92,7 +94,7 @@ def _tokens_of_rows(plan: SparsePlan, tokens: Tensor) -> Tensor:
 
 
 def _sum_of_rows(plan: SparsePlan, rows: Tensor) -> Tensor:
-    """The weighted sum of each token's rows, in float32, returned in the rows' type."""
+    """The weighted sum of each token's rows, computed in float32, returned in the rows' type."""
     if plan.inverse is None:
         weighted = rows * plan.weight[:, None]  # weights are float32
         return weighted.new_zeros(plan.num_tokens, rows.shape[1]).index_add(0, plan.token, weighted).to(rows.dtype)
@@ -101,8 +103,8 @@ def _sum_of_rows(plan: SparsePlan, rows: Tensor) -> Tensor:
 
 
 def inside_transform() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp, …) runs, which differentiates and batches plain operations by
-    itself, and knows neither backward passes written by hand nor operators that read counts."""
+    """Whether a transform of torch.func (grad, vmap, jvp, …) is active. These support neither autograd Functions with
+    hand-written backward nor operators that read counts."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 

@@ -1,7 +1,7 @@
-"""Rows sorted by expert, each multiplied by its expert's matrix: one operator, so that compilers need not look inside.
+"""Multiplies rows that are sorted by expert by their experts' matrices. One custom operator, opaque to compilers.
 
-Its CPU kernel reads the counts and multiplies each expert's rows in turn, writing into one output: nothing is stacked
-or concatenated afterwards. Weights are (E, out, in) as `torch.nn.functional.linear` has them.
+Its CPU kernel reads the counts and multiplies one expert's rows after the other, directly into the output, so that
+nothing is stacked or concatenated. Weights are (E, out, in), as for `torch.nn.functional.linear`.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 @torch.library.custom_op("vismoe::grouped_linear", mutates_args=())
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, count: Tensor) -> Tensor:
-    """x (R, in), weight (E, out, in), bias (E, out), count (E,) -> (R, out); 0 behind the last expert's rows."""
+    """x (R, in), weight (E, out, in), bias (E, out), count (E,) -> (R, out); 0 after the last expert's rows."""
     y = x.new_empty(x.shape[0], weight.shape[1])
     x_by_expert, (*outs, rest) = _by_expert(count, x, y)
     biases = [None] * len(weight) if bias is None else bias.unbind()
     for rows, matrix, vector, out in zip(x_by_expert, weight.mT.unbind(), biases, outs, strict=False):
-        if not rows.shape[0]:  # a call costs more than a few rows do
+        if not rows.shape[0]:  # saves a call
             continue
         if vector is None:
             torch.mm(rows, matrix, out=out)
@@ -29,7 +29,7 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, count: Tensor
 
 
 def _by_expert(count: Tensor, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Splits each tensor (R, …) into views: every expert's rows, then the rows behind the last expert's."""
+    """Splits each tensor (R, …) into views: the rows of each expert, then the rows after the last expert's."""
     counts: list[int] = count.tolist()
     return [rows.split([*counts, len(rows) - sum(counts)]) for rows in tensors]
 
@@ -91,7 +91,7 @@ def _backward_twice(ctx: Any, to_x: Tensor, to_weight: Tensor, to_bias: Tensor) 
 grouped_linear_backward.register_autograd(_backward_twice, setup_context=_setup_twice)
 
 
-# Counters see shapes alone, so rows behind the last expert's count too.
+# FLOP counters see only shapes, so rows after the last expert's are counted too.
 @register_flop_formula(torch.ops.vismoe.grouped_linear)
 def _flops(x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **options: Any) -> int:
     return 2 * x[0] * weight[1] * weight[2]

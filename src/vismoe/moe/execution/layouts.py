@@ -1,4 +1,4 @@
-"""How a product lays out rows: one expert's, padded tiles of several, or all of them sorted by expert."""
+"""Layouts of rows in a product: rows of one expert, padded tiles, or all rows sorted by expert."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from .grouped_linear import grouped_linear
 
 
 class OneExpert:
-    """Rows (n, d), all of one expert."""
+    """Rows (n, d) of one expert."""
 
     def __init__(self, number: int):
         self.number = number
@@ -25,10 +25,10 @@ class OneExpert:
 
 
 class Batched:
-    """Rows (E, n, d), as many of each expert: a batched product."""
+    """Rows (E, n, d), equally many of each expert, for a batched product."""
 
     def of_tiles(self, parameter: Tensor) -> Tensor:
-        """A per-expert parameter, with an entry for each entry of the rows' first dimension."""
+        """A per-expert parameter, with one entry per entry of the rows' first dimension."""
         return parameter
 
     def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
@@ -41,14 +41,14 @@ class Batched:
 
 
 class Padded(Batched):
-    """Rows in tiles (tiles, height, d), each of one expert and padded with zeros: a batched product, static shapes.
+    """Rows in tiles (tiles, height, d) of one expert each, padded with zeros, for a batched product of static shape.
 
     **Arguments:**
 
-    - `rows`: as an exchange gives them.
-    - `height`: rows of a tile.
-    - `expert_T`: each tile's expert.
-    - `first_tile_E`: each expert's first tile, which the expert's other tiles follow.
+    - `rows`: the output of an exchange.
+    - `height`: number of rows per tile.
+    - `expert_T`: the expert of each tile.
+    - `first_tile_E`: the first tile of each expert; its other tiles follow.
     """
 
     def __init__(self, rows: Rows, height: int, expert_T: Tensor, first_tile_E: Tensor):
@@ -57,7 +57,7 @@ class Padded(Batched):
         end = count.cumsum(0)
         start = end - count
         position = (tile - first_tile_E[expert_T])[:, None] * height + torch.arange(height, device=device)
-        self.used = position < count[expert_T][:, None]  # (tiles, height): slots that hold a row
+        self.used = position < count[expert_T][:, None]  # (tiles, height): whether a slot has a row
         self.row_of_slot = (start[expert_T][:, None] + position).clamp(0, max(num_rows - 1, 0))
         self.live = row < end[-1]
         expert_of_row = (row[:, None] >= end).sum(1).clamp_max(len(end) - 1)
@@ -66,17 +66,17 @@ class Padded(Batched):
 
     def put_in(self, values: Tensor) -> Tensor:
         """Rows (R, d) -> tiles."""
-        if not len(values):  # Slots must point at something.
+        if not len(values):  # slots need a row to index
             values = F.pad(values, (0, 0, 0, 1))
         return torch.where(self.used[..., None], values[self.row_of_slot], 0)
 
     def take_out(self, answers: Tensor) -> Tensor:
-        """Tiles -> rows, 0 for dead ones."""
+        """Tiles -> rows (R, d), 0 for dead rows."""
         return torch.where(self.live[:, None], answers.flatten(0, 1)[self.slot_of_row], 0)
 
 
 class Buffers(Padded):
-    """One tile for each expert, high enough for all rows that the expert may get."""
+    """One tile per expert, with space for the largest possible number of its rows."""
 
     def __init__(self, rows: Rows):
         number_E = torch.arange(len(rows.count), device=rows.values.device)
@@ -84,7 +84,7 @@ class Buffers(Padded):
 
 
 class Tiles(Padded):
-    """Low tiles, as many for each expert as it needs; the total number of tiles is static."""
+    """Small tiles, as many per expert as its rows need. The total number of tiles is static."""
 
     def __init__(self, rows: Rows, height: int):
         tiles_E = (rows.count + height - 1) // height
@@ -98,7 +98,7 @@ class Tiles(Padded):
 
 
 class SortedRows:
-    """Rows (R, d) sorted by expert: one product of all."""
+    """Rows (R, d) sorted by expert, for one grouped product."""
 
     def __init__(self, rows: Rows):
         self.count, self.num_rows = rows.count, len(rows.values)
@@ -110,19 +110,19 @@ class SortedRows:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         if x.device.type == "cpu":
             return grouped_linear(x, weight, bias, self.count)
-        # The device's product leaves dead rows undefined, forward and backward: zeros replace them on either side.
+        # The device's product leaves dead rows undefined, in forward and backward: both sides are set to 0.
         end = self.count.cumsum(0).to(torch.int32)
         live = torch.arange(self.num_rows, device=end.device)[:, None] < end[-1]
         y = torch.where(live, F.grouped_mm(torch.where(live, x, 0), weight.mT, offs=end), 0)
         return y if bias is None else y + self.expand(bias)
 
     def expand(self, parameter: Tensor) -> Tensor:
-        # A product, not a gather, whose backward would add thousands of rows into each expert's one by one.
+        # A matrix product, not a gather: the backward of a gather would add thousands of rows one by one.
         return self.members().to(parameter.dtype) @ parameter
 
     def members(self) -> Tensor:
-        """(R, E): whether a row belongs to an expert. Computed on first use: on a CPU only norms need it. (Compilers
-        cannot look into a cached property.)"""
+        """(R, E): whether a row belongs to an expert. Computed on first use, because on a CPU only norms need it. (Not
+        a cached property: compilers cannot trace one.)"""
         if self.member is None:
             end = self.count.cumsum(0)
             row = torch.arange(self.num_rows, device=end.device)[:, None]
@@ -131,13 +131,13 @@ class SortedRows:
 
 
 def _parameters(layer: StackedLinear, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, each read once: a parametrization computes them when they are read."""
+    """Weight and bias, each read only once, because a parametrization computes them at each access."""
     bias = layer.bias
     return resident(layer.weight, x), None if bias is None else resident(bias, x)
 
 
 def product_dtype(tokens: Tensor) -> torch.dtype:
-    """The type in which rows are multiplied: autocast's, where it is on."""
+    """The dtype in which rows are multiplied: autocast's if it is enabled, otherwise that of the tokens."""
     device = tokens.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

@@ -1,8 +1,8 @@
-"""How rows that are sorted by expert are multiplied by the experts' weights.
+"""Products: multiply rows that are sorted by expert by the experts' weights.
 
-A product is a callable (experts, rows) -> answers (R, d). It gets the experts' module, whose parts it calls as modules,
-and `Rows` from any exchange. Here are `loop`, slow and obvious, the oracle; `grouped`, which computes live rows only;
-`padded`, whose shapes are static. Others may fuse what `grouped` does in several calls.
+A product is a function (experts, rows) -> outputs (R, d). `experts` is the experts' module, which it calls as a module;
+`rows` are the `Rows` of any exchange. This file has `loop` (slow and simple, for tests), `grouped` (the default; it
+computes only live rows) and `padded` (static shapes).
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from .exchange import Rows, inside_transform
 from .layouts import Batched, Buffers, OneExpert, Padded, SortedRows, Tiles, product_dtype
 
 Product = Callable[[nn.Module, Rows], Tensor]
-"""(experts, rows) -> the answer of each row's expert, (R, d); for dead rows anything finite."""
+"""(experts, rows) -> the output of each row's expert, (R, d); any finite values for dead rows."""
 TILE = 64
-"""Rows of a tile: enough for a product to be worth its weights' transfer, few enough to pad little."""
+"""Rows per tile: a compromise between reading weights seldom and padding little."""
 
 
 def loop(experts: nn.Module, rows: Rows) -> Tensor:
-    """One expert after the other. The oracle: slow, shapes not static."""
+    """Computes one expert after the other. Slow, without static shapes; tests compare the other products with it."""
     counts: list[int] = rows.count.tolist()
     *parts, dead = rows.values.split([*counts, len(rows.values) - sum(counts)])
     answers = [experts(part, OneExpert(number)) for number, part in enumerate(parts)]
@@ -29,10 +29,14 @@ def loop(experts: nn.Module, rows: Rows) -> Tensor:
 
 
 def grouped(experts: nn.Module, rows: Rows) -> Tensor:
-    """Computes live rows only, at any load, without a graph break. On a CPU compiled kernels serve where experts are plain
-    (see `vismoe.kernels`); elsewhere an operator reads the counts and multiplies each expert's rows in turn. On other devices nothing waits for the device: bfloat16 takes one grouped product, other
-    types, whose grouped products would wait, take tiles of rows. Even rows need no counts: one batched product on every
-    device."""
+    """Computes only live rows, without a graph break.
+
+    - On a CPU, compiled kernels (`vismoe.kernels`) compute plain experts in one call. Without kernels, and for experts
+      with hooks, adapters or other types, an operator reads the counts and multiplies one expert's rows after the other.
+    - On other devices, bfloat16 uses PyTorch's grouped product. Other types use tiles, because their grouped product
+      would synchronise with the device.
+    - If all experts have equally many rows (`rows.even`), it is one batched product on every device.
+    """
     compiled = compiled_answers(experts, rows)
     if compiled is not None:
         return compiled
@@ -47,8 +51,8 @@ def grouped(experts: nn.Module, rows: Rows) -> Tensor:
 
 
 def padded(experts: nn.Module, rows: Rows) -> Tensor:
-    """Gives every expert a buffer of `rows.bound` rows and multiplies all in one batched product: static shapes, no
-    graph break. Without a capacity a buffer holds all tokens, which costs E times the work."""
+    """Computes one batched product over buffers of `rows.bound` rows per expert: static shapes, no graph break. Without
+    a capacity, each buffer has space for all tokens, which costs E times as many MACs."""
     return _multiply_padded(experts, rows, Buffers(rows))
 
 

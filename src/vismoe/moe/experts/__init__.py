@@ -1,1 +1,1 @@
-"""Experts: what they compute, and how other libraries' MLPs become some."""
+"""Expert modules, and how MLPs of other libraries are converted to experts."""

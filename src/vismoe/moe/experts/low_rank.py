@@ -1,4 +1,4 @@
-"""Experts that differ little: one frozen MLP, and for each expert a low-rank difference."""
+"""Low-rank experts: one frozen MLP, and a low-rank difference for each expert."""
 
 from typing import cast
 
@@ -13,8 +13,8 @@ from .structures import read_mlp
 
 
 class LowRank(nn.Module):
-    """E differences B·A of a linear layer's weight (Hu et al. 2021, *LoRA*): `a.weight` (E, rank, in), `b.weight`
-    (E, out, rank). B starts at 0, A as LoRA's does."""
+    """E low-rank differences B·A from a linear layer's weight (Hu et al. 2021, *LoRA*): `a.weight` (E, rank, in),
+    `b.weight` (E, out, rank). B is initialised to 0, A as in LoRA."""
 
     def __init__(self, num_experts: int, in_features: int, out_features: int, rank: int):
         super().__init__()
@@ -37,19 +37,24 @@ class LowRank(nn.Module):
 
 
 class LowRankExperts(nn.Module):
-    """E experts that share one frozen MLP; each adds a low-rank difference to the weights of its linear layers.
+    """E experts that share one frozen MLP. Each adds a low-rank difference to the weights of its linear layers.
 
     **Arguments:**
 
-    - `mlp`: an `MLP`, or a module of a class that `vismoe.register_mlp` knows (timm's, transformers', …); it is copied
-      and frozen.
-    - `num_experts`: E, at least 1.
+    - `mlp`: an `MLP`, or an MLP of a known class (timm's, transformers', or see `vismoe.register_mlp`); it is copied,
+      and the copy is frozen.
+    - `num_experts`: number of experts E, at least 1.
     - `rank`: rank of each difference, 1 to the smaller of the MLP's two widths; default 16.
 
-    **Parameters:** those of `mlp`, without gradient; up.a.weight (E, rank, d), up.b.weight (E, h, rank), down.a.weight
-    (E, rank, h), down.b.weight (E, d, rank), gate's like up's. B starts at 0, so every expert starts as the MLP.
+    **Parameters:**
 
-    **Raises:** ValueError for another number of experts or rank, and for an MLP of an unknown class.
+    - those of `mlp`, without gradient.
+    - `up.a.weight` (E, rank, d), `up.b.weight` (E, h, rank); `gate` likewise, if the MLP is gated.
+    - `down.a.weight` (E, rank, h), `down.b.weight` (E, d, rank).
+
+    B is initialised to 0, so every expert starts equal to the MLP.
+
+    **Raises:** ValueError for values out of range, and for an MLP of an unknown class.
     """
 
     def __init__(self, mlp: nn.Module, num_experts: int, rank: int = 16):
@@ -67,7 +72,7 @@ class LowRankExperts(nn.Module):
         self.to(self.mlp.up.weight)
 
     def forward(self, x: Float[Tensor, "*rows d"], layout: Layout) -> Float[Tensor, "*rows d"]:
-        """Applies each row's expert to it; `layout` knows which expert that is."""
+        """Applies to each row its expert, which `layout` determines."""
         mlp = self.mlp
         hidden = mlp.up(x) + self.up(x, layout)
         if mlp.gate is None or self.gate is None:

@@ -1,4 +1,4 @@
-"""One MLP in the terms that experts are written in."""
+"""A separate MLP with the same structure as an expert."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +12,19 @@ from torch.nn import functional as F
 class MLP(nn.Module):
     """One expert as a separate MLP: down(norm(activation(up(x)))), or gated: down(norm(activation(gate(x)) · up(x))).
 
-    **Arguments:** see `MLPExperts`; `activation` has no default.
+    **Arguments:**
 
-    **Parameters:** up.weight (h, d), down.weight (d, h), gate.weight like up's; biases; norm.weight and norm.bias (h,).
+    - `dim`: width of a token, d.
+    - `hidden_dim`: width of the hidden layer, h.
+    - `activation`: activation function.
+    - `gated`: whether the MLP is gated; default False.
+    - `bias`: whether the linear layers have biases; default True.
+    - `norm`: whether there is a LayerNorm before `down`; default False.
+    - `norm_eps`: epsilon of the LayerNorm; default 1e-6.
+    - `dropout`: dropout rate of hidden units and of outputs, 0 to 1; default 0.
+
+    **Parameters:** `up.weight` (h, d), `down.weight` (d, h), `gate.weight` (h, d), biases, `norm.weight` and
+    `norm.bias` (h,).
     """
 
     def __init__(
@@ -46,18 +56,19 @@ class MLP(nn.Module):
 
     @staticmethod
     def undrawn(like: Tensor, dim: int, hidden_dim: int, **kind: Any) -> "MLP":
-        """An MLP with uninitialised parameters of the type and on the device of a tensor; no random number is drawn."""
+        """An MLP with uninitialised parameters, with the dtype and device of the tensor `like`. It draws no random
+        numbers."""
         with torch.device("meta"):
             mlp = MLP(dim, hidden_dim, **kind)
         return mlp.to(like.dtype).to_empty(device=like.device)
 
     def empty_like(self, hidden_dim: int | None = None) -> "MLP":
-        """An MLP of the same kind with uninitialised parameters."""
+        """An MLP of the same kind with uninitialised parameters; `hidden_dim`: its hidden width, default: the same."""
         return MLP.undrawn(self.up.weight, self.dim, hidden_dim or self.hidden_dim, **kind_of(self))
 
 
 def kind_of(mlp: Any) -> dict[str, Any]:
-    """The arguments, except sizes, that an `MLP`, or the experts of `MLPExperts`, were built with."""
+    """The arguments, except sizes, with which an `MLP` or `MLPExperts` was built."""
     return {
         "activation": mlp.activation,
         "gated": mlp.gate is not None,

@@ -1,4 +1,4 @@
-"""Experts with their parameters stacked. They know rows and their layout, not routers or tokens."""
+"""Experts with stacked parameters. They work on rows and their layout, without routers or tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
@@ -13,7 +13,14 @@ from .mlp import MLP, kind_of
 
 
 class StackedLinear(nn.Module):
-    """E linear layers in one parameter: weight (E, out, in), bias (E, out) or None."""
+    """E linear layers in one parameter: weight (E, out, in), bias (E, out) or None.
+
+    **Arguments:**
+
+    - `num_experts`: number of experts E.
+    - `in_features`, `out_features`: widths of inputs and outputs.
+    - `bias`: whether there are biases; default True.
+    """
 
     def __init__(self, num_experts: int, in_features: int, out_features: int, bias: bool = True):
         super().__init__()
@@ -30,7 +37,7 @@ class StackedLinear(nn.Module):
             nn.init.normal_(self.bias, std=1e-6)
 
     def forward(self, x: Float[Tensor, "*rows in"], layout: "Layout") -> Float[Tensor, "*rows out"]:
-        """Applies to each row its expert's layer."""
+        """Applies to each row the layer of its expert."""
         return layout.linear(x, self)
 
     def extra_repr(self) -> str:
@@ -39,7 +46,14 @@ class StackedLinear(nn.Module):
 
 
 class StackedNorm(nn.Module):
-    """E LayerNorms: weight and bias (E, features)."""
+    """E LayerNorms: weight and bias (E, features).
+
+    **Arguments:**
+
+    - `num_experts`: number of experts E.
+    - `features`: width of the inputs.
+    - `eps`: epsilon; default 1e-6.
+    """
 
     def __init__(self, num_experts: int, features: int, eps: float = 1e-6):
         super().__init__()
@@ -48,7 +62,7 @@ class StackedNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_experts, features))
 
     def forward(self, x: Float[Tensor, "*rows f"], layout: "Layout") -> Float[Tensor, "*rows f"]:
-        """Each row normalised, with its expert's scale and shift."""
+        """Normalises each row, with its expert's scale and shift."""
         normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
         return normed * layout.expand(resident(self.weight, x)) + layout.expand(resident(self.bias, x))
 
@@ -57,29 +71,28 @@ class StackedNorm(nn.Module):
 
 
 def stacked_parts(experts: nn.Module) -> Iterator[nn.Module]:
-    """The modules whose own parameters and buffers have a row for each expert: `experts` and the stacked modules in it.
-    All experts share everything else in it."""
+    """The modules whose own parameters and buffers have one entry per expert: `experts` and the stacked modules in it.
+    Everything else in it is shared by all experts."""
     return (part for part in experts.modules() if part is experts or isinstance(part, StackedLinear | StackedNorm))
 
 
 @runtime_checkable
 class Layout(Protocol):
-    """How a product lays out rows: the arithmetic that differs from expert to expert.
+    """How a product arranges rows, and how per-expert parameters are applied to them.
 
-    A module of experts is called with rows and their layout, and hands both on to its stacked layers, which it calls
-    as modules. Written so, one formula serves rows of one expert (n, d), padded rows of all (E, C, d) and rows sorted
-    by expert (R, d).
+    A module of experts is called with rows and their layout, and passes both to its stacked layers. So one formula
+    works for rows of one expert (n, d), padded rows of all experts (E, C, d) and rows sorted by expert (R, d).
     """
 
     def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
-        """Applies to each row its expert's linear layer. Only the layer calls it."""
+        """Applies to each row the linear layer of its expert. Called by `StackedLinear` only."""
 
     def expand(self, parameter: Float[Tensor, "E f"]) -> Tensor:
-        """Each row's vector of a per-expert parameter, in a shape that broadcasts against the rows."""
+        """The vector of each row's expert, in a shape that broadcasts with the rows."""
 
 
 def tanh_gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form, the reference's."""
+    """GELU with the tanh approximation, as in the reference."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -88,19 +101,19 @@ class MLPExperts(nn.Module):
 
     **Arguments:**
 
-    - `dim`: d, width of a token.
-    - `hidden_dim`: h, width of the hidden layer.
-    - `num_experts`: E.
-    - `activation`: a function of the hidden layer; default: GELU in its tanh form, the reference's.
-    - `gated`: whether a second layer's activation multiplies the hidden layer; default False.
-    - `bias`: whether all linear layers have biases; default True.
-    - `norm`: whether a LayerNorm stands before `down`, as in EVA; default False.
-    - `norm_eps`: the LayerNorm's epsilon; default 1e-6.
-    - `dropout`: share of hidden units, and of outputs, that are dropped while training, 0 to 1; default 0.
+    - `dim`: width of a token, d.
+    - `hidden_dim`: width of the hidden layer, h.
+    - `num_experts`: number of experts E.
+    - `activation`: activation function; default: GELU with the tanh approximation, as in the reference.
+    - `gated`: whether the MLP is gated; default False.
+    - `bias`: whether the linear layers have biases; default True.
+    - `norm`: whether there is a LayerNorm before `down`, as in EVA; default False.
+    - `norm_eps`: epsilon of the LayerNorm; default 1e-6.
+    - `dropout`: dropout rate of hidden units and of outputs, 0 to 1; default 0.
 
-    **Parameters:** up.weight (E, h, d), down.weight (E, d, h), gate.weight like up's; biases (E, h) and (E, d).
+    **Parameters:** `up.weight` (E, h, d), `down.weight` (E, d, h), `gate.weight` (E, h, d), biases (E, h) and (E, d).
 
-    **Raises:** ValueError for sizes below 1 and a dropout outside 0…1.
+    **Raises:** ValueError for sizes below 1, and for a dropout outside 0…1.
     """
 
     def __init__(
@@ -127,7 +140,7 @@ class MLPExperts(nn.Module):
         self.down = StackedLinear(num_experts, hidden_dim, dim, bias)
 
     def forward(self, x: Float[Tensor, "*rows d"], layout: Layout) -> Float[Tensor, "*rows d"]:
-        """Applies each row's expert to it; `layout` knows which expert that is."""
+        """Applies to each row its expert, which `layout` determines."""
         hidden = self.up(x, layout)
         gate = None if self.gate is None else self.gate(x, layout)
         hidden = self.activation(hidden) if gate is None else self.activation(gate) * hidden
@@ -144,7 +157,7 @@ class MLPExperts(nn.Module):
 
     @torch.no_grad()
     def set_expert(self, number: int, mlp: MLP) -> None:
-        """Gives one expert the parameters of an MLP of the same kind and sizes."""
+        """Copies the parameters of an MLP of the same kind and sizes into one expert."""
         state = mlp.state_dict()
         for name, stacked in self.state_dict().items():
             stacked[number] = state[name]

@@ -1,4 +1,4 @@
-"""The MLPs of other libraries, recognised by the class of the MLP or of the block around it."""
+"""Reads MLPs of other libraries, which are recognised by the class of the MLP or of the block around it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +13,19 @@ from .mlp import MLP
 
 @dataclass(frozen=True)
 class MLPStructure:
-    """Where the parts of an MLP lie in a module. Paths are those of submodules.
+    """Where the parts of an MLP are in a module. Paths are those of submodules.
+
+    **Arguments:**
 
     - `up`, `down`: paths of the two linear layers.
-    - `activation`: a path or a function.
-    - `gate`: path of a gated MLP's second layer, activation(gate(x)) · up(x); default "": not gated, or packed.
-    - `packed`: which half of `up` is the gate, "gate-first" or "gate-last"; default "no": neither.
+    - `activation`: path of the activation, or a function.
+    - `gate`: path of a gated MLP's third layer, as in activation(gate(x)) · up(x); default "": not gated, or packed.
+    - `packed`: which half of `up` is the gate: "gate-first" or "gate-last"; default "no": neither.
     - `norm`: path of a LayerNorm before `down`; default "": none.
-    - `dropout`: paths of the dropout of hidden units and of outputs, which have one share; default: none.
-    - `place`: path of the submodule that a sparse layer replaces. `down` then becomes an Identity, so that the rest of
-      the module works as before. Default "": the whole module is the MLP.
+    - `dropout`: paths of the dropout layers of hidden units and of outputs, which must have the same rate; default:
+      none.
+    - `place`: path of the submodule that a sparse layer replaces; `down` is then replaced by an Identity, so that the
+      rest of the module works as before. Default "": the whole module is the MLP.
     """
 
     up: str
@@ -61,16 +64,22 @@ STRUCTURES: dict[str, MLPStructure | Callable[[nn.Module], MLPStructure]] = {
         "intermediate.dense", "output.dense", "intermediate.intermediate_act_fn", place="intermediate"
     ),
 }
-"""The structure, or a function of the module that returns it, by the class's name of the MLP or the block around it."""
+"""Structures, or functions (module) -> structure, by the name of the class of the MLP or of the block around it."""
 
 
 def register_mlp(cls: type[nn.Module], structure: MLPStructure | Callable[[nn.Module], MLPStructure]) -> None:
-    """Makes the MLPs of a class, or of blocks of a class, known to `vismoe.upcycle`."""
+    """Registers the class of an MLP, or of a block with an MLP, for `vismoe.upcycle`.
+
+    **Arguments:**
+
+    - `cls`: the class; subclasses are known too.
+    - `structure`: where its parts are, or a function (module) -> structure.
+    """
     STRUCTURES[cls.__name__] = structure
 
 
 def structure_of(module: nn.Module) -> MLPStructure | None:
-    """The structure of an MLP of a known class, or of a class derived from one; None for any other module."""
+    """The structure of an MLP of a known class or a subclass of one; None for any other module."""
     for cls in type(module).__mro__:
         if cls.__name__ in STRUCTURES:
             structure = STRUCTURES[cls.__name__]
@@ -79,10 +88,9 @@ def structure_of(module: nn.Module) -> MLPStructure | None:
 
 
 def read_mlp(module: nn.Module) -> MLP:
-    """A copy of an MLP of a known class.
+    """Copies an MLP of a known class, `module`, into an `MLP`.
 
-    **Raises:** ValueError for another class (the message says how to register it), and for parts that do not fit the
-    structure.
+    **Raises:** ValueError for an unknown class, and for parts that do not fit the structure.
     """
     if isinstance(module, MLP):
         copy = module.empty_like()
@@ -91,8 +99,8 @@ def read_mlp(module: nn.Module) -> MLP:
     structure = structure_of(module)
     if structure is None:
         raise ValueError(
-            f"{type(module).__name__} is no MLP of a known class ({', '.join(STRUCTURES)}): "
-            "vismoe.register_mlp(its class, vismoe.MLPStructure(up=…, down=…, activation=…)) makes it one"
+            f"{type(module).__name__} is not an MLP of a known class ({', '.join(STRUCTURES)}): "
+            "register it with vismoe.register_mlp(class, vismoe.MLPStructure(up=…, down=…, activation=…))"
         )
     linears = _linears(module, structure)
     norm = module.get_submodule(structure.norm) if structure.norm else nn.Identity()
@@ -100,13 +108,15 @@ def read_mlp(module: nn.Module) -> MLP:
         raise ValueError(f"{type(module).__name__}.{structure.norm} is {norm}: accepted are LayerNorm and Identity")
     shares = {cast(Any, module.get_submodule(path)).p for path in structure.dropout}
     if len(shares) > 1:
-        raise ValueError(f"{type(module).__name__} has dropout of {sorted(shares)}: accepted is one share for all")
+        raise ValueError(f"{type(module).__name__} has dropout rates {sorted(shares)}: accepted is one rate")
     activation: Any = structure.activation
     if isinstance(activation, str):
         owner, _, name = activation.rpartition(".")
         activation = getattr(module.get_submodule(owner), name)
     if isinstance(activation, nn.Module) and any(True for _ in activation.parameters()):
-        raise ValueError(f"{type(module).__name__} has an activation with parameters: experts share theirs")
+        raise ValueError(
+            f"{type(module).__name__} has an activation with parameters: accepted are activations without parameters"
+        )
     down, up = linears["down"], linears["up"]
     hidden_dim, dim = down.in_features, up.in_features
     packed = structure.packed != "no"
@@ -130,9 +140,9 @@ def read_mlp(module: nn.Module) -> MLP:
 
 
 def write_mlp(mlp: MLP, module: nn.Module) -> None:
-    """Gives a module of a known class the parameters of `mlp`: the inverse of `read_mlp`.
+    """Copies the parameters of `mlp` into `module`, which has a known class: the inverse of `read_mlp`.
 
-    **Raises:** ValueError where a bias of `mlp` has no place in the module.
+    **Raises:** ValueError if `mlp` has a bias that is not 0 and the module has none.
     """
     structure = structure_of(module)
     assert structure is not None
@@ -141,7 +151,7 @@ def write_mlp(mlp: MLP, module: nn.Module) -> None:
 
 @torch.no_grad()
 def _copy(mlp: MLP, module: nn.Module, structure: MLPStructure, into_module: bool) -> None:
-    """Copies parameters, or halves of them, between `mlp` and a module: into the module, or out of it."""
+    """Copies the parameters of `mlp` into the module, or those of the module into `mlp`."""
     pairs: list[tuple[Tensor | None, Tensor | None]] = []
     linears = _linears(module, structure)
     for name in ("weight", "bias"):
@@ -169,7 +179,7 @@ def _copy(mlp: MLP, module: nn.Module, structure: MLPStructure, into_module: boo
             and not mlp_tensor.is_meta
             and bool(mlp_tensor.any())
         ):
-            raise ValueError(f"{type(module).__name__} has no place for a bias that is not zero")
+            raise ValueError(f"{type(module).__name__} has no bias, but the MLP has one that is not zero")
         elif not into_module and mlp_tensor is not None:
             mlp_tensor.zero_() if module_tensor is None else mlp_tensor.copy_(module_tensor)
 
@@ -182,7 +192,7 @@ def _linears(module: nn.Module, structure: MLPStructure) -> dict[str, nn.Linear]
             try:
                 linear = module.get_submodule(path)
             except AttributeError as error:
-                raise ValueError(f"{type(module).__name__} has no {path}, where its structure has {part}") from error
+                raise ValueError(f"{type(module).__name__} has no {path}, the {part} of its structure") from error
             if reason := _why_unreadable(linear):
                 raise ValueError(f"{type(module).__name__}.{path} is {reason}")
             linears[part] = cast(nn.Linear, linear)
@@ -190,12 +200,12 @@ def _linears(module: nn.Module, structure: MLPStructure) -> dict[str, nn.Linear]
 
 
 def _why_unreadable(linear: nn.Module) -> str:
-    """What a linear layer is whose weight cannot be read as numbers, and what to do; "" for any other."""
+    """Why the weight of a layer cannot be read, and what to do; "" if it can be read."""
     cls = type(linear)
     name = f"{cls.__module__}.{cls.__qualname__}"
-    if hasattr(linear, "base_layer"):  # as PEFT calls the layer that an adapter is around
+    if hasattr(linear, "base_layer"):  # PEFT's name of the layer inside an adapter
         return f"{name}, an adapter that is not merged: merge it first (`model.merge_and_unload()` in PEFT)"
-    quantised = "quantised, or sharded: upcycle the plain network, quantise or shard the result"
+    quantised = "quantised or sharded: upcycle the plain network, then quantise or shard the result"
     if "quantized" in name:
         return f"{name}, {quantised}"
     if not isinstance(linear, nn.Linear):

@@ -1,1 +1,1 @@
-"""Routers, a file each, and what they share."""
+"""Routers, one per file, and the code that they share."""

@@ -1,7 +1,8 @@
-"""Loss-free balancing: a bias per expert on the choice alone, moved by the experts' load (Wang et al. 2024).
+"""Loss-free balancing (Wang et al. 2024): each expert has a bias, which only changes the choice of experts and which
+follows the experts' load.
 
-It needs nothing from the training loop. A training forward takes integer counts of its choices; the next one first
-moves the bias by them. So activation recompute, which runs inside backward, sees the choices of its forward again.
+It needs nothing from the training loop. A training forward counts its choices; the next training forward first moves
+the bias by these counts. So an activation recompute, which runs inside backward, repeats the choices of its forward.
 """
 
 import warnings
@@ -26,29 +27,36 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "sign": lambda load_E: (load_E - 1).sign(),
     "z-score": lambda load_E: (load_E - 1) / load_E.std(correction=0).clamp_min(1e-6),
 }
-"""A bias moves against this function of load ÷ mean. "log" is quick where an expert has many times its share, gentle
-with one that has none, and vanishes where loads are even; "sign" is the published rule (Wang et al. 2024,
-*Auxiliary-Loss-Free Load Balancing*), on logits; "z-score" moves in proportion to the excess, measured in the loads'
-standard deviation."""
+"""The bias is decreased by a step times this function of load ÷ mean load. "log": large moves for experts with many
+times the mean load, small ones for experts without tokens, none for even loads. "sign": the published rule (Wang et al.
+2024, *Auxiliary-Loss-Free Load Balancing*), on logits. "z-score": the excess load ÷ the standard deviation of loads."""
 STEPS = {"log": 0.2, "sign": 0.03, "z-score": 0.03}
-"""Step of a bias in logits per unit of its rule. Chosen by `benchmarks/balance_rules.py`; see `docs/balancing.md`."""
+"""Step of each rule, in logits. Chosen by `benchmarks/balance_rules.py`; see `docs/balancing.md`."""
 
 
 APART = (
-    "where several processes train one network (FSDP, …), each then has another bias, and is another network; set "
+    "if several processes train one network (FSDP, …), each then has another bias, and so another network; set "
     "`layer.router.balance_group = torch.distributed.group.WORLD` for every vismoe.MoE layer of it"
 )
 JOINED = (
-    "inside DistributedDataParallel's Join choices are not summed over processes, since one whose data has ended makes "
-    "none: each step moves the bias by one process's choices"
+    "inside DistributedDataParallel's Join choices are not summed over processes, because a process without further "
+    "data makes none: each step moves the bias by the choices of one process"
 )
-_SAID: set[str] = set()
+_WARNED: set[str] = set()
 
 
 def move_bias(bias_E: Float[Tensor, " E"], count_E: Int[Tensor, " E"], rule: str = "log") -> Float[Tensor, " E"]:
-    """The bias after a step with the choices `count_E`: higher for an expert below the mean, lower for one above it.
+    """Moves a bias by one step: up for experts with less than the mean load, down for experts with more.
 
-    Moves are centred, which changes no choice and keeps biases from drifting off. Without counts the bias stays.
+    The moves are centred over the experts: this changes no choice, and keeps the biases from drifting.
+
+    **Arguments:**
+
+    - `bias_E`: the bias of each expert, in logits.
+    - `count_E`: how often each expert was chosen; if all are 0, the bias is unchanged.
+    - `rule`: "log", "sign" or "z-score"; default "log".
+
+    **Returns:** the new bias (E,).
     """
     excess_E = RULES[rule](count_E / count_E.float().mean().clamp_min(1e-6))
     return bias_E - STEPS[rule] * (excess_E - excess_E.mean())
@@ -62,11 +70,13 @@ def check_rule(rule: str) -> str:
 
 
 def inside_backward() -> bool:
-    """Whether this forward is a recompute for backward. Ask at run time, not while a compiler traces."""
+    """Whether the current forward is a recompute inside backward. Valid at run time only, not while a compiler
+    traces."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-# Operators, so that a compiled graph asks `inside_backward` when it runs, and never repeats them by its own choice.
+# These are operators so that a compiled graph calls `inside_backward` when it runs, and so that no compiler recomputes
+# them on its own.
 @torch.library.custom_op("vismoe::moved_bias", mutates_args=("bias", "count"))
 def _moved_bias(bias: Tensor, count: Tensor, rule: str) -> Tensor:
     if not inside_backward():
@@ -85,32 +95,32 @@ def _count_choices(count: Tensor, load: Tensor, group: str) -> None:
 
 
 def _counting_processes(group: str) -> torch.distributed.ProcessGroup | None:
-    """The processes whose choices are summed; None: this one's alone are counted. Asked when choices are counted, since
-    a network may be wrapped, or compiled, after it was built."""
+    """The processes whose choices are summed; None: only this process's are counted. Called at each count, because a
+    network may be wrapped or compiled after it was built."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
-    # torch has no public way from a layer to the wrapper around it, or to whether that is inside Join. Its public
-    # `will_sync_module_buffers` asks more: inside `no_sync` it is False, where the next forward broadcasts again.
+    # torch has no public way to get from a layer to the wrapper around it, or to see whether that is inside Join. The
+    # public `will_sync_module_buffers` does not help: inside `no_sync` it is False, but the next forward broadcasts.
     wrapper = DistributedDataParallel._active_ddp_module
     if wrapper is not None and wrapper._join_config.enable:
-        # A process whose data has ended calls no layer, and would leave the others' sum waiting.
+        # A process without further data calls no layer, so the others would wait for it in the sum.
         if group or not wrapper.forward_sync_buffers:
             _warn_once(JOINED if wrapper.forward_sync_buffers else f"{JOINED}; {APART}")
         return None
     if group:
         return _resolve_process_group(group)  # type: ignore[arg-type]
-    if wrapper is not None:  # It copies rank 0's buffers to all before each forward, or is asked not to.
+    if wrapper is not None:  # by default it copies rank 0's buffers to all processes before each forward
         return None if wrapper.forward_sync_buffers else wrapper.process_group
-    # No error: each process may train a network of its own, or balance what it copies to the others. A layer cannot
-    # tell these from FSDP, which hands it whole parameters and leaves no trace in it.
+    # Not an error: each process may train another network, or copy its biases to the others. A layer cannot distinguish
+    # this from FSDP, which passes it whole parameters.
     if torch.distributed.get_world_size() > 1:
         _warn_once(f"experts are balanced by each process's own choices: {APART}")
     return None
 
 
 def _warn_once(text: str) -> None:
-    if text not in _SAID:
-        _SAID.add(text)
+    if text not in _WARNED:
+        _WARNED.add(text)
         warnings.warn(text, stacklevel=2)
 
 
@@ -125,7 +135,7 @@ def _(count: Tensor, load: Tensor, group: str) -> None:
     resident(count, load)
 
 
-# Under torch.func.vmap, samples that share a bias are counted together; networks that each have one, each by itself.
+# Under torch.func.vmap: samples with one bias are counted together; several networks, with one bias each, separately.
 @_moved_bias.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], bias: Tensor, count: Tensor, rule: str) -> tuple[Tensor, int]:
     each = zip(_of_each(bias, in_dims[0], info), _of_each(count, in_dims[1], info), strict=True)
@@ -147,14 +157,25 @@ def _of_each(tensor: Tensor, dim: int | None, info: Any) -> Sequence[Tensor]:
 
 
 class BalancedRouter(Router):
-    """A router whose choice can be balanced by a bias: `balance` is "bias", "loss" or "none".
+    """Base of routers whose choice can be balanced by a bias.
 
-    With "bias" it has two persistent buffers: `balance_bias`, float32 whatever the model is cast to, and
-    `balance_count`, the choices that move the bias in the next training forward.
+    With balance="bias" it has two persistent buffers: `balance_bias` (E,), always float32; and `balance_count` (E,),
+    the choices that move the bias in the next training forward.
 
-    **Attributes:** `balance_rule`: how far the bias moves for the counts (`RULES`); `balance_group`: a process group
-    over which counts are summed when they are taken; None, the default: this process's alone, or those of a
-    DistributedDataParallel that does not broadcast buffers. Several processes without either are warned once.
+    **Arguments:**
+
+    - `dim`: width of a token.
+    - `num_experts`: number of experts E.
+    - `balance`: "bias", "loss" or "none".
+    - `balance_rule`: how the bias moves: "log", "sign" or "z-score" (see `RULES`); default "log".
+
+    **Attributes:**
+
+    - `balance_group`: process group over which counts are summed. Default None: only this process's choices count, or
+      those of all processes of a DistributedDataParallel that does not broadcast buffers. If there are several
+      processes and neither is the case, a warning says so once.
+
+    **Raises:** ValueError for unknown values, and for a `balance_rule` without a bias.
     """
 
     balance_bias: Tensor | None
@@ -166,7 +187,7 @@ class BalancedRouter(Router):
             raise ValueError(f'balance={balance!r}: accepted are "bias", "loss" and "none"')
         self.balance, self.balance_rule = balance, check_rule(balance_rule)
         if balance_rule != "log" and balance != "bias":
-            raise ValueError(f"balance_rule={balance_rule!r} moves a bias, of which balance={balance!r} has none")
+            raise ValueError(f'balance_rule={balance_rule!r}: only balance="bias" has a rule, got balance={balance!r}')
         self._balance_group = ""
         biased = balance == "bias"
         self.register_buffer("balance_bias", torch.zeros(num_experts, dtype=torch.float32) if biased else None)
@@ -183,19 +204,19 @@ class BalancedRouter(Router):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether none of its parameters trains; then its bias does not move either."""
+        """Whether all its parameters are frozen. The bias of a frozen router does not move."""
         return not any(parameter.requires_grad for parameter in self.parameters(recurse=False))
 
     @torch.no_grad()
     def reset_balance(self) -> None:
-        """Sets bias and counts to 0."""
+        """Sets biases and counts to 0."""
         for buffer in (self.balance_bias, self.balance_count):
             if buffer is not None:
                 buffer.zero_()
 
     def is_counting(self) -> bool:
-        """Whether this forward counts its choices: only a training forward does; no evaluation, no teacher, no frozen
-        router. (The operators above leave out recomputes.)"""
+        """Whether this forward counts its choices: only a forward in training mode, with gradients, of a router that is
+        not frozen. (The operators above exclude recomputes.)"""
         if self.balance_bias is None or not (self.training and torch.is_grad_enabled()):
             return False
         if self.is_frozen:
@@ -204,20 +225,20 @@ class BalancedRouter(Router):
             self._counted = True
             if inside_backward():
                 warnings.warn(
-                    "balancing never saw a forward with gradient, only a recompute inside backward, so the experts "
-                    "stay unbalanced: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+                    "the router sees only recomputes inside backward, not the forward, so it cannot count choices and "
+                    "the experts stay unbalanced: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
                     stacklevel=3,
                 )
         return True
 
     def choice_bias(self, counting: bool) -> Float[Tensor, " E"] | None:
-        """What to add to the logits for this forward's choice; a forward that counts first moves it by the last
-        counts."""
+        """The bias to add to the logits for the choice; None: there is none. If `counting`, it is first moved by the
+        counts of the last training forward."""
         moves = counting and self.balance_bias is not None
         return _moved_bias(self.balance_bias, self.balance_count, self.balance_rule) if moves else self.balance_bias
 
     def count_choices(self, load_E: Int[Tensor, " E"]) -> None:
-        """Keeps this forward's choices for the next one to move the bias by."""
+        """Stores the counts of this forward's choices, which move the bias in the next training forward."""
         if self.balance_count is not None:
             _count_choices(self.balance_count, load_E, self._balance_group)
 

@@ -1,4 +1,4 @@
-"""The base of all routers, a module that turns tokens into a routing, and functions that most routers choose by."""
+"""The base class of routers, the result of routing, and functions that most routers use."""
 
 import math
 from contextlib import nullcontext
@@ -16,15 +16,15 @@ from ..resident import resident
 
 @dataclass(frozen=True)
 class Routing(dict[str, Any]):
-    """What a router decided for the tokens of one call. It is also a dictionary of its fields: tools that look at what
-    each module returns (torchinfo, …) take tensors and dictionaries, and nothing else.
+    """The result of a router for the tokens of one call. It is also a dictionary of its fields, because tools that
+    inspect the output of each module (torchinfo, …) accept only tensors and dictionaries.
 
-    - `plan`: who goes where, carried out by a layer's exchange and product.
-    - `gates`: the router's weight for every (token, expert) pair, float32, as used (with noise, if there was any).
-    - `logits`, `noisy_logits`: what the gates were computed from; the same tensor where there was no noise. Soft
-      routing has a logit for each slot, (G, S, E, P).
-    - `load`: choices of each expert before any were dropped for capacity; padding is not counted.
-    - `mask`: False where a token is padding.
+    - `plan`: which token goes to which expert; the layer's exchange and product carry it out.
+    - `gates`: the router's weight for every (token, expert) pair, float32; with noise, if there was any.
+    - `logits`: the router's logits without noise. Soft routing has one logit per slot, (G, S, E, P).
+    - `noisy_logits`: the logits with noise, from which the gates are computed; without noise the same tensor.
+    - `load`: number of choices of each expert, before any is dropped; padding is not counted.
+    - `mask`: False where a token is padding; None: there is no padding.
     """
 
     plan: Plan
@@ -37,14 +37,24 @@ class Routing(dict[str, Any]):
     def __post_init__(self) -> None:
         fields = dict(vars(self))
         gates = fields.pop("gates")
-        self.update(fields, gates=gates)  # last, whose shape torchinfo prints
+        self.update(fields, gates=gates)  # last, because torchinfo prints the shape of the last entry
 
 
 class Router(nn.Module):
-    """Base of all routers: `forward(tokens_GSd, mask_GS) -> Routing`.
+    """Base class of routers. A subclass defines `forward(tokens_GSd, mask_GS) -> Routing`.
 
-    A subclass says in `groups_by_image` whether tokens of one image are routed together when no group size is given
-    (otherwise all tokens of the call are), and in `balance` what keeps its experts' load even.
+    **Arguments:**
+
+    - `dim`: width of a token, at least 1.
+    - `num_experts`: number of experts E, at least 1.
+
+    **Attributes** that a subclass may set:
+
+    - `groups_by_image`: without a group size, whether a group is the tokens of one image (True) or of the whole call
+      (False); default False.
+    - `balance`: what keeps the experts' load even: "bias", "loss" or "none"; default "none".
+
+    **Raises:** ValueError for values out of range.
     """
 
     groups_by_image = False
@@ -60,35 +70,34 @@ class Router(nn.Module):
 
     @property
     def experts_per_token(self) -> float:
-        """How many experts work on a token, on average, at evaluation."""
+        """Mean number of experts per token at evaluation."""
         return float(getattr(self, "k", 1))
 
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
         raise NotImplementedError(f"{type(self).__name__} must define forward(tokens, mask) -> Routing")
 
     def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G ..."]]:
-        """Auxiliary losses of a routing by name, one or more values a group; computed only while a `record` block is
-        open."""
+        """Auxiliary losses of a routing by name, one or more values per group. Called only for recorded routings."""
         return {}
 
     def metrics(self, routing: Routing) -> dict[str, Tensor]:
-        """Further figures of a routing by name; computed only while a `record` block is open."""
+        """Metrics of a routing by name. Called only for recorded routings."""
         return {}
 
     def auxiliary_loss(self, losses: dict[str, Float[Tensor, "G ..."]]) -> Float[Tensor, "G ..."] | None:
-        """The weighted sum of `losses` that training adds to its own loss; None where this router has none."""
+        """The weighted sum of `losses`, to be added to the training loss; None if this router has none."""
         return None
 
 
 def check_noise(noise_std: Any) -> float:
-    """Raises ValueError unless it is a standard deviation: a finite number ≥ 0."""
+    """Returns a standard deviation. Raises ValueError unless it is a finite number ≥ 0."""
     if not (isinstance(noise_std, int | float) and 0 <= noise_std < math.inf):
         raise ValueError(f"noise_std={noise_std}: accepted are numbers ≥ 0")
     return noise_std
 
 
 def check_k(k: Any, num_experts: int) -> int:
-    """Raises ValueError where a token cannot go to `k` experts."""
+    """Returns `k`. Raises ValueError unless it is a whole number from 1 to `num_experts`."""
     if not isinstance(k, int) or not 1 <= k <= num_experts:
         limit = f"there are only num_experts={num_experts}"
         raise ValueError(f"k={k} experts per token, but {limit}: choose a whole number 1 ≤ k ≤ num_experts")
@@ -96,23 +105,25 @@ def check_k(k: Any, num_experts: int) -> int:
 
 
 def draw_router(weight_Ed: Tensor) -> None:
-    """LeCun normal, truncated, as the reference's linear layer: logits of unit variance on normalised tokens."""
+    """Initialises a router's weight: truncated LeCun normal, as in the reference. For normalised tokens the logits have
+    variance 1."""
     # 0.8796 is the standard deviation of a unit normal truncated at ±2.
     std = 1 / (0.87962566 * math.sqrt(weight_Ed.shape[1]))
     nn.init.trunc_normal_(weight_Ed, std=std, a=-2 * std, b=2 * std)
 
 
 def float32_linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "E d"]) -> Float[Tensor, "... E"]:
-    """x · weightᵀ in float32, under autocast too: a choice between experts is sensitive to rounding."""
+    """x · weightᵀ in float32, also under autocast: rounding can change the choice of experts."""
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if autocast else nullcontext():
         return F.linear(x.float(), resident(weight, x).float())
 
 
-# Detached, not under `torch.no_grad()`: torch.export writes that as a graph in a graph, which it cannot read again.
+# detach, not `torch.no_grad()`: torch.export makes a nested graph of that, which it cannot read again.
 def first_top_k(scores_GSE: Float[Tensor, "G S E"], k: int) -> Int[Tensor, "G S k"]:
-    """Indices of the k largest scores, larger first, among equals the first (torch.topk promises no order)."""
+    """Indices of the k largest scores, largest first; of equal scores the first index first (torch.topk guarantees no
+    order)."""
     scores_GSE = scores_GSE.detach()
     chosen = [scores_GSE.argmax(-1, keepdim=True)]
     for _ in range(k - 1):
@@ -122,5 +133,6 @@ def first_top_k(scores_GSE: Float[Tensor, "G S E"], k: int) -> Int[Tensor, "G S 
 
 
 def largest_first(scores_GES: Float[Tensor, "G E S"], number: int) -> Int[Tensor, "G E C"]:
-    """Indices of the largest scores, larger first, among equals the first (torch.topk promises no order)."""
+    """Indices of the `number` largest scores, largest first; of equal scores the first index first (torch.topk
+    guarantees no order)."""
     return scores_GES.detach().sort(dim=-1, descending=True, stable=True).indices[..., :number]

@@ -13,19 +13,22 @@ Rounding = Literal["ceil", "round"]
 def compute_capacity(
     num_choices: int, num_experts: int, factor: float, rounding: Rounding = "ceil", multiple_of: int = 4
 ) -> int:
-    """Tokens that one expert accepts from one group: choices · factor / E, rounded, then up to a multiple.
+    """Number of tokens that one expert accepts from one group: choices · factor / E, rounded, then rounded up to a
+    multiple.
 
-    Defaults are the reference's (google-research/vmoe, `compute_capacity`).
+    The defaults are the reference's (google-research/vmoe, `compute_capacity`).
 
     **Arguments:**
 
-    - `num_choices`: tokens of the group, padding included, times k.
-    - `num_experts`: E.
+    - `num_choices`: number of tokens of the group, including padding, times k.
+    - `num_experts`: number of experts E.
     - `factor`: capacity factor, above 0; 1 is enough for an even load.
     - `rounding`: "ceil", or "round" (half to even); default "ceil".
-    - `multiple_of`: the capacity is rounded up to a multiple of this; default 4; 1: no further rounding.
+    - `multiple_of`: the capacity is rounded up to a multiple of this; default 4.
 
-    **Raises:** ValueError for options out of range, or where the capacity would be less than 1.
+    **Returns:** the capacity, at least 1.
+
+    **Raises:** ValueError for values out of range, and if the capacity would be less than 1.
     """
     if not 0 < factor < math.inf:
         raise ValueError(f"a capacity factor of {factor!r}: accepted are positive numbers")
@@ -45,7 +48,7 @@ def compute_capacity(
 
 
 def check_factor(name: str, factor: Any, or_none: bool = False) -> None:
-    """Raises ValueError unless it is a capacity factor, or "none" where `or_none` accepts that."""
+    """Raises ValueError unless `factor` is a capacity factor: a positive number, or with `or_none` also "none"."""
     if or_none and factor == "none":
         return
     if isinstance(factor, bool) or not (isinstance(factor, int | float) and 0 < factor < math.inf):
@@ -59,11 +62,19 @@ def claim_capacity(
     capacity: int,
     priority_GS: Float[Tensor, "G S"] | None = None,
 ) -> Bool[Tensor, "G S k"]:
-    """Which choices are kept when an expert accepts `capacity` tokens of a group.
+    """Decides which choices are kept if an expert accepts `capacity` tokens per group.
 
-    All first choices claim before any second choice; among equals the larger priority, then the earlier token
+    All first choices come before any second choice; then the larger priority comes first, then the earlier token
     (Riquelme et al. 2021, section 2.4 and Algorithm 1; with `priority_GS`, Algorithm 2: Batch Priority Routing).
-    Choices that are already dropped or masked (expert number E) claim nothing and are not kept.
+
+    **Arguments:**
+
+    - `expert_GSk`: the chosen experts; E for a choice that was already dropped or masked: it is not kept.
+    - `num_experts`: number of experts E.
+    - `capacity`: number of tokens that an expert accepts from each group.
+    - `priority_GS`: priority of each token; default None: the order of the tokens.
+
+    **Returns:** (G, S, k) bool, whether each choice is kept.
     """
     groups, size, k = expert_GSk.shape
     claims = size * k
@@ -76,7 +87,7 @@ def claim_capacity(
     sorted_key, order = key.sort(dim=1)
     sorted_expert = sorted_key // claims
     count_GE = (expert_GSk.reshape(groups, claims, 1) == torch.arange(num_experts, device=key.device)).sum(1)
-    # A column more for choices without an expert: they start behind everything and lie beyond any capacity.
+    # One more column for choices without an expert, which come last.
     start = torch.cat([torch.zeros_like(count_GE[:, :1]), count_GE.cumsum(1)], dim=1)
     position = torch.arange(claims, device=key.device) - start.gather(1, sorted_expert)
     kept = (position < capacity) & (sorted_expert < num_experts)

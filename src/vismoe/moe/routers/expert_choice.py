@@ -1,4 +1,4 @@
-"""Expert choice: every expert takes the tokens with its largest gates (Zhou et al. 2022, *Mixture-of-Experts with
+"""Expert choice: every expert chooses the tokens with its largest gates (Zhou et al. 2022, *Mixture-of-Experts with
 Expert Choice Routing*)."""
 
 import math
@@ -14,24 +14,25 @@ from .capacity import Rounding, check_factor, compute_capacity
 
 
 class ExpertChoiceRouter(Router):
-    """Each expert takes the C tokens of a group with the largest gates, softmax over experts of a linear map, in
-    float32, and weighs its outputs by them. Load is even by construction, so nothing balances it; a token may be taken
-    by several experts, or by none.
+    """Each expert chooses the C tokens of a group with the largest gates, and weights its outputs by the gates. A gate
+    is the softmax over experts of a linear layer, in float32.
 
-    An expert's choice depends on the rest of the group, which is an image by default: an image's result then does not
-    depend on its batch mates.
+    The load is even by construction, so nothing needs to be balanced. A token may be chosen by several experts, or by
+    none. An expert's choice depends on the whole group; by default a group is one image, so an image's result does not
+    depend on its batch.
 
     **Arguments:**
 
     - `dim`: width of a token.
-    - `num_experts`: E.
-    - `capacity_factor`: C is tokens of the group · factor / E, at most all of them, so `factor` experts take a token on
-      average; default 1, which costs as much as the dense MLP (the paper's is 2).
+    - `num_experts`: number of experts E.
+    - `capacity_factor`: mean number of experts per token: C = tokens of the group · factor / E. Default 1: as many MACs
+      as the dense MLP (the paper uses 2).
     - `eval_capacity_factor`: the same at evaluation; default "same".
-    - `noise_std`: standard deviation, times 1/E, of normal noise on the logits while training; default 0.
-    - `capacity_rounding`, `capacity_multiple_of`: see `vismoe.moe.compute_capacity`.
+    - `noise_std`: normal noise with standard deviation `noise_std` / E is added to the logits in training; default 0.
+    - `capacity_rounding`: how C is rounded, "ceil" or "round"; default "ceil".
+    - `capacity_multiple_of`: C is rounded up to a multiple of this; default 4.
 
-    **Raises:** ValueError for options outside their range.
+    **Raises:** ValueError for values out of range.
     """
 
     groups_by_image = True
@@ -58,7 +59,7 @@ class ExpertChoiceRouter(Router):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As `vismoe.TopKRouter`'s."""
+        """Initialises the weight as `vismoe.TopKRouter` does."""
         draw_router(self.weight)
 
     @property
@@ -69,7 +70,7 @@ class ExpertChoiceRouter(Router):
         return f"{self.dim}, {self.num_experts}, capacity_factor={self.capacity_factor}"
 
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
-        """Routes each group's tokens; where `mask_GS` is False a token is padding, which no expert takes."""
+        """Routes the tokens of each group. `mask_GS`: False where a token is padding, which no expert chooses."""
         logits = noisy = float32_linear(tokens_GSd, self.weight)
         if self.training and self.noise_std > 0:
             noisy = logits + self.noise_std / self.num_experts * torch.randn_like(logits)
@@ -85,7 +86,8 @@ class ExpertChoiceRouter(Router):
         return Routing(plan, gates, logits, noisy, plan.count, mask_GS)
 
     def capacity(self, group_size: int) -> int:
-        """Tokens of a group of `group_size`, padding included, that each expert takes in the present mode."""
+        """Number of tokens that each expert chooses from a group of `group_size` tokens (including padding), in the
+        current mode."""
         if group_size == 0:
             return 0
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
@@ -93,9 +95,9 @@ class ExpertChoiceRouter(Router):
         return min(compute_capacity(group_size, self.num_experts, factor, *rounding), group_size)
 
     def metrics(self, routing: Routing) -> dict[str, Float[Tensor, " G"]]:
-        """By the reference's names, of each group: num_experts_per_item_min and _max, min_selected_gate and
-        max_selected_gate, and the share of tokens that at least 1, 2, 4, … and E experts took. Padding counts as tokens
-        that nobody took."""
+        """Metrics of each group, with the reference's names: num_experts_per_item_min and _max, min_selected_gate and
+        max_selected_gate, and the fraction of tokens that at least 1, 2, 4, … and E experts chose. Padding counts as
+        tokens that no expert chose."""
         plan, (groups, size, num_experts) = routing.plan, routing.gates.shape
         assert isinstance(plan, SparsePlan)
         live = torch.arange(len(plan.token), device=plan.token.device) < plan.count.sum()
@@ -121,16 +123,17 @@ def plan_from_tokens(
     group_size: int,
     live_GEC: Bool[Tensor, "G E C"] | None = None,
 ) -> SparsePlan:
-    """The plan of experts that each took C tokens of every group.
+    """Makes the plan of experts that each chose C tokens of every group.
 
     **Arguments:**
 
     - `token_GEC`: the tokens' numbers within the group.
     - `weight_GEC`: their combine weights.
-    - `group_size`: tokens of a group.
-    - `live_GEC`: False where the token is padding; default: none is.
+    - `group_size`: number of tokens of a group.
+    - `live_GEC`: False where the token is padding; default None: there is no padding.
 
-    **Returns:** a plan of R = G·E·C rows; within an expert rows keep the order of groups, then the given order.
+    **Returns:** a plan of R = G·E·C rows; the rows of one expert are in the order of the groups, then in the given
+    order.
     """
     groups, num_experts, capacity = token_GEC.shape
     offset = torch.arange(groups, device=token_GEC.device) * group_size

@@ -1,4 +1,4 @@
-"""Routers that learn nothing: controls that show how much a learned router adds."""
+"""Routers that do not learn: controls that show how much a learned router adds."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,20 +11,20 @@ from .base import Router, Routing, check_k, first_top_k, float32_linear
 
 
 class HashRouter(BalancedRouter):
-    """Sends each token to the nearest k of E random directions, drawn once: memory without a learned router.
+    """Each expert has a fixed random direction; a token goes to the k experts with the nearest directions.
 
-    A locality-sensitive hash of a token's content: near tokens share experts (Charikar 2002). Roller et al. 2021 (*Hash
-    Layers*) hash the number of a word, which patches do not have. The k outputs are averaged; no gradient passes
-    through the choice.
+    This is a locality-sensitive hash of a token's content (Charikar 2002): similar tokens go to the same experts.
+    Roller et al. 2021 (*Hash Layers*) hash the numbers of words, which patches do not have. The k outputs are averaged,
+    and the choice has no gradient.
 
     **Arguments:**
 
     - `dim`: width of a token.
-    - `num_experts`: E.
+    - `num_experts`: number of experts E.
     - `k`: experts per token; default 1.
-    - `balance`: "bias", loss-free, moved while training as in `vismoe.TopKRouter`, or "none"; default "bias".
+    - `balance`: "bias": loss-free, as in `vismoe.TopKRouter`; or "none"; default "bias".
 
-    **Raises:** ValueError for options outside their range.
+    **Raises:** ValueError for values out of range.
     """
 
     weight: Tensor
@@ -32,14 +32,14 @@ class HashRouter(BalancedRouter):
     def __init__(self, dim: int, num_experts: int, k: int = 1, balance: str = "bias"):
         super().__init__(dim, num_experts, balance)
         if balance == "loss":
-            raise ValueError('balance="loss": a router that learns nothing has no losses: use "bias" or "none"')
+            raise ValueError('balance="loss": this router does not learn, so it has no losses: use "bias" or "none"')
         self.k = check_k(k, num_experts)
         self._frozen = False
         self.register_buffer("weight", torch.empty(num_experts, dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the directions, uniformly on the sphere."""
+        """Draws the directions uniformly on the unit sphere."""
         self.weight.copy_(F.normalize(torch.randn_like(self.weight)))
 
     @property
@@ -47,8 +47,8 @@ class HashRouter(BalancedRouter):
         return self._frozen
 
     def requires_grad_(self, requires_grad: bool = True) -> "HashRouter":
-        """With False, balancing stops too, which no parameter could tell it. `requires_grad_` of a whole network does
-        not call this method: its layers' `freeze_router()` does."""
+        """With False, balancing stops too; this router has no parameter that could be frozen. `requires_grad_` of a
+        whole network does not call this method, but `MoE.freeze_router()` does."""
         self._frozen = not requires_grad
         return super().requires_grad_(requires_grad)
 
@@ -67,10 +67,17 @@ class HashRouter(BalancedRouter):
 
 
 class RandomRouter(Router):
-    """Sends each token to k experts drawn anew in every training pass (Zuo et al. 2022, *Stochastic Experts*).
+    """In training, each token goes to k random experts, drawn again in every forward (Zuo et al. 2022, *Stochastic
+    Experts*). The k outputs are averaged.
 
-    The k outputs are averaged. Evaluation draws nothing: there the s-th token of a group, which is an image by default,
-    goes to experts s, s + 1, …, modulo E.
+    Evaluation is deterministic: the s-th token of a group goes to the experts s, s + 1, …, modulo E. A group is an
+    image by default.
+
+    **Arguments:**
+
+    - `dim`: width of a token.
+    - `num_experts`: number of experts E.
+    - `k`: experts per token; default 1.
 
     **Raises:** ValueError for a k outside 1…E.
     """
@@ -100,7 +107,7 @@ class RandomRouter(Router):
 def even_routing(
     expert_GSk: Tensor, logits_GSE: Float[Tensor, "G S E"], mask_GS: Bool[Tensor, "G S"] | None
 ) -> Routing:
-    """The routing of choices with equal weights."""
+    """Makes the routing of choices that all have weight 1/k."""
     k, num_experts = expert_GSk.shape[2], logits_GSE.shape[2]
     gates = torch.zeros_like(logits_GSE).scatter(2, expert_GSk, 1 / k)
     if mask_GS is not None:

@@ -16,14 +16,15 @@ from .base import Routing
 from .top_k import PAPER_LOSSES, TopKRouter
 
 GUIDANCE = 0.3
-"""The paper's λ."""
+"""The paper's weight λ of the guidance loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRouting(Routing):
-    """A routing of tokens that follows `image`, a routing of images: a single group, one token an image.
+    """A routing of tokens that follows from a routing of images.
 
-    `class_group`: each image's group of classes, -1 for none; None where no context was given.
+    - `image`: the routing of the images: one group with one token per image.
+    - `class_group`: each image's group of classes, −1 for none; None if no context was given.
     """
 
     image: Routing
@@ -31,22 +32,22 @@ class ImageRouting(Routing):
 
 
 class ImageRouter(TopKRouter):
-    """`vismoe.TopKRouter` of images: each goes whole to the k experts with the largest gates of its mean token. So an
-    image needs the weights of k experts a layer and no more.
+    """Routes whole images: all tokens of an image go to the k experts with the largest gates of its mean token. So an
+    image needs the weights of only k experts per layer.
 
-    **Guidance.** With `vismoe.condition(model, context=groups)`, integers (B,), an image's group of classes from 0 to E
-    - 1, or -1 for none, there is a loss "guidance": the cross-entropy between the router's logits and the group. Each
-    expert then specialises in a group of classes that are easily confused. `vismoe.record` gives the loss to the
-    training loop, as all auxiliary losses. The paper balances by nothing else (balance="none").
+    **Guidance.** `vismoe.condition(model, context=groups)` passes integers (B,): each image's group of classes, 0 to
+    E − 1, or −1 for none. Then there is a loss "guidance", the cross-entropy between the router's logits and the group,
+    and each expert specialises in a group of classes that are easily confused. `vismoe.record` returns this loss with
+    the other auxiliary losses. The paper uses no other balancing (balance="none").
 
     **Arguments:**
 
-    - `dim`, `num_experts`, `k`, `balance`, `combine`, `noise_std`, `balance_rule`: as in `vismoe.TopKRouter`, with an
-      image in a token's place.
-    - `loss_weights`: weights of auxiliary losses by name, "guidance" among them; default: the paper's 0.3 for guidance,
-      and importance and load where balance="loss".
+    - `dim`, `num_experts`, `k`, `balance`, `combine`, `noise_std`, `balance_rule`: as in `vismoe.TopKRouter`, for
+      images instead of tokens.
+    - `loss_weights`: weights of auxiliary losses by name, including "guidance"; default: the paper's 0.3 for guidance,
+      and with balance="loss" also `vismoe.TopKRouter`'s default.
 
-    **Raises:** ValueError for options outside their range, and for a context that is not of such numbers.
+    **Raises:** ValueError for values out of range; `forward` raises it for an invalid context.
     """
 
     groups_by_image = True
@@ -75,8 +76,14 @@ class ImageRouter(TopKRouter):
         mask_GS: Bool[Tensor, "G S"] | None = None,
         context: Any = None,
     ) -> ImageRouting:
-        """Routes each group, which is an image unless told otherwise, as one; padding is no part of its mean.
-        `context`: integers (G,), each image's group of classes."""
+        """Routes each group (by default an image) as a whole.
+
+        **Arguments:**
+
+        - `tokens_GSd`: the tokens.
+        - `mask_GS`: False where a token is padding, which does not count in the mean; default None: no padding.
+        - `context`: integers (G,), each image's group of classes, or −1; default None: no guidance.
+        """
         size, group = tokens_GSd.shape[1], self._check_context(context, tokens_GSd)
         if mask_GS is None:
             image = super().forward(tokens_GSd.sum(1, dtype=torch.float32)[None] / max(size, 1))
@@ -104,7 +111,7 @@ class ImageRouter(TopKRouter):
         )
 
     def losses(self, routing: Routing) -> dict[str, Float[Tensor, " 1"]]:
-        """As `vismoe.TopKRouter`'s, over the images of the call, and guidance where there is a context."""
+        """Those of `vismoe.TopKRouter`, over the images of the call; and guidance, if there is a context."""
         assert isinstance(routing, ImageRouting)
         values = super().losses(routing.image)
         if routing.class_group is not None:
@@ -123,7 +130,7 @@ class ImageRouter(TopKRouter):
         if not isinstance(context, Tensor) or context.shape != (images,) or context.is_floating_point():
             given = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
             raise ValueError(f"context {given}: expected {expected}, or -1")
-        # On an accelerator looking at numbers would wait for it.
+        # On an accelerator, reading the values would synchronise with it.
         if context.device.type == "cpu" and not torch.compiler.is_compiling() and images:
             least, most = int(context.min()), int(context.max())
             if least < -1 or most >= self.num_experts:
@@ -132,7 +139,7 @@ class ImageRouter(TopKRouter):
 
 
 def _choices(plan: Plan) -> tuple[Int[Tensor, "N k"], Float[Tensor, "N k"]]:
-    """The experts that each token of a plan goes to, E where it is dropped, and their weights."""
+    """The experts of each token of a plan (E where a choice was dropped), and their weights."""
     assert isinstance(plan, SparsePlan)
     assert plan.inverse is not None
     expert_Nk = (plan.inverse[..., None] >= plan.count.cumsum(0)).sum(-1)

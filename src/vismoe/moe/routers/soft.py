@@ -1,5 +1,5 @@
-"""Soft routing: slots take mixtures of tokens, tokens take mixtures of slots' outputs (Puigcerver et al. 2023, *From
-Sparse to Soft Mixtures of Experts*)."""
+"""Soft routing: experts process weighted means of tokens, and tokens get weighted means of the outputs (Puigcerver et
+al. 2023, *From Sparse to Soft Mixtures of Experts*)."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,24 +10,27 @@ from .base import Router, Routing, check_noise, draw_router, float32_linear
 
 
 class SoftRouter(Router):
-    """Every expert has P slots; each takes a weighted mean of its group's tokens, each token a weighted mean of all
-    slots' outputs. Nothing is dropped or chosen, so nothing needs to be balanced.
+    """Every expert has P slots. A slot's input is a weighted mean of its group's tokens; a token's output is a weighted
+    mean of all slots' outputs. Nothing is chosen or dropped, so nothing needs to be balanced.
 
-    The logit of a token and a slot is `scale` times the cosine of token and slot parameter, in float32; softmax over
-    tokens gives the slots' inputs, softmax over slots the tokens' outputs (section 2.1 and Algorithm 1). Tokens are
-    mixed within a group, which is an image by default.
+    The logit of a token and a slot is `scale` times the cosine of the token and the slot's parameter, in float32. Its
+    softmax over tokens weights the slots' inputs, its softmax over slots the tokens' outputs (section 2.1 and Algorithm
+    1). A group is an image by default.
 
     **Arguments:**
 
     - `dim`: width of a token.
-    - `num_experts`: E.
-    - `slots_per_expert`: P; default 1, which the paper finds best. A network costs as much as its dense twin where E·P
-      is the number of tokens.
-    - `noise_std`: standard deviation of normal noise on the logits while training; default 0, as in the paper.
+    - `num_experts`: number of experts E.
+    - `slots_per_expert`: number of slots P; default 1, the best in the paper. If E·P is the number of tokens, the layer
+      needs as many MACs as the dense MLP.
+    - `noise_std`: standard deviation of normal noise on the logits in training; default 0, as in the paper.
 
-    **Parameters:** `weight` (E·P, d), a direction for each slot, expert by expert; `scale` (), 1 at first.
+    **Parameters:**
 
-    **Raises:** ValueError for options outside their range.
+    - `weight`: (E·P, d), one direction per slot, ordered by expert.
+    - `scale`: (), initially 1.
+
+    **Raises:** ValueError for values out of range.
     """
 
     groups_by_image = True
@@ -42,7 +45,7 @@ class SoftRouter(Router):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Directions as `vismoe.TopKRouter`'s rows (only their direction counts), the scale 1."""
+        """Initialises the weight as `vismoe.TopKRouter` does (only its rows' directions matter), and the scale to 1."""
         draw_router(self.weight)
         nn.init.ones_(self.scale)
 
@@ -54,9 +57,9 @@ class SoftRouter(Router):
         return f"{self.dim}, {self.num_experts}, slots_per_expert={self.slots_per_expert}"
 
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
-        """Routes each group's tokens; where `mask_GS` is False a token is padding, and part of no mixture."""
+        """Routes the tokens of each group. `mask_GS`: False where a token is padding, which is in no slot."""
         tokens, slots = unit(tokens_GSd), unit(self.weight)
-        # The smaller of both is scaled: less to multiply, and the reference's rounding.
+        # The smaller tensor is scaled: this is faster, and rounds as the reference does.
         if tokens.numel() < slots.numel():
             tokens = tokens * self.scale.float()
         else:
@@ -72,9 +75,9 @@ class SoftRouter(Router):
         return Routing(plan, combine.sum(-1), logits, noisy, count, mask_GS)
 
     def metrics(self, routing: Routing) -> dict[str, Float[Tensor, ""]]:
-        """By the reference's names: mean over tokens (slots) of the smallest and the largest combine (dispatch) weight;
-        smallest, largest and mean cosine of two tokens' combine weights, two slots' dispatch weights, two slots'
-        directions."""
+        """Metrics with the reference's names: mean over tokens (slots) of the smallest and the largest combine
+        (dispatch) weight; smallest, largest and mean cosine between the combine weights of two tokens, the dispatch
+        weights of two slots, and the directions of two slots."""
         plan = routing.plan
         assert isinstance(plan, SoftPlan)
         combine, dispatch = plan.combine.detach().flatten(2), plan.dispatch.detach().flatten(2)
@@ -93,7 +96,7 @@ class SoftRouter(Router):
 
 
 def unit(x: Float[Tensor, "... d"], eps: float = 1e-6) -> Float[Tensor, "... d"]:
-    """Vectors of length 1, in float32; near 0 they stay short."""
+    """Normalises vectors to length 1, in float32. Vectors near 0 stay shorter."""
     x = x.float()
     return x * (x.square().sum(-1, keepdim=True) + eps).rsqrt()
 
@@ -102,7 +105,7 @@ def _softmax_over_tokens(logits_GSEP: Tensor, mask_GS: Tensor | None) -> Tensor:
     if mask_GS is None:
         return logits_GSEP.softmax(1)
     live = mask_GS[:, :, None, None]
-    # A finite floor, so that a group of padding alone has no NaN; then its weights are 0 as well.
+    # A finite value instead of −∞, so that a group that is all padding gets 0, not NaN.
     return torch.where(live, torch.where(live, logits_GSEP, -1e30).softmax(1), 0)
 
 

@@ -1,4 +1,4 @@
-"""Token choice: every token goes to the k experts with its largest gates (Shazeer et al. 2017; Fedus et al. 2021)."""
+"""Token choice: each token goes to the k experts with its largest gates (Shazeer et al. 2017; Fedus et al. 2021)."""
 
 import math
 from collections.abc import Mapping
@@ -18,31 +18,36 @@ PAPER_LOSSES = {"importance": 0.005, "load": 0.005}
 
 
 class TopKRouter(BalancedRouter):
-    """Sends each token to its k best experts, weighted by its gates: softmax over experts of a linear map, in float32.
+    """Sends each token to the k experts with its largest gates. Gates are the softmax over experts of a linear layer,
+    in float32.
 
     **Arguments:**
 
     - `dim`: width of a token.
-    - `num_experts`: E.
+    - `num_experts`: number of experts E.
     - `k`: experts per token; default 1.
-    - `balance`: "bias", loss-free, needs nothing from the training loop; "loss", auxiliary losses that the loop adds
-      from `vismoe.record`; "none". Default "bias".
-    - `combine`: how the k gates weigh the experts' outputs: "gate", as they are (Riquelme et al. 2021); "renormalized",
-      divided by their sum, for k ≥ 2; "unit", 1 each: the network's loss then teaches the router nothing (its gradient
-      is 0), balance and auxiliary losses alone move choices. Default "gate".
-    - `noise_std`: standard deviation, times 1/E, of normal noise on the logits while training; default 0 (the paper's
-      is 1.0).
-    - `capacity_factor`: an expert accepts tokens · k · factor / E of a group, the rest is dropped; default "none":
-      nothing is dropped.
+    - `balance`: what keeps the experts' load even; default "bias".
+        - "bias": a bias on the choice; needs nothing from the training loop (docs/balancing.md).
+        - "loss": auxiliary losses, which the training loop must add: `vismoe.record` returns them.
+        - "none": nothing.
+    - `combine`: weights of the k experts' outputs; default "gate".
+        - "gate": the gates (Riquelme et al. 2021).
+        - "renormalized": the gates divided by their sum; for k ≥ 2.
+        - "unit": 1. The task's loss then has gradient 0 for the router: only balancing changes its choices.
+    - `noise_std`: normal noise with standard deviation `noise_std` / E is added to the logits in training; default 0
+      (the paper uses 1.0).
+    - `capacity_factor`: an expert accepts tokens · k · factor / E tokens of a group and drops the rest; default "none":
+      no token is dropped.
     - `eval_capacity_factor`: the same at evaluation; default "same".
-    - `batch_priority`: whether tokens with a larger first gate claim capacity first (Batch Priority Routing), not
-      earlier tokens; default False.
-    - `capacity_rounding`, `capacity_multiple_of`: see `vismoe.moe.compute_capacity`.
-    - `loss_weights`: weights of auxiliary losses by name: importance, load (while there is noise), gshard, z. Default:
-      the paper's, importance and load 0.005 each, for balance="loss"; none otherwise.
-    - `balance_rule`: how a bias moves, "log", "sign" or "z-score" (docs/balancing.md); default "log".
+    - `batch_priority`: whether tokens with larger gates claim capacity first (Batch Priority Routing); default False:
+      earlier tokens do.
+    - `capacity_rounding`: how the capacity is rounded, "ceil" or "round"; default "ceil".
+    - `capacity_multiple_of`: the capacity is rounded up to a multiple of this; default 4.
+    - `loss_weights`: weights of auxiliary losses by name: importance, load (only with noise), gshard, z. Default with
+      balance="loss": importance and load 0.005 each, as in the paper; otherwise none.
+    - `balance_rule`: how the bias moves: "log", "sign" or "z-score" (docs/balancing.md); default "log".
 
-    **Raises:** ValueError for options that contradict each other or lie outside their range.
+    **Raises:** ValueError for values out of range, and for options that contradict each other.
     """
 
     LOSSES: tuple[str, ...] = ("importance", "load", "gshard", "z")
@@ -81,7 +86,7 @@ class TopKRouter(BalancedRouter):
         if self.combine not in ("gate", "renormalized", "unit"):
             raise ValueError(f'combine={self.combine!r}: accepted are "gate", "renormalized" and "unit"')
         if self.combine == "renormalized" and self.k == 1:
-            why = "is a constant 1 and gives the router no gradient"
+            why = "is always 1, so the router gets no gradient"
             raise ValueError(f'combine="renormalized" with k=1 {why}: use "unit", which is 1 too, or "gate"')
         check_noise(self.noise_std)
         for name in ("capacity_factor", "eval_capacity_factor"):
@@ -95,7 +100,7 @@ class TopKRouter(BalancedRouter):
             raise ValueError('balance="loss" needs a positive weight in loss_weights; or use balance="none"')
 
     def reset_parameters(self) -> None:
-        """As the reference's linear layer."""
+        """Initialises the weight as in the reference."""
         draw_router(self.weight)
 
     def extra_repr(self) -> str:
@@ -116,11 +121,11 @@ class TopKRouter(BalancedRouter):
         return float32_linear(tokens_GSd, self.weight)
 
     def compute_gates(self, logits_GSE: Float[Tensor, "G S E"]) -> Float[Tensor, "G S E"]:
-        """The weight of every (token, expert) pair."""
+        """The gate of every (token, expert) pair."""
         return logits_GSE.softmax(-1)
 
     def forward(self, tokens_GSd: Float[Tensor, "G S d"], mask_GS: Bool[Tensor, "G S"] | None = None) -> Routing:
-        """Routes each group's tokens; where `mask_GS` is False a token is padding and goes nowhere."""
+        """Routes the tokens of each group. `mask_GS`: False where a token is padding, which is not routed."""
         logits = self.compute_logits(tokens_GSd)
         noisy = logits
         if self.training and self.noise_std > 0:
@@ -145,7 +150,8 @@ class TopKRouter(BalancedRouter):
         return Routing(plan, gates, logits, noisy, load, mask_GS)
 
     def capacity(self, group_size: int) -> int | None:
-        """Tokens of a group of `group_size` that one expert accepts in the present mode; None: all."""
+        """Number of tokens that one expert accepts from a group of `group_size` tokens in the current mode; None:
+        all."""
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
         if isinstance(factor, str) or group_size == 0:
             return None
@@ -156,16 +162,17 @@ class TopKRouter(BalancedRouter):
 
     def _combine_weights(self, gates_GSk: Float[Tensor, "G S k"]) -> Float[Tensor, "G S k"]:
         if self.combine == "renormalized":
-            # Sigmoids of far negative logits are 0, all of a token's at once; DeepSeek-V3's code has this floor too.
+            # All sigmoids of a token may be 0 if its logits are very negative; DeepSeek-V3's code has this minimum too.
             return gates_GSk / gates_GSk.sum(-1, keepdim=True).clamp_min(1e-20)
         if self.combine == "unit":
-            # A gradient of 0, not none: DistributedDataParallel waits for one of every parameter. Straight-through ones
-            # (that of the gate's logarithm, to tokens and router or to the router alone) made upcycled networks worse.
+            # A gradient of 0, not None: DistributedDataParallel waits for a gradient of every parameter.
+            # Straight-through gradients (of the gate's logarithm) made upcycled networks worse.
             return 1 + 0 * gates_GSk
         return gates_GSk
 
     def losses(self, routing: Routing) -> dict[str, Float[Tensor, "G ..."]]:
-        """importance, gshard, z and, where there was noise, load. Importance sums gates without noise, gshard with."""
+        """The losses importance, gshard, z and, with noise, load. Importance uses gates without noise, gshard gates
+        with noise."""
         return self._losses(routing.gates, routing.logits, routing.noisy_logits, routing.mask)
 
     def _losses(self, gates: Tensor, logits: Tensor, noisy: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
@@ -179,6 +186,6 @@ class TopKRouter(BalancedRouter):
         return values
 
     def auxiliary_loss(self, losses: dict[str, Float[Tensor, "G ..."]]) -> Float[Tensor, "G ..."] | None:
-        """Σ weight · loss; a loss that this pass could not give (load without noise) adds nothing."""
+        """Σ weight · loss, over the losses that this forward has (there is no load loss without noise)."""
         terms = [weight * losses[name] for name, weight in self.loss_weights.items() if weight > 0 and name in losses]
         return torch.stack(terms).sum(0) if terms else None

@@ -1,4 +1,4 @@
-"""Fewer experts, or none: a small model for one domain, and which experts that domain uses."""
+"""Measures which experts a data set uses, and makes a model with fewer experts, or none, from it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ How = Literal["expert", "merge"]
 
 @dataclass(frozen=True)
 class Usage:
-    """How much a domain uses each expert of one layer.
+    """How much a data set uses each expert of one layer.
 
-    - `share`: each expert's share of all choices, 0 to 1.
-    - `weight`: each expert's combine weight, mean over tokens (0 where it was not chosen).
+    - `share`: each expert's fraction of all choices, 0 to 1.
+    - `weight`: each expert's combine weight, mean over all tokens (0 for tokens that did not choose it).
     """
 
     share: Float[Tensor, " E"]
@@ -31,16 +31,16 @@ class Usage:
 
 @torch.no_grad()
 def measure_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
-    """Runs a model over a domain's batches, at evaluation, and measures how much it uses each expert of each layer.
+    """Runs a model on batches, in evaluation mode, and measures how much each expert of each layer is used.
 
     **Arguments:**
 
-    - `model`: a network; it is left as it was.
+    - `model`: a network; it is not changed.
     - `batches`: model inputs, (B, C, H, W) each.
 
-    **Returns:** the usage of each sparse layer by name.
+    **Returns:** the usage of each sparse layer, by its name.
 
-    **Raises:** ValueError where there is no batch.
+    **Raises:** ValueError if there is no batch.
     """
     load: dict[str, Tensor] = {}
     weight: dict[str, Tensor] = {}
@@ -57,7 +57,7 @@ def measure_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usag
                     weight[name] = weight.get(name, 0) + sums
                     tokens[name] = tokens.get(name, 0) + plan.num_tokens
     if not load and layers_of(model):
-        raise ValueError("no batch was given: which experts a domain uses is not known without its images")
+        raise ValueError("no batch was given: images are needed to measure which experts are used")
     return {
         name: Usage((load[name] / load[name].sum()).float(), (weight[name] / tokens[name]).float()) for name in load
     }
@@ -70,27 +70,30 @@ def _sums_of_weights(plan: SparsePlan) -> Float[Tensor, " E"]:
 
 
 def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inplace: bool = False) -> nn.Module:
-    """A dense model for one domain: each sparse layer is replaced by an MLP of the class and the size that it replaced.
+    """Makes a dense model: each sparse layer becomes an MLP of the class and the size that the layer replaced.
 
-    What the model loses must be measured: `vismoe densify` does.
+    The accuracy usually changes: evaluate the result. The command `vismoe densify` does so.
 
     **Arguments:**
 
-    - `model`: an upcycled or sparse network, no ensemble.
-    - `batches`: model inputs of the domain, (B, C, H, W) each.
-    - `how`: "expert", the expert that most of the domain's tokens use (of experts that are parts of an MLP, as many as
-      make one up), or "merge", the mean of all experts' weights, each weighted by its use; default "merge".
+    - `model`: an upcycled or sparse network, but not an ensemble.
+    - `batches`: model inputs, (B, C, H, W) each, on which the use of the experts is measured.
+    - `how`: the weights of the MLP; default "merge".
+        - "merge": the mean of all experts' weights, weighted by how much each is used.
+        - "expert": those of the most used expert. If an expert is a part of an MLP (`split` of `upcycle`), as many
+          experts as form a whole MLP.
     - `inplace`: whether `model` itself is changed; default False: a copy.
 
-    **Raises:** ValueError where there is no sparse layer or no batch, for layers with a shared expert, for
-    ensembles.
+    **Returns:** the dense model.
+
+    **Raises:** ValueError if there is no sparse layer or no batch, for layers with a shared expert, and for ensembles.
     """
     _check_how(how)
     usage = _checked_usage(model, batches)
     model = model if inplace else copy_of(model)
     for path, layer in sparse_layers(model).items():
         if layer.shared is not None:
-            raise ValueError(f"{path} has a shared expert, beside which its experts are no MLPs of the parent's size")
+            raise ValueError(f"{path} has a shared expert: its other experts are smaller than the parent's MLP")
         restore_mlp(model, path, _one_mlp(layer, usage[path], how))
     remember(model, None)
     return model
@@ -99,19 +102,23 @@ def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inp
 def reduce_experts(
     model: nn.Module, num_experts: int, batches: Iterable[Tensor], how: How = "merge", inplace: bool = False
 ) -> nn.Module:
-    """A sparse model with fewer experts: each layer keeps those that the domain of `batches` uses most.
+    """Makes a sparse model with fewer experts: each layer keeps those that are used most on `batches`.
 
     **Arguments:**
 
-    - `model`: an upcycled or sparse network, no ensemble.
-    - `num_experts`: how many experts each layer keeps, at least k.
-    - `batches`: model inputs of the domain, (B, C, H, W) each.
-    - `how`: "expert", the other experts are removed, or "merge", each of them is first merged, weighted by its use,
-      into the kept expert with the most similar router row (Li et al. 2023, *Merge, Then Compress*); default "merge".
+    - `model`: an upcycled or sparse network, but not an ensemble.
+    - `num_experts`: number of experts to keep in each layer, at least k.
+    - `batches`: model inputs, (B, C, H, W) each, on which the use of the experts is measured.
+    - `how`: what happens to the other experts; default "merge".
+        - "merge": each is merged, weighted by its use, into the kept expert with the most similar router row (Li et
+          al. 2023, *Merge, Then Compress*).
+        - "expert": they are removed.
     - `inplace`: whether `model` itself is changed; default False: a copy.
 
-    **Raises:** ValueError where there is no sparse layer or no batch, for more experts than there are or fewer than k,
-    and for merging experts that are parts of MLPs or low-rank.
+    **Returns:** the smaller model.
+
+    **Raises:** ValueError if there is no sparse layer or no batch, if `num_experts` is less than k or more than the
+    layer has, and for merging experts that are low-rank or parts of MLPs.
     """
     _check_how(how)
     usage = _checked_usage(model, batches)
@@ -145,19 +152,19 @@ def _checked_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usa
     if not sparse_layers(model):
         raise ValueError("the model has no sparse layer: it is dense already")
     if getattr(model, "ensemble_size", 0):
-        raise ValueError("the model is an ensemble, whose members own their experts: none of these can go")
+        raise ValueError("the model is an ensemble: each member needs its own experts, so none can be removed")
     return measure_usage(model, batches)
 
 
 def _experts_per_mlp(layer: MoE) -> int:
-    """How many experts make up an MLP as wide as the one that the layer replaced."""
+    """How many experts together are as wide as the MLP that the layer replaced."""
     experts: Any = layer.experts
     whole: int = experts.hidden_dim if layer.origin is None else layer.origin.hidden_dim
     return max(1, whole // experts.hidden_dim)
 
 
 def _one_mlp(layer: MoE, usage: Usage, how: How) -> MLP:
-    """The MLP that replaces a sparse layer: groups of experts, each averaged by use, side by side."""
+    """The MLP that replaces a sparse layer: experts are averaged within groups, and the groups are concatenated."""
     experts: Any = layer.experts
     parts, numbers = _experts_per_mlp(layer), range(experts.num_experts)
     if how == "expert":
@@ -176,7 +183,7 @@ def _one_mlp(layer: MoE, usage: Usage, how: How) -> MLP:
             for parameter in mlp.down.parameters():
                 parameter.mul_(scale)
         merged.append(mlp)
-    return _beside(merged)
+    return _concatenated(merged)
 
 
 @torch.no_grad()
@@ -189,8 +196,8 @@ def _mean(mlps: Sequence[MLP], shares: Tensor) -> MLP:
 
 
 @torch.no_grad()
-def _beside(mlps: Sequence[MLP]) -> MLP:
-    """The MLP that computes the sum of several: their hidden units side by side."""
+def _concatenated(mlps: Sequence[MLP]) -> MLP:
+    """The MLP that computes the sum of several MLPs: their hidden units, concatenated."""
     if len(mlps) == 1:
         return mlps[0]
     whole = mlps[0].empty_like(sum(mlp.hidden_dim for mlp in mlps)).train(mlps[0].training)
@@ -205,7 +212,7 @@ def _beside(mlps: Sequence[MLP]) -> MLP:
 
 @torch.no_grad()
 def _merge_into(layer: MoE, usage: Usage, kept: Tensor) -> None:
-    """Merges every expert into the kept one with the most similar router row."""
+    """Merges each expert into the kept expert with the most similar router row."""
     experts, rows = cast(MLPExperts, layer.experts), nn.functional.normalize(cast(TopKRouter, layer.router).weight)
     nearest = kept[(rows @ rows[kept].T).argmax(1)].tolist()
     whole = [experts.expert(number) for number in range(experts.num_experts)]
@@ -218,7 +225,7 @@ def _merge_into(layer: MoE, usage: Usage, kept: Tensor) -> None:
 
 @torch.no_grad()
 def _keep(layer: MoE, kept: Tensor) -> None:
-    """Removes all other experts, and their rows in router and balancing."""
+    """Removes the experts that are not in `kept`, with their rows in the router and in its buffers."""
     modules: tuple[Any, Any] = (layer.router, layer.experts)
     for module in modules:
         for part in stacked_parts(module):

@@ -12,16 +12,16 @@ from vismoe.moe import MLP, MLPStructure, MoE, structure_of, write_mlp
 from ..config import MoEConfig
 
 ENTRY = "vismoe_moe"
-"""The entry of a configuration of transformers' that holds the fields of `MoEConfig`."""
+"""The entry with the fields of `MoEConfig` in a configuration of transformers'."""
 
 
 @dataclass(frozen=True)
 class Origin:
     """What a sparse layer replaced.
 
-    - `structure`: where the parts of the MLP lie.
-    - `modules`: the replaced modules by their path below the one that `structure` describes, without parameters (on the
-      meta device).
+    - `structure`: where the parts of the MLP are.
+    - `modules`: the replaced modules, by their path inside the module that `structure` describes. They are on the meta
+      device, without values.
     - `hidden_dim`: width of the MLP's hidden layer.
     """
 
@@ -31,16 +31,15 @@ class Origin:
 
 
 def find_mlps(model: nn.Module, blocks: str | None = None) -> list[str]:
-    """The paths of the MLPs of a transformer's blocks, in their order. Every block of the list has one MLP of a known
-    class.
+    """Returns the paths of the MLPs of a transformer's blocks, in order. Each block must have one MLP of a known class.
 
     **Arguments:**
 
     - `model`: a dense transformer.
-    - `blocks`: path of its list of blocks, where there are several; default None: the only one.
+    - `blocks`: path of its list of blocks, if there are several; default None: the only one.
 
-    **Raises:** ValueError where there is no such list, or several, and where a block's MLP is unknown or sparse
-    already.
+    **Raises:** ValueError if there is no such list, or several; if the class of an MLP is unknown; and if a block is
+    sparse already.
     """
     stacks = {
         path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList | nn.Sequential)
@@ -62,12 +61,12 @@ def find_mlps(model: nn.Module, blocks: str | None = None) -> list[str]:
         return paths
     if candidates:
         listed = ", ".join(f"{path!r} ({len(mlps)})" for path, mlps in candidates.items())
-        raise ValueError(f"blocks with MLPs are in several lists: say in which one with block_list=: {listed}")
+        raise ValueError(f"several lists have blocks with MLPs: name one with block_list=: {listed}")
     raise ValueError(_describe_unknown({path: stacks[path] for path in mlps_by_list}, mlps_by_list))
 
 
 def find_blocks(model: nn.Module) -> str | None:
-    """The path of the longest list of modules of one class, the first of several; None where there is none."""
+    """The path of the longest list of modules of one class; the first of several; None if there is none."""
     lists = {
         path: len(module)
         for path, module in model.named_modules()
@@ -77,7 +76,7 @@ def find_blocks(model: nn.Module) -> str | None:
 
 
 def _mlps_in(block: nn.Module) -> list[str]:
-    """Paths, below a block, of sparse layers and of MLPs of a known class that lie in no other such module."""
+    """Paths, inside a block, of sparse layers and of MLPs of a known class; without those inside another one."""
     paths: list[str] = []
     for path, module in block.named_modules():
         known = isinstance(module, MLP | MoE) or structure_of(module) is not None
@@ -92,22 +91,22 @@ def _describe_unknown(
     """Describes the first block with an unknown MLP, in the longest list of blocks of one class."""
     uniform = {path: stack for path, stack in stacks.items() if len({type(block) for block in stack}) == 1}
     if not uniform:
-        return f"{', '.join(stacks) or 'the model'}: no list of blocks of one class, as a transformer has it"
+        return f"{', '.join(stacks) or 'the model'}: expected a list of blocks of one class, as in a transformer"
     path = max(uniform, key=lambda path: len(uniform[path]))
     number = next(number for number, mlps in enumerate(mlps_by_list[path]) if len(mlps) != 1)
     block, mlps = uniform[path][number], mlps_by_list[path][number]
     where = f"{path}.{number} ({type(block).__name__})"
     if mlps:
-        return f"{where} has {len(mlps)} MLPs ({', '.join(mlps)}): a sparse layer takes the place of one"
+        return f"{where} has {len(mlps)} MLPs ({', '.join(mlps)}): expected one MLP per block"
     parts = ", ".join(f"{name}: {type(part).__name__}" for name, part in block.named_children())
     return (
-        f"{where}: which of its parts is the MLP is not known ({parts}); vismoe.register_mlp(class of that part, "
-        "vismoe.MLPStructure(up=…, down=…, activation=…)) says it"
+        f"{where}: none of its modules is an MLP of a known class ({parts}); register its class with "
+        "vismoe.register_mlp(class, vismoe.MLPStructure(up=…, down=…, activation=…))"
     )
 
 
 def replace_mlp(model: nn.Module, path: str, layer: MoE) -> None:
-    """Replaces the MLP at `path` by a sparse layer, in the place that its structure names."""
+    """Replaces the MLP at `path` by a sparse layer, at the place that the MLP's structure names."""
     module = model.get_submodule(path)
     structure = structure_of(module) or MLPStructure("up", "down", "activation")
     replaced = [structure.place, structure.down] if structure.place else [""]
@@ -119,11 +118,11 @@ def replace_mlp(model: nn.Module, path: str, layer: MoE) -> None:
 
 
 def restore_mlp(model: nn.Module, path: str, mlp: MLP) -> None:
-    """Replaces the sparse layer at `path` by an MLP of the class that it replaced."""
+    """Replaces the sparse layer at `path` by an MLP of the class that the layer replaced."""
     layer = cast(MoE, model.get_submodule(path))
     origin = layer.origin
     if not isinstance(origin, Origin):
-        raise ValueError(f"{path} did not take the place of an MLP: what to put back is not known")
+        raise ValueError(f"{path} did not replace an MLP: the class of the MLP is not known")
     outer = path.removesuffix(f".{origin.structure.place}") if origin.structure.place else path
     for part, module in origin.modules.items():
         weight = mlp.up.weight
@@ -135,13 +134,13 @@ def restore_mlp(model: nn.Module, path: str, mlp: MLP) -> None:
 def copy_of(model: nn.Module) -> nn.Module:
     """A copy of a network.
 
-    **Raises:** ValueError for a network with modules that are pruned, but not for good: PyTorch copies none.
+    **Raises:** ValueError for modules with pruning masks, which PyTorch cannot copy.
     """
     pruned = [name or "the network" for name, module in model.named_modules() if _is_pruned(module)]
     if pruned:
         raise ValueError(
-            f"{', '.join(pruned[:5])}{', …' * (len(pruned) > 5)}: pruned, with masks beside the weights; make that "
-            'permanent first: torch.nn.utils.prune.remove(module, "weight") for each of them'
+            f"{', '.join(pruned[:5])}{', …' * (len(pruned) > 5)}: pruned, with masks that are applied in each forward; "
+            'make the pruning permanent first: torch.nn.utils.prune.remove(module, "weight") for each of them'
         )
     return copy.deepcopy(model)
 
@@ -151,8 +150,8 @@ def _is_pruned(module: nn.Module) -> bool:
 
 
 def remember(model: nn.Module, config: MoEConfig | None) -> None:
-    """Notes in `model.moe` how a network is sparse; None: it is dense. A network of transformers' has it in its
-    configuration too: its `save_pretrained` writes that, and nothing else says that the weights are experts'."""
+    """Sets `model.moe`, the configuration of the sparse part; None: the network is dense. In networks of transformers'
+    it is also set in the network's own configuration, so that `save_pretrained` writes it."""
     network: Any = model
     network.moe = config
     of_transformers = getattr(model, "config", None)

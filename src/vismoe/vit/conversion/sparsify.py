@@ -1,4 +1,4 @@
-"""Networks that are sparse from the start: experts are drawn as the MLPs that they replace."""
+"""Makes a new network sparse: experts get initial weights like those of the MLPs that they replace."""
 
 import math
 from dataclasses import replace
@@ -16,14 +16,19 @@ from .places import replace_mlp
 
 
 def sparsify(model: Any, config: MoEConfig) -> None:
-    """Replaces, in a timm VisionTransformer, the MLPs that `config` names by experts that are initialised like them.
+    """Replaces the MLPs that `config` names by sparse layers, whose experts are initialised like the MLPs.
 
-    **Raises:** ValueError for MLPs of another structure than timm's plain one.
+    **Arguments:**
+
+    - `model`: a timm VisionTransformer, changed in place.
+    - `config`: which MLPs, and how.
+
+    **Raises:** ValueError for MLPs of other classes than timm's `Mlp`.
     """
     if config.router == "soft" and not isinstance(config.capacity_factor, str):
         if config.slots_per_expert != 1:
             given = f"slots_per_expert={config.slots_per_expert}, capacity_factor={config.capacity_factor}"
-            raise ValueError(f"{given}: each says how many slots an expert has, choose one of them")
+            raise ValueError(f"{given}: both set the number of slots per expert: give one of them")
         tokens = model.patch_embed.num_patches + model.num_prefix_tokens
         tokens = tokens if isinstance(config.group_size, str) else config.group_size
         slots = compute_capacity(tokens, config.num_experts, config.capacity_factor, "round", 1)
@@ -31,9 +36,9 @@ def sparsify(model: Any, config: MoEConfig) -> None:
     for number in config.blocks(len(model.blocks)):
         block = model.blocks[number]
         if not hasattr(block, "mlp"):
-            raise ValueError(f"block_fn={type(block).__name__}: accepted are blocks with an MLP of their own, as Block")
+            raise ValueError(f"block_fn={type(block).__name__}: accepted are blocks that have an MLP, such as Block")
         if type(block.mlp) is not Mlp:
-            raise ValueError(f"mlp_layer={type(block.mlp).__name__}: accepted is Mlp, which experts can replace")
+            raise ValueError(f"mlp_layer={type(block.mlp).__name__}: accepted is Mlp")
         layer = config.layer(read_mlp(block.mlp))
         initialise_experts(layer, model.weight_init_mode, config.expert_init)
         if config.shared_hidden_dim and layer.shared is not None:
@@ -45,8 +50,14 @@ def sparsify(model: Any, config: MoEConfig) -> None:
 
 @torch.no_grad()
 def initialise_experts(layer: MoE, mode: str, expert_init: Literal["apart", "alike"]) -> None:
-    """Draws each expert, or one that all others equal, as timm's scheme `mode` draws a dense MLP, so that twins differ
-    in nothing else. Low-rank experts stay as they are."""
+    """Initialises experts as timm initialises a dense MLP. Low-rank experts are not changed.
+
+    **Arguments:**
+
+    - `layer`: the sparse layer, changed in place.
+    - `mode`: timm's name of the initialisation scheme.
+    - `expert_init`: "apart": each expert is drawn; "alike": one is drawn and copied.
+    """
     experts = layer.experts
     if not isinstance(experts, MLPExperts) or experts.up.weight.is_meta:
         return
@@ -65,8 +76,14 @@ def initialise_experts(layer: MoE, mode: str, expert_init: Literal["apart", "ali
 
 @torch.no_grad()
 def fix_init(layer: MoE, number: int, shared: bool) -> None:
-    """What timm's `fix_init` does to the MLP of block `number`: less weight to later layers' outputs. `shared`: of the
-    shared MLP too."""
+    """Scales down the last layer of a block's experts, as timm's `fix_init` does for its MLP.
+
+    **Arguments:**
+
+    - `layer`: the sparse layer, changed in place.
+    - `number`: number of the block, from 0.
+    - `shared`: whether the shared MLP is scaled too.
+    """
     if isinstance(layer.experts, MLPExperts):
         layer.experts.down.weight.div_(math.sqrt(2 * (number + 1)))
     if shared and isinstance(layer.shared, MLP):

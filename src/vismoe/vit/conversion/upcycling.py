@@ -1,4 +1,4 @@
-"""A trained dense transformer made sparse (Komatsuzaki et al. 2022, *Sparse Upcycling*)."""
+"""Makes a trained dense transformer sparse (Komatsuzaki et al. 2022, *Sparse Upcycling*)."""
 
 import math
 import warnings
@@ -29,39 +29,42 @@ def upcycle(
     inplace: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """A sparse model that starts as its dense parent: some blocks' MLPs become experts, and a router is drawn.
+    """Turns a trained dense model (the parent) into a sparse one: some MLPs become experts, with a new router.
 
-    At step 0 its outputs are the parent's within rounding, as long as the weights of a token's experts sum to 1 (the
-    default), nothing is dropped and nothing perturbed; where an option forbids that, a warning says so.
+    The sparse model starts with the parent's outputs, up to rounding, if the weights of a token's experts sum to 1 (the
+    default), no token is dropped and `perturb` is 0. With options that prevent this, a warning says so.
 
     **Arguments:**
 
-    - `model`: any timm ViT (plain, DeiT, BEiT, DINOv2/v3, SigLIP, EVA, …), torchvision's, transformers' vision models
-      and similar ones for text and sound: any network with a list of blocks that have one MLP each of a known class
-      (`vismoe.register_mlp` adds classes).
-    - `num_experts`: E; default 8.
-    - `layers`: "last-N" (the last N of the odd blocks 1, 3, 5, …), "every-N", or a list of block numbers from 0;
-      default "last-2".
-    - `k`: experts per token; default: `split`, which is 1 by default.
-    - `experts`: "full", each a copy of the parent's MLP, or "low-rank", the parent's MLP, frozen, with a low-rank
-      difference for each expert that starts at 0 (`vismoe.LowRankExperts`); default "full".
-    - `rank`: rank of the differences; default 16.
-    - `shared`: whether the parent's MLP stays, for every token, beside new, smaller experts (`expert_hidden_dim`, by
-      default a quarter of the parent's) whose last layer starts at 0; default False.
-    - `split`: each copy of the parent's MLP becomes so many experts, each with a part of its hidden units; their mean
-      is the MLP. The routers' rows of a copy's parts start equal, so that a token goes to all of them (He et al. 2024,
-      *Upcycling Large Language Models into Mixture of Experts*: virtual groups). Divides `num_experts`; default 1:
-      whole copies.
-    - `perturb`: noise on all copies but the first, as a share of each weight's standard deviation; default 0.
-    - `seed`: of routers and new weights; default 0.
+    - `model`: a network with a list of blocks that have one MLP of a known class each: ViTs of timm (plain, DeiT, BEiT,
+      DINOv2/v3, SigLIP, EVA, …), torchvision and transformers, and similar networks for text and sound.
+      `vismoe.register_mlp` adds classes.
+    - `num_experts`: number of experts per layer, E; default 8.
+    - `layers`: the sparse blocks: "last-N" (the last N of the odd blocks 1, 3, 5, …), "every-N", or a list of block
+      numbers from 0; default "last-2".
+    - `k`: experts per token; default None: `split`.
+    - `experts`: what an expert is; default "full".
+        - "full": a copy of the parent's MLP.
+        - "low-rank": a low-rank difference from the parent's MLP, which is frozen; it starts at 0
+          (`vismoe.LowRankExperts`).
+    - `rank`: rank of the low-rank differences; default 16.
+    - `shared`: whether all tokens keep the parent's MLP. The experts are then new and smaller (a quarter of its hidden
+      width, or `expert_hidden_dim`), and their last layer starts at 0. Default False.
+    - `split`: number of experts that each copy of the MLP is cut into; default 1: whole copies. Each gets a part of the
+      hidden units, and their mean is the MLP. Their router rows start equal, so a token goes to all of them (the
+      "virtual groups" of He et al. 2024, *Upcycling Large Language Models into Mixture of Experts*). `num_experts` must
+      be a multiple of it.
+    - `perturb`: noise on all copies but the first, as a fraction of each weight's standard deviation; default 0.
+    - `seed`: seed of the router and of new weights; default 0.
     - `inplace`: whether `model` itself is changed; default False: a copy.
     - `options`: other fields of `vismoe.vit.MoEConfig` (balance=, combine=, noise_std=, capacity_factor=, block_list=,
-      …). `combine` is by default "renormalized"; with k=1 it is "unit": training then moves experts and leaves the
-      router as it was drawn (docs/upcycling.md). router="hash" and "random" have no such option, they average the k
-      experts.
+      …). `combine` defaults to "unit" for k=1, and the router then does not learn (docs/upcycling.md); otherwise to
+      "renormalized". The routers "hash" and "random" do not have `combine`: they average the k experts.
 
-    **Raises:** ValueError for a model with unknown MLPs, options that contradict each other, a sparse model; for MLPs
-    under adapters that are not merged, quantised, or pruned and not for good.
+    **Returns:** the sparse model.
+
+    **Raises:** ValueError for a sparse model, for MLPs of unknown classes, for options that contradict each other, and
+    for MLPs that are quantised, have pruning masks, or have adapters that are not merged.
     """
     if unknown := sorted(set(options) - set(OVERRIDES)):
         raise ValueError(f"upcycle has no option {', '.join(unknown)}")
@@ -76,14 +79,14 @@ def upcycle(
         config = replace(config, combine=options.get("combine", summing))
     elif split > 1:
         raise ValueError(
-            f"split={split} with router={config.router!r}: parts are the MLP where a token goes to all of one copy, "
-            "and this router chooses experts one by one: use copies (split=1)"
+            f"split={split} with router={config.router!r}: a token must go to all experts of one copy, but this router "
+            "chooses each expert independently: use whole copies (split=1)"
         )
     model = model if inplace else copy_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer, mlp in make_sparse(model, config, split):
-            _start_as(layer, mlp, split, perturb)
+            _initialise_from(layer, mlp, split, perturb)
     _warn_unless_equal(config, summing, perturb)
     return model
 
@@ -93,15 +96,17 @@ def _check_upcycling(
 ) -> None:
     if split < 1 or (split > 1 and (are_new or k != split or num_experts % split)):
         raise ValueError(
-            f"split={split}, k={k}, num_experts={num_experts}: split is k, divides num_experts, and goes with "
-            'experts="full" without shared'
+            f"split={split}, k={k}, num_experts={num_experts}: split must be k and divide num_experts; accepted only "
+            'with experts="full" and shared=False'
         )
     if not 0 <= perturb < math.inf or (perturb and are_new):
-        raise ValueError(f'perturb={perturb}: accepted are finite shares ≥ 0, and with experts="full" without shared')
+        raise ValueError(
+            f'perturb={perturb}: accepted are finite numbers ≥ 0, and only 0 unless experts="full" and shared=False'
+        )
     if expert_hidden_dim and not are_new:
         raise ValueError(
-            f"expert_hidden_dim={expert_hidden_dim}: copies of the parent's MLP are as wide as it is; it is "
-            "for the new experts of shared=True, and split= cuts copies into narrower ones"
+            f"expert_hidden_dim={expert_hidden_dim}: copies of the parent's MLP have its width; accepted only with "
+            "shared=True; split= cuts copies into narrower experts"
         )
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed}: accepted are 0…2^63 − 1")
@@ -115,7 +120,7 @@ def _warn_unless_equal(config: MoEConfig, summing: str | None, perturb: float) -
         if (value := getattr(config, name)) not in ("none", "same")
     ]
     if summing is not None and config.combine != summing and not config.shared:
-        reasons.append(f"combine={config.combine!r} ({summing!r} makes the experts' weights sum to the MLP)")
+        reasons.append(f"combine={config.combine!r} (with {summing!r} a token's weights sum to 1)")
     if perturb:
         reasons.append(f"perturb={perturb}")
     if reasons:
@@ -123,27 +128,34 @@ def _warn_unless_equal(config: MoEConfig, summing: str | None, perturb: float) -
 
 
 def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tuple[MoE, MLP]]:
-    """Replaces the MLPs that `config` names by sparse layers, in place, and leaves their parameters as they were drawn.
-    Afterwards `model.moe` is the configuration.
+    """Replaces the MLPs that `config` names by sparse layers with random parameters, and sets `model.moe`.
+
+    **Arguments:**
+
+    - `model`: a dense transformer, changed in place.
+    - `config`: which MLPs, and how.
+    - `split`: see `upcycle`; default 1.
 
     **Returns:** the layers, each with the MLP that it replaced.
+
+    **Raises:** as `upcycle`.
     """
     if config.ensemble_size:
-        remedy = "vismoe.create_model(…, ensemble_size=…) builds one, and its weights may be copied there"
-        raise ValueError(
-            f"ensemble_size={config.ensemble_size}: a network that is upcycled becomes no ensemble; {remedy}"
-        )
+        remedy = "build one with vismoe.create_model(…, ensemble_size=…), and copy the weights into it"
+        raise ValueError(f"ensemble_size={config.ensemble_size}: upcycling cannot make an ensemble; {remedy}")
     if config.shared_hidden_dim:
-        raise ValueError(f"shared_hidden_dim={config.shared_hidden_dim}: what is shared here is the parent's own MLP")
+        raise ValueError(f"shared_hidden_dim={config.shared_hidden_dim}: upcycling shares the parent's own MLP")
     paths = find_mlps(model, config.block_list or None)
     places = {path: read_mlp(model.get_submodule(path)) for path in (paths[i] for i in config.blocks(len(paths)))}
     if not config.expert_hidden_dim and (split > 1 or config.shared):
         parts, widths = 4 if config.shared else split, sorted({mlp.hidden_dim for mlp in places.values()})
         if len(widths) > 1 or widths[0] % parts:
-            raise ValueError(f"MLPs of hidden width {', '.join(map(str, widths))} cannot be cut into {parts}")
+            raise ValueError(
+                f"MLPs of hidden width {', '.join(map(str, widths))} cannot be cut into {parts} equal parts"
+            )
         config = replace(config, expert_hidden_dim=widths[0] // parts)
     if split > 1 and any(mlp.norm is not None for mlp in places.values()):
-        raise ValueError(f"split={split}: an MLP with a norm over its hidden units cannot be cut: use split=1")
+        raise ValueError(f"split={split}: an MLP with a norm of its hidden units cannot be split: use split=1")
     layers = []
     for path, mlp in places.items():
         layer = config.layer(mlp)
@@ -154,8 +166,8 @@ def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tup
 
 
 @torch.no_grad()
-def _start_as(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
-    """Gives a new layer the parameters with which it computes the same as `mlp`."""
+def _initialise_from(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
+    """Sets the parameters of a new layer so that it computes the same as `mlp`."""
     experts = layer.experts
     if not isinstance(experts, MLPExperts):
         return
@@ -175,7 +187,8 @@ def _start_as(layer: MoE, mlp: MLP, split: int, perturb: float) -> None:
 
 
 def _part_of_mlp(mlp: MLP, number: int, parts: int) -> MLP:
-    """The `number`-th of so many MLPs whose mean is `mlp`: a part of its hidden units, with a larger weight."""
+    """One of `parts` MLPs whose mean is `mlp`: it has a part of the hidden units, with weights that are multiplied by
+    `parts`."""
     if parts == 1:
         return mlp
     part = mlp.empty_like(mlp.hidden_dim // parts)

@@ -19,7 +19,7 @@ def push_to_hub(
     **Arguments:**
 
     - `folder`: a model folder or a run folder.
-    - `repo_id`: ORG/NAME; created where it does not exist.
+    - `repo_id`: ORG/NAME; created if it does not exist.
     - `private`: whether a new repository is private; default False.
     - `message`: commit message.
     - `token`: access token with write permission; default: that of `hf auth login` or HF_TOKEN.

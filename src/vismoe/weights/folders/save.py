@@ -89,7 +89,8 @@ def check_differences(model: nn.Module) -> None:
     inner = model.model if isinstance(model, TransformersNetwork) else model
     if is_transformers(inner):
         raise ValueError(
-            f"{type(inner).__name__} is transformers', of which only whole models can be written: leave out the parent"
+            f"{type(inner).__name__} is a network of transformers', which can only be written whole: leave out the "
+            "parent"
         )
 
 

@@ -1,1 +1,1 @@
-"""Networks of transformers' where timm's are expected, and their folders."""
+"""Networks of transformers' with the interface of timm's, and their model folders."""

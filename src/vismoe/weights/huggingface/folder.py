@@ -1,4 +1,4 @@
-"""Folders of transformers' networks, upcycled ones too."""
+"""Model folders of transformers' networks, also of upcycled ones."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from .processor import read_processor, write_processor
 MOE, DENSE, UPCYCLED = ENTRY, "dense", "vismoe_upcycled"
 LABELS = ("id2label", "label2id", "problem_type")
 INSIDE = "upcycled."
-"""Prefix of the names of weights where transformers wrote a network that its Auto class had opened."""
+"""Prefix of the names of weights if transformers wrote a network that one of its Auto classes had opened."""
 
 
 def is_transformers(model: nn.Module) -> bool:
-    """Whether a network is of a class of transformers', or of one derived from it."""
+    """Whether a network's class is one of transformers', or a subclass of one."""
     return any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__) and hasattr(model, "config")
 
 
@@ -34,13 +34,22 @@ def write_transformers(
     preprocessing: Mapping[str, Any] | None = None,
     problem_type: str | None = None,
 ) -> None:
-    """Writes a model folder. A dense network is written as transformers does; the configuration of a sparse one
-    contains that of its dense parent, and its weights have the names that they have in memory."""
+    """Writes a model folder. A dense network is written by transformers' `save_pretrained`. The configuration of a
+    sparse network contains that of its dense parent, and its weights are named as in memory.
+
+    **Arguments:**
+
+    - `model`: the network.
+    - `folder`: an existing folder.
+    - `label_names`: class names in order; default None: those of the network's configuration.
+    - `preprocessing`: timm's data configuration, written as `preprocessor_config.json`; default None: no such file.
+    - `problem_type`: transformers' problem type; default None: that of the network's configuration.
+    """
     model = getattr(model, INSIDE[:-1], model)
     path, sparse = folder / CONFIG, getattr(model, "moe", None) is not None
     if sparse:
         config = json.loads(model.config.to_json_string(use_diff=False))
-        save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})  # knows tensors that are shared
+        save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})  # accepts tensors that share memory
     else:
         model.save_pretrained(folder)
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -70,16 +79,23 @@ def _dense_class(model: nn.Module) -> str:
 
 
 def _upcycled_class(dense: str) -> str:
-    """Our class for transformers' Auto classes: UpcycledForMaskedLM for BertForMaskedLM."""
+    """The name of vismoe's class for transformers' Auto classes, such as UpcycledForMaskedLM for BertForMaskedLM."""
     _, separator, task = dense.partition("For")
     return f"UpcycledFor{task}" if separator else "UpcycledModel"
 
 
 def read_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
-    """Builds the class that a folder names, sparse where the folder says so, and loads its weights, at evaluation.
+    """Builds the network that a folder describes, dense or sparse, and loads its weights.
 
-    **Raises:** ModuleNotFoundError without transformers; ValueError for an unknown class, and for weights that are
-    missing or do not fit.
+    **Arguments:**
+
+    - `folder`: the model folder.
+    - `config`: the content of its `config.json`.
+
+    **Returns:** the network, in evaluation mode.
+
+    **Raises:** ModuleNotFoundError if transformers is not installed; ValueError for an unknown class, and for weights
+    that are missing or do not fit.
     """
     import transformers
 
@@ -92,7 +108,7 @@ def read_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"{folder / 'config.json'}: transformers has no model class {name}")
     weights = folder / WEIGHTS
     if not weights.is_file():
-        raise ValueError(f"{folder} has no model.safetensors: only weights in one file of safetensors are read")
+        raise ValueError(f"{folder} has no model.safetensors: only weights in one safetensors file are read")
     network: Any = cls
     class_config = {key: value for key, value in config.items() if key not in (MOE, "model_type")}
     try:
@@ -114,9 +130,9 @@ def read_transformers(folder: Path, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _from_pretrained(network: Any, folder: Path, moe: MoEConfig | None) -> Any:
-    """What `save_pretrained` wrote, of a sparse network too: it may call weights otherwise than they are in memory.
+    """Loads with transformers' `from_pretrained`, also a sparse network: `save_pretrained` may have renamed weights.
 
-    **Raises:** RuntimeError where transformers drew parameters at random, because the file lacks them.
+    **Raises:** RuntimeError if the file lacks parameters, which transformers would initialise at random.
     """
 
     def build(self: Any, *arguments: Any, **options: Any) -> None:
@@ -130,15 +146,15 @@ def _from_pretrained(network: Any, folder: Path, moe: MoEConfig | None) -> Any:
     model.__class__ = network
     if missing := sorted(loading["missing_keys"]):
         experts = any(".experts." in name for name in loading["unexpected_keys"])
-        why = f"; the file has experts, and {CONFIG} does not say which: save with vismoe.save" if experts else ""
+        why = f"; the file has experts, but {CONFIG} does not describe them: save with vismoe.save" if experts else ""
         raise RuntimeError(f"weights are missing: {', '.join(missing[:5])}{why}")
     return model
 
 
 def _load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     missing, unexpected = model.load_state_dict(state, strict=False)
-    # Where several names share a tensor, one of them is in the file.
+    # If several names share a tensor, only one of them is in the file.
     parameters = model.state_dict(keep_vars=True)
     loaded = {parameters[name].data_ptr() for name in state if name in parameters}
     if wrong := [name for name in missing if parameters[name].data_ptr() not in loaded] + unexpected:
-        raise RuntimeError(f"weights that are missing or unknown: {', '.join(wrong[:5])}")
+        raise RuntimeError(f"missing or unknown weights: {', '.join(wrong[:5])}")

@@ -1,4 +1,4 @@
-"""A network of transformers' for images, usable where one of timm's is expected."""
+"""Wraps an image network of transformers' so that it has the interface of timm's networks."""
 
 import copy
 import inspect
@@ -19,14 +19,14 @@ from .folder import INSIDE, is_transformers
 from .processor import pair, processor_of
 
 CLASSIFIERS = ("classifier", "heads", "head", "fc")
-"""Where transformers and torchvision keep the layers that compute logits."""
+"""Names of the layers that compute logits, in transformers and torchvision."""
 OF_TWO_TOWERS = "get_image_features"
-"""The method of networks for images and text that takes images alone."""
+"""The method with which networks for images and text process only images."""
 
 
 def as_network(model: nn.Module) -> nn.Module:
-    """A network that maps pixels to logits and knows how images are prepared, as timm's do. For a network of
-    transformers' for images: a `TransformersNetwork` around the unchanged model; every other network itself."""
+    """Returns a network with timm's interface, which maps pixels to logits and has a preprocessing configuration: for
+    an image network of transformers' a `TransformersNetwork` around the unchanged model; any other network as it is."""
     if not is_transformers(model):
         return model
     model = getattr(model, INSIDE[:-1], model)
@@ -37,8 +37,8 @@ def as_network(model: nn.Module) -> nn.Module:
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
-    """timm's data configuration of a network: input_size, mean, std (one value a channel), interpolation, crop_pct; and
-    max_level, white in images of 16 bits, where that is not 65,535."""
+    """timm's data configuration of a network: input_size, mean and std (one value per channel), interpolation,
+    crop_pct; and max_level, the white level of 16-bit images, if it is not 65,535."""
     network: Any = as_network(model)
     config: dict[str, Any] = resolve_input_data_config(network)
     max_level = getattr(network, "pretrained_cfg", {}).get("max_level")
@@ -47,7 +47,11 @@ def data_config(model: nn.Module) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Patches:
-    """`patch_size`: height and width in pixels; `grid_size`: in patches, of an image."""
+    """The patches of an image.
+
+    - `patch_size`: height and width of a patch, in pixels.
+    - `grid_size`: height and width of an image, in patches.
+    """
 
     patch_size: tuple[int, int]
     grid_size: tuple[int, int]
@@ -58,12 +62,16 @@ class Patches:
 
 
 class TransformersNetwork(nn.Module):
-    """A network of transformers' for images, `model`, with the interface of timm's networks.
+    """An image network of transformers' with the interface of timm's networks.
 
-    Called with pixels it returns logits (without a classifier, one vector an image: the pooled output, else the class
-    token, else the mean of the last hidden state). `pretrained_cfg` has the preparation of images and the classes;
-    classifier and image size can be changed. The preparation is that of the folder that the model was loaded from, else
-    its class's.
+    It maps pixels to logits. Without a classifier it returns one vector per image: the pooled output, else the class
+    token, else the mean of the last hidden state. `pretrained_cfg` has the preprocessing and the classes. The
+    preprocessing is that of the folder from which the model was loaded, otherwise the default of its class. Classifier
+    and image size can be changed.
+
+    **Arguments:**
+
+    - `model`: the network; it is not copied.
     """
 
     def __init__(self, model: nn.Module):
@@ -98,7 +106,7 @@ class TransformersNetwork(nn.Module):
         if getattr(output, "pooler_output", None) is not None:
             return cast(Tensor, output.pooler_output)
         if (hidden := getattr(output, "last_hidden_state", None)) is None:
-            raise ValueError(f"{type(self.model).__name__} gives neither logits nor features of an image")
+            raise ValueError(f"{type(self.model).__name__} returns neither logits nor features of an image")
         if hidden.ndim == 4:
             return cast(Tensor, hidden.mean((2, 3)))
         has_class_token = any(name.endswith("cls_token") for name, _ in self.model.named_parameters())
@@ -106,7 +114,7 @@ class TransformersNetwork(nn.Module):
 
     @property
     def _vision(self) -> Any:
-        """The configuration of the part that takes images, also of networks for images and text."""
+        """The configuration of the image encoder, also in networks for images and text."""
         return getattr(self.model.config, "vision_config", self.model.config)
 
     @property
@@ -147,7 +155,7 @@ class TransformersNetwork(nn.Module):
 
     @property
     def _head(self) -> str | None:
-        """The path of the linear map that computes the logits."""
+        """The path of the linear layer that computes the logits; None: there is none."""
         for top in CLASSIFIERS:
             if isinstance(module := getattr(self.model, top, None), nn.Module):
                 linear = [path for path, part in module.named_modules(prefix=top) if isinstance(part, nn.Linear)]
@@ -159,10 +167,10 @@ class TransformersNetwork(nn.Module):
         return nn.Identity() if self._head is None else cast(nn.Module, self.model.get_submodule(self._head))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the classifier. A network without one becomes transformers' class of its type for image
-        classification.
+        """Replaces the classifier. A network without one becomes transformers' class for image classification of the
+        same model type.
 
-        **Raises:** ValueError where there is no such class.
+        **Raises:** ValueError if there is no such class.
         """
         if self._head is None:
             self.model = self._for_classification(num_classes)
@@ -184,7 +192,7 @@ class TransformersNetwork(nn.Module):
         name = type(self.model).__name__
         if cls is None:
             raise ValueError(
-                f"{name} has no classifier, and transformers no class for image classification of its type "
+                f"{name} has no classifier, and transformers has no class for image classification of its type "
                 f"({config.model_type}): accepted are networks for image classification, and trunks that "
                 "AutoModelForImageClassification knows (ViT, DeiT, BEiT, DINOv2, SigLIP, CLIP, Swin, ConvNeXt, …)"
             )
@@ -196,7 +204,7 @@ class TransformersNetwork(nn.Module):
         return new.to(self.model.device, self.model.dtype)
 
     def _built(self, cls: Any, config: Any) -> Any:
-        """A network with newly drawn weights, sparse where this one is."""
+        """A network with random weights, sparse like this one."""
         with torch.random.fork_rng(devices=[]):
             model = cls(config)
             if self.moe is not None:
@@ -205,7 +213,7 @@ class TransformersNetwork(nn.Module):
 
     @property
     def resizable(self) -> bool:
-        """Whether `set_input_size` can be called: not where tables of relative positions fit one size only."""
+        """Whether `set_input_size` can be called: not for tables of relative positions, which fit only one size."""
         if self._resizable is None:
             size = 2 * pair(getattr(self._vision, "image_size", None) or 224)[0]
             try:
@@ -220,17 +228,17 @@ class TransformersNetwork(nn.Module):
         return self._resizable
 
     def set_input_size(self, img_size: int) -> None:
-        """Changes the image size; position embeddings are interpolated as the network itself does.
+        """Changes the image size. Position embeddings are interpolated as the network itself does.
 
-        **Raises:** ValueError where the network accepts one size only, or the size is no multiple of the patch.
+        **Raises:** ValueError if the network accepts only one size, or the size is not a multiple of the patch size.
         """
         old, patch = getattr(self._vision, "image_size", None), self.patch_embed.patch_size[0]
         if old is not None and pair(old) == (img_size, img_size):
             return
         if not self.resizable:
-            raise ValueError(f"{type(self.model).__name__} is for images of {old} pixels alone, not of {img_size}")
+            raise ValueError(f"{type(self.model).__name__} accepts only images of {old} pixels, not of {img_size}")
         if img_size % patch:
-            raise ValueError(f"{img_size} pixels are no multiple of the patch, {patch}")
+            raise ValueError(f"{img_size} pixels are not a multiple of the patch size, {patch}")
         grids = pair(old or img_size)[0] // patch, img_size // patch
         new, state = self._built_for(img_size), self.model.state_dict()
         for name, tensor in new.state_dict().items():
@@ -251,7 +259,8 @@ class TransformersNetwork(nn.Module):
         return self._built(type(self.model), config)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameters by depth, for timm's layer-wise decay: those before the blocks, each block, the rest."""
+        """Groups of parameters by depth, for timm's layer-wise learning rate decay: those before the blocks, those of
+        each block, and the rest."""
         path, before = find_blocks(self), []
         for name, _ in self.named_parameters():
             if path is not None and name.startswith(f"{path}."):
@@ -272,7 +281,8 @@ def _of_positions(name: str, tensor: Tensor) -> bool:
 
 
 def _resampled(table: Tensor, old: int, new: int) -> Tensor:
-    """Position embeddings (1, N, d) or (N, d) of a square of patches, which other tokens may precede."""
+    """Resizes position embeddings (1, N, d) or (N, d) of a square of patches, after which other tokens' rows may come
+    first: these are kept."""
     tokens = table if table.ndim == 3 else table[None]
     prefix = tokens.shape[1] - old * old
     resampled = resample_abs_pos_embed(tokens, [new, new], [old, old], prefix, antialias=False)

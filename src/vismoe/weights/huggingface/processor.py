@@ -1,5 +1,4 @@
-"""Image preparation in transformers' files (`preprocessor_config.json`), translated to timm's data configuration and
-back."""
+"""Converts preprocessing between transformers' files (`preprocessor_config.json`) and timm's data configuration."""
 
 import json
 import math
@@ -10,13 +9,13 @@ from typing import Any
 from ..folders.format import PROCESSOR
 
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""timm's names of Pillow's numbers."""
+"""timm's names of Pillow's interpolation modes."""
 ENTRIES = ("do_normalize", "image_mean", "image_std", "resample", "size", "crop_size", "do_center_crop", "crop_pct")
 
 
 def read_processor(folder: Path) -> dict[str, Any] | None:
-    """The entries of timm's data configuration that a folder has (size, mean, std, interpolation, crop_pct, crop_mode);
-    None without such a file.
+    """Reads the preprocessing of a folder as entries of timm's data configuration (size, mean, std, interpolation,
+    crop_pct, crop_mode); None if the folder has no such file.
 
     **Raises:** ValueError for invalid preprocessing.
     """
@@ -26,11 +25,12 @@ def read_processor(folder: Path) -> dict[str, Any] | None:
     try:
         return _to_timm(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ValueError(f"{path} says no preparation of images that can be followed: {error!r}") from error
+        raise ValueError(f"{path} is not a valid preprocessing of images: {error!r}") from error
 
 
 def processor_of(model_type: str) -> dict[str, Any]:
-    """The image preparation that transformers defaults to for a type of model, without the image size."""
+    """transformers' default preprocessing for a type of model, without the image size, as entries of timm's data
+    configuration."""
     import transformers
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
@@ -42,7 +42,7 @@ def processor_of(model_type: str) -> dict[str, Any]:
 
 
 def write_processor(folder: Path, preprocessing: Mapping[str, Any]) -> None:
-    """Writes timm's data configuration as transformers reads it."""
+    """Writes timm's data configuration as transformers' `preprocessor_config.json`."""
     _, height, width = preprocessing["input_size"]
     share, squash = preprocessing.get("crop_pct", 1.0), preprocessing.get("crop_mode") == "squash"
     numbers = {name: number for number, name in INTERPOLATIONS.items()}
@@ -65,7 +65,7 @@ def write_processor(folder: Path, preprocessing: Mapping[str, Any]) -> None:
 
 def _to_timm(entries: Mapping[str, Any]) -> dict[str, Any]:
     if not entries.get("do_rescale", True) or abs(entries.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
-        raise ValueError("its pixels are not scaled to 0…1")
+        raise ValueError("pixels are not scaled to 0…1")
     data_config: dict[str, Any] = {}
     if not entries.get("do_normalize", True):
         data_config |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -89,7 +89,7 @@ def _to_timm(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pair(size: Any) -> tuple[int, int]:
-    """Height and width of a size in transformers' configurations: one number, two, or a mapping."""
+    """Height and width of a size in transformers' configurations: one number, two numbers, or a mapping."""
     if isinstance(size, Mapping):
         return int(size["height"]), int(size["width"])
     height, width = (size, size) if isinstance(size, int) else size

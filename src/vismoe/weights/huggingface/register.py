@@ -1,4 +1,4 @@
-"""Registers upcycled networks with transformers, once that is imported."""
+"""Registers upcycled networks with transformers when transformers is imported."""
 
 import importlib.util
 import sys
@@ -12,7 +12,7 @@ from .folder import UPCYCLED
 
 
 def register_upcycled() -> None:
-    """transformers' Auto classes open upcycled networks, whenever they are imported."""
+    """Makes transformers' Auto classes open upcycled networks, now or as soon as they are imported."""
 
     def configuration() -> None:
         from transformers import AutoConfig
@@ -31,7 +31,7 @@ def register_upcycled() -> None:
 
 
 def when_imported(name: str, action: Callable[[], None]) -> None:
-    """Calls `action` now where the module `name` is imported already, else right after its import."""
+    """Calls `action` now if the module `name` is imported already, otherwise right after its import."""
     if name in sys.modules:
         action()
     else:
@@ -55,6 +55,6 @@ class _Finder(MetaPathFinder):
             execute(module)
             self.action()
 
-        # This loader serves this one import only: nothing else sees the change.
+        # The loader belongs to this import only, so the change has no other effect.
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -1,4 +1,5 @@
-"""Upcycled networks for transformers' Auto classes. Imported only after those: see `register_upcycled`."""
+"""Classes of upcycled networks for transformers' Auto classes, after whose import this file is imported: see
+`register_upcycled`."""
 
 import inspect
 from functools import cache
@@ -18,17 +19,17 @@ AUTO_CLASSES = {
     "AutoModelForMaskedLM": "UpcycledForMaskedLM",
     "AutoModelForSequenceClassification": "UpcycledForSequenceClassification",
 }
-"""transformers' classes that open upcycled networks, with the class that each returns."""
+"""transformers' classes that open upcycled networks, and the name of the class that each returns."""
 NO_SPLIT = "_no_split_modules"
-"""Where transformers' classes say which blocks lie whole on one device."""
+"""transformers' attribute with the blocks that must not be split over devices."""
 
 
 class Upcycled(PreTrainedModel):
-    """A network of transformers', `upcycled`, with experts in place of some MLPs; it is called as that network is and
-    returns the same. `auto`: the Auto class that opens it.
+    """A wrapper around an upcycled network of transformers', `upcycled`. It has the same inputs and outputs.
 
-    What is built is of a class derived for the dense network's class, with the parameters of its `forward`, by which
-    transformers' Trainer knows columns and labels, and with what it says of gradient checkpointing and devices.
+    Instances belong to a subclass that is made for the dense network's class. It has the same parameters of `forward`,
+    from which transformers' Trainer reads the names of inputs and labels, and the same attributes for gradient
+    checkpointing and devices. `auto` is the name of the Auto class that opens it.
     """
 
     config_class = UpcycledConfig
@@ -36,7 +37,7 @@ class Upcycled(PreTrainedModel):
     auto = ""
 
     def __new__(cls, config: UpcycledConfig | None = None, *args: Any, **kwargs: Any) -> "Upcycled":
-        # A copy is made without a configuration, of a class that is derived already.
+        # A copy is made without a configuration; its class is such a subclass already.
         general: Any = cls
         built = general if config is None else _derived(general, cls.dense_class(config))
         return cast(Upcycled, super().__new__(built))
@@ -51,13 +52,13 @@ class Upcycled(PreTrainedModel):
     def dense_class(cls, config: UpcycledConfig) -> Any:
         """The class of the dense network.
 
-        **Raises:** ValueError where another Auto class opens it.
+        **Raises:** ValueError if another Auto class must be used.
         """
         (name,) = config.dense["architectures"]
         mapped = getattr(transformers, cls.auto)._model_mapping.get(type(config.dense_config()), ())
         classes = {dense.__name__: dense for dense in (mapped if isinstance(mapped, tuple) else (mapped,))}
         if name not in classes:
-            raise ValueError(f"this is an upcycled {name}, which {cls.auto} does not open: vismoe.load does")
+            raise ValueError(f"this is an upcycled {name}, which {cls.auto} cannot open: use vismoe.load")
         return classes[name]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,5 +1,4 @@
-"""The configuration of upcycled networks of transformers'. Imported only after transformers: see
-`register_upcycled`."""
+"""The configuration of upcycled networks of transformers'. Imported after transformers: see `register_upcycled`."""
 
 from typing import Any
 
@@ -9,8 +8,14 @@ from .folder import LABELS, UPCYCLED
 
 
 class UpcycledConfig(PreTrainedConfig):
-    """`dense`: the configuration of the dense network, with its class as `architectures`; `vismoe_moe`: fields of
-    `vismoe.vit.MoEConfig`. Labels are this configuration's own."""
+    """Configuration of an upcycled network. It has the labels.
+
+    **Arguments:**
+
+    - `dense`: configuration of the dense network, with the name of its class in `architectures`.
+    - `vismoe_moe`: fields of `vismoe.vit.MoEConfig`.
+    - `entries`: further entries, as for every configuration of transformers'.
+    """
 
     model_type = UPCYCLED
 
@@ -21,7 +26,7 @@ class UpcycledConfig(PreTrainedConfig):
         self.dense, self.vismoe_moe = dense or {}, vismoe_moe or {}
 
     def dense_config(self) -> Any:
-        """The dense network's configuration, of transformers' class, with the labels of this one."""
+        """The dense network's configuration, an instance of transformers' class, with the labels of this one."""
         from transformers import CONFIG_MAPPING
 
         entries = {name: value for name, value in self.dense.items() if name != "model_type"}

@@ -143,8 +143,8 @@ def _check_cover(cells: list[Cell], shape: tuple[int, ...]) -> None:
         raise ValueError(f"its slices have {covered:,} elements, its shape {shape} has {math.prod(shape):,}")
     if len(cells) == 1 or not math.prod(shape):
         return
-    # The cells have as many elements as the array, so they cover it unless two overlap. Each cell marks its elements on
-    # the grid of all bounds.
+    # In total the cells have as many elements as the array, so they cover it unless two of them overlap. Each cell
+    # marks its elements on the grid of all bounds.
     bounds = [sorted(set(itertools.chain(*(cell[axis] for cell in cells)))) for axis in range(len(shape))]
     steps = [{bound: number for number, bound in enumerate(along)} for along in bounds]
     if math.prod(len(along) for along in bounds) > MOST_CELLS:

@@ -84,7 +84,7 @@ class Packed:
         start = self.position
         kind, value = self.head()
         if kind not in kinds:
-            raise ValueError(f"at byte {start} is {kind} where {name} ({' or '.join(kinds)}) is expected")
+            raise ValueError(f"byte {start}: expected {name} ({' or '.join(kinds)}), found {kind}")
         return value
 
     def extension(self, name: str, code: int) -> int:
@@ -92,7 +92,7 @@ class Packed:
         start = self.position
         length: int = self.expect(name, "ext")
         if (given := self.code()) != code:
-            raise ValueError(f"at byte {start} is ext {given} where {name} (ext {code}) is expected")
+            raise ValueError(f"byte {start}: expected {name} (ext {code}), found ext {given}")
         return length
 
     def code(self) -> int:

@@ -85,7 +85,7 @@ def to_reference(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def _differences(model: SparseVisionTransformer) -> list[str]:
-    """Where a model computes something else than the reference with the same parameters."""
+    """Parts of a model that compute something else than the reference would with the same parameters."""
     differences = []
     pooling = model.global_pool, model.has_class_token
     if pooling not in [(classifier["global_pool"], classifier["class_token"]) for classifier in CLASSIFIERS.values()]:
@@ -96,7 +96,7 @@ def _differences(model: SparseVisionTransformer) -> list[str]:
     for path, module in model.named_modules():
         activation = getattr(module, "act", getattr(module, "activation", None))
         if activation is not None and not torch.equal(activation(probe), F.gelu(probe, approximate="tanh")):
-            differences.append(f"{path}'s activation, in place of tanh GELU,")
+            differences.append(f"{path}'s activation (only tanh GELU)")
         if isinstance(module, TopKRouter) and module.combine != "gate":
             differences.append(f"{path}'s combine={module.combine!r}")
         if isinstance(module, BalancedRouter) and module.balance_bias is not None and bool(module.balance_bias.any()):
