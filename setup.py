@@ -1,4 +1,4 @@
-"""The compiled kernels, an optional extension: without a compiler, or with VISMOE_BUILD_KERNELS=0, vismoe is pure Python.
+"""The compiled kernels, an optional extension: without a compiler, or with VISMOE_BUILD_KERNELS=0, all is Python.
 
 The sources need neither PyTorch nor NumPy. VISMOE_SANITIZE=1 builds them with AddressSanitizer and UBSan.
 """

@@ -10,8 +10,7 @@ from .selection import native
 class PackedLinear(nn.Module):
     """activation(x · weightᵀ + bias) without gradient, on the CPU, in float32.
 
-    **Arguments:** `weight`: (out, in); `bias`: (out,) or None; `activation`: a number of `vismoe.kernels.ACTIVATIONS`, or
-    -1 for none.
+    **Arguments:** `weight`: (out, in); `bias`: (out,) or None; `activation`: a number of `ACTIVATIONS`, -1 for none.
 
     **Raises:** RuntimeError where no kernels are in use.
     """
@@ -20,6 +19,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.activation = activation
+        self.panels: Tensor
+        self.bias: Tensor | None
         self.register_buffer("panels", packed(weight.detach()[None].contiguous()), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().clone(), persistent=False)
 

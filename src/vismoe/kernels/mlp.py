@@ -79,7 +79,8 @@ def apply_experts(experts: ExpertTensors, rows: Tensor, count: Tensor, called: C
       gradients are computed.
     """
     if torch.is_grad_enabled():
-        return _Experts.apply(experts, called, rows, count, *experts.tensors)  # type: ignore[no-any-return]
+        answers: Tensor = _Experts.apply(experts, called, rows, count, *experts.tensors)
+        return answers
     return _forward(experts, rows, count, None, None)
 
 
@@ -97,7 +98,7 @@ class _Experts(torch.autograd.Function):
     def forward(
         ctx: Any, experts: ExpertTensors, called: Called, rows: Tensor, count: Tensor, *tensors: Tensor | None
     ) -> Tensor:
-        kept = [None, None]
+        kept: list[Tensor | None] = [None, None]
         if any(ctx.needs_input_grad):
             size = len(rows), experts.hidden_dim
             kept = [rows.new_empty(size), None if experts.gate is None else rows.new_empty(size)]

@@ -47,7 +47,8 @@ def kernels_in_use() -> str:
 
 @contextmanager
 def using_kernels(name: str | None) -> Iterator[None]:
-    """Inside the block the whole process uses other kernels. Packed weights (`vismoe.optimize`) do not outlive a change.
+    """Inside the block the whole process uses other kernels. What `vismoe.optimize` packed does not fit
+    others.
 
     **Arguments:** `name`: an instruction set; None: no kernels.
 

@@ -1,5 +1,6 @@
 """Where the compiled kernels may stand for modules that are called: plain experts, and plain token choice."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def _takes(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
         and not torch._C._len_torch_dispatch_stack()  # counters of FLOPs, fake tensors: they see operators
         and not inside_transform()
     )
@@ -158,7 +159,7 @@ class _Called:
 
     def __call__(self, rows: Tensor, count: Tensor, *tensors: Any) -> Tensor:
         up, up_bias, gate, gate_bias, norm, norm_bias, down, down_bias = tensors
-        functions = {
+        functions: dict[int, Callable[[Tensor], Tensor]] = {
             ACTIVATIONS["gelu_tanh"]: tanh_gelu,
             ACTIVATIONS["gelu"]: F.gelu,
             ACTIVATIONS["relu"]: F.relu,

@@ -32,7 +32,7 @@ def grouped(experts: nn.Module, rows: Rows) -> Tensor:
     """Computes only live rows, without a graph break.
 
     - On a CPU, compiled kernels (`vismoe.kernels`) compute plain experts in one call. Without kernels, and for experts
-      with hooks, adapters or other types, an operator reads the counts and multiplies one expert's rows after the other.
+      with hooks, adapters or other types, an operator reads the counts and multiplies the rows expert by expert.
     - On other devices, bfloat16 uses PyTorch's grouped product. Other types use tiles, because their grouped product
       would synchronise with the device.
     - If all experts have equally many rows (`rows.even`), it is one batched product on every device.

@@ -138,8 +138,8 @@ class _Frozen(nn.Module):
 
 class _Linear(_Frozen, PackedLinear):
     @staticmethod
-    def of(layer: nn.Linear, activation: int = -1) -> "_Linear":
-        return _Linear(layer.weight, layer.bias, activation).eval()  # type: ignore[return-value]
+    def of(layer: Any, activation: int = -1) -> "_Linear":
+        return _Linear(layer.weight, layer.bias, activation).eval()
 
 
 class _Experts(_Frozen, PackedExperts):
