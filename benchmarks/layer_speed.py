@@ -1,17 +1,21 @@
 """Compares the time of the sparse layer with that of a dense MLP with the same MACs.
 
-    python benchmarks/layer_speed.py             # every case, one and two threads: about 6 minutes on two idle cores
+    python benchmarks/layer_speed.py             # every case, one and two threads: some minutes of two idle cores
 
-In float32, with new inputs each time. Sparse and dense run alternately. Reported is the median time of the sparse layer
-÷ that of the dense MLP, the better result of one and two threads. Writes results/layer_speed.csv. If there is a CUDA
-device, it is measured with bfloat16 autocast too.
+In float32, with new inputs each time; all sides run in turn, and medians are compared. "Packed" is the dense MLP as
+oneDNN runs it with packed weights and fused GELU, "plain" as PyTorch runs it. On a CPU, reported are: the layer that
+`vismoe.optimize` makes ÷ packed, with its limit; the layer in evaluation mode ÷ the optimized one; forward and backward
+÷ plain; plain ÷ packed. If there is a CUDA device, forward and backward ÷ plain are measured there, with bfloat16
+autocast too. Writes results/layer_speed.csv.
 """
 
+import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -21,35 +25,61 @@ from torch import Tensor, nn
 import vismoe
 
 RESULTS = Path(__file__).parent / "results" / "layer_speed.csv"
+SECONDS = 1.5
+"""About how long each side of a case is measured."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One case. `limit`: largest accepted sparse ÷ dense, forward and forward + backward; `skewed`: half of the tokens
-    go to one expert."""
+    """One case. Limits: largest accepted optimized ÷ packed, evaluation mode ÷ optimized, forward + backward ÷ plain;
+    `skewed`: half of the tokens go to one expert."""
 
     tokens: int
     dim: int
     hidden: int
     num_experts: int
     k: int
-    limit: tuple[float | None, float | None] = (None, None)
+    optimized: float | None = None
+    evaluation: float | None = None
+    training: float | None = None
     skewed: bool = False
 
 
 CASES = (
-    Case(2048, 384, 1536, 8, 1, (1.25, 1.30)),
-    Case(2048, 384, 1536, 8, 2, (1.25, 1.30)),
-    Case(2048, 384, 1536, 32, 1, (1.8, 2.5)),
-    Case(2048, 384, 1536, 32, 2),
-    Case(3136, 192, 768, 8, 1, (1.5, 1.5)),
-    Case(196, 384, 1536, 8, 1, (2.3, 3.2)),
-    Case(196, 384, 1536, 8, 2, (2.3, 3.2)),
-    Case(2048, 384, 1536, 8, 1, (1.35, None), skewed=True),
+    Case(2048, 384, 1536, 8, 1, 1.15, 1.5, 1.0),
+    Case(2048, 384, 1536, 8, 2, 1.15, 1.5, 1.0),
+    Case(2048, 384, 1536, 32, 1),
+    Case(2048, 384, 1536, 64, 1, 1.7, 1.6, 1.5),
+    Case(3136, 192, 768, 8, 1),
+    Case(196, 384, 1536, 8, 1, 1.5, 1.7, 1.4),
+    Case(196, 384, 1536, 8, 2, 1.3, 1.7, 1.2),
+    Case(1152, 128, 512, 32, 1, 1.5, 1.6, 1.4),
+    Case(36, 128, 512, 32, 1, 2.0, 2.0),
+    Case(36, 128, 512, 8, 1, 1.4, 2.0),
+    Case(1000, 100, 402, 8, 1),
+    Case(2048, 384, 1536, 8, 1, 1.25, None, 1.1, skewed=True),
 )
 
 
-def build(case: Case, device: str) -> tuple[vismoe.MoE, nn.Module, Callable[[], Tensor]]:
+class Packed(nn.Module):
+    """A dense MLP with oneDNN's packed weights, GELU fused into the first product."""
+
+    def __init__(self, dense: nn.Sequential, tokens: int):
+        super().__init__()
+        up: Any = dense[0]
+        down: Any = dense[2]
+        pack = torch.ops.mkldnn._reorder_linear_weight
+        self.up, self.up_bias = pack(up.weight.detach(), tokens), up.bias.detach()
+        self.down, self.down_bias = pack(down.weight.detach(), tokens), down.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear = torch.ops.mkldnn._linear_pointwise
+        hidden = linear(x, self.up, self.up_bias, "gelu", [], "tanh")
+        y: Tensor = linear(hidden, self.down, self.down_bias, "none", [], "")
+        return y
+
+
+def build(case: Case, device: str) -> tuple[vismoe.MoE, nn.Sequential, Callable[[], Tensor]]:
     """The sparse layer, the dense MLP k times as wide, and a source of inputs."""
     torch.manual_seed(0)
     router = vismoe.TopKRouter(case.dim, case.num_experts, case.k, balance="none")
@@ -67,81 +97,124 @@ def build(case: Case, device: str) -> tuple[vismoe.MoE, nn.Module, Callable[[], 
     def inputs() -> Tensor:
         return torch.randn(1, case.tokens, case.dim, device=device) + carriers * direction
 
-    return sparse.to(device), dense.to(device), inputs
-
-
-def timed(module: nn.Module, x: Tensor, backward: bool) -> float:
-    """Seconds of one pass."""
-    for parameter in module.parameters():
-        parameter.grad = None
-    x.requires_grad_(backward)
-    start = time.perf_counter()
-    with torch.set_grad_enabled(backward):
-        y = module(x)
-        if backward:
-            y.sum().backward()
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def measure(case: Case, backward: bool, repeats: int, device: str) -> tuple[float, float]:
-    """Median milliseconds of the sparse layer and of the dense MLP."""
-    sparse, dense, inputs = build(case, device)
     if case.skewed:
-        with torch.no_grad(), vismoe.record(sparse) as routing:
+        with torch.no_grad(), vismoe.record(sparse.to(device)) as routing:
             sparse(inputs())
         load = routing.layers[""][0].load
         assert load.max() * 2 >= load.sum(), load
-    times: dict[nn.Module, list[float]] = {sparse: [], dense: []}
-    for repeat in range(repeats + 2):
-        for module, seconds in times.items():
-            elapsed = timed(module, inputs(), backward)
-            if repeat >= 2:
-                seconds.append(elapsed)
-    return 1e3 * statistics.median(times[sparse]), 1e3 * statistics.median(times[dense])
+    return sparse.to(device), dense.to(device), inputs
 
 
-def main(threads: tuple[int, ...] = (1, 2), repeats: int = 25, out: Path = RESULTS) -> None:
+def forward(module: nn.Module, x: Tensor) -> None:
+    with torch.inference_mode():
+        module(x)
+
+
+def forward_backward(module: nn.Module, x: Tensor) -> None:
+    for parameter in module.parameters():
+        parameter.grad = None
+    module(x.requires_grad_()).sum().backward()
+
+
+Side = tuple[Callable[[nn.Module, Tensor], None], nn.Module]
+
+
+def medians(sides: dict[str, Side], inputs: Callable[[], Tensor]) -> dict[str, float]:
+    """Median milliseconds of each side; all sides in turn."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    repeats = 0
+    while repeats < 12 or (sum(times["plain"]) < SECONDS and repeats < 2000):
+        for name, (run, module) in sides.items():
+            x = inputs()
+            start = time.perf_counter()
+            run(module, x)
+            if x.is_cuda:
+                torch.cuda.synchronize()
+            if repeats >= 2:
+                times[name].append(time.perf_counter() - start)
+        repeats += 1
+    return {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
+
+
+def measure_cpu(case: Case) -> dict[str, float]:
+    """Milliseconds by side."""
+    sparse, dense, inputs = build(case, "cpu")
+    packed, optimized = Packed(dense, case.tokens), vismoe.optimize(sparse)
+    evaluated: dict[str, Side] = {
+        "packed": (forward, packed),
+        "plain": (forward, dense),
+        "optimized": (forward, optimized),
+        "evaluation": (forward, sparse.eval()),
+    }
+    figures = medians(evaluated, inputs)
+    trained: dict[str, Side] = {"plain": (forward_backward, dense), "training": (forward_backward, sparse.train())}
+    of_training = medians(trained, inputs)
+    return figures | {"training": of_training["training"], "plain_training": of_training["plain"]}
+
+
+def describe(case: Case) -> str:
+    shape = f"{case.tokens} tokens, d={case.dim}, h={case.hidden}, E={case.num_experts}, k={case.k}"
+    return shape + (", half on one" if case.skewed else "")
+
+
+def with_limit(ratio: float, limit: float | None) -> str:
+    if limit is None:
+        return f"{ratio:.2f}"
+    return f"{ratio:.2f} (≤ {limit:g})" if ratio <= limit else f"**{ratio:.2f}** (≤ {limit:g})"
+
+
+def main(threads: tuple[int, ...] = (1, 2), out: Path = RESULTS) -> None:
     """Measure every case; print a table and write it."""
-    rows = []
-    places = [("cpu", count, False) for count in threads]
-    if torch.cuda.is_available():
-        places += [("cuda", threads[0], False), ("cuda", threads[0], True)]
+    rows: list[dict[str, Any]] = []
+    print(f"{processor()}; kernels: {vismoe.kernels_in_use()}; PyTorch {torch.__version__}\n")
+    print("| case | threads | optimized ÷ packed | evaluation ÷ optimized | training ÷ plain | plain ÷ packed |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for case in CASES:
-        for direction, backward in (("forward", False), ("forward + backward", True)):
-            limit = case.limit[backward]
-            best: dict[tuple[str, bool], float] = {}
-            for device, count, bfloat16 in places:
-                torch.set_num_threads(count)
-                with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-                    sparse, dense = measure(case, backward, repeats, device)
-                best[device, bfloat16] = min(best.get((device, bfloat16), float("inf")), sparse / dense)
-                rows.append(
-                    {
-                        "tokens": case.tokens,
-                        "dim": case.dim,
-                        "hidden": case.hidden,
-                        "num_experts": case.num_experts,
-                        "k": case.k,
-                        "half_on_one": case.skewed,
-                        "pass": direction,
-                        "device": device,
-                        "threads": count,
-                        "dtype": "bfloat16" if bfloat16 else "float32",
-                        "sparse_ms": round(sparse, 3),
-                        "dense_ms": round(dense, 3),
-                        "ratio": round(sparse / dense, 3),
-                        "limit": limit or "",
+        for count in threads:
+            torch.set_num_threads(count)
+            ms = measure_cpu(case)
+            cells = [
+                with_limit(ms["optimized"] / ms["packed"], case.optimized),
+                with_limit(ms["evaluation"] / ms["optimized"], case.evaluation),
+                with_limit(ms["training"] / ms["plain_training"], case.training),
+                f"{ms['plain'] / ms['packed']:.2f}",
+            ]
+            print(f"| {describe(case)} | {count} | {' | '.join(cells)} |", flush=True)
+            rows.append(as_row(case, "cpu", count, "float32", ms))
+    if torch.cuda.is_available():
+        for case in CASES:
+            for dtype in (torch.float32, torch.bfloat16):
+                sparse, dense, inputs = build(case, "cuda")
+                with torch.autocast("cuda", dtype, enabled=dtype == torch.bfloat16):
+                    sides: dict[str, Side] = {
+                        "plain": (forward_backward, dense),
+                        "training": (forward_backward, sparse),
                     }
-                )
-            figures = ", ".join(
-                f"{device}{' bfloat16' if half else ''} {ratio:.2f}" for (device, half), ratio in best.items()
-            )
-            name = f"{case.tokens} tokens, d={case.dim}, E={case.num_experts}, k={case.k}"
-            name += ", half on one" if case.skewed else ""
-            print(f"{name}, {direction}: {figures}" + (f" (limit {limit})" if limit else ""), flush=True)
+                    ms = medians(sides, inputs)
+                print(f"{describe(case)}, {torch.cuda.get_device_name()}, {dtype}: {ms['training'] / ms['plain']:.2f}")
     Table(out).write(rows)
+
+
+def as_row(case: Case, device: str, threads: int, dtype: str, ms: dict[str, float]) -> dict[str, Any]:
+    shape = {
+        "tokens": case.tokens,
+        "dim": case.dim,
+        "hidden": case.hidden,
+        "num_experts": case.num_experts,
+        "k": case.k,
+    }
+    place = {"half_on_one": case.skewed, "device": device, "threads": threads, "dtype": dtype}
+    return shape | place | {f"{name}_ms": round(value, 4) for name, value in ms.items()}
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include <cstring>
+#include <initializer_list>
 #include <new>
 #include <vector>
 
@@ -95,7 +96,10 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t number) {
     Forward f;
     f.experts = a.experts(), f.rows = a.rows(), f.weight = nullptr, f.y = a.address<float>();
     f.kept_up = a.address<float>(), f.kept_gate = a.address<float>();
-    return without_lock(a, [&] { in_use->forward(f, threads); });
+    return without_lock(a, [&] {
+        for (float* kept : {f.kept_up, f.kept_gate}) prefer_large_pages(kept, f.rows.num * f.experts.hidden);
+        in_use->forward(f, threads);
+    });
 }
 
 // backward(threads, *experts, *rows, grad_y, kept_up, kept_gate, work_up, work_gate, grad_x, and gradients of up,
@@ -111,7 +115,12 @@ PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t number) {
     b.gate = a.address<float>(), b.gate_bias = a.address<float>();
     b.norm = a.address<float>(), b.norm_bias = a.address<float>();
     b.down = a.address<float>(), b.down_bias = a.address<float>();
-    return without_lock(a, [&] { in_use->backward(b, threads); });
+    return without_lock(a, [&] {
+        for (float* work : {b.work_up, b.work_gate}) prefer_large_pages(work, b.rows.num * b.experts.hidden);
+        for (float* matrix : {b.up, b.gate, b.down})
+            prefer_large_pages(matrix, b.experts.num * b.experts.hidden * b.experts.dim);
+        in_use->backward(b, threads);
+    });
 }
 
 // layer(threads, *experts, tokens, num_tokens, router weight, router bias, k, gates, combine, y)

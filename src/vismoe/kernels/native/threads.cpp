@@ -1,6 +1,9 @@
 #include "threads.h"
 
 #include <dlfcn.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <atomic>
 #include <cstdlib>
@@ -49,6 +52,17 @@ void parallel(int64_t tasks, int threads, void (*run)(void*, int64_t), void* con
     Job job;
     job.tasks = tasks, job.run = run, job.context = context;
     pool()(work, &job, static_cast<unsigned>(threads), 0);
+}
+
+void prefer_large_pages(const void* begin, int64_t floats) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t PAGE = 1 << 21;
+    uintptr_t from = (reinterpret_cast<uintptr_t>(begin) + PAGE - 1) / PAGE * PAGE;
+    uintptr_t to = (reinterpret_cast<uintptr_t>(begin) + static_cast<uintptr_t>(floats) * 4) / PAGE * PAGE;
+    if (begin && from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
+#else
+    (void)begin, (void)floats;
+#endif
 }
 
 float* scratch(int slot, int64_t floats) {
