@@ -1,5 +1,7 @@
 // AVX2 with FMA: 16 registers of 8 floats.
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -20,6 +22,7 @@
 #define SUMS 12
 #define LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define STREAM(to, value) _mm256_stream_ps(to, reinterpret_cast<__m256>(value))
 #include "instructions.h"
 #if defined(__clang__)
 #pragma clang attribute pop

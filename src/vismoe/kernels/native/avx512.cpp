@@ -1,5 +1,7 @@
 // AVX-512: 32 registers of 16 floats.
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -20,6 +22,7 @@
 #define SUMS 24
 #define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define STREAM(to, value) _mm512_stream_ps(to, reinterpret_cast<__m512>(value))
 #include "instructions.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -6,6 +6,7 @@
 #define SUMS 12
 #define LOW 0, 4, 1, 5
 #define HIGH 2, 6, 3, 7
+#define STREAM(to, value) store(to, value)
 #include "instructions.h"
 
 namespace vismoe {

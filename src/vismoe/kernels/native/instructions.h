@@ -1,5 +1,6 @@
 // Everything once more for one instruction set, whose file defines SET, WIDTH (floats of a vector), VECTORS (vectors of a
-// panel), TALL (rows of a tile), SUMS (vectors of sums that registers hold), LOW and HIGH (lanes of two vectors' halves).
+// panel), TALL (rows of a tile), SUMS (vectors of sums that registers hold), LOW and HIGH (lanes of two vectors' halves),
+// STREAM (a store past the caches, to an aligned address).
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>

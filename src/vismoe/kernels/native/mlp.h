@@ -152,7 +152,7 @@ void forward_by_panels(const Forward& f, const Task& task) {
             const float* right = weight(first + panel, 0, d);
             for (int64_t b = 0; b < tokens.number; ++b)
                 multiply_block_of<false>(tokens.height(b), {d, tokens.block(b), right, d * PANEL, PANEL, step,
-                                                            to.at(b, 0, at + panel * PANEL), STRIDE, CHUNK, false});
+                                                            to.at(b, 0, at + panel * PANEL), STRIDE, CHUNK, false, false});
         }
     };
     auto add_answers = [&](int64_t begin, int64_t end, int64_t at) {
@@ -162,7 +162,7 @@ void forward_by_panels(const Forward& f, const Task& task) {
             for (int64_t b = 0; b < hidden.number; ++b)
                 multiply_block_of<false>(hidden.height(b), {k, hidden.at(b, 0, at), right, h * PANEL, PANEL, step,
                                                             answers + hidden.first(b) * width + panel * PANEL, width,
-                                                            width, begin > 0});
+                                                            width, begin > 0, false});
         }
     };
     for (int64_t begin = 0; begin < h; begin += CHUNK) {
@@ -238,7 +238,7 @@ void rows_times(int64_t rows, RowAt at, int64_t k, const float* weight, int64_t 
         for (int64_t b = 0; b < left.number; ++b)
             multiply_block_of<false>(
                 left.height(b), {k, left.block(b), packs ? buffer : weight + begin, 0, packs ? PANEL : columns, 1,
-                                 to + left.first(b) * columns + begin, columns, width, add});
+                                 to + left.first(b) * columns + begin, columns, width, add, false});
     }
 }
 
@@ -285,31 +285,36 @@ void backward_of_down(const Backward& b, const Task& task, RowStatistics* statis
     }
 }
 
-// Rows of gradients or tokens as the two sides of a product along rows: blocks of TALL columns, panels of PANEL.
-template <int WIDE, typename RowAt>
-INLINE void gather_columns(int64_t rows, RowAt at, int64_t columns, float* to) {
-    for (int64_t begin = 0; begin < columns; begin += WIDE) {
-        int64_t width = columns - begin < WIDE ? columns - begin : WIDE;
-        for (int64_t row = 0; row < rows; ++row, to += WIDE) {
-            const float* from = at(row) + begin;
-            for (int64_t i = 0; i < WIDE; ++i) to[i] = i < width ? from[i] : 0.0f;
-        }
-    }
+// One row as columns of the two sides of a product along rows: pieces of WIDE columns, which lie `apart` floats apart.
+template <int WIDE>
+INLINE void scatter_row(const float* row, int64_t columns, float* to, int64_t apart) {
+    int64_t begin = 0;
+    for (; begin + WIDE <= columns; begin += WIDE, to += apart) __builtin_memcpy(to, row + begin, WIDE * sizeof(float));
+    if (begin < columns)
+        for (int64_t i = 0; i < WIDE; ++i) to[i] = begin + i < columns ? row[begin + i] : 0.0f;
 }
 
-// to (left_columns, right_columns), `apart` floats apart, (+)= leftᵀ · right along `rows` rows.
+// Floats between two pieces of `rows` rows: not a multiple of a page, at which caches keep few lines.
+INLINE int64_t apart_of(int64_t rows, int64_t wide) { return rows * wide + 2 * WIDTH; }
+
+// to (left_columns, right_columns), `row` floats apart, (+)= leftᵀ · right along `rows` rows.
 inline void add_outer(int64_t rows, const float* left, int64_t left_columns, const float* right, int64_t right_columns,
-                      float* to, int64_t apart, bool add) {
-    for (int64_t panel = 0; panel < right_columns; panel += PANEL, right += rows * PANEL)
-        for (int64_t block = 0; block < left_columns; block += TALL)
-            multiply_block_of<true>(left_columns - block < TALL ? left_columns - block : TALL,
-                                    {rows, left + block * rows, right, 0, PANEL, 1, to + block * apart + panel, apart,
-                                     right_columns - panel, add});
+                      float* to, int64_t row, bool add, bool stream) {
+    stream = stream && row % WIDTH == 0 && reinterpret_cast<uintptr_t>(to) % (WIDTH * sizeof(float)) == 0;
+    for (int64_t panel = 0; panel < right_columns; panel += PANEL, right += apart_of(rows, PANEL)) {
+        const float* block = left;
+        for (int64_t begin = 0; begin < left_columns; begin += TALL, block += apart_of(rows, TALL))
+            multiply_block_of<true>(left_columns - begin < TALL ? left_columns - begin : TALL,
+                                    {rows, block, right, 0, PANEL, 1, to + begin * row + panel, row,
+                                     right_columns - panel, add, stream});
+    }
 }
 
 INLINE void add_vector(float* to, int64_t column, int64_t columns, vec value) {
     if (to) put_vector(to, column, columns, vector_at(to, column, columns) + value);
 }
+
+constexpr int64_t LARGE = 1 << 21;  // floats that no cache holds
 
 // Gradients of the weights of an expert's hidden units begin…end-1; the gradients of the hidden layer before its
 // activation replace those behind it in work_up and work_gate.
@@ -334,62 +339,69 @@ void backward_of_weights(const Backward& b, const Task& task, int64_t first, int
             std::memset(down + row * h, 0, static_cast<size_t>(units) * sizeof(float));
         return;
     }
+    bool stream = count <= CHUNK && experts.num * h * d > LARGE;
     for (int64_t from = 0; from < count; from += CHUNK) {
         int64_t rows = count - from < CHUNK ? count - from : CHUNK, row0 = first + from;
-        float* hidden = scratch(0, unit_panels * rows * PANEL);
-        for (int64_t column = begin; column < end; column += WIDTH) {
-            vec shift = vector_at(experts.norm_bias ? experts.norm_bias + expert * h : nullptr, column, end);
-            vec factor = vector_at(experts.norm ? experts.norm + expert * h : nullptr, column, end);
-            vec of_up = {}, of_gate = {}, of_norm = {}, of_shift = {};
-            float* to = hidden + (column - begin) / PANEL * rows * PANEL + (column - begin) % PANEL;
-            for (int64_t row = row0; row < row0 + rows; ++row, to += PANEL) {
+        int64_t panel_apart = apart_of(rows, PANEL), block_apart = apart_of(rows, TALL);
+        float* hidden = scratch(0, unit_panels * panel_apart);
+        float* up_blocks = scratch(1, up_to(units, TALL) * block_apart);
+        float* gate_blocks = gate ? scratch(2, up_to(units, TALL) * block_apart) : nullptr;
+        float* sums = scratch(3, 4 * CHUNK);
+        float* line = scratch(4, CHUNK);
+        std::memset(sums, 0, 4 * CHUNK * sizeof(float));
+        for (int64_t row = 0; row < rows; ++row) {
+            float *work_up = b.work_up + (row0 + row) * h, *work_gate = offset(b.work_gate, (row0 + row) * h);
+            for (int64_t column = begin; column < end; column += WIDTH) {
+                int64_t at = column - begin;
                 vec up_slope = {}, gate_slope = {};
-                vec value = hidden_at<KIND>(b, row, column, up_slope, gate_slope);
-                vec gradient = vector_at(b.work_up + row * h, column, end);
+                vec value = hidden_at<KIND>(b, row0 + row, column, up_slope, gate_slope);
+                vec gradient = vector_at(work_up, column, end);
                 if (experts.norm) {
-                    const RowStatistics& own = statistics_of[row];
+                    const RowStatistics& own = statistics_of[row0 + row];
+                    vec factor = vector_at(experts.norm + expert * h, column, end);
                     value = (value - own.mean) * own.scale;
-                    of_norm += gradient * value, of_shift += gradient;
+                    store(sums + 2 * CHUNK + at, load(sums + 2 * CHUNK + at) + gradient * value);
+                    store(sums + 3 * CHUNK + at, load(sums + 3 * CHUNK + at) + gradient);
                     gradient = (gradient * factor - own.of_gradient - value * own.of_product) * own.scale;
-                    value = value * factor + shift;
+                    value = value * factor + vector_at(experts.norm_bias + expert * h, column, end);
                 }
-                store(to, value);
+                store(line + at, value);
                 vec through = gradient * up_slope;
-                of_up += through;
-                put_vector(b.work_up + row * h, column, end, through);
+                store(sums + at, load(sums + at) + through);
+                put_vector(work_up, column, end, through);
                 if (b.kept_gate) {
                     through = gradient * gate_slope;
-                    of_gate += through;
-                    put_vector(b.work_gate + row * h, column, end, through);
+                    store(sums + CHUNK + at, load(sums + CHUNK + at) + through);
+                    put_vector(work_gate, column, end, through);
                 }
             }
-            add_vector(up_bias, column, end, of_up);
-            add_vector(gate_bias, column, end, of_gate);
-            add_vector(norm, column, end, of_norm);
-            add_vector(norm_bias, column, end, of_shift);
+            scatter_row<PANEL>(line, units, hidden + row * PANEL, panel_apart);
+            scatter_row<TALL>(work_up + begin, units, up_blocks + row * TALL, block_apart);
+            if (gate) scatter_row<TALL>(work_gate + begin, units, gate_blocks + row * TALL, block_apart);
+        }
+        for (int64_t column = begin; column < end; column += WIDTH) {
+            int64_t at = column - begin;
+            add_vector(up_bias, column, end, load(sums + at));
+            add_vector(gate_bias, column, end, load(sums + CHUNK + at));
+            add_vector(norm, column, end, load(sums + 2 * CHUNK + at));
+            add_vector(norm_bias, column, end, load(sums + 3 * CHUNK + at));
         }
         if (up || gate) {
-            float* tokens = scratch(1, up_to(d, PANEL) * rows * PANEL);
-            gather_columns<PANEL>(rows, [&](int64_t row) { return row_of(b.rows, row0 + row, d); }, d, tokens);
-            float* left = scratch(2, up_to(units, TALL) * rows * TALL);
-            for (auto [matrix, work] : {std::pair(up, b.work_up), std::pair(gate, b.work_gate)}) {
-                if (!matrix) continue;
-                const float* gradients = work + row0 * h + begin;
-                gather_columns<TALL>(rows, [&](int64_t row) { return gradients + row * h; }, units, left);
-                add_outer(rows, left, units, tokens, d, matrix, d, from > 0);
-            }
+            float* tokens = scratch(5, up_to(d, PANEL) * panel_apart);
+            for (int64_t row = 0; row < rows; ++row)
+                scatter_row<PANEL>(row_of(b.rows, row0 + row, d), d, tokens + row * PANEL, panel_apart);
+            if (up) add_outer(rows, up_blocks, units, tokens, d, up, d, from > 0, stream);
+            if (gate) add_outer(rows, gate_blocks, units, tokens, d, gate, d, from > 0, stream);
         }
         if (down) {
-            float* left = scratch(1, out_blocks * rows * TALL);
-            gather_columns<TALL>(rows, [&](int64_t row) { return b.grad_y + (row0 + row) * d; }, d, left);
-            add_outer(rows, left, d, hidden, units, down, h, from > 0);
+            float* gradients = scratch(5, out_blocks * block_apart);
+            for (int64_t row = 0; row < rows; ++row)
+                scatter_row<TALL>(b.grad_y + (row0 + row) * d, d, gradients + row * TALL, block_apart);
+            add_outer(rows, gradients, d, hidden, units, down, h, from > 0, stream);
         }
-        if (down_bias)
-            for (int64_t column = 0; column < d; column += WIDTH) {
-                vec total = {};
-                for (int64_t row = row0; row < row0 + rows; ++row) total += vector_at(b.grad_y + row * d, column, d);
-                add_vector(down_bias, column, d, total);
-            }
+        for (int64_t row = row0; down_bias && row < row0 + rows; ++row)
+            for (int64_t column = 0; column < d; column += WIDTH)
+                add_vector(down_bias, column, d, vector_at(b.grad_y + row * d, column, d));
     }
 }
 

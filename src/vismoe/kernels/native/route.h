@@ -119,7 +119,7 @@ void linear(const Linear& l, int threads) {
                 float* to = l.y + (begin + left.first(b)) * l.out;
                 multiply_block_of<false>(left.height(b), {l.dim, left.block(b), l.weight + panel * l.dim * PANEL,
                                                           l.dim * PANEL, PANEL, step, to + panel * PANEL, l.out,
-                                                          l.out - panel * PANEL, false});
+                                                          l.out - panel * PANEL, false, false});
                 int64_t columns = (panel + step) * PANEL < l.out ? (panel + step) * PANEL : l.out;
                 for (int64_t m = 0; m < left.height(b); ++m, to += l.out) finish_row(l, to, panel * PANEL, columns);
             }

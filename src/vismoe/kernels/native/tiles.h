@@ -57,7 +57,8 @@ struct Product {
     int64_t apart, step, panels;
     float* to;
     int64_t row, columns;
-    bool add;  // to what is there
+    bool add;     // to what is there
+    bool stream;  // past the caches: a large matrix, every element of which is written once
 };
 
 template <int M, int P, bool COLUMNS>
@@ -71,7 +72,12 @@ INLINE void multiply_panels(const Product& p, int64_t panel) {
 #pragma GCC unroll 16
         for (int n = 0; n < N; ++n) sums[m][n] = (vec){};
     multiply<M, N, COLUMNS>(p.k, p.left, p.right + panel * p.apart, p.apart, p.step, sums);
-    if (columns >= N * WIDTH && !p.add) {
+    if (COLUMNS && p.stream && columns >= N * WIDTH) {
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) STREAM(to + m * p.row + n * WIDTH, sums[m][n]);
+    } else if (columns >= N * WIDTH && !p.add) {
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 16
