@@ -8,7 +8,7 @@ from glob import glob
 
 from setuptools import Extension, setup
 
-FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]
+FLAGS = ["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-Wno-unknown-pragmas", "-Wno-psabi"]
 SANITIZER = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1"]
 
 sanitizer = SANITIZER if os.environ.get("VISMOE_SANITIZE") == "1" else []

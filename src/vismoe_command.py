@@ -1,5 +1,6 @@
 """The `vismoe` command. It prints usage and version without importing torch, which takes seconds."""
 
+import os
 import sys
 from importlib.metadata import version
 
@@ -17,6 +18,7 @@ COMMANDS = {
     },
     "models": {
         "models": "list presets with their parameters and MACs",
+        "bench": "compare networks: latency, images per second, memory",
         "upcycle": "turn a trained dense model into a sparse one",
         "densify": "turn a sparse model into a dense one, or into one with fewer experts",
         "export": "write a model to an ONNX file",
@@ -58,5 +60,8 @@ def main() -> int:
         from vismoe.cli import main as run
 
         return run()
-    print(text)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -80,11 +80,14 @@ def test_as_the_loop(
     grad = torch.randn(number, dim).double()
     expected = outcome(loop, experts, rows, grad)
     rows = Rows(rows.values.float(), rows.count, number)
+    by_loop = outcome(loop, experts.float(), rows, grad.float())
     with using_kernels(name):
-        found = outcome(grouped, experts.float(), rows, grad.float())
-    for value, reference in zip(found, expected, strict=True):
-        scale = max(1.0, float(reference.norm()))
-        assert float((value - reference).norm()) <= 1e-5 * scale
+        found = outcome(grouped, experts, rows, grad.float())
+    for value, other, reference in zip(found, by_loop, expected, strict=True):
+        rounding = float(
+            (other - reference).norm()
+        )  # of float32: much where terms cancel, as behind a norm of one unit
+        assert float((value - reference).norm()) <= 1e-5 * float(reference.norm()) + 4 * rounding + 1e-6
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,5 +2,6 @@
 
 from .evaluation import evaluate
 from .predictor import Output, Predictor, open_inputs, predict
+from .speed import Speed, measure_speed
 
-__all__ = ["Output", "Predictor", "evaluate", "open_inputs", "predict"]
+__all__ = ["Output", "Predictor", "Speed", "evaluate", "measure_speed", "open_inputs", "predict"]

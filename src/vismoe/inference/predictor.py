@@ -1,7 +1,9 @@
 """Predictor: loads a trained network once and predicts many times."""
 
+import itertools
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ from torch.utils.data import default_collate
 
 from vismoe.data import Batch, ImageSet, Sample, Unreadable, evaluation_batches, list_images
 from vismoe.files import readable
+from vismoe.kernels import native
 from vismoe.moe import Recording, record
 from vismoe.tasks import Prediction, Task, task_of
-from vismoe.vit import evaluating
+from vismoe.vit import evaluating, optimize, reason_against
 from vismoe.weights import as_network, data_config, open_source, open_trained, parse_source
 
 ImageInput = str | Path | Image.Image
@@ -58,6 +61,8 @@ class Predictor:
     - `batch_size`: number of images per forward pass; default 64.
     - `preprocessing`: fields of timm's data configuration (input_size, mean, std, interpolation, crop_pct) that replace
       the model's; default: none.
+    - `optimized`: whether the model becomes the form that `vismoe.optimize` makes, on a CPU with compiled kernels. Its
+      weights cannot be changed then. Default None: only if the predictor opened it itself.
 
     **Raises:** ValueError, FileNotFoundError if the source is not a trained model.
     """
@@ -69,22 +74,32 @@ class Predictor:
         device: str | torch.device | None = None,
         batch_size: int = 64,
         preprocessing: Mapping[str, Any] | None = None,
+        optimized: bool | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: it must be at least 1")
         self.model = as_network(model) if isinstance(model, nn.Module) else open_network(str(model))
         if device is not None:
             self.model.to(device)
+        self._optimize(not isinstance(model, nn.Module) if optimized is None else optimized)
         self.task = task_of(self.model) if task is None else task
         self.batch_size = batch_size
         config = data_config(self.model) | dict(preprocessing or {})
         self._transform = self.task.evaluation_transform(config)
         self._lock = threading.Lock()
 
+    def _optimize(self, wanted: bool) -> None:
+        """Packs the weights, where that is wanted and a CPU has kernels for it."""
+        on_cpu = all(parameter.device.type == "cpu" for parameter in self.model.parameters())
+        if wanted and on_cpu and native() is not None and reason_against(self.model) is None:
+            with warnings.catch_warnings():  # experts without a kernel are called as before
+                warnings.simplefilter("ignore")
+                self.model = optimize(self.model, inplace=True)
+
     @property
     def device(self) -> torch.device:
         """The device of the model."""
-        return next(self.model.parameters()).device
+        return next(itertools.chain(self.model.parameters(), self.model.buffers())).device
 
     def prepare(self, sample: Sample) -> Sample:
         """Transforms a sample for the network; its values have no batch dimension."""

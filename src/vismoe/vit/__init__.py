@@ -2,7 +2,7 @@
 
 from .config import MoEConfig
 from .conversion.densify import Usage, densify, measure_usage, reduce_experts
-from .conversion.optimized import optimize
+from .conversion.optimized import optimize, reason_against
 from .conversion.upcycling import make_sparse, upcycle
 from .cost import Cost, cost
 from .ensemble import ensemble_loss, ensemble_metrics, mean_logits, mean_of_images, member_loss
@@ -29,6 +29,7 @@ __all__ = [
     "measure_usage",
     "member_loss",
     "optimize",
+    "reason_against",
     "reduce_experts",
     "upcycle",
     "using_backend",

@@ -45,9 +45,8 @@ def predict_images(
     if not images or Path("") in images:
         raise ValueError(f"no images given: name image files or folders: vismoe predict {model} IMAGE…")
     network = open_model(model, exported=True)
-    predictions = Predictor(network, device=resolve_device(device), batch_size=batch_size).predict(
-        images, topk, note_left_out
-    )
+    predictor = Predictor(network, device=resolve_device(device), batch_size=batch_size, optimized=True)
+    predictions = predictor.predict(images, topk, note_left_out)
     if not predictions:
         raise ValueError("none of the images can be read: name at least one readable image")
     {"table": _table, "json": _json, "csv": _csv}[format](predictions)

@@ -102,7 +102,7 @@ INLINE void multiply_panels(const Product& p, int64_t panel) {
 
 template <int M, bool COLUMNS>
 __attribute__((noinline)) void multiply_block(const Product& p) {
-    constexpr int P = panels_at_once(M);
+    constexpr int P = COLUMNS ? 1 : panels_at_once(M);
     int64_t panel = 0;
     for (; panel + P <= p.panels; panel += P) multiply_panels<M, P, COLUMNS>(p, panel);
     if constexpr (P > 1)

@@ -15,6 +15,7 @@ from ..routers.top_k import TopKRouter
 from .exchange import Rows, inside_transform
 from .grouped_linear import grouped_linear
 
+TENSORS = ("up", "up_bias", "gate", "gate_bias", "norm", "norm_bias", "down", "down_bias")
 GATES: dict[type[nn.Module], str] = {TopKRouter: "softmax", SigmoidRouter: "sigmoid"}
 
 
@@ -27,6 +28,8 @@ class PackedExperts(nn.Module):
     def __init__(self, experts: ExpertTensors):
         super().__init__()
         self.tensors = experts
+        for name, tensor in zip(TENSORS, experts.tensors, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
         self.dim, self.hidden_dim, self.num_experts = experts.dim, experts.hidden_dim, experts.num_experts
 
     def forward(self, *inputs: Any) -> Tensor:

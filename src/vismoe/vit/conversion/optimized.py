@@ -43,8 +43,8 @@ def optimize(model: nn.Module, dtype: str | torch.dtype | None = None, inplace: 
     """
     if dtype not in (None, "float32", torch.float32):
         raise ValueError(f"dtype={dtype!r}: accepted is float32")
-    for name, module in model.named_modules():
-        _check(name, module)
+    if (reason := reason_against(model)) is not None:
+        raise ValueError(reason)
     network = model if inplace else copy_of(model)
     network.eval()
     if native() is None:
@@ -67,8 +67,12 @@ def optimize(model: nn.Module, dtype: str | torch.dtype | None = None, inplace: 
     return network
 
 
-def _check(name: str, module: nn.Module) -> None:
-    """Raises ValueError for a module that cannot be packed, with the reason."""
+def reason_against(model: nn.Module) -> str | None:
+    """Why `optimize` refuses a network, with the name of the module; None if it does not."""
+    return next(filter(None, (_reason(name, module) for name, module in model.named_modules())), None)
+
+
+def _reason(name: str, module: nn.Module) -> str | None:
     reason = ""
     if isinstance(module, _Linear | _Experts):
         reason = "is optimized already"
@@ -83,8 +87,7 @@ def _check(name: str, module: nn.Module) -> None:
             reason = f"has {parameter_name} on {parameter.device}: optimize is for weights on the CPU"
         elif parameter.dtype != torch.float32:
             reason = f"has {parameter_name} in {parameter.dtype}: optimize takes weights in float32"
-    if reason:
-        raise ValueError(f"{name or 'the model'} ({type(module).__name__}) {reason}")
+    return f"{name or 'the model'} ({type(module).__name__}) {reason}" if reason else None
 
 
 def _pack(layer: MoE) -> bool:
