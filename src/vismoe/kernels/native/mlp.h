@@ -222,7 +222,7 @@ void forward(const Forward& f, int threads) {
             forward_by_rows(f, task);
     });
     int64_t live = live_rows(f.experts, f.rows), dead = f.rows.num - live;
-    if (!f.weight) std::memset(f.y + live * f.experts.dim, 0, static_cast<size_t>(dead * f.experts.dim) * sizeof(float));
+    if (!f.weight && dead) std::memset(f.y + live * f.experts.dim, 0, static_cast<size_t>(dead * f.experts.dim) * sizeof(float));
 }
 
 // to[row] (+)= rows · weight for a piece's rows; weight (k, columns), as it is. `at` gives each row's k values.
@@ -439,6 +439,6 @@ void backward(const Backward& b, int threads) {
     if (!b.grad_x) return;
     parallel_for(size, threads, [&](int64_t number) { backward_of_rows(b, pieces[static_cast<size_t>(number)]); });
     int64_t live = live_rows(b.experts, b.rows), dead = b.rows.num - live;
-    std::memset(b.grad_x + live * b.experts.dim, 0, static_cast<size_t>(dead * b.experts.dim) * sizeof(float));
+    if (dead) std::memset(b.grad_x + live * b.experts.dim, 0, static_cast<size_t>(dead * b.experts.dim) * sizeof(float));
 }
 
