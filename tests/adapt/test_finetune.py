@@ -98,7 +98,9 @@ def test_all_is_written(done):
     assert f"{found.report['test']['top1']:.4f}" in card
     assert "licence" in card
     assert any("a linear classifier on the frozen network" in line for line in told)
-    assert any(re.match(r"ended after step \d+ of \d+.*; the weights of step \d+ are kept", line) for line in told)
+    ending = r"training ended after step \d+ of \d+.*; the weights of step \d+ are kept"
+    assert any(re.fullmatch(ending, line) for line in told)
+    assert found.report["trained_notes"] == []
     assert "Fine-tuned with vismoe from model (" in card  # no path of somebody's machine
 
 
@@ -127,8 +129,30 @@ def test_it_is_no_worse_than_the_head_alone(folder, parent, tmp_path):
     """A training that does harm is thrown away: what is kept has the linear classifier's metric on the test split."""
     told = []
     found = finetune(options(folder, parent, learning_rate=5.0), tmp_path / "run", device="cpu", log=told.append)
-    assert any("the linear classifier is kept" in line for line in told)
     assert found.report["test"]["top1"] == pytest.approx(found.report["probe"]["test"])
+    probe = found.report["probe"]["validation"]
+    kept = (
+        rf"the linear classifier \({probe:.4f} on the validation split\) is better than the trained network \(0\.\d+\)"
+    )
+    (better,) = (line for line in told if re.fullmatch(rf"{kept} and is kept", line))
+    untrained = (
+        "the experts of this model are not trained: routing.png and a comparison with --dense say nothing about it"
+    )
+    assert found.report["trained_notes"] == [better, untrained]
+    assert untrained in told
+    assert not any("weights of step" in line for line in told)  # those of no step are kept
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"T{better[1:]}. T{untrained[1:]}." in card
+
+
+def test_a_dense_network_has_no_untrained_experts(folder, parent, tmp_path):
+    """If its classifier alone is trained, or kept, nothing is said about experts; of a sparse one it is."""
+    for sparse in (False, True):
+        told = []
+        asked = options(folder, parent, sparse=sparse, train="head")
+        finetune(asked, tmp_path / str(sparse), device="cpu", log=told.append)
+        assert any("experts of this model are not trained" in line for line in told) == sparse
+        assert not any("training ended" in line for line in told)
 
 
 @pytest.mark.parametrize("train", ["all", "last-third", "experts", "head"])

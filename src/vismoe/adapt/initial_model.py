@@ -30,8 +30,8 @@ from .splits import Splits
 def initial_model(
     options: Options, splits: Splits, path: Path, device: torch.device, workers: int, log: Callable[[str], None]
 ) -> tuple[Any, dict[str, float] | None]:
-    """Returns the network to train, and the scores of its linear probe on the test split and, if there is one, on the
-    validation split (None for a network without trained weights). It is made once per run, and then loaded.
+    """Returns the network to train, and the scores of its linear classifier on the test split and, if there is one, on
+    the validation split (None for a network without trained weights). It is made once per run, and then loaded.
 
     **Raises:** ValueError for options that do not fit the network.
     """
@@ -67,7 +67,7 @@ def _fitted_at_best_size(
     network: Any, options: Options, splits: Splits, device: torch.device, workers: int, log: Callable[[str], None]
 ) -> nn.Module:
     """The network with a fitted head, at the image size in the options; without one, at the size, of two, at which a
-    linear probe is better."""
+    linear classifier is better."""
     source, first = str(options.source), options.image_size or choose_image_size(network, device)
     second = None if options.image_size else larger_image_size(network, first, splits.image_side)
     if second is None or not splits.validated:

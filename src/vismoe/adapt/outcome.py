@@ -37,7 +37,7 @@ def write_outcome(
     - `run`: the run folder.
     - `model`: the network; its head is changed.
     - `splits`: the splits of the set.
-    - `probe`: scores of the linear probe; None: there is none.
+    - `probe`: scores of the linear classifier; None: there is none.
     - `origin`: a text for the model card about where the network comes from.
     - `workers`: number of processes that load images; 0: the current process.
 
