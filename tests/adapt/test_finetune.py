@@ -247,6 +247,8 @@ def test_two_images_a_class(tmp_path, parent):
     assert found.report["pictures"] == {"train": 3, "validation": 0, "test": 3}
     assert found.report["temperature"] == 1.0
     assert any("no validation (too few images" in line for line in told)
+    note = "no temperature is fitted, so probabilities may be too high or too low: there is no validation split"
+    assert note in told
 
 
 def test_several_labels_a_image(tmp_path, parent):
@@ -499,7 +501,24 @@ def test_a_source_that_is_not_there_is_told_at_once(folder, tmp_path):
 
 
 def test_a_temperature_needs_images(done):
-    """A dozen images to choose by fit none: it would follow chance."""
-    report = done[0].report
-    assert report["pictures"]["validation"] < 50
-    assert report["temperature"] == 1.0
+    """A dozen validation images fit none: it would follow chance. Output, report and card say so."""
+    (found, told), number = done, done[0].report["pictures"]["validation"]
+    assert number < 50
+    assert found.report["temperature"] == 1.0
+    note = (
+        "no temperature is fitted, so probabilities may be too high or too low: there are "
+        f"{number} validation images, and at least 50 are needed"
+    )
+    assert found.report["temperature_note"] == note
+    assert note in told
+    assert f"N{note[1:]}." in (found.run.path / "model" / "README.md").read_text()
+
+
+def test_a_fitted_temperature_needs_no_note(tmp_path, parent):
+    """With fifty validation images one is fitted, and nothing is said."""
+    told = []
+    asked = options(fill(tmp_path / "data", 110), parent, train="head")
+    found = finetune(asked, tmp_path / "run", device="cpu", log=told.append)
+    assert found.report["pictures"]["validation"] >= 50
+    assert found.report["temperature_note"] is None
+    assert not any("no temperature" in line for line in told)

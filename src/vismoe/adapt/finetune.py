@@ -283,6 +283,8 @@ class _Adaptation:
             self.log(text)
         origin = _origin(self.options, kept, self.network, notes)
         report = write_outcome(run, network, self.splits, self.probe, origin, self.workers)
+        if report["temperature_note"] is not None:
+            self.log(report["temperature_note"])
         minutes = round((time.monotonic() - self.started) / 60, 2)
         report |= {"trained": kept, "trained_notes": notes, "minutes": minutes}
         run.write(REPORT, report)
