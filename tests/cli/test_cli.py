@@ -154,6 +154,18 @@ def test_upcycle_and_densify(tmp_path, capsys):
     fewer = ["--data", "digits", "--images", "40", "--num-experts", "2"]
     assert main(["densify", sparse, str(tmp_path / "fewer"), *fewer]) == 0
     assert vismoe.load(tmp_path / "fewer").moe.num_experts == 2
+    low_rank = str(tmp_path / "low_rank")
+    assert main(["upcycle", dense, low_rank, "--num-experts", "4", "--experts", "low-rank"]) == 0
+    capsys.readouterr()
+    for number, words in (
+        (2, "low-rank or parts of MLPs, so they cannot be merged"),
+        (9, "has 4 experts; they can only"),
+    ):
+        refused = ["densify", low_rank, str(tmp_path / "few"), "--data", "nowhere", "--num-experts", str(number)]
+        assert main(refused) == 2  # before the data set is opened
+        assert words in (error := capsys.readouterr().err)
+        assert ("(--how expert)" in error) == (number == 2)
+    assert main(["densify", low_rank, str(tmp_path / "few"), *fewer, "--how", "expert"]) == 0
     for arguments in (["upcycle", dense, sparse], ["densify", sparse, str(tmp_path / "back"), "--data", "digits"]):
         assert main(arguments) == 2
     assert capsys.readouterr().err.count("exists: choose another one") == 2
