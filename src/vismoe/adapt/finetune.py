@@ -17,6 +17,7 @@ from vismoe.data import (
     cached_images,
     check_batch_size,
     format_group_column,
+    format_name_groups,
     format_summary,
     note_of_levels,
 )
@@ -172,6 +173,8 @@ class _Adaptation:
             )
         if self.splits.unnamed is not None:
             self.log(format_group_column(self.splits.unnamed))
+        if self.splits.by_name is not None:
+            self.log(f"note: {format_name_groups(self.splits.by_name)}")
         if self.options.source is None:
             self.log("no --from: a small network is trained from scratch; a trained network is much more accurate")
 

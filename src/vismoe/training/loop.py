@@ -22,8 +22,10 @@ from vismoe.data import (
     check_images,
     evaluation_batches,
     find_group_column,
+    find_name_groups,
     format_classes,
     format_group_column,
+    format_name_groups,
     format_reasons,
     note_of_levels,
     shared_groups,
@@ -275,6 +277,8 @@ def _open_run(
             _warn_of_size(data, data_config(model)["input_size"][1:])
             if (shared := find_group_column(data, fewest=2)) is not None:
                 _warn(format_group_column(shared))
+            elif (by_name := find_name_groups(data)) is not None:
+                _warn(f"note: {format_name_groups(by_name)}")
             if text := note_of_levels(data, data_config(model).get("max_level")):
                 _warn(f"note: {text}")
         _check_images_of_parent(recipe, data)
