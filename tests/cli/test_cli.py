@@ -423,6 +423,28 @@ def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, tuned, capsys
     assert f"on {len(test)} images of the test split" in capsys.readouterr().out
 
 
+def test_a_run_as_data_stands_for_its_test_split(tuned, run, tmp_path, capsys):
+    """Its exported file and a copied model folder are evaluated on the images that the run never saw, without a note;
+    of another run it is noted that its training images may be among them."""
+    test = json.loads((tuned / "split.json").read_text())["test"]
+    expected = json.loads((tuned / "report.json").read_text())["test"]
+    assert main(["export", str(tuned), str(tmp_path / "mine.onnx")]) == 0
+    shutil.copytree(tuned / "model", tmp_path / "copied")
+    shutil.copytree(tuned, tmp_path / "other")
+    capsys.readouterr()
+    for model, notes in (("mine.onnx", 0), ("copied", 0), ("other", 1)):
+        assert main(["eval", str(tmp_path / model), "--data", f"{tuned}/", "--json", "--device", "cpu"]) == 0
+        out, err = capsys.readouterr()
+        found = json.loads(out)
+        assert (found["part"], found["images"]) == ("test", len(test))
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+        assert err.count("if it was trained on these images, the metrics are too good") == notes
+    assert main(["eval", str(run), "--data", str(run), "--json"]) == 0  # the run of a named set
+    assert json.loads(capsys.readouterr().out)["images"] == 450
+    assert main(["densify", str(tuned), str(tmp_path / "dense"), "--data", str(tuned)]) == 0
+    assert capsys.readouterr().out.count(f"on {len(test)} images") == 2
+
+
 def test_fewshot_and_densify_keep_to_the_run_s_parts(tuned, tmp_path, capsys):
     """Images are drawn from what the run was trained on, and evaluated on its test split."""
     files = json.loads((tuned / "split.json").read_text())["files"]

@@ -40,7 +40,8 @@ def evaluate_model(
         model: Run folder, model folder, .onnx file, timm:NAME, hf:ORG/NAME, PRESET.TAG, or preset (random weights).
         data: digits, fashion-mnist, or a folder (or zip) of class folders, or of images with a metadata.csv.
             The test split is evaluated; without one the validation split, without that all images.
-            Classes are matched by name. Default: the run's own data set, with the run's splits.
+            Classes are matched by name. A run folder stands for its data set, with the run's splits.
+            Default: the run's own data set, with the run's splits.
         group: Column of metadata.csv: prints the accuracy for each value, worst first, with 95 % intervals.
             Values that are significantly below the rest are marked.
         max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
@@ -67,6 +68,8 @@ def evaluate_model(
     note_set(opened, network, run is not None)
     if split == "all" and Path(model).exists() and Run.of(model) is None:
         note(f"the training images of {model} are not known: if they are among these images, the metrics are too good")
+    elif run is not None and (own := Run.of(model)) is not None and own.path.resolve() != run.path.resolve():
+        note(f"{model} is another run than {data}: if it was trained on these images, the metrics are too good")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers)
     figures: dict[str, Any] = {

@@ -40,7 +40,8 @@ def densify_model(
     Args:
         model: Sparse model: a run folder or a model folder.
         destination: Model folder to write.
-        data: Data set: digits, fashion-mnist, or a folder (see vismoe eval). A run's data set keeps the run's splits.
+        data: Data set: digits, fashion-mnist, a folder (see vismoe eval), or a run folder for its data set.
+            A run's data set keeps the run's splits.
         num_experts: Number of experts to keep in each layer; 0: the model becomes dense.
         how: merge: average the experts' weights, weighted by how much each is used.
             expert: keep the most used experts unchanged, and drop the others.
