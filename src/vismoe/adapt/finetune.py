@@ -232,8 +232,10 @@ class _Adaptation:
                     "the linear classifier makes no error on the validation split, so no improvement can be measured: "
                     "it is kept without further training; --train last-third or --train all trains anyway"
                 )
-        elif shortage := recipe.shortage(len(self.splits.fitting.train_and_val[0])):
-            self.log(f"warning: {shortage}: more with --epochs")
+        elif shortage := recipe.shortage(images := len(self.splits.fitting.train_and_val[0])):
+            # The fewest epochs that are enough steps, as an epoch's last batch is not always full.
+            epochs = (recipe.enough_steps(images) - 1) * recipe.batch_size // images + 1
+            self.log(f"warning: {shortage}: use --epochs {epochs} or more")
 
     def _chosen_recipe(self) -> Recipe:
         """The recipe that the rules choose. Logs the reasons."""

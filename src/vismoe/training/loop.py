@@ -326,7 +326,7 @@ def _optimise(
     **Raises:** TrainingDivergedError, TrainingStoppedError.
     """
     recipe, state, mesh, log = trainer.recipe, trainer.state, trainer.mesh, trainer.log
-    meter, evaluation = Meter(recipe, state.step), None
+    meter, evaluation, evaluated_at = Meter(recipe, state.step), None, None
     log_every = min(LOG_EVERY, max(1, recipe.steps // 20))  # so that short runs have curves too
     for batch in _batches(trainer, data):
         state.step += 1
@@ -337,11 +337,13 @@ def _optimise(
         if state.step % recipe.evaluate_every == 0 or last:
             with meter.paused():
                 evaluation, logged = _evaluate_all(trainer, data, extra_eval)
+            evaluated_at = state.step
             log({"step": state.step} | logged)
             if is_best := evaluation.score > state.best_score:
                 state.best_score, state.best_step = evaluation.score, state.step
         if outcome.load is not None:
-            status = meter.status(state.step, outcome.load, None if evaluation is None else evaluation.score)
+            score = None if evaluation is None else evaluation.score
+            status = meter.status(state.step, outcome.load, score, evaluated_at)
             log(_log_line(status, trainer.task))
             if on_status is not None:
                 on_status(status)

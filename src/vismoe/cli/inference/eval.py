@@ -112,7 +112,7 @@ def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
         lines.insert(1, f"warning: {result.weakness}")
     for name, load in figures["load"].items():
         uneven = max(load) * len(load) / max(1, sum(load))
-        lines.append(f"{name}: load of the experts {load}, max ÷ mean {uneven:.2f}")
+        lines.append(f"{name}: load of the experts {load}, largest ÷ mean {uneven:.2f} (1 is even)")
     return lines
 
 
