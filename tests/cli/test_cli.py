@@ -428,7 +428,10 @@ def test_a_run_as_data_stands_for_its_test_split(tuned, run, tmp_path, capsys):
     of another run it is noted that its training images may be among them."""
     test = json.loads((tuned / "split.json").read_text())["test"]
     expected = json.loads((tuned / "report.json").read_text())["test"]
+    capsys.readouterr()
     assert main(["export", str(tuned), str(tmp_path / "mine.onnx")]) == 0
+    steps = ["vismoe: exporting the model …", "vismoe: verifying the file in ONNX Runtime …"]
+    assert capsys.readouterr().err.splitlines() == steps
     shutil.copytree(tuned / "model", tmp_path / "copied")
     shutil.copytree(tuned, tmp_path / "other")
     capsys.readouterr()
@@ -510,4 +513,7 @@ def test_eval_leaves_out_what_cannot_be_read(shades, tmp_path, capsys):
     assert main([*arguments, "--max-unreadable", "0.5"]) == 0
     out, errors = capsys.readouterr()
     assert (json.loads(out)["images"], json.loads(out)["unreadable"]) == (3, 1)
-    assert errors == "vismoe: note: 'light/letter.png' is left out: not an image of a known format\n"
+    assert errors.splitlines() == [
+        "vismoe: note: 'light/letter.png' is left out: not an image of a known format",
+        "vismoe: evaluating on 3 images …",
+    ]

@@ -17,7 +17,7 @@ from vismoe.training import Run, without_nan
 
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
-from ..shared.notes import note, note_set
+from ..shared.notes import note, note_set, note_step
 
 
 def evaluate_model(
@@ -70,6 +70,7 @@ def evaluate_model(
         note(f"the training images of {model} are not known: if they are among these images, the metrics are too good")
     elif run is not None and (own := Run.of(model)) is not None and own.path.resolve() != run.path.resolve():
         note(f"{model} is another run than {data}: if it was trained on these images, the metrics are too good")
+    note_step(f"evaluating on {len(opened.val):,} images")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers)
     figures: dict[str, Any] = {

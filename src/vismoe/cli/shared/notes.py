@@ -13,6 +13,11 @@ def note(text: str) -> None:
     print(f"vismoe: note: {text}", file=sys.stderr)
 
 
+def note_step(text: str) -> None:
+    """Prints that a step begins which may take a while."""
+    print(f"vismoe: {text} …", file=sys.stderr, flush=True)
+
+
 def warn_of_weakness(weakness: str | None, shortage: str | None, remedy: str) -> None:
     """Prints warnings on stdout if a trained network is no better than chance, or if its training was too short.
 
