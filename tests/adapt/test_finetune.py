@@ -215,7 +215,9 @@ def test_from_scratch_and_from_a_zip(sparse, tmp_path, folder, monkeypatch):
         for file in folder.rglob("*.png"):
             archive.write(file, file.relative_to(folder.parent))
     asked = Options(str(tmp_path / "colours.zip"), sparse=sparse, epochs=1, image_size=16)
-    found = finetune(asked, tmp_path / "run", device="cpu")
+    told = []
+    found = finetune(asked, tmp_path / "run", device="cpu", log=told.append)
+    assert any("a trained network is usually much more accurate" in line for line in told)
     assert any(isinstance(module, MoE) for module in found.run.load_model().modules()) == bool(sparse)
     assert found.report["probe"] is None
     assert "from scratch" in found.report["origin"]

@@ -72,7 +72,11 @@ def test_by_more_than_chance_explains():
 
 
 @pytest.mark.parametrize(
-    ("budget", "size", "said"), [(1e13, 32, "at 32: better by more than one standard error"), (5e7, 16, "epochs")]
+    ("budget", "size", "said"),
+    [
+        (1e13, 32, "at 32: better by more than one standard error"),
+        (5e7, 16, "32 pixels allow 0.0 epochs, and at least 4 are needed"),
+    ],
 )
 def test_the_size_at_which_a_linear_classifier_sees_more(monkeypatch, tmp_path, detail, parent, budget, size, said):
     """Classes that differ in detail alone are trained on at the images' size, where there is time for it; which of both

@@ -176,7 +176,9 @@ class _Adaptation:
         if self.splits.by_name is not None:
             self.log(f"note: {format_name_groups(self.splits.by_name)}")
         if self.options.source is None:
-            self.log("no --from: a small network is trained from scratch; a trained network is much more accurate")
+            self.log(
+                "no --from: a small network is trained from scratch; a trained network is usually much more accurate"
+            )
 
     def build(self) -> None:
         """Makes the initial network, and evaluates its linear classifier."""

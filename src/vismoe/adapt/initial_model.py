@@ -81,9 +81,9 @@ def _fitted_at_best_size(
     epochs = work.affordable(device, choose_dtype(options, device)) / len(splits.fitting.train_and_val[0])
     if epochs < FEWEST_EPOCHS:
         log(
-            f"the images' shorter side has {splits.image_side} pixels, but they are scaled to {first}: at {second} a "
-            f"CPU has time for only {epochs:.1f} epochs, fewer than {FEWEST_EPOCHS}; to train at that size: "
-            f"--image-size {second} --epochs N"
+            f"images are scaled from {splits.image_side} to {first} pixels (shorter side): in the time limit of a CPU, "
+            f"{second} pixels allow {epochs:.1f} epochs, and at least {FEWEST_EPOCHS} are needed; "
+            f"--image-size {second} --epochs N trains at {second} pixels all the same"
         )
         _fit_head(network.to(device), splits, workers)
         return cast(nn.Module, network)
