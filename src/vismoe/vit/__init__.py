@@ -1,7 +1,7 @@
 """Networks: timm's VisionTransformer with MoE layers, by name or by configuration; upcycling, and back."""
 
 from .config import MoEConfig
-from .conversion.densify import Usage, densify, measure_usage, reduce_experts
+from .conversion.densify import Usage, check_reducible, densify, measure_usage, reduce_experts
 from .conversion.optimized import optimize, reason_against
 from .conversion.upcycling import make_sparse, upcycle
 from .cost import Cost, cost
@@ -17,6 +17,7 @@ __all__ = [
     "Preset",
     "SparseVisionTransformer",
     "Usage",
+    "check_reducible",
     "cost",
     "dense_twin",
     "densify",
