@@ -21,6 +21,7 @@ import vismoe
 from vismoe.adapt import Options, finetune, freeze
 from vismoe.adapt.calibrate import divide_logits, fit_temperature
 from vismoe.adapt.initial_model import initial_model
+from vismoe.adapt.reserve_run import check_run_folder, reserve
 from vismoe.adapt.splits import open_splits
 from vismoe.data import open_data
 from vismoe.inference import evaluate, predict
@@ -295,6 +296,9 @@ def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
         ({}, False),
         ({"sparse": True}, True),
         ({"num_experts": 4}, True),
+        ({"num_experts": 8}, True),
+        ({"layers": "last-2"}, True),
+        ({"experts": "low-rank"}, True),
         ({"experts": "full"}, True),
         ({"layers": "1,3"}, True),
         ({"train": "experts"}, True),
@@ -307,6 +311,20 @@ def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
 def test_when_a_network_is_made_sparse(asked, sparse):
     """A network stays dense, which did no worse (docs/finetune.md), unless an option of experts is given."""
     assert Options(**{"data": "digits", "source": "somewhere"} | asked).makes_sparse == sparse
+
+
+def test_saved_options_of_experts(tmp_path):
+    """A default that is given is not one that is left out; files of versions that saved defaults are still resumed."""
+    asked, sparse = Options("digits", "somewhere"), Options("digits", "somewhere", num_experts=8)
+    reserve(asked, tmp_path / "run")
+    check_run_folder(asked, tmp_path / "run")
+    with pytest.raises(FileExistsError, match="made_sparse=False then, True now"):
+        check_run_folder(sparse, tmp_path / "run")
+    old = asdict(asked) | {"num_experts": 8, "layers": "last-2", "experts": "low-rank"}
+    (tmp_path / "run" / "finetune.json").write_text(json.dumps(old))
+    check_run_folder(asked, tmp_path / "run")
+    with pytest.raises(FileExistsError, match="made_sparse=False then, True now"):
+        check_run_folder(sparse, tmp_path / "run")
 
 
 def test_an_existing_folder_is_left_alone(tmp_path, folder, parent):
@@ -392,6 +410,7 @@ def test_balancing_follows_what_trains(router):
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"class_weights": float("inf")}, "class_weights=inf: accepted are 0 to 10"),
         ({"seed": 2**32}, "seed=4294967296"),
+        ({"sparse": False, "num_experts": 8}, "num_experts=8: a dense network has no experts"),
         ({"sparse": False, "experts": "full"}, "experts='full': a dense network has no experts"),
         ({"sparse": False, "train": "experts"}, "train='experts': a dense network has no experts"),
         ({"source": None, "train": "head"}, "without a trained network"),
