@@ -476,4 +476,7 @@ def test_eval_leaves_out_what_cannot_be_read(shades, tmp_path, capsys):
     assert main([*arguments, "--max-unreadable", "0.5"]) == 0
     out, errors = capsys.readouterr()
     assert (json.loads(out)["images"], json.loads(out)["unreadable"]) == (3, 1)
-    assert errors == "vismoe: note: 'light/letter.png' is left out: not an image of a known format\n"
+    left_out, missing, names = errors.splitlines()
+    assert left_out == "vismoe: note: 'light/letter.png' is left out: not an image of a known format"
+    assert "no images of dark" in missing
+    assert "3 of these 3 images have names of training images" in names

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import vismoe
-from vismoe.adapt import run_splits
+from vismoe.adapt import finetune, run_splits
 from vismoe.adapt.run_splits import split_of_files
 from vismoe.cli import main
 from vismoe.recipes import find_recipe
@@ -138,6 +139,34 @@ def test_every_verb_says_what_of_a_folder_is_not_read(odd_folder, tmp_path, caps
     ):
         assert errors.count(text) == 1, errors
     assert errors.count("vismoe: note: ") == 3 + (verb == "eval")
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """A set of three classes, and a run of finetune on it."""
+    root = tmp_path_factory.mktemp("adapted")
+    lay(root / "set", "ant", "bee", "cow", images=12)
+    finetune(str(root / "set"), root / "run", device="cpu", epochs=1, image_size=8)
+    return root
+
+
+def test_training_images_in_another_folder_are_said(adapted, tmp_path, capsys):
+    """A copy of a run's folder has its training images, by their names; other images have not. Classes without images
+    are named."""
+    run = str(adapted / "run")
+    shutil.copytree(adapted / "set", tmp_path / "copy")
+    sides = split_of_files(Run(adapted / "run"))
+    trained = sum(side != "test" for side in sides.values())
+    assert main(["eval", run, "--data", str(tmp_path / "copy")]) == 0
+    assert f"note: {trained} of these 36 images have names of training images of {run}" in capsys.readouterr().err
+    assert main(["eval", run, "--data", str(adapted / "set")]) == 0
+    assert capsys.readouterr().err == ""
+    lay(tmp_path / "other", "ant", "bee", images=2)
+    for file in (tmp_path / "other").rglob("*.png"):
+        file.rename(file.with_name(f"new-{file.name}"))
+    assert main(["eval", run, "--data", str(tmp_path / "other")]) == 0
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "note: no images of cow" in note
 
 
 def test_the_recipe_for_folders_needs_a_folder(capsys):

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from vismoe.data import NAMED, check_column, check_images
+from vismoe.adapt import split_of_files
+from vismoe.data import NAMED, Data, check_column, check_images
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
 from vismoe.tasks import ClassEvaluation, Evaluation, Group, by_group, group_lines, task_of
@@ -18,6 +19,9 @@ from vismoe.training import Run, without_nan
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
 from ..shared.notes import note, note_set
+
+CLASSES = 10
+"""Number of classes that a note names."""
 
 
 def evaluate_model(
@@ -65,8 +69,9 @@ def evaluate_model(
         check_column(replace(opened, train=None), group, "group")
     opened = check_images(opened, max_unreadable, workers)
     note_set(opened, network, run is not None)
-    if split == "all" and Path(model).exists() and Run.of(model) is None:
-        note(f"the training images of {model} are not known: if they are among these images, the metrics are too good")
+    if run is None:
+        _note_classes(opened)
+        _note_trained(model, opened, split)
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers)
     figures: dict[str, Any] = {
@@ -93,6 +98,35 @@ def evaluate_model(
         lines = _report(figures, result)
         print(*lines, *(group_lines(group, groups) if group is not None else []), sep="\n")
     sys.stdout.flush()
+
+
+def _note_classes(data: Data) -> None:
+    """Prints a note about classes without images."""
+    if missing := data.classes_without(data.val):
+        more = f" and {len(missing) - CLASSES} more classes" if len(missing) > CLASSES else ""
+        note(f"no images of {', '.join(missing[:CLASSES])}{more}: the metrics say nothing about them")
+
+
+def _note_trained(model: str, data: Data, split: str) -> None:
+    """Prints a note if images may be training images of a model: they have the names of training images of its run, or
+    these are not known."""
+    run, sides = Run.of(model), None
+    if run is not None:
+        try:
+            sides = split_of_files(run)
+        except (OSError, ValueError):  # its data set was moved or changed, or it is not finished
+            split = "all"
+    if sides is None:
+        if split == "all" and Path(model).exists():
+            unknown = f"the training images of {model} are not known"
+            note(f"{unknown}: if they are among these images, the metrics are too good")
+        return
+    trained = sum(sides.get(file) in ("train", "validation") for file in data.val.files)
+    if trained:
+        note(
+            f"{trained:,} of these {len(data.val):,} images have names of training images of {model}: if they are the "
+            "same images, the metrics are too good"
+        )
 
 
 def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
