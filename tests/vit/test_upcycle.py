@@ -244,6 +244,8 @@ def test_several_lists_of_blocks_are_told_apart():
         ({"perturb": 0.1, "shared": True}, "perturb=0.1"),
         ({"experts": "low-rank", "shared": True}, "keep the whole MLP"),
         ({"experts": "low-rank", "rank": 0}, "rank=0"),
+        ({"rank": 8}, 'rank=8: accepted only with experts="low-rank"'),
+        ({"shared": True, "rank": 16}, 'rank=16: accepted only with experts="low-rank"'),
         ({"num_expert": 3}, "no option num_expert"),
         ({"k": 9}, "k=9"),
         ({"k": 0}, "k=0 experts per token"),
