@@ -25,6 +25,7 @@ from vismoe.data import (
     format_classes,
     format_group_column,
     format_reasons,
+    format_unnamed,
     note_of_levels,
     shared_groups,
     training_batches,
@@ -199,6 +200,8 @@ def _describe(data: Data, model: nn.Module, log: Callable[[str], None]) -> None:
         f"{len(data.train_and_val[0]):,} training images, {len(data.val):,} validation images{test}; "
         f"trained at {height} × {width} pixels"
     )
+    if unnamed := format_unnamed(data):
+        log(f"note: {unnamed}")
 
 
 def _check_group_column(data: Data) -> None:
