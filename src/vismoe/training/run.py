@@ -246,6 +246,12 @@ class Run:
         """Whether the trained network exists; it is written at the end of the run."""
         return (self.path / MODEL).exists()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended. Only a run of `finetune` has a model before: the one at the step where it was
+        stopped."""
+        return (self.path / SUMMARY).is_file() and not (self.path / INITIAL).exists()
+
     def load_model(self) -> nn.Module:
         """The trained network, in evaluation mode."""
         return load_network(self.path)
