@@ -129,6 +129,9 @@ def test_it_is_no_worse_than_the_head_alone(folder, parent, tmp_path):
     told = []
     found = finetune(options(folder, parent, learning_rate=5.0), tmp_path / "run", device="cpu", log=told.append)
     assert any("the linear classifier is kept" in line for line in told)
+    summary = found.run.summary
+    assert summary["top1"] == found.report["probe"]["validation"]
+    assert summary["dropped"]["top1"] < summary["top1"]
     assert found.report["test"]["top1"] == pytest.approx(found.report["probe"]["test"])
 
 

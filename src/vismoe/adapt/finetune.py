@@ -28,7 +28,7 @@ from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.checkpointer import Checkpointer
 from vismoe.training.loop import signal_name
 from vismoe.training.report import write_report
-from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, OPTIONS, SPLIT
+from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, OPTIONS, SPLIT, SUMMARY
 from vismoe.training.state import begin
 from vismoe.weights import data_config, load_network, parse_source
 
@@ -39,7 +39,7 @@ from .options import Options, Trained
 from .outcome import write_outcome
 from .reserve_run import REPORT, check_run_folder, free_run_folder, withdraw
 from .rules import choose, kept_side
-from .splits import open_splits
+from .splits import Splits, open_splits
 
 Log = Callable[[str], None]
 
@@ -270,6 +270,7 @@ class _Adaptation:
         if self.probe is not None and self.splits.validated and score < self.probe["validation"]:
             self.log(f"training did not improve the validation score ({score:.4f}): the linear classifier is kept")
             network, kept = load_network(self.path / INITIAL), "head"
+            _write_summary_of_kept(run, network.to(self.device), self.splits, self.workers)
         origin = _origin(self.options, kept, self.network)
         report = write_outcome(run, network, self.splits, self.probe, origin, self.workers)
         report |= {"trained": kept, "minutes": round((time.monotonic() - self.started) / 60, 2)}
@@ -324,6 +325,15 @@ def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module)
     task.save(network, run.path / MODEL)
     write_report(run, state, task, data, evaluation)
     return run
+
+
+def _write_summary_of_kept(run: Run, network: nn.Module, splits: Splits, workers: int) -> None:
+    """Writes a linear probe's evaluation into the summary; "dropped" has the metrics of the trained network."""
+    evaluation = evaluate(network, splits.fitting.val, workers=workers, task=classification_of(splits.fitting))
+    dropped = {name: run.summary.get(name) for name in evaluation.logged}
+    figures = {"images_per_second": evaluation.images_per_second, "load": evaluation.load}
+    figures["weakness"] = evaluation.weakness
+    run.write(SUMMARY, {**run.summary, **evaluation.logged, **figures, "dropped": dropped})
 
 
 def _origin(options: Options, part: Trained, network: Any) -> str:
