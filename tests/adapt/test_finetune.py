@@ -425,6 +425,22 @@ def test_options_that_cannot_be_followed(given, told):
         Options("nowhere", **{"source": "nothing"} | given)
 
 
+def test_values_that_the_set_decides_upon(folder, tmp_path):
+    """A size that no patch fits names those that fit; a negative number of workers is said in the tool's words."""
+    with pytest.raises(ValueError, match="image_size=37: use a multiple of 8, such as 32 or 40"):
+        finetune(Options(str(folder), image_size=37), tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match="workers=-1: accepted are at least 0"):
+        finetune(Options(str(folder)), tmp_path / "run", device="cpu", workers=-1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_frozen_random_routers_are_said(folder, tmp_path):
+    told = []
+    asked = Options(str(folder), freeze_router=True, image_size=16, epochs=1)
+    finetune(asked, tmp_path / "run", device="cpu", log=told.append)
+    assert any("warning: --freeze-router without a trained network" in line for line in told)
+
+
 def test_a_run_among_the_images_is_refused(folder, parent):
     """It would be a class of its own the next time."""
     with pytest.raises(ValueError, match=r"inside .* choose another --out"):

@@ -56,6 +56,17 @@ def test_train_says_classes_splits_and_size(three, tmp_path, capsys):
     assert all({"Train": "train", "val": "validation", "test": "test"}[f.split("/")[0]] == s for f, s in splits.items())
 
 
+def test_files_that_are_left_out_are_counted_against_the_whole_set(three, tmp_path, capsys):
+    """Of 24 files, not of the 16 outside the test split; where only a part is known, their number alone."""
+    (three / "test" / "cat" / "0.png").write_text("no image")
+    arguments = ["--data", str(three), "--max-unreadable", "0.2", "--device", "cpu"]
+    assert main(["train", "digits", *arguments, "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert "vismoe: 1 of 24 files cannot be used and are left out" in capsys.readouterr().err
+    small = ["--epochs", "1", "--image-size", "8", "--out", str(tmp_path / "tuned")]
+    assert main(["finetune", *arguments, *small]) == 0
+    assert "vismoe: 1 file cannot be used and is left out" in capsys.readouterr().err
+
+
 def test_train_shortens_many_classes(tmp_path, capsys):
     """A folder of many classes does not fill the screen."""
     lay(tmp_path / "set", *(f"class {number:02}" for number in range(14)), images=2)
@@ -167,6 +178,15 @@ def test_training_images_in_another_folder_are_said(adapted, tmp_path, capsys):
     assert main(["eval", run, "--data", str(tmp_path / "other")]) == 0
     (note,) = capsys.readouterr().err.splitlines()
     assert "note: no images of cow" in note
+
+
+def test_eval_shows_what_means_something(adapted, capsys):
+    """No top-5 accuracy of three classes, which is 1; of several options an error names the wrong one."""
+    run = str(adapted / "run")
+    assert main(["eval", run]) == 0
+    assert "top-5" not in capsys.readouterr().out
+    assert main(["eval", run, "--batch-size", "0"]) == 2
+    assert "batch_size=0: accepted are at least 1\n" in capsys.readouterr().err
 
 
 def test_the_recipe_for_folders_needs_a_folder(capsys):

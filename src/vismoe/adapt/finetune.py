@@ -100,6 +100,8 @@ def finetune(
         request = data
     else:
         request = _options(data, options)
+    if workers < 0:
+        raise ValueError(f"workers={workers}: accepted are at least 0")
     with join_mesh() as mesh:
         path = mesh.run_on_main(lambda: _run_folder(request, out))
         if request.source is not None:
@@ -183,6 +185,8 @@ class _Adaptation:
             self.log("the network is dense; --sparse replaces some of its MLPs by experts")
         elif self.options.source is None:
             self.log("the network is sparse; --dense trains one without experts")
+        if self.options.freeze_router and not self.options.trained:
+            self.log("warning: --freeze-router without a trained network: the routers keep their random weights")
         if self.probe is not None and self.splits.validated:
             score = self.probe["validation"]
             self.log(f"a linear classifier on the frozen network: {score:.4f} on the validation split")

@@ -88,7 +88,11 @@ def upcycle(
     model = model if inplace else copy_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for layer, mlp in make_sparse(model, config, split):
+        try:
+            replaced = make_sparse(model, config, split)
+        except ValueError as error:  # the configuration calls the option moe_layers
+            raise ValueError(str(error).removeprefix("moe_")) from error
+        for layer, mlp in replaced:
             _initialise_from(layer, mlp, split, perturb)
     _warn_unless_equal(config, summing, perturb)
     return model
@@ -116,6 +120,8 @@ def _check_upcycling(
 
 
 def _warn_unless_equal(config: MoEConfig, summing: str | None, perturb: float) -> None:
+    if config.num_experts == 1:
+        warnings.warn("num_experts=1: all tokens go to the same expert, so there is nothing to route", stacklevel=3)
     reasons = [f"router={config.router!r}"] if config.router in ("expert-choice", "soft") else []
     reasons += [
         f"{name}={value}"

@@ -19,6 +19,7 @@ from vismoe.training import Run, without_nan
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
 from ..shared.notes import note, note_set
+from ..shared.values import check_at_least
 
 CLASSES = 10
 """Number of classes that a note names."""
@@ -54,8 +55,8 @@ def evaluate_model(
         batch_size: Images per forward pass.
         workers: Number of data loading worker processes; 0: the main process.
     """
-    if batch_size < 1 or workers < 0:
-        raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers)
     run = own_run(model, data)
     data = data or (run.recipe.data if run is not None else "")
     network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
@@ -132,8 +133,10 @@ def _note_trained(model: str, data: Data, split: str) -> None:
 def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
     """The metrics as lines of text."""
     titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
-    # The calibration error comes last.
-    names = sorted(result.metrics, key=lambda name: name == "calibration_error")
+    # With five classes or fewer, the top-5 accuracy is 1. The calibration error comes last.
+    is_trivial = isinstance(result, ClassEvaluation) and len(result.classes) < 6
+    shown = [name for name in result.metrics if not (name == "top5" and is_trivial)]
+    names = sorted(shown, key=lambda name: name == "calibration_error")
     metrics = [f"{titles.get(name, name.replace('_', ' '))} {result.metrics[name]:.4f}" for name in names]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
     split_title = {"test": " of the test split", "held-out": " of the validation split", "all": ""}[figures["part"]]
