@@ -186,7 +186,7 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
         f"{size[1]} × {size[2]} pixels"
         + (", the network's only size" if not getattr(model, "resizable", True) else ""),
         f"autocast in {dtype}",
-        f"{steps} steps of {batch} images ({steps * batch / images:.1f} epochs"
+        f"{steps} {'step' if steps == 1 else 'steps'} of {batch} images ({steps * batch / images:.1f} epochs"
         + (f", the limit of {BUDGET[dtype]:.0e} MACs on a CPU)" if limited else ")"),
     ]
     if splits.uneven:
