@@ -76,3 +76,14 @@ def test_notebooks_run(notebook, tmp_path, forked):
         [forked, "-W", "error", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+def test_the_words_of_the_front_page_are_explained():
+    """In docs/words.md: a reader meets them in README.md, on docs/finetune.md and in the output, where nothing does."""
+    explained = re.findall(r"^\| (.+?) \|", (ROOT / "docs" / "words.md").read_text(), re.MULTILINE)
+    words = {word for row in explained for word in row.split(", ")}
+    front = {"MLP", "MACs", "dense twin", "preset", "upcycle", "autocast", "logits", "token", "low-rank", "k", "recipe"}
+    assert front <= words
+    assert "linear classifier" in words
+    for page in PAGES:
+        assert page.name == "words.md" or "linear probe" not in page.read_text()  # one term for it

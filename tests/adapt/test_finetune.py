@@ -99,7 +99,9 @@ def test_all_is_written(done):
     assert f"{found.report['test']['top1']:.4f}" in card
     assert "licence" in card
     assert any("a linear classifier on the frozen network" in line for line in told)
-    assert any(re.match(r"ended after step \d+ of \d+.*; the weights of step \d+ are kept", line) for line in told)
+    ending = r"training ended after step \d+ of \d+.*; the weights of step \d+ are kept"
+    assert any(re.fullmatch(ending, line) for line in told)
+    assert found.report["trained_notes"] == []
     assert "Fine-tuned with vismoe from model (" in card  # no path of somebody's machine
 
 
@@ -128,11 +130,33 @@ def test_it_is_no_worse_than_the_head_alone(folder, parent, tmp_path):
     """A training that does harm is thrown away: what is kept has the linear classifier's metric on the test split."""
     told = []
     found = finetune(options(folder, parent, learning_rate=5.0), tmp_path / "run", device="cpu", log=told.append)
-    assert any("the linear classifier is kept" in line for line in told)
     summary = found.run.summary
     assert summary["top1"] == found.report["probe"]["validation"]
     assert summary["dropped"]["top1"] < summary["top1"]
     assert found.report["test"]["top1"] == pytest.approx(found.report["probe"]["test"])
+    probe = found.report["probe"]["validation"]
+    kept = (
+        rf"the linear classifier \({probe:.4f} on the validation split\) is better than the trained network \(0\.\d+\)"
+    )
+    (better,) = (line for line in told if re.fullmatch(rf"{kept} and is kept", line))
+    untrained = (
+        "the experts of this model are not trained: routing.png and a comparison with --dense say nothing about it"
+    )
+    assert found.report["trained_notes"] == [better, untrained]
+    assert untrained in told
+    assert not any("weights of step" in line for line in told)  # those of no step are kept
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"T{better[1:]}. T{untrained[1:]}." in card
+
+
+def test_a_dense_network_has_no_untrained_experts(folder, parent, tmp_path):
+    """If its classifier alone is trained, or kept, nothing is said about experts; of a sparse one it is."""
+    for sparse in (False, True):
+        told = []
+        asked = options(folder, parent, sparse=sparse, train="head")
+        finetune(asked, tmp_path / str(sparse), device="cpu", log=told.append)
+        assert any("experts of this model are not trained" in line for line in told) == sparse
+        assert not any("training ended" in line for line in told)
 
 
 @pytest.mark.parametrize("train", ["all", "last-third", "experts", "head"])
@@ -195,7 +219,9 @@ def test_from_scratch_and_from_a_zip(sparse, tmp_path, folder, monkeypatch):
         for file in folder.rglob("*.png"):
             archive.write(file, file.relative_to(folder.parent))
     asked = Options(str(tmp_path / "colours.zip"), sparse=sparse, epochs=1, image_size=16)
-    found = finetune(asked, tmp_path / "run", device="cpu")
+    told = []
+    found = finetune(asked, tmp_path / "run", device="cpu", log=told.append)
+    assert any("a trained network is usually much more accurate" in line for line in told)
     assert any(isinstance(module, MoE) for module in found.run.load_model().modules()) == bool(sparse)
     assert found.report["probe"] is None
     assert "from scratch" in found.report["origin"]
@@ -227,6 +253,8 @@ def test_two_images_a_class(tmp_path, parent):
     assert found.report["pictures"] == {"train": 3, "validation": 0, "test": 3}
     assert found.report["temperature"] == 1.0
     assert any("no validation (too few images" in line for line in told)
+    note = "no temperature is fitted, so probabilities may be too high or too low: there is no validation split"
+    assert note in told
 
 
 def test_several_labels_a_image(tmp_path, parent):
@@ -513,7 +541,24 @@ def test_a_source_that_is_not_there_is_told_at_once(folder, tmp_path):
 
 
 def test_a_temperature_needs_images(done):
-    """A dozen images to choose by fit none: it would follow chance."""
-    report = done[0].report
-    assert report["pictures"]["validation"] < 50
-    assert report["temperature"] == 1.0
+    """A dozen validation images fit none: it would follow chance. Output, report and card say so."""
+    (found, told), number = done, done[0].report["pictures"]["validation"]
+    assert number < 50
+    assert found.report["temperature"] == 1.0
+    note = (
+        "no temperature is fitted, so probabilities may be too high or too low: there are "
+        f"{number} validation images, and at least 50 are needed"
+    )
+    assert found.report["temperature_note"] == note
+    assert note in told
+    assert f"N{note[1:]}." in (found.run.path / "model" / "README.md").read_text()
+
+
+def test_a_fitted_temperature_needs_no_note(tmp_path, parent):
+    """With fifty validation images one is fitted, and nothing is said."""
+    told = []
+    asked = options(fill(tmp_path / "data", 110), parent, train="head")
+    found = finetune(asked, tmp_path / "run", device="cpu", log=told.append)
+    assert found.report["pictures"]["validation"] >= 50
+    assert found.report["temperature_note"] is None
+    assert not any("no temperature" in line for line in told)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,6 +154,36 @@ def test_a_column_that_looks_like_a_group_is_pointed_out(folder, tmp_path, capsy
     shared = sum(bool(patients([file]) & train) for file in splits.test.val.files)
     assert (splits.unnamed.column, splits.unnamed.groups, splits.unnamed.shared) == ("patient", PATIENTS, shared)
     assert shared > 10
+
+
+def test_file_names_that_look_like_groups_are_pointed_out(tmp_path, capsys):
+    """Without a table: by both commands, once; not if a column is used, or looks like one."""
+    folder = cells(tmp_path / "set")
+    note = "If a beginning stands for a patient, slide or video"
+    assert main(["train", "digits", "--data", str(folder), *TINY, "--out", str(tmp_path / "column")]) == 0
+    assert note not in capsys.readouterr().err
+    (folder / "metadata.csv").unlink()
+    assert main(["train", "digits", "--data", str(folder), *TINY, "--out", str(tmp_path / "one")]) == 0
+    assert capsys.readouterr().err.count(note) == 1
+    assert open_splits(str(folder), 0, 0.1).by_name.groups == PATIENTS
+    arguments = ["finetune", "--data", str(folder), "--dense", *SMALL, "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path / "two")]) == 0
+    assert capsys.readouterr().out.count(note) == 1
+
+
+def test_the_lines_that_make_a_column_of_file_names(tmp_path, monkeypatch):
+    """Those of docs/finetune.md, on class folders without a table."""
+    folder = cells(tmp_path / "images")
+    (folder / "metadata.csv").unlink()
+    page = (Path(__file__).parents[2] / "docs" / "finetune.md").read_text()
+    (code,) = [
+        block for block in re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE) if "slide" in block
+    ]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    splits = open_splits("images", 0, 0.1, group_column="slide")
+    assert splits.test.classes == ["long", "round"]
+    no_patient_twice(*[images.files for images in (*splits.fitting.train_and_val, splits.test.val)])
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,11 @@ def test_by_more_than_chance_explains():
 
 
 @pytest.mark.parametrize(
-    ("budget", "size", "said"), [(1e13, 32, "at 32: better by more than one standard error"), (5e7, 16, "epochs")]
+    ("budget", "size", "said"),
+    [
+        (1e13, 32, "at 32: better by more than one standard error"),
+        (5e7, 16, "32 pixels allow 0.0 epochs, and at least 4 are needed"),
+    ],
 )
 def test_the_size_at_which_a_linear_classifier_sees_more(monkeypatch, tmp_path, detail, parent, budget, size, said):
     """Classes that differ in detail alone are trained on at the images' size, where there is time for it; which of both
@@ -138,6 +142,21 @@ def test_short_trainings_have_lower_rates(parent, detail, steps, rate):
     assert (recipe.steps, recipe.learning_rate) == (steps, pytest.approx(rate))
     asked = replace(options, learning_rate=0.5)
     assert choose(asked, network(), open_splits(detail, 0, 0.1), CPU, 1 / 3).recipe.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("epochs", "told"), [(1, "3 steps of 32 images (1 epoch)"), (5, "12 steps of 32 images (5 epochs)")]
+)
+def test_the_epochs_that_were_asked_for_are_told(parent, detail, epochs, told):
+    """Although the last epoch's last batch is a whole one. If a CPU's limit sets their number, the limit is told."""
+    splits = open_splits(detail, 0, 0.1)
+    assert told in choose(Options(detail, parent, epochs=epochs), network(), splits, CPU, 1 / 3).reasons
+    model = network()
+    work = Work.of(model, splits, 1 / 3, trained=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "BUDGET", {"float32": work.fixed + 100 * work.image})
+        reasons = choose(Options(detail, parent, dtype="float32"), model, splits, CPU, 1 / 3).reasons
+    assert any(reason.startswith("3 steps of 32 images (1.3 epochs, the limit of ") for reason in reasons)
 
 
 @pytest.mark.parametrize(("epochs", "steps", "warmup"), [(4, 10, 3), (100, 238, 50), (1000, 2375, 237)])

@@ -154,6 +154,18 @@ def test_upcycle_and_densify(tmp_path, capsys):
     fewer = ["--data", "digits", "--images", "40", "--num-experts", "2"]
     assert main(["densify", sparse, str(tmp_path / "fewer"), *fewer]) == 0
     assert vismoe.load(tmp_path / "fewer").moe.num_experts == 2
+    low_rank = str(tmp_path / "low_rank")
+    assert main(["upcycle", dense, low_rank, "--num-experts", "4", "--experts", "low-rank"]) == 0
+    capsys.readouterr()
+    for number, words in (
+        (2, "low-rank or parts of MLPs, so they cannot be merged"),
+        (9, "has 4 experts; they can only"),
+    ):
+        refused = ["densify", low_rank, str(tmp_path / "few"), "--data", "nowhere", "--num-experts", str(number)]
+        assert main(refused) == 2  # before the data set is opened
+        assert words in (error := capsys.readouterr().err)
+        assert ("(--how expert)" in error) == (number == 2)
+    assert main(["densify", low_rank, str(tmp_path / "few"), *fewer, "--how", "expert"]) == 0
     for arguments in (["upcycle", dense, sparse], ["densify", sparse, str(tmp_path / "back"), "--data", "digits"]):
         assert main(arguments) == 2
     assert capsys.readouterr().err.count("exists: choose another one") == 2
@@ -411,6 +423,31 @@ def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, tuned, capsys
     assert f"on {len(test)} images of the test split" in capsys.readouterr().out
 
 
+def test_a_run_as_data_stands_for_its_test_split(tuned, run, tmp_path, capsys):
+    """Its exported file and a copied model folder are evaluated on the images that the run never saw, without a note;
+    of another run it is noted that its training images may be among them."""
+    test = json.loads((tuned / "split.json").read_text())["test"]
+    expected = json.loads((tuned / "report.json").read_text())["test"]
+    capsys.readouterr()
+    assert main(["export", str(tuned), str(tmp_path / "mine.onnx")]) == 0
+    steps = ["vismoe: exporting the model …", "vismoe: verifying the file in ONNX Runtime …"]
+    assert capsys.readouterr().err.splitlines() == steps
+    shutil.copytree(tuned / "model", tmp_path / "copied")
+    shutil.copytree(tuned, tmp_path / "other")
+    capsys.readouterr()
+    for model, notes in (("mine.onnx", 0), ("copied", 0), ("other", 1)):
+        assert main(["eval", str(tmp_path / model), "--data", f"{tuned}/", "--json", "--device", "cpu"]) == 0
+        out, err = capsys.readouterr()
+        found = json.loads(out)
+        assert (found["part"], found["images"]) == ("test", len(test))
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+        assert err.count("if it was trained on these images, the metrics are too good") == notes
+    assert main(["eval", str(run), "--data", str(run), "--json"]) == 0  # the run of a named set
+    assert json.loads(capsys.readouterr().out)["images"] == 450
+    assert main(["densify", str(tuned), str(tmp_path / "dense"), "--data", str(tuned)]) == 0
+    assert capsys.readouterr().out.count(f"on {len(test)} images") == 2
+
+
 def test_fewshot_and_densify_keep_to_the_run_s_parts(tuned, tmp_path, capsys):
     """Images are drawn from what the run was trained on, and evaluated on its test split."""
     files = json.loads((tuned / "split.json").read_text())["files"]
@@ -489,7 +526,8 @@ def test_eval_leaves_out_what_cannot_be_read(shades, tmp_path, capsys):
     assert main([*arguments, "--max-unreadable", "0.5"]) == 0
     out, errors = capsys.readouterr()
     assert (json.loads(out)["images"], json.loads(out)["unreadable"]) == (3, 1)
-    left_out, missing, names = errors.splitlines()
+    left_out, missing, names, step = errors.splitlines()
     assert left_out == "vismoe: note: 'light/letter.png' is left out: not an image of a known format"
     assert "no images of dark" in missing
     assert "3 of these 3 images have names of training images" in names
+    assert step == "vismoe: evaluating on 3 images …"

@@ -110,7 +110,7 @@ def test_images_of_12_bits_are_said(tmp_path, capsys, options):
     out = str(tmp_path / "run")
     assert main(["train", "digits", "--data", str(tmp_path / "set"), "--out", out, *TINY, *options]) == 0
     assert main(["eval", out]) == 0
-    notes = capsys.readouterr().err.splitlines()
+    notes = [line for line in capsys.readouterr().err.splitlines() if "evaluating on 2 images" not in line]
     assert len(notes) == (0 if options else 2)
     assert all("they seem to have 12 bits" in note and "--max-level 4095" in note for note in notes)
 
@@ -171,12 +171,12 @@ def test_training_images_in_another_folder_are_said(adapted, tmp_path, capsys):
     assert main(["eval", run, "--data", str(tmp_path / "copy")]) == 0
     assert f"note: {trained} of these 36 images have names of training images of {run}" in capsys.readouterr().err
     assert main(["eval", run, "--data", str(adapted / "set")]) == 0
-    assert capsys.readouterr().err == ""
+    assert "note" not in capsys.readouterr().err
     lay(tmp_path / "other", "ant", "bee", images=2)
     for file in (tmp_path / "other").rglob("*.png"):
         file.rename(file.with_name(f"new-{file.name}"))
     assert main(["eval", run, "--data", str(tmp_path / "other")]) == 0
-    (note,) = capsys.readouterr().err.splitlines()
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if "note" in line)
     assert "note: no images of cow" in note
 
 

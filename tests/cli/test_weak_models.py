@@ -1,6 +1,7 @@
 """pytest tests/cli/test_weak_models.py: a model that is of no use, and a training that is too short, are told."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -35,12 +36,13 @@ def test_train_and_eval_say_that_a_model_is_useless(alike, capsys):
     assert weakness.startswith("the model")
     assert f"warning: {weakness}" in printed
     assert "warning: 1 steps of 8 images are less than one pass over the 60 training images, which takes 8" in printed
+    assert "use --steps 50 or more" in printed
     assert main(["eval", str(out), "--device", "cpu"]) == 0
     assert f"warning: {weakness}" in capsys.readouterr().out
     assert main(["eval", str(out), "--json", "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out)["weakness"] == weakness
     assert main([*arguments, "--steps", "9", "--out", str(alike / "longer")]) == 0
-    assert "warning: 9 steps are few; training usually needs 50 or more: more with --steps" in capsys.readouterr().out
+    assert "9 steps are few; training usually needs 50 or more: use --steps 50 or more" in capsys.readouterr().out
 
 
 def test_finetune_says_it_and_the_card_does(alike, capsys):
@@ -52,7 +54,21 @@ def test_finetune_says_it_and_the_card_does(alike, capsys):
     weakness = json.loads((out / "report.json").read_text())["weakness"]
     assert f"warning: {weakness}" in printed
     assert "next: vismoe predict" not in printed
-    assert "steps are few; training usually needs 50 or more: more with --epochs" in printed
+    few = r"warning: 2 steps are few; training usually needs 50 or more: use --epochs (\d+) or more"
+    (enough,) = re.findall(few, printed)
+    for epochs, is_few in ((int(enough) - 1, True), (int(enough), False)):
+        longer = [
+            *arguments[:-3],
+            str(epochs),
+            "--device",
+            "cpu",
+            "--image-size",
+            "8",
+            "--out",
+            str(alike / str(epochs)),
+        ]
+        assert main(longer) == 0
+        assert ("steps are few" in capsys.readouterr().out) == is_few
     assert f"**Warning:** {weakness}" in (out / "model" / "README.md").read_text()
 
 

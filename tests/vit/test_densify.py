@@ -119,8 +119,8 @@ def test_what_cannot_be_followed():
         (lambda: vismoe.densify(parent(), [IMAGES]), "dense already"),
         (lambda: vismoe.densify(sparse, []), "no batch was given"),
         (lambda: vismoe.densify(vismoe.upcycle(parent(), shared=True), [IMAGES]), "has a shared expert"),
-        (lambda: reduce_experts(sparse, 1, [IMAGES]), "num_experts=1: blocks.1.mlp has 8 and k=2"),
-        (lambda: reduce_experts(sparse, 9, [IMAGES]), "num_experts=9"),
+        (lambda: reduce_experts(sparse, 1, [IMAGES]), "num_experts=1: blocks.1.mlp sends each token to 2 experts"),
+        (lambda: reduce_experts(sparse, 9, [IMAGES]), "num_experts=9: blocks.1.mlp has 8 experts; they can only be"),
         (lambda: reduce_experts(vismoe.upcycle(parent(), split=2), 4, [IMAGES]), "are low-rank or parts of MLPs"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -55,6 +55,7 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
             if report["probe"]
             else []
         ),
+        *([f"{note[0].upper()}{note[1:]}.", ""] if (note := report["temperature_note"]) else []),
         "| class, worst first | test images | recall | 95 % interval |",
         "| --- | --- | --- | --- |",
         *(

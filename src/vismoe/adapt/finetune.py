@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from vismoe.data import (
     cached_images,
     check_batch_size,
     format_group_column,
+    format_name_groups,
     format_summary,
     note_of_levels,
 )
@@ -42,6 +43,9 @@ from .rules import choose, kept_side
 from .splits import Splits, open_splits
 
 Log = Callable[[str], None]
+UNTRAINED_EXPERTS = (
+    "the experts of this model are not trained: routing.png and a comparison with --dense say nothing about it"
+)
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,10 @@ def finetune(
     """Trains a classifier on a set of images, and writes the model and its report into a run folder.
 
     The set is split so that no image has a copy, exact or near, in another split. A trained network first gets a new
-    head, which is fitted by logistic regression on the network's features (a linear probe). Then the part that `train`
-    names is trained. The result is kept if its validation score is at least the linear probe's, otherwise the linear
-    probe is kept. A temperature is fitted on the validation split and becomes part of the head. The report is on the
-    test split, which is never used for selection.
+    head, which is fitted by logistic regression on the network's features (a linear classifier). Then the part that
+    `train` names is trained. The result is kept if its validation score is at least the linear classifier's, otherwise
+    the linear classifier is kept. A temperature is fitted on the validation split and becomes part of the head. The
+    report is on the test split, which is never used for selection.
 
     **Arguments:**
 
@@ -171,11 +175,15 @@ class _Adaptation:
             )
         if self.splits.unnamed is not None:
             self.log(format_group_column(self.splits.unnamed))
+        if self.splits.by_name is not None:
+            self.log(f"note: {format_name_groups(self.splits.by_name)}")
         if self.options.source is None:
-            self.log("no --from: a small network is trained from scratch; a trained network is much more accurate")
+            self.log(
+                "no --from: a small network is trained from scratch; a trained network is usually much more accurate"
+            )
 
     def build(self) -> None:
-        """Makes the initial network, and evaluates its linear probe."""
+        """Makes the initial network, and evaluates its linear classifier."""
         built: list[tuple[Any, dict[str, float] | None]] = []
         self.mesh.run_on_main(lambda: built.append(self._initial_model()))
         self.network, self.probe = built[0] if built else self._initial_model()  # the others load what main wrote
@@ -196,7 +204,7 @@ class _Adaptation:
 
     @cached_property
     def trained_part(self) -> Trained:
-        """Which weights are trained. Only the classifier, if the linear probe makes no error on the validation
+        """Which weights are trained. Only the classifier, if the linear classifier makes no error on the validation
         split."""
         if self.options.train == "auto" and not self.options.makes_sparse and self._perfect:
             return "head"
@@ -204,7 +212,8 @@ class _Adaptation:
 
     @property
     def _perfect(self) -> bool:
-        """Whether the linear probe makes no error on the validation split, so that no improvement can be measured."""
+        """Whether the linear classifier makes no error on the validation split, so that no improvement can be
+        measured."""
         enough = self.splits.validated and len(self.splits.fitting.val) >= ENOUGH
         return enough and self.probe is not None and self.probe["validation"] == 1.0
 
@@ -229,8 +238,10 @@ class _Adaptation:
                     "the linear classifier makes no error on the validation split, so no improvement can be measured: "
                     "it is kept without further training; --train last-third or --train all trains anyway"
                 )
-        elif shortage := recipe.shortage(len(self.splits.fitting.train_and_val[0])):
-            self.log(f"warning: {shortage}: more with --epochs")
+        elif shortage := recipe.shortage(images := len(self.splits.fitting.train_and_val[0])):
+            # The fewest epochs that are enough steps, as an epoch's last batch is not always full.
+            epochs = (recipe.enough_steps(images) - 1) * recipe.batch_size // images + 1
+            self.log(f"warning: {shortage}: use --epochs {epochs} or more")
 
     def _chosen_recipe(self) -> Recipe:
         """The recipe that the rules choose. Logs the reasons."""
@@ -260,24 +271,34 @@ class _Adaptation:
                 self.log(f"resuming after step {saved['step']}")
             run = _fit(self.recipe, self.path, self.splits.fitting, self.network, on_status, self.mesh.is_main)
         if self.mesh.is_main:
-            if self.trained_part != "head":
-                self.log(_ending(run, self.splits.score))
             rows = self.splits.rows
             run.write(SPLIT, {"test": [file for file, part in rows if part == "test"], "files": dict(rows)})
         return run
 
     def report(self, run: Run) -> dict[str, Any]:
-        """Chooses between the trained network and its linear probe, evaluates it on the test split, and writes the
-        report."""
-        network, kept = run.load_model(), self.trained_part
+        """Chooses between the trained network and its linear classifier, evaluates it on the test split, and writes
+        the report."""
+        network, kept, notes = run.load_model(), self.trained_part, []
         score = run.summary[self.splits.score]
         if self.probe is not None and self.splits.validated and score < self.probe["validation"]:
-            self.log(f"training did not improve the validation score ({score:.4f}): the linear classifier is kept")
             network, kept = load_network(self.path / INITIAL), "head"
             _write_summary_of_kept(run, network.to(self.device), self.splits, self.workers)
-        origin = _origin(self.options, kept, self.network)
+            notes.append(
+                f"the linear classifier ({self.probe['validation']:.4f} on the validation split) is better than the "
+                f"trained network ({score:.4f}) and is kept"
+            )
+        if kept == "head" and any(isinstance(module, MoE) for module in network.modules()):
+            notes.append(UNTRAINED_EXPERTS)
+        if self.trained_part != "head":
+            self.log(_ending(run, self.splits.score, is_kept=kept != "head"))
+        for text in notes:
+            self.log(text)
+        origin = _origin(self.options, kept, self.network, notes)
         report = write_outcome(run, network, self.splits, self.probe, origin, self.workers)
-        report |= {"trained": kept, "minutes": round((time.monotonic() - self.started) / 60, 2)}
+        if report["temperature_note"] is not None:
+            self.log(report["temperature_note"])
+        minutes = round((time.monotonic() - self.started) / 60, 2)
+        report |= {"trained": kept, "trained_notes": notes, "minutes": minutes}
         run.write(REPORT, report)
         for name in (CHECKPOINTS, INITIAL):  # large, and a finished run does not need them
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -340,14 +361,18 @@ def _write_summary_of_kept(run: Run, network: nn.Module, splits: Splits, workers
     run.write(SUMMARY, {**run.summary, **evaluation.logged, **figures, "dropped": dropped})
 
 
-def _origin(options: Options, part: Trained, network: Any) -> str:
+def _origin(options: Options, part: Trained, network: Any, notes: Sequence[str]) -> str:
+    """A text for the model card. `notes`: what there is to know about the part that is trained."""
     if not options.trained:
         return f"Trained from scratch with vismoe: {network.pretrained_cfg['architecture']}, seed {options.seed}."
     method = "classifier only" if part == "head" else f"{part} trained"
     licence = network.pretrained_cfg.get("license")
-    return f"Fine-tuned with vismoe from {_public_name(options.source)} ({method}, seed {options.seed}). " + (
-        f"Its licence: {licence}." if licence else "Its files name no licence: see its source."
-    )
+    sentences = [
+        f"Fine-tuned with vismoe from {_public_name(options.source)} ({method}, seed {options.seed}).",
+        f"Its licence: {licence}." if licence else "Its files name no licence: see its source.",
+        *(f"{text[0].upper()}{text[1:]}." for text in notes),
+    ]
+    return " ".join(sentences)
 
 
 def _public_name(source: str | None) -> str:
@@ -355,10 +380,11 @@ def _public_name(source: str | None) -> str:
     return Path(source).name if source is not None and Path(source).exists() else str(source)
 
 
-def _ending(run: Run, score: str) -> str:
-    """A line with the last step of the training, and the step whose weights are kept."""
+def _ending(run: Run, score: str, is_kept: bool) -> str:
+    """A line with the last step of the training, and, if its weights are kept at all, the step whose weights are."""
     evaluated = [line for line in run.metrics if score in line]
     last, recipe = evaluated[-1]["step"], run.recipe
     kept = max(evaluated, key=lambda line: line[score]) if recipe.keep == "best" else evaluated[-1]
     early = f" ({recipe.patience} evaluations without improvement)" if last < recipe.steps else ""
-    return f"ended after step {last} of {recipe.steps}{early}; the weights of step {kept['step']} are kept"
+    weights = f"; the weights of step {kept['step']} are kept" if is_kept else ""
+    return f"training ended after step {last} of {recipe.steps}{early}{weights}"

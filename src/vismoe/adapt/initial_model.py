@@ -30,8 +30,8 @@ from .splits import Splits
 def initial_model(
     options: Options, splits: Splits, path: Path, device: torch.device, workers: int, log: Callable[[str], None]
 ) -> tuple[Any, dict[str, float] | None]:
-    """Returns the network to train, and the scores of its linear probe on the test split and, if there is one, on the
-    validation split (None for a network without trained weights). It is made once per run, and then loaded.
+    """Returns the network to train, and the scores of its linear classifier on the test split and, if there is one, on
+    the validation split (None for a network without trained weights). It is made once per run, and then loaded.
 
     **Raises:** ValueError for options that do not fit the network.
     """
@@ -67,7 +67,7 @@ def _fitted_at_best_size(
     network: Any, options: Options, splits: Splits, device: torch.device, workers: int, log: Callable[[str], None]
 ) -> nn.Module:
     """The network with a fitted head, at the image size in the options; without one, at the size, of two, at which a
-    linear probe is better."""
+    linear classifier is better."""
     source, first = str(options.source), options.image_size or choose_image_size(network, device)
     second = None if options.image_size else larger_image_size(network, first, splits.image_side)
     if second is None or not splits.validated:
@@ -81,9 +81,9 @@ def _fitted_at_best_size(
     epochs = work.affordable(device, choose_dtype(options, device)) / len(splits.fitting.train_and_val[0])
     if epochs < FEWEST_EPOCHS:
         log(
-            f"the images' shorter side has {splits.image_side} pixels, but they are scaled to {first}: at {second} a "
-            f"CPU has time for only {epochs:.1f} epochs, fewer than {FEWEST_EPOCHS}; to train at that size: "
-            f"--image-size {second} --epochs N"
+            f"images are scaled from {splits.image_side} to {first} pixels (shorter side): in the time limit of a CPU, "
+            f"{second} pixels allow {epochs:.1f} epochs, and at least {FEWEST_EPOCHS} are needed; "
+            f"--image-size {second} --epochs N trains at {second} pixels all the same"
         )
         _fit_head(network.to(device), splits, workers)
         return cast(nn.Module, network)

@@ -43,8 +43,8 @@ class Options:
     frozen MLP; they were no worse, and have fewer trained parameters (docs/finetune.md). None: "low-rank"."""
     image_size: int | None = None
     """Height and width in pixels. None: the network's own, at most 112 on a CPU and 224 elsewhere; up to twice that if
-    the images are larger and a linear probe is better there. From scratch: the size nearest to the images' that has at
-    most eight patches per side."""
+    the images are larger and a linear classifier is better there. From scratch: the size nearest to the images' that
+    has at most eight patches per side."""
     max_level: int | None = None
     """White level of 16-bit grey images, such as 4095 for 12-bit data. None: the network's own, or 65535."""
     epochs: int | None = None

@@ -37,7 +37,7 @@ def write_outcome(
     - `run`: the run folder.
     - `model`: the network; its head is changed.
     - `splits`: the splits of the set.
-    - `probe`: scores of the linear probe; None: there is none.
+    - `probe`: scores of the linear classifier; None: there is none.
     - `origin`: a text for the model card about where the network comes from.
     - `workers`: number of processes that load images; 0: the current process.
 
@@ -48,17 +48,15 @@ def write_outcome(
     - `classes`: see `class_table`.
     - `groups`: see `vismoe.tasks.by_group`; empty without a `group_column`.
     - `weakness`: why the network is useless; None if it is not.
-    - `temperature`, `probe`, `data` (see `vismoe.data.summarise`).
+    - `temperature`: what the logits are divided by; `temperature_note`: why none is fitted, None if one is.
+    - `probe`, `data` (see `vismoe.data.summarise`).
     """
     data, device = splits.test, resolve_device(run.recipe.device)
     task = classification_of(data)
     model.to(device)
     uncalibrated = _evaluated(model, data.val, task, workers)
-    validation, temperature = _evaluated(model, splits.fitting.val, task, workers), 1.0
-    if splits.validated and len(validation.labels) >= ENOUGH:
-        temperature = fit_temperature(validation.scores, validation.labels)
-        if not divide_logits(model, temperature):
-            temperature = 1.0
+    validation = _evaluated(model, splits.fitting.val, task, workers)
+    temperature, temperature_note = _calibrate(model, validation, splits.validated)
     evaluation = _evaluated(model, data.val, task, workers)
     task.save(model.cpu(), run.path / MODEL)
     rows = class_table(evaluation, data.classes)
@@ -80,6 +78,7 @@ def write_outcome(
         "validation": validation.metrics if splits.validated else None,
         "probe": probe,
         "temperature": temperature,
+        "temperature_note": temperature_note,
         "pictures": {
             "train": len(splits.fitting.train_and_val[0]),
             "validation": len(splits.fitting.val) if splits.validated else 0,
@@ -93,6 +92,21 @@ def write_outcome(
     }
     write_card(run.path / MODEL / "README.md", report, splits.summary)
     return report
+
+
+def _calibrate(model: nn.Module, validation: ClassEvaluation, validated: bool) -> tuple[float, str | None]:
+    """Divides the logits of a network by a temperature. Returns the temperature, and why none is fitted (None if one
+    is)."""
+    images = len(validation.labels)
+    if not validated:
+        reason = "there is no validation split"
+    elif images < ENOUGH:
+        reason = f"there are {images} validation images, and at least {ENOUGH} are needed"
+    elif not divide_logits(model, temperature := fit_temperature(validation.scores, validation.labels)):
+        reason = "the classifier is not one linear layer"
+    else:
+        return temperature, None
+    return 1.0, f"no temperature is fitted, so probabilities may be too high or too low: {reason}"
 
 
 def _group_table(evaluation: ClassEvaluation, groups: Sequence[str]) -> list[dict[str, Any]]:

@@ -186,8 +186,12 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
         f"{size[1]} × {size[2]} pixels"
         + (", the network's only size" if not getattr(model, "resizable", True) else ""),
         f"autocast in {dtype}",
-        f"{steps} {'step' if steps == 1 else 'steps'} of {batch} images ({steps * batch / images:.1f} epochs"
-        + (f", the limit of {BUDGET[dtype]:.0e} MACs on a CPU)" if limited else ")"),
+        f"{steps} {'step' if steps == 1 else 'steps'} of {batch} images "
+        + (
+            f"({steps * batch / images:.1f} epochs, the limit of {BUDGET[dtype]:.0e} MACs on a CPU)"
+            if limited
+            else f"({epochs} {'epoch' if epochs == 1 else 'epochs'})"
+        ),
     ]
     if splits.uneven:
         reasons.append(

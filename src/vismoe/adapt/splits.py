@@ -8,11 +8,13 @@ from vismoe.data import (
     Data,
     Duplicates,
     ImageSet,
+    NameGroups,
     SharedGroups,
     check_groups,
     count_groups,
     find_duplicates,
     find_group_column,
+    find_name_groups,
     fingerprint_all,
     format_unnamed,
     joined_groups,
@@ -42,6 +44,7 @@ class Splits:
     - `dropped`: number of images left out because a copy, or an image of their group, is in the test split or in the
       set's own validation split.
     - `unnamed`: a column that looks like groups but is not used for the split; None: there is none.
+    - `by_name`: beginnings of file names that look like groups; None: there are none, or there is such a column.
     """
 
     fitting: Data
@@ -50,6 +53,7 @@ class Splits:
     summary: dict[str, Any]
     dropped: int
     unnamed: SharedGroups | None = None
+    by_name: NameGroups | None = None
 
     @property
     def score(self) -> str:
@@ -153,6 +157,7 @@ def open_splits(
     kept = [index for index in range(len(data.train)) if groups[index] not in tested]
     dropped = len(data.train) - len(kept)
     unnamed = find_group_column(data, fewest=3)
+    by_name = find_name_groups(data) if unnamed is None else None
     training, duplicates = data.train.subset(kept), duplicates.subset(kept)
     data = replace(data, train=training)
     left_out = f"copies of test images{_or_of_groups(data)}"
@@ -163,7 +168,7 @@ def open_splits(
         dropped += len(training) - sum(map(len, fitting.train_and_val))
     else:
         fitting, validated = _with_validation(data, duplicates, seed, sides)
-    return Splits(fitting, data, validated, summary, dropped, unnamed)
+    return Splits(fitting, data, validated, summary, dropped, unnamed, by_name)
 
 
 def _or_of_groups(data: Data) -> str:

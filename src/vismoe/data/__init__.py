@@ -24,6 +24,7 @@ from .splits.groups import (
     joined_groups,
     shared_groups,
 )
+from .splits.name_groups import NameGroups, find_name_groups, format_name_groups
 from .splits.summary import format_classes, format_imbalance, format_reasons, format_summary, summarise
 from .transforms import Transform, evaluation_transform, training_transform
 
@@ -36,6 +37,7 @@ __all__ = [
     "Duplicates",
     "Fingerprint",
     "ImageSet",
+    "NameGroups",
     "Sample",
     "SharedGroups",
     "Transform",
@@ -54,12 +56,14 @@ __all__ = [
     "evaluation_transform",
     "find_duplicates",
     "find_group_column",
+    "find_name_groups",
     "fingerprint",
     "fingerprint_all",
     "flatten_alpha",
     "format_classes",
     "format_group_column",
     "format_imbalance",
+    "format_name_groups",
     "format_reasons",
     "format_summary",
     "format_unnamed",

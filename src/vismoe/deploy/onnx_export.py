@@ -1,6 +1,6 @@
 """Exports a network to an ONNX file. Both are compared before the file is written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +54,7 @@ def export_onnx(
     dynamic_batch: bool = False,
     batch_size: int = 1,
     preprocessing: Mapping[str, Any] | None = None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> OnnxExport:
     """Writes an ONNX file of standard operators, in which each expert computes only its own tokens.
 
@@ -69,6 +70,7 @@ def export_onnx(
     - `batch_size`: images per batch; default 1.
     - `preprocessing`: entries of timm's data configuration (mean, std, …) that replace the model's; default: none.
       transformers' models have none of their own.
+    - `log`: called with a text when a step begins that may take a while; default: no call.
 
     **Returns:** an `OnnxExport`: the file, its size and its difference from the model.
 
@@ -89,7 +91,9 @@ def export_onnx(
     network, batch = LogitsOnly(model), None if dynamic_batch else batch_size
     input_size = tuple(description.preprocessing["input_size"])
     with evaluating(network):
+        log("exporting the model")
         data = _serialise(network, description, batch)
+        log("verifying the file in ONNX Runtime")
         agreement = compare(network, open_session(data), input_size, batch)
     if agreement.difference > TOLERANCE:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Features of a frozen network, and classifiers on them: few-shot, linear probe, nearest neighbours."""
+"""Features of a frozen network, and classifiers on them: few-shot, linear classifier, nearest neighbours."""
 
 from .embeddings import check_embeddings, class_names, file_names, open_images, whole, write_embeddings
 from .features import VIEWS, classifiers, features

@@ -22,8 +22,10 @@ from vismoe.data import (
     check_images,
     evaluation_batches,
     find_group_column,
+    find_name_groups,
     format_classes,
     format_group_column,
+    format_name_groups,
     format_reasons,
     format_unnamed,
     note_of_levels,
@@ -278,6 +280,8 @@ def _open_run(
             _warn_of_size(data, data_config(model)["input_size"][1:])
             if (shared := find_group_column(data, fewest=2)) is not None:
                 _warn(format_group_column(shared))
+            elif (by_name := find_name_groups(data)) is not None:
+                _warn(f"note: {format_name_groups(by_name)}")
             if text := note_of_levels(data, data_config(model).get("max_level")):
                 _warn(f"note: {text}")
         _check_images_of_parent(recipe, data)
@@ -327,7 +331,7 @@ def _optimise(
     **Raises:** TrainingDivergedError, TrainingStoppedError.
     """
     recipe, state, mesh, log = trainer.recipe, trainer.state, trainer.mesh, trainer.log
-    meter, evaluation = Meter(recipe, state.step), None
+    meter, evaluation, evaluated_at = Meter(recipe, state.step), None, None
     log_every = min(LOG_EVERY, max(1, recipe.steps // 20))  # so that short runs have curves too
     for batch in _batches(trainer, data):
         state.step += 1
@@ -338,11 +342,13 @@ def _optimise(
         if state.step % recipe.evaluate_every == 0 or last:
             with meter.paused():
                 evaluation, logged = _evaluate_all(trainer, data, extra_eval)
+            evaluated_at = state.step
             log({"step": state.step} | logged)
             if is_best := evaluation.score > state.best_score:
                 state.best_score, state.best_step = evaluation.score, state.step
         if outcome.load is not None:
-            status = meter.status(state.step, outcome.load, None if evaluation is None else evaluation.score)
+            score = None if evaluation is None else evaluation.score
+            status = meter.status(state.step, outcome.load, score, evaluated_at)
             log(_log_line(status, trainer.task))
             if on_status is not None:
                 on_status(status)

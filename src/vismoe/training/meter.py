@@ -25,6 +25,7 @@ class Status:
     - `images_per_second`: training speed since the last status, without the time of evaluations.
     - `seconds_left`: estimated seconds until the last step.
     - `load`: by layer, the fraction of the tokens' choices that each expert got.
+    - `score_step`: the step of the last evaluation; None before the first.
     """
 
     step: int
@@ -35,6 +36,7 @@ class Status:
     images_per_second: float
     seconds_left: float
     load: dict[str, list[float]]
+    score_step: int | None = None
 
 
 class Meter:
@@ -59,7 +61,7 @@ class Meter:
         yield
         self.paused_seconds += time.perf_counter() - start
 
-    def status(self, step: int, load: dict[str, Tensor], score: float | None) -> Status:
+    def status(self, step: int, load: dict[str, Tensor], score: float | None, score_step: int | None = None) -> Status:
         """The status after a step; starts a new measurement.
 
         **Arguments:**
@@ -67,6 +69,7 @@ class Meter:
         - `step`: number of steps done.
         - `load`: by layer, the number of choices that each expert got.
         - `score`: primary metric in the last evaluation; None before the first.
+        - `score_step`: the step of the last evaluation; default None.
         """
         now = time.perf_counter()
         elapsed = now - self.started
@@ -82,6 +85,7 @@ class Meter:
             / (now - self.last_status - self.paused_seconds),
             seconds_left=elapsed / (step - self.first_step) * (self.recipe.steps - step),
             load={name: (counts / counts.sum()).tolist() for name, counts in load.items()},
+            score_step=score_step,
         )
         self.last_status, self.paused_seconds, self.outcomes = now, 0.0, []
         return status

@@ -289,6 +289,10 @@ class Recipe:
         """Arguments of `vismoe.data.training_transform`."""
         return {name: getattr(self, name) for name in AUGMENTATION}
 
+    def enough_steps(self, images: int) -> int:
+        """The smallest number of steps for which `shortage` is None, for a number of training images."""
+        return max(-(-images // self.batch_size), FEWEST_STEPS)
+
     def shortage(self, images: int) -> str | None:
         """Why the run is too short to learn much; None if it is long enough: at least one pass over the images, and at
         least 50 steps.

@@ -74,7 +74,7 @@ def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> No
                 label=layer.removesuffix(".mlp").replace("blocks.", "block "),
             )
         axes.axhline(1, color="grey", linewidth=0.8)
-        axes.set(xlabel="step", ylabel="load imbalance (max ÷ mean)")
+        axes.set(xlabel="step", ylabel="expert load, largest ÷ mean")
     for axes in (loss, metric, *rest):
         axes.set_xlim(0, None)
         axes.legend(frameon=False)

@@ -2,7 +2,7 @@
 
 from .config import MoEConfig
 from .cost import Cost, cost
-from .densify import Usage, densify, measure_usage, reduce_experts
+from .densify import Usage, check_reducible, densify, measure_usage, reduce_experts
 from .ensemble import ensemble_loss, ensemble_metrics, mean_logits, mean_of_images, member_loss
 from .model import SparseVisionTransformer
 from .modes import evaluating, using_backend
@@ -16,6 +16,7 @@ __all__ = [
     "Preset",
     "SparseVisionTransformer",
     "Usage",
+    "check_reducible",
     "cost",
     "dense_twin",
     "densify",

@@ -88,12 +88,10 @@ def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inp
 
     **Raises:** ValueError if there is no sparse layer or no batch, for layers with a shared expert, and for ensembles.
     """
-    _check_how(how)
-    usage = _checked_usage(model, batches)
+    check_reducible(model, 0, how)
+    usage = measure_usage(model, batches)
     model = model if inplace else copy_of(model)
     for path, layer in sparse_layers(model).items():
-        if layer.shared is not None:
-            raise ValueError(f"{path} has a shared expert: its other experts are smaller than the parent's MLP")
         restore_mlp(model, path, _one_mlp(layer, usage[path], how))
     remember(model, None)
     return model
@@ -120,19 +118,10 @@ def reduce_experts(
     **Raises:** ValueError if there is no sparse layer or no batch, if `num_experts` is less than k or more than the
     layer has, and for merging experts that are low-rank or parts of MLPs.
     """
-    _check_how(how)
-    usage = _checked_usage(model, batches)
+    check_reducible(model, num_experts, how)
+    usage = measure_usage(model, batches)
     model = model if inplace else copy_of(model)
     for path, layer in sparse_layers(model).items():
-        router = cast(TopKRouter, layer.router)
-        if not isinstance(getattr(router, "weight", None), Tensor):
-            raise ValueError(
-                f"the {type(router).__name__} of {path} has no row for each expert, so experts cannot be removed"
-            )
-        if not router.k <= num_experts <= router.num_experts:
-            raise ValueError(f"num_experts={num_experts}: {path} has {router.num_experts} and k={router.k}")
-        if how == "merge" and (not isinstance(layer.experts, MLPExperts) or _experts_per_mlp(layer) > 1):
-            raise ValueError(f'how="merge": the experts of {path} are low-rank or parts of MLPs; use how="expert"')
         kept = usage[path].share.argsort(descending=True, stable=True)[:num_experts].sort().values
         if how == "merge":
             _merge_into(layer, usage[path], kept)
@@ -143,17 +132,49 @@ def reduce_experts(
     return model
 
 
-def _check_how(how: str) -> None:
+def check_reducible(model: nn.Module, num_experts: int, how: How = "merge") -> None:
+    """Checks whether `densify`, or `reduce_experts`, can be used, before images are opened.
+
+    **Arguments:**
+
+    - `model`: the network.
+    - `num_experts`: number of experts to keep in each layer; 0: the model becomes dense.
+    - `how`: as in these functions; default "merge".
+
+    **Raises:** ValueError as these functions do.
+    """
     if how not in ("expert", "merge"):
         raise ValueError(f'how={how!r}: accepted are "expert" and "merge"')
-
-
-def _checked_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
-    if not sparse_layers(model):
+    if not (layers := sparse_layers(model)):
         raise ValueError("the model has no sparse layer: it is dense already")
     if getattr(model, "ensemble_size", 0):
         raise ValueError("the model is an ensemble: each member needs its own experts, so none can be removed")
-    return measure_usage(model, batches)
+    for path, layer in layers.items():
+        if num_experts:
+            _check_layer(path, layer, num_experts, how)
+        elif layer.shared is not None:
+            raise ValueError(f"{path} has a shared expert: its other experts are smaller than the parent's MLP")
+
+
+def _check_layer(path: str, layer: MoE, num_experts: int, how: How) -> None:
+    router = cast(TopKRouter, layer.router)
+    if not isinstance(getattr(router, "weight", None), Tensor):
+        raise ValueError(
+            f"the {type(router).__name__} of {path} has no row for each expert, so experts cannot be removed"
+        )
+    if num_experts > router.num_experts:
+        raise ValueError(
+            f"num_experts={num_experts}: {path} has {router.num_experts} experts; they can only be removed"
+        )
+    if num_experts < router.k:
+        raise ValueError(
+            f"num_experts={num_experts}: {path} sends each token to {router.k} experts, so keep {router.k}"
+        )
+    if how == "merge" and (not isinstance(layer.experts, MLPExperts) or _experts_per_mlp(layer) > 1):
+        raise ValueError(
+            f"the experts of {path} are low-rank or parts of MLPs, so they cannot be merged: keep the most used ones "
+            'unchanged with how="expert" (--how expert)'
+        )
 
 
 def _experts_per_mlp(layer: MoE) -> int:

@@ -18,7 +18,7 @@ from vismoe.training import Run, without_nan
 
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
-from ..shared.notes import note, note_set
+from ..shared.notes import note, note_set, note_step
 from ..shared.values import check_at_least
 
 CLASSES = 10
@@ -45,7 +45,8 @@ def evaluate_model(
         model: Run folder, model folder, .onnx file, timm:NAME, hf:ORG/NAME, PRESET.TAG, or preset (random weights).
         data: digits, fashion-mnist, or a folder (or zip) of class folders, or of images with a metadata.csv.
             The test split is evaluated; without one the validation split, without that all images.
-            Classes are matched by name. Default: the run's own data set, with the run's splits.
+            Classes are matched by name. A run folder stands for its data set, with the run's splits.
+            Default: the run's own data set, with the run's splits.
         group: Column of metadata.csv: prints the accuracy for each value, worst first, with 95 % intervals.
             Values that are significantly below the rest are marked.
         max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
@@ -73,6 +74,9 @@ def evaluate_model(
     if run is None:
         _note_classes(opened)
         _note_trained(model, opened, split)
+    elif (own := Run.of(model)) is not None and own.path.resolve() != run.path.resolve():
+        note(f"{model} is another run than {data}: if it was trained on these images, the metrics are too good")
+    note_step(f"evaluating on {len(opened.val):,} images")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers)
     figures: dict[str, Any] = {
@@ -146,7 +150,7 @@ def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
         lines.insert(1, f"warning: {result.weakness}")
     for name, load in figures["load"].items():
         uneven = max(load) * len(load) / max(1, sum(load))
-        lines.append(f"{name}: load of the experts {load}, max ÷ mean {uneven:.2f}")
+        lines.append(f"{name}: load of the experts {load}, largest ÷ mean {uneven:.2f} (1 is even)")
     return lines
 
 

@@ -45,7 +45,7 @@ def fewshot(
 
     Args:
         model: Run folder, model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG, or preset (random weights).
-        data: Data set: digits, fashion-mnist, class folders, or images with a metadata.csv.
+        data: Data set: digits, fashion-mnist, class folders, images with a metadata.csv, or a run folder for its set.
             Without splits, a random quarter is the validation split. Default: the run's own data set and splits.
         shots: Numbers of training images per class, comma-separated; those too large for a class are left out.
             Up to 25 further images per class select the regularisation.

@@ -11,7 +11,7 @@ from vismoe import densify, save
 from vismoe.data import Data, check_images, evaluation_batches, evaluation_transform
 from vismoe.inference import evaluate
 from vismoe.tasks import task_of
-from vismoe.vit import cost, measure_usage, reduce_experts
+from vismoe.vit import check_reducible, cost, measure_usage, reduce_experts
 from vismoe.weights import data_config
 
 from ..shared.data import open_set, own_run
@@ -40,10 +40,12 @@ def densify_model(
     Args:
         model: Sparse model: a run folder or a model folder.
         destination: Model folder to write.
-        data: Data set: digits, fashion-mnist, or a folder (see vismoe eval). A run's data set keeps the run's splits.
+        data: Data set: digits, fashion-mnist, a folder (see vismoe eval), or a run folder for its data set.
+            A run's data set keeps the run's splits.
         num_experts: Number of experts to keep in each layer; 0: the model becomes dense.
         how: merge: average the experts' weights, weighted by how much each is used.
             expert: keep the most used experts unchanged, and drop the others.
+            Low-rank experts (finetune --sparse) can be merged into a dense model, but not into fewer experts.
         images: Largest number of images on which the use of the experts is measured.
         batch_size: Images per forward pass.
         max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
@@ -54,6 +56,7 @@ def densify_model(
         )
     refuse_existing(destination)
     network = open_model(model)
+    check_reducible(network, num_experts, how)  # before images are decoded, which may take minutes
     task = task_of(network)
     opened = check_images(task.align_classes(open_set(model, data, task=task)), max_unreadable)
     note_set(opened, network, own_run(model, data) is not None)

@@ -10,6 +10,7 @@ import tyro
 from vismoe.deploy import OnnxExport, export_onnx
 
 from ..shared.model import open_model
+from ..shared.notes import note_step
 
 
 def export(
@@ -33,7 +34,7 @@ def export(
         batch_size: The fixed batch size; not used with --dynamic-batch.
         json: Print the result as one JSON object.
     """
-    exported = export_onnx(open_model(model, exported=True), dst, dynamic_batch, batch_size)
+    exported = export_onnx(open_model(model, exported=True), dst, dynamic_batch, batch_size, log=note_step)
     print(json_format.dumps(asdict(exported) | {"path": str(exported.path)}) if json else _report(exported))
 
 

@@ -9,10 +9,13 @@ from vismoe.training import Run
 
 
 def own_run(model: str, data: str | None) -> Run | None:
-    """The run of MODEL, if --data names the run's own data set or is not given; otherwise None.
+    """The run whose data set and splits are meant: the run that --data names, or the run of MODEL if --data names its
+    data set or is not given; otherwise None.
 
     **Raises:** ValueError if no data set is given and MODEL is not a run folder.
     """
+    if data is not None and Run.of(data) == (named := Run(Path(data))):
+        return named
     run = Run.of(model)
     if data is None and run is None:
         raise ValueError(f"no data set given: {model} is not a run folder: name a data set with --data")
@@ -25,8 +28,8 @@ def own_run(model: str, data: str | None) -> Run | None:
 def open_set(
     model: str, data: str | None, split_seed: int | None = None, workers: int = 0, task: Task | None = None
 ) -> Data:
-    """Opens the data set that --data names. `val` is the test split if there is one. A run's own data set has the
-    splits of the run.
+    """Opens the data set that --data names: a data set, or a run folder for the data set of that run. `val` is the test
+    split if there is one. A run's own data set has the splits of the run.
 
     **Arguments:**
 

@@ -13,18 +13,23 @@ def note(text: str) -> None:
     print(f"vismoe: note: {text}", file=sys.stderr)
 
 
-def warn_of_weakness(weakness: str | None, shortage: str | None, option: str) -> None:
+def note_step(text: str) -> None:
+    """Prints that a step begins which may take a while."""
+    print(f"vismoe: {text} …", file=sys.stderr, flush=True)
+
+
+def warn_of_weakness(weakness: str | None, shortage: str | None, remedy: str) -> None:
     """Prints warnings on stdout if a trained network is no better than chance, or if its training was too short.
 
     **Arguments:**
     - `weakness`: see `vismoe.tasks.Evaluation`; None: no warning.
     - `shortage`: see `vismoe.training.Recipe`; None: no warning.
-    - `option`: the option that makes the training longer, such as --steps.
+    - `remedy`: how to make the training long enough, with an option and its value.
     """
     if weakness is not None:
         print(f"warning: {weakness}")
     if shortage is not None:
-        print(f"warning: {shortage}: more with {option}")
+        print(f"warning: {shortage}: {remedy}")
 
 
 def refuse_existing(path: Path) -> None:

@@ -98,28 +98,44 @@ class ImageProgress:
 
 
 def _line(status: Status) -> str:
-    validation = "" if status.score is None else f", validation {status.score:.4f}"
-    uneven = [f"{max(load) * len(load):.2f}" for load in status.load.values()]
-    load = f", max ÷ mean load {' '.join(uneven)}" if uneven else ""
     accuracy = "" if status.accuracy is None else f", training accuracy {status.accuracy:.3f}"
+    validation = "" if status.score is None else f", validation {_score(status)}"
     return (
         f"step {status.step}/{status.steps}, loss {status.loss:.3f}{accuracy}{validation}, "
-        f"{status.images_per_second:.0f} images/s{load}, {_clock(status.seconds_left)} left"
+        f"{status.images_per_second:.0f} images/s, {_clock(status.seconds_left)} left{_load(status)}"
     )
+
+
+def _score(status: Status) -> str:
+    """The score of the last evaluation, with its step if that is not the step of the status."""
+    of_step = "" if status.score_step in (None, status.step) else f" (of step {status.score_step})"
+    return "–" if status.score is None else f"{status.score:.4f}{of_step}"
+
+
+def _load(status: Status) -> str:
+    """How uneven the experts' load is in each layer; "" without experts."""
+    if not status.load:
+        return ""
+    ratios = ", ".join(f"{max(load) * len(load):.1f}" for load in status.load.values())
+    places = ", ".join(_place(name).removeprefix("block ") for name in status.load)
+    blocks = "blocks" if len(status.load) > 1 else "block"
+    return f"; expert load in {blocks} {places}, largest ÷ mean (1 is even): {ratios}"
+
+
+def _place(layer: str) -> str:
+    return layer.removesuffix(".mlp").replace("blocks.", "block ")
 
 
 def _figures(status: Status) -> Table:
     table = Table.grid(padding=(0, 2))
-    validation = "–" if status.score is None else f"{status.score:.4f}"
     accuracy = [] if status.accuracy is None else ["training accuracy", f"{status.accuracy:.3f}"]
-    table.add_row("loss", f"{status.loss:.3f}", *accuracy, "validation", validation)
+    table.add_row("loss", f"{status.loss:.3f}", *accuracy, "validation", _score(status))
     table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
     for name, load in status.load.items():
         # Full height is twice the mean, so an even load is a row of bars of half height.
         bars = "".join(LEVELS[min(8, round(share * len(load) * 4))] for share in load)
-        table.add_row(
-            name.removesuffix(".mlp").replace("blocks.", "block "), bars, "max ÷ mean", f"{max(load) * len(load):.2f}"
-        )
+        ratio = f"{max(load) * len(load):.1f}"
+        table.add_row(_place(name), bars, "expert load, largest ÷ mean", ratio)
     return table
 
 

@@ -47,7 +47,7 @@ def finetune_folder(
         data: Folder with one folder of images per class, or of images with a metadata.csv (file_name, label).
             A zip of such a folder, digits and fashion-mnist are accepted too.
         source: Network to start from: a run or model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG, or a preset.
-            Without it, a small network is trained from scratch, which is much less accurate.
+            Without it, a small network is trained from scratch, which is usually much less accurate.
         sparse: Replace MLPs of a dense network by experts (upcycling), or train a sparse network from scratch.
         dense: Train a dense network. This is the default, unless the network is sparse or options of experts are given.
         out: Run folder; default: the first free one of runs/finetune, runs/finetune-2, …

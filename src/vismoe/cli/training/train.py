@@ -50,7 +50,9 @@ def main(arguments: list[str]) -> None:
             test = run.summary.get("test")
             tested = "" if test is None else f"; test split, {test['images']:,} images: {test[name]:.4f}"
             print(f"validation: {name.replace('_', ' ')} {score:.4f}{tested}; everything is in {run.path}")
-            warn_of_weakness(run.summary["weakness"], run.recipe.shortage(run.data["training_images"]), "--steps")
+            images = run.data["training_images"]
+            remedy = f"use --steps {run.recipe.enough_steps(images)} or more"
+            warn_of_weakness(run.summary["weakness"], run.recipe.shortage(images), remedy)
             print(f"next: vismoe eval {shlex.quote(str(run.path))} --data {shlex.quote(recipe.data)}")
 
     tyro.cli(
