@@ -21,6 +21,7 @@ import vismoe
 from vismoe.adapt import Options, finetune, freeze
 from vismoe.adapt.calibrate import divide_logits, fit_temperature
 from vismoe.adapt.initial_model import initial_model
+from vismoe.adapt.reserve_run import check_run_folder, reserve
 from vismoe.adapt.splits import open_splits
 from vismoe.data import open_data
 from vismoe.inference import evaluate, predict
@@ -129,6 +130,9 @@ def test_it_is_no_worse_than_the_head_alone(folder, parent, tmp_path):
     """A training that does harm is thrown away: what is kept has the linear classifier's metric on the test split."""
     told = []
     found = finetune(options(folder, parent, learning_rate=5.0), tmp_path / "run", device="cpu", log=told.append)
+    summary = found.run.summary
+    assert summary["top1"] == found.report["probe"]["validation"]
+    assert summary["dropped"]["top1"] < summary["top1"]
     assert found.report["test"]["top1"] == pytest.approx(found.report["probe"]["test"])
     probe = found.report["probe"]["validation"]
     kept = (
@@ -323,6 +327,9 @@ def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
         ({}, False),
         ({"sparse": True}, True),
         ({"num_experts": 4}, True),
+        ({"num_experts": 8}, True),
+        ({"layers": "last-2"}, True),
+        ({"experts": "low-rank"}, True),
         ({"experts": "full"}, True),
         ({"layers": "1,3"}, True),
         ({"train": "experts"}, True),
@@ -335,6 +342,20 @@ def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
 def test_when_a_network_is_made_sparse(asked, sparse):
     """A network stays dense, which did no worse (docs/finetune.md), unless an option of experts is given."""
     assert Options(**{"data": "digits", "source": "somewhere"} | asked).makes_sparse == sparse
+
+
+def test_saved_options_of_experts(tmp_path):
+    """A default that is given is not one that is left out; files of versions that saved defaults are still resumed."""
+    asked, sparse = Options("digits", "somewhere"), Options("digits", "somewhere", num_experts=8)
+    reserve(asked, tmp_path / "run")
+    check_run_folder(asked, tmp_path / "run")
+    with pytest.raises(FileExistsError, match="made_sparse=False then, True now"):
+        check_run_folder(sparse, tmp_path / "run")
+    old = asdict(asked) | {"num_experts": 8, "layers": "last-2", "experts": "low-rank"}
+    (tmp_path / "run" / "finetune.json").write_text(json.dumps(old))
+    check_run_folder(asked, tmp_path / "run")
+    with pytest.raises(FileExistsError, match="made_sparse=False then, True now"):
+        check_run_folder(sparse, tmp_path / "run")
 
 
 def test_an_existing_folder_is_left_alone(tmp_path, folder, parent):
@@ -420,6 +441,7 @@ def test_balancing_follows_what_trains(router):
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"class_weights": float("inf")}, "class_weights=inf: accepted are 0 to 10"),
         ({"seed": 2**32}, "seed=4294967296"),
+        ({"sparse": False, "num_experts": 8}, "num_experts=8: a dense network has no experts"),
         ({"sparse": False, "experts": "full"}, "experts='full': a dense network has no experts"),
         ({"sparse": False, "train": "experts"}, "train='experts': a dense network has no experts"),
         ({"source": None, "train": "head"}, "without a trained network"),
@@ -429,6 +451,22 @@ def test_options_that_cannot_be_followed(given, told):
     """They are refused before an image is opened or a folder made."""
     with pytest.raises(ValueError, match=re.escape(told)):
         Options("nowhere", **{"source": "nothing"} | given)
+
+
+def test_values_that_the_set_decides_upon(folder, tmp_path):
+    """A size that no patch fits names those that fit; a negative number of workers is said in the tool's words."""
+    with pytest.raises(ValueError, match="image_size=37: use a multiple of 8, such as 32 or 40"):
+        finetune(Options(str(folder), image_size=37), tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match="workers=-1: accepted are at least 0"):
+        finetune(Options(str(folder)), tmp_path / "run", device="cpu", workers=-1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_frozen_random_routers_are_said(folder, tmp_path):
+    told = []
+    asked = Options(str(folder), freeze_router=True, image_size=16, epochs=1)
+    finetune(asked, tmp_path / "run", device="cpu", log=told.append)
+    assert any("warning: --freeze-router without a trained network" in line for line in told)
 
 
 def test_a_run_among_the_images_is_refused(folder, parent):

@@ -11,6 +11,7 @@ from PIL import Image
 from vismoe.adapt import run_splits
 from vismoe.adapt.splits import open_splits
 from vismoe.cli import main
+from vismoe.data import format_summary
 from vismoe.training import Run
 from vismoe.training.run import describe
 
@@ -98,6 +99,34 @@ def test_train_keeps_patients_whole(folder, tmp_path, capsys, monkeypatch):
     assert main([*arguments, "--resume", "auto"]) == 0
     assert main([*arguments[:-4], "--out", str(out), "--resume", "auto"]) == 2
     assert "group_column=patient before, None now" in capsys.readouterr().err
+
+
+def table(folder, patient_of):
+    """Writes the table of a folder of `cells`; `patient_of`: patient of a class and a number."""
+    files = sorted(file.relative_to(folder).as_posix() for file in folder.glob("*/*.png"))
+    rows = [f"{file},{patient_of(file.split('/')[0], int(re.split('[/-]', file)[1]))}" for file in files]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,patient", *rows]))
+    return folder
+
+
+def test_images_without_a_patient_are_said(tmp_path, capsys):
+    """Each counts as a group of its own, and their number is printed by both commands."""
+    folder = table(cells(tmp_path / "set"), lambda name, number: f"p{number}" if number > 3 else "")
+    splits = open_splits(str(folder), 0, 0.1, group_column="patient")
+    assert f"; {4 * IMAGES} images have no patient: each counts as a group of its own" in splits.sizes
+    numbers = re.search(r"one split: (\d+) \+ (\d+) \+ (\d+);", splits.sizes)
+    assert sum(map(int, numbers.groups())) == PATIENTS - 4 + 4 * IMAGES
+    arguments = ["train", "digits", "--data", str(folder), *TINY, "--group-column", "patient"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert f"note: {4 * IMAGES} images have no patient" in capsys.readouterr().out
+
+
+def test_a_class_of_one_patient_is_said(tmp_path):
+    """It has no test images, for another reason than copies; a test split of a single class says nothing."""
+    folder = table(cells(tmp_path / "set"), lambda name, number: "p0" if name == "long" else f"p{number}")
+    text = format_summary(open_splits(str(folder), 0, 0.1, group_column="patient").summary)
+    assert "classes without test images: long (all images of a class are of one patient)" in text
+    assert "warning: the test split has only the class round: its accuracy says nothing" in text
 
 
 def test_a_patient_s_copies_bring_the_next_one_along(tmp_path):

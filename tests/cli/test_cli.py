@@ -462,12 +462,25 @@ def test_fewshot_and_densify_keep_to_the_run_s_parts(tuned, tmp_path, capsys):
     assert capsys.readouterr().out.count(f"on {len(test)} images") == 2
 
 
-def test_an_unfinished_run_has_no_test_part(tuned, tmp_path, capsys):
+def test_an_unfinished_run_has_no_test_part(shades, tuned, tmp_path, capsys, monkeypatch):
     """Stopped, it has a model, but its own set is not evaluated on, as its parts are not written down."""
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(tuned, tmp_path / "run")
     (tmp_path / "run" / "split.json").unlink()
     assert main(["eval", str(tmp_path / "run")]) == 2
     assert "give the same `vismoe finetune` command again" in capsys.readouterr().err
+    shutil.copytree(tuned / "model", tmp_path / "run" / "initial")
+    image = str(shades / "tuned-data" / "dark" / "0.png")
+    for command in (["predict", str(tmp_path / "run"), image], ["export", str(tmp_path / "run" / "model"), "x.onnx"]):
+        main(command)
+        error = capsys.readouterr().err
+        assert "run is not finished, so its model is neither fully trained nor tested: give the same" in error
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert main(["predict", str(tmp_path / "run"), image]) == 2
+    error = capsys.readouterr().err
+    assert "has no model yet: give the same `vismoe finetune`" in error
+    assert main(["predict", str(tuned), image]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_finetuned_run_on_a_named_set_has_the_set_s_parts(run, tmp_path):
@@ -513,7 +526,8 @@ def test_eval_leaves_out_what_cannot_be_read(shades, tmp_path, capsys):
     assert main([*arguments, "--max-unreadable", "0.5"]) == 0
     out, errors = capsys.readouterr()
     assert (json.loads(out)["images"], json.loads(out)["unreadable"]) == (3, 1)
-    assert errors.splitlines() == [
-        "vismoe: note: 'light/letter.png' is left out: not an image of a known format",
-        "vismoe: evaluating on 3 images …",
-    ]
+    left_out, missing, names, step = errors.splitlines()
+    assert left_out == "vismoe: note: 'light/letter.png' is left out: not an image of a known format"
+    assert "no images of dark" in missing
+    assert "3 of these 3 images have names of training images" in names
+    assert step == "vismoe: evaluating on 3 images …"

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import vismoe
-from vismoe.adapt import run_splits
+from vismoe.adapt import finetune, run_splits
 from vismoe.adapt.run_splits import split_of_files
 from vismoe.cli import main
 from vismoe.recipes import find_recipe
@@ -53,6 +54,17 @@ def test_train_says_classes_splits_and_size(three, tmp_path, capsys):
     splits = split_of_files(Run(out))
     assert len(splits) == 24
     assert all({"Train": "train", "val": "validation", "test": "test"}[f.split("/")[0]] == s for f, s in splits.items())
+
+
+def test_files_that_are_left_out_are_counted_against_the_whole_set(three, tmp_path, capsys):
+    """Of 24 files, not of the 16 outside the test split; where only a part is known, their number alone."""
+    (three / "test" / "cat" / "0.png").write_text("no image")
+    arguments = ["--data", str(three), "--max-unreadable", "0.2", "--device", "cpu"]
+    assert main(["train", "digits", *arguments, "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert "vismoe: 1 of 24 files cannot be used and are left out" in capsys.readouterr().err
+    small = ["--epochs", "1", "--image-size", "8", "--out", str(tmp_path / "tuned")]
+    assert main(["finetune", *arguments, *small]) == 0
+    assert "vismoe: 1 file cannot be used and is left out" in capsys.readouterr().err
 
 
 def test_train_shortens_many_classes(tmp_path, capsys):
@@ -138,6 +150,43 @@ def test_every_verb_says_what_of_a_folder_is_not_read(odd_folder, tmp_path, caps
     ):
         assert errors.count(text) == 1, errors
     assert errors.count("vismoe: note: ") == 3 + (verb == "eval")
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """A set of three classes, and a run of finetune on it."""
+    root = tmp_path_factory.mktemp("adapted")
+    lay(root / "set", "ant", "bee", "cow", images=12)
+    finetune(str(root / "set"), root / "run", device="cpu", epochs=1, image_size=8)
+    return root
+
+
+def test_training_images_in_another_folder_are_said(adapted, tmp_path, capsys):
+    """A copy of a run's folder has its training images, by their names; other images have not. Classes without images
+    are named."""
+    run = str(adapted / "run")
+    shutil.copytree(adapted / "set", tmp_path / "copy")
+    sides = split_of_files(Run(adapted / "run"))
+    trained = sum(side != "test" for side in sides.values())
+    assert main(["eval", run, "--data", str(tmp_path / "copy")]) == 0
+    assert f"note: {trained} of these 36 images have names of training images of {run}" in capsys.readouterr().err
+    assert main(["eval", run, "--data", str(adapted / "set")]) == 0
+    assert "note" not in capsys.readouterr().err
+    lay(tmp_path / "other", "ant", "bee", images=2)
+    for file in (tmp_path / "other").rglob("*.png"):
+        file.rename(file.with_name(f"new-{file.name}"))
+    assert main(["eval", run, "--data", str(tmp_path / "other")]) == 0
+    (note,) = (line for line in capsys.readouterr().err.splitlines() if "note" in line)
+    assert "note: no images of cow" in note
+
+
+def test_eval_shows_what_means_something(adapted, capsys):
+    """No top-5 accuracy of three classes, which is 1; of several options an error names the wrong one."""
+    run = str(adapted / "run")
+    assert main(["eval", run]) == 0
+    assert "top-5" not in capsys.readouterr().out
+    assert main(["eval", run, "--batch-size", "0"]) == 2
+    assert "batch_size=0: accepted are at least 1\n" in capsys.readouterr().err
 
 
 def test_the_recipe_for_folders_needs_a_folder(capsys):

@@ -88,7 +88,10 @@ def test_a_class_called_train_is_a_class(tmp_path):
     lay(tmp_path, "bus", "car", "train/steam", "train/diesel")
     data = open_data(str(tmp_path))
     assert (data.classes, len(data.val)) == (["bus", "car", "train"], 8)
-    assert data.notes == ("not read as a split, because the folder has classes too (bus/, car/): train/",)
+    assert data.notes == (
+        "not read as a split, because the folder has classes too (bus/, car/): train/",
+        "train/ has subfolders (diesel/, steam/): their images have the class of the class folder",
+    )
 
 
 def test_folders_without_images_beside_splits_are_said(tmp_path):
@@ -271,6 +274,40 @@ def test_a_comma_that_makes_a_set_multi_label_is_said(tmp_path):
     table.write_text('file_name,label\n0.png,"[""salt, pepper""]"\n1.png,sugar\n2.png,sugar\n')
     data = open_data(str(tmp_path))
     assert (data.multi_label, data.notes, data.classes) == (False, (), ["salt, pepper", "sugar"])
+
+
+def test_subfolders_of_classes_are_said(tmp_path):
+    """Their names may have been meant as classes."""
+    lay(tmp_path, "x/a", "x/b", "y")
+    assert open_data(str(tmp_path)).notes == (
+        "x/ has subfolders (a/, b/): their images have the class of the class folder",
+    )
+
+
+def test_a_column_of_splits_is_said_not_to_be_used(tmp_path):
+    """A table of a folder without splits may name them; other columns of that name are nothing special."""
+    lay(tmp_path, "cat", "dog")
+    files = sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.png"))
+    sides = ["train", "val", "test"]
+    rows = [f"{file},{sides[number % 3]},{number % 3}" for number, file in enumerate(files)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,Split,fold", *rows]))
+    assert open_data(str(tmp_path)).notes == (
+        "the column 'Split' (test, train, val) is not used: to keep these splits, move the images into folders with "
+        "these names",
+    )
+
+
+def test_an_image_in_two_rows_is_said(tmp_path):
+    """The second row makes the set multi-label, perhaps by mistake."""
+    lay(tmp_path, "cat")
+    files = sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.png"))
+    rows = [f"{files[0]},a", f"{files[1]},b", f"{files[0]},b", f"{files[1]},b"]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    (note,) = open_data(str(tmp_path)).notes
+    assert note == (
+        f"metadata.csv: 1 image is in several rows with different labels, such as {files[0]} (a, b), so an image may "
+        "show several classes; if this is a mistake, remove a row"
+    )
 
 
 def test_names_that_are_not_utf8_are_readable(tmp_path):

@@ -1,12 +1,15 @@
 """pytest tests/training/test_image_folder.py: a run on a person's own folder of images."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from vismoe.data import open_data
 from vismoe.inference import evaluate, predict
-from vismoe.training import fit
+from vismoe.training import Run, fit
 
 from .tiny import tiny
 
@@ -37,6 +40,20 @@ def test_the_colours_are_told_apart(run, folder):
     assert model.in_chans == 3
     assert model.pretrained_cfg["label_names"] == ["blue", "grün", "red"]
     assert run.summary["top1"] == evaluate(model, open_data(str(folder)).val).score == 1.0
+
+
+def test_changed_images_are_noticed_by_a_resumed_run(run, folder, tmp_path):
+    """Other contents of a file of the same name: by its size. Runs of earlier versions have no sizes."""
+    shutil.copytree(folder, tmp_path / "set")
+    recipe, data = run.recipe, replace(open_data(str(folder)), name=str(tmp_path / "set"))
+    made = Run.create(tmp_path / "run", recipe, data)
+    assert Run.reopen(made.path, recipe, data) == made
+    file = tmp_path / "set" / "train" / "red" / "0.png"
+    Image.new("RGB", (17, 11), "green").save(file)
+    with pytest.raises(ValueError, match=r"have changed since .*: their files have other sizes in bytes"):
+        Run.reopen(made.path, recipe, data)
+    made.write("data.json", {name: value for name, value in made.data.items() if name != "sizes"})
+    assert Run.reopen(made.path, recipe, data) == made
 
 
 def test_predictions_carry_the_names_of_folders(run, folder):

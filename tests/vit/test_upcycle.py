@@ -236,14 +236,16 @@ def test_several_lists_of_blocks_are_told_apart():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": "last-9"}, "moe_layers='last-9'"),
+        ({"layers": "last-9"}, "^layers='last-9'"),
         ({"split": 3}, "split=3, k=3, num_experts=8"),
         ({"split": 2, "k": 1}, "split=2, k=1"),
         ({"split": 2, "experts": "low-rank"}, "split=2"),
         ({"perturb": -1.0}, "perturb=-1.0"),
         ({"perturb": 0.1, "shared": True}, "perturb=0.1"),
         ({"experts": "low-rank", "shared": True}, "keep the whole MLP"),
-        ({"experts": "low-rank", "rank": 0}, "rank=0"),
+        ({"experts": "low-rank", "rank": 0}, "^rank=0: accepted are 1 to"),
+        ({"rank": 8}, 'rank=8: accepted only with experts="low-rank"'),
+        ({"shared": True, "rank": 16}, 'rank=16: accepted only with experts="low-rank"'),
         ({"num_expert": 3}, "no option num_expert"),
         ({"k": 9}, "k=9"),
         ({"k": 0}, "k=0 experts per token"),
@@ -266,6 +268,11 @@ def test_several_lists_of_blocks_are_told_apart():
 def test_options_that_cannot_be_followed(plain, options, message):
     with pytest.raises(ValueError, match=message):
         vismoe.upcycle(plain[0], **options)
+
+
+def test_one_expert_is_said(plain):
+    with pytest.warns(UserWarning, match="num_experts=1: all tokens go to the same expert"):
+        vismoe.upcycle(plain[0], num_experts=1)
 
 
 def test_read_mlp_gives_what_it_read():

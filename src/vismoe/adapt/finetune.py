@@ -29,7 +29,7 @@ from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.checkpointer import Checkpointer
 from vismoe.training.loop import signal_name
 from vismoe.training.report import write_report
-from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, OPTIONS, SPLIT
+from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, OPTIONS, SPLIT, SUMMARY
 from vismoe.training.state import begin
 from vismoe.weights import data_config, load_network, parse_source
 
@@ -40,7 +40,7 @@ from .options import Options, Trained
 from .outcome import write_outcome
 from .reserve_run import REPORT, check_run_folder, free_run_folder, withdraw
 from .rules import choose, kept_side
-from .splits import open_splits
+from .splits import Splits, open_splits
 
 Log = Callable[[str], None]
 UNTRAINED_EXPERTS = (
@@ -104,6 +104,8 @@ def finetune(
         request = data
     else:
         request = _options(data, options)
+    if workers < 0:
+        raise ValueError(f"workers={workers}: accepted are at least 0")
     with join_mesh() as mesh:
         path = mesh.run_on_main(lambda: _run_folder(request, out))
         if request.source is not None:
@@ -191,6 +193,8 @@ class _Adaptation:
             self.log("the network is dense; --sparse replaces some of its MLPs by experts")
         elif self.options.source is None:
             self.log("the network is sparse; --dense trains one without experts")
+        if self.options.freeze_router and not self.options.trained:
+            self.log("warning: --freeze-router without a trained network: the routers keep their random weights")
         if self.probe is not None and self.splits.validated:
             score = self.probe["validation"]
             self.log(f"a linear classifier on the frozen network: {score:.4f} on the validation split")
@@ -278,6 +282,7 @@ class _Adaptation:
         score = run.summary[self.splits.score]
         if self.probe is not None and self.splits.validated and score < self.probe["validation"]:
             network, kept = load_network(self.path / INITIAL), "head"
+            _write_summary_of_kept(run, network.to(self.device), self.splits, self.workers)
             notes.append(
                 f"the linear classifier ({self.probe['validation']:.4f} on the validation split) is better than the "
                 f"trained network ({score:.4f}) and is kept"
@@ -345,6 +350,15 @@ def _write_untrained(recipe: Recipe, path: Path, data: Data, network: nn.Module)
     task.save(network, run.path / MODEL)
     write_report(run, state, task, data, evaluation)
     return run
+
+
+def _write_summary_of_kept(run: Run, network: nn.Module, splits: Splits, workers: int) -> None:
+    """Writes a linear probe's evaluation into the summary; "dropped" has the metrics of the trained network."""
+    evaluation = evaluate(network, splits.fitting.val, workers=workers, task=classification_of(splits.fitting))
+    dropped = {name: run.summary.get(name) for name in evaluation.logged}
+    figures = {"images_per_second": evaluation.images_per_second, "load": evaluation.load}
+    figures["weakness"] = evaluation.weakness
+    run.write(SUMMARY, {**run.summary, **evaluation.logged, **figures, "dropped": dropped})
 
 
 def _origin(options: Options, part: Trained, network: Any, notes: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from vismoe.weights.folders.format import CONFIG
 
 from .calibrate import ENOUGH, divide_logits, fit_temperature
 from .freezing import SHARES, choose_trained
-from .options import Options
+from .options import EXPERTS, LAYERS, NUM_EXPERTS, Options
 from .reserve_run import reserve
 from .rules import FEWEST_EPOCHS, Work, choose_dtype, choose_image_size, is_better, larger_image_size, scratch_preset
 from .splits import Splits
@@ -105,18 +105,19 @@ def _fitted_at_best_size(
 def _refuse_other_experts(options: Options, network: Any) -> None:
     """Raises ValueError if the options ask for other experts than a sparse network has. The message says how to get
     them."""
-    if not (asked := [name for name in options.of_experts if name != "freeze_router"]):
+    numbers = sorted({module.router.num_experts for module in network.modules() if isinstance(module, MoE)})
+    asked = [name for name in options.of_experts if name != "freeze_router"]
+    if not asked or (asked == ["num_experts"] and numbers == [options.num_experts]):
         return
     given = ", ".join(f"{name}={getattr(options, name)!r}" for name in asked)
     name = options.source or network.pretrained_cfg["architecture"]
-    numbers = sorted({module.router.num_experts for module in network.modules() if isinstance(module, MoE)})
     has = f"{name} is sparse already, with {' and '.join(map(str, numbers))} experts per layer, which do not change"
     if not options.trained:
         raise ValueError(f"{given}: {has}: leave it out; `vismoe train` has --num-experts and --model-options")
     dense = (
         f"`vismoe densify {name} DENSE --data {options.data}` makes it dense; --from DENSE then gives it new experts"
     )
-    fewer = min(numbers) > options.num_experts and "num_experts" in asked
+    fewer = "num_experts" in asked and options.num_experts is not None and options.num_experts < min(numbers)
     remedy = f"`vismoe densify … --num-experts {options.num_experts}` keeps that many of them; or " if fewer else ""
     raise ValueError(f"{given}: {has}: {remedy}{dense}")
 
@@ -124,7 +125,12 @@ def _refuse_other_experts(options: Options, network: Any) -> None:
 def _upcycled(model: nn.Module, options: Options) -> nn.Module:
     try:
         return upcycle(
-            model, options.num_experts, options.layers, experts=options.experts, seed=options.seed, inplace=True
+            model,
+            NUM_EXPERTS if options.num_experts is None else options.num_experts,
+            LAYERS if options.layers is None else options.layers,
+            experts=EXPERTS if options.experts is None else options.experts,
+            seed=options.seed,
+            inplace=True,
         )
     except ValueError as error:
         raise ValueError(f"{options.source} cannot be made sparse ({error}): --dense trains it as it is") from error

@@ -1,8 +1,8 @@
 """The options of `finetune`."""
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from vismoe.weights import parse_source
 
@@ -10,6 +10,9 @@ Trained = Literal["all", "last-third", "experts", "head"]
 TrainingDtype = Literal["float32", "bfloat16"]
 LARGEST = 4096
 """Largest side of an image in pixels."""
+NUM_EXPERTS, LAYERS = 8, "last-2"
+EXPERTS: Literal["low-rank"] = "low-rank"
+"""Defaults of the options of experts."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,13 @@ class Options:
     """Part of the network that is trained. "auto": the last third of a trained network on a CPU, otherwise all."""
     freeze_router: bool = False
     """Whether routers and their balancing are frozen."""
-    num_experts: int = 8
-    """Number of experts per layer when upcycling."""
-    layers: str = "last-2"
-    """Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as "8,10"."""
-    experts: Literal["full", "low-rank"] = "low-rank"
+    num_experts: int | None = None
+    """Number of experts per layer when upcycling. None: 8."""
+    layers: str | None = None
+    """Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as "8,10". None: last-2."""
+    experts: Literal["full", "low-rank"] | None = None
     """Kind of experts when upcycling. "full": copies of the network's MLP. "low-rank": low-rank differences from the
-    frozen MLP; they were no worse, and have fewer trained parameters (docs/finetune.md)."""
+    frozen MLP; they were no worse, and have fewer trained parameters (docs/finetune.md). None: "low-rank"."""
     image_size: int | None = None
     """Height and width in pixels. None: the network's own, at most 112 on a CPU and 224 elsewhere; up to twice that if
     the images are larger and a linear classifier is better there. From scratch: the size nearest to the images' that
@@ -77,12 +80,12 @@ class Options:
             raise ValueError(f"seed={self.seed}: accepted are 0 to 2^32 − 1")
         accepted = {
             "train": (*get_args(Trained), "auto"),
-            "experts": ("full", "low-rank"),
+            "experts": (None, "full", "low-rank"),
             "dtype": (*get_args(TrainingDtype), "auto"),
         }
         for name, choices in accepted.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(choices)}")
+                raise ValueError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(filter(None, choices))}")
         if self.sparse is False and (idle := [*self.of_experts, *(["train"] if self.train == "experts" else [])]):
             given = ", ".join(f"{name}={getattr(self, name)!r}" for name in idle)
             raise ValueError(f"{given}: a dense network has no experts")
@@ -98,10 +101,9 @@ class Options:
 
     @property
     def of_experts(self) -> list[str]:
-        """Names of the options of experts that differ from their defaults."""
-        defaults: dict[str, Any] = {field.name: field.default for field in fields(self)}
-        names = ("freeze_router", "num_experts", "layers", "experts")
-        return [name for name in names if getattr(self, name) != defaults[name]]
+        """Names of the options of experts that are given, also if the value is the default."""
+        given = [name for name in ("num_experts", "layers", "experts") if getattr(self, name) is not None]
+        return ["freeze_router", *given] if self.freeze_router else given
 
     @property
     def trained(self) -> bool:

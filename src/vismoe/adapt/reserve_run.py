@@ -10,19 +10,21 @@ from vismoe.files import write_json
 from vismoe.training import Run
 from vismoe.training.run import INITIAL, OPTIONS
 
-from .options import Options
+from .options import EXPERTS, LAYERS, NUM_EXPERTS, Options
 
 REPORT = "report.json"
 """The file that is written last: a run with this file is finished."""
 ASIDE = f".{OPTIONS}"
 """Temporary name of the reservation; a run that is killed while it writes may leave it."""
+MADE_SPARSE = "made_sparse"
+"""Whether a dense network is upcycled: not a field of `Options`, but saved with them."""
 
 
 def free_run_folder(options: Options) -> Path:
     """The first of `runs/finetune`, `runs/finetune-2`, … that does not exist, or is an unfinished run with these
     options."""
     path, number = Path("runs/finetune"), 2
-    while path.exists() and not (_saved_options(path) == asdict(options) and not (path / REPORT).exists()):
+    while path.exists() and not (_is_same(_saved_options(path), options) and not (path / REPORT).exists()):
         path, number = Path(f"runs/finetune-{number}"), number + 1
     return path
 
@@ -33,6 +35,33 @@ def _saved_options(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return options
+
+
+def _is_same(saved: dict[str, Any] | None, options: Options) -> bool:
+    return saved is not None and not _changed(saved, options)
+
+
+def _changed(saved: dict[str, Any], options: Options) -> dict[str, tuple[Any, Any]]:
+    """The options that differ, each with the saved and the given value."""
+    then, now = _with_defaults(saved), _with_defaults(_to_json(options))
+    return {name: (then.get(name), now[name]) for name in now if then.get(name) != now[name]}
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Saved options with the defaults of experts in place of None. In files of versions that saved these defaults, a
+    network was made sparse if a value differed from them."""
+    defaults = {"num_experts": NUM_EXPERTS, "layers": LAYERS, "experts": EXPERTS}
+    values = values | {name: default for name, default in defaults.items() if values.get(name) is None}
+    if MADE_SPARSE not in values:
+        differs = any(values[name] != default for name, default in defaults.items()) or bool(values["freeze_router"])
+        made_sparse = differs or values["train"] == "experts" if values["sparse"] is None else values["sparse"]
+        values[MADE_SPARSE] = made_sparse
+    return values
+
+
+def _to_json(options: Options) -> dict[str, Any]:
+    """The options as they are saved."""
+    return asdict(options) | {MADE_SPARSE: options.makes_sparse}
 
 
 def check_run_folder(options: Options, path: Path) -> None:
@@ -46,9 +75,8 @@ def check_run_folder(options: Options, path: Path) -> None:
         saved = _saved_options(path)
         if saved is None:
             raise FileExistsError(f"{path} exists and is not a run of finetune: choose another --out, or remove it")
-        given = asdict(options)
-        if changed := [name for name in given if saved.get(name) != given[name]]:
-            differences = ", ".join(f"{name}={saved.get(name)} then, {given[name]} now" for name in changed)
+        if changed := _changed(saved, options):
+            differences = ", ".join(f"{name}={then} then, {now} now" for name, (then, now) in changed.items())
             raise FileExistsError(f"{path} was started with other options ({differences}): choose another --out")
         if (path / REPORT).exists():
             raise FileExistsError(f"{path} is finished: choose another --out, or remove it")
@@ -66,4 +94,4 @@ def withdraw(path: Path) -> None:
 def reserve(options: Options, path: Path) -> None:
     """Writes the options into a run folder, so that only `finetune` with the same options may resume it."""
     path.mkdir(parents=True, exist_ok=True)
-    write_json(path / OPTIONS, asdict(options), aside=path / ASIDE)
+    write_json(path / OPTIONS, _to_json(options), aside=path / ASIDE)

@@ -92,11 +92,17 @@ def scratch_preset(image_side: float, image_size: int | None, sparse: bool) -> t
     - `sparse`: whether the preset has experts.
 
     **Returns:** the name of the preset, and the image size in pixels.
+
+    **Raises:** ValueError for a requested image size that no patch size divides.
     """
     side = image_size or image_side
     patch = next((patch for patch in SCRATCH if round(side / patch) <= SCRATCH_PATCHES), max(SCRATCH))
     if image_size is not None:  # a smaller patch if the size is not a multiple of this one
         patch = next((fits for fits in sorted(SCRATCH, reverse=True) if fits <= patch and not image_size % fits), patch)
+    if image_size is not None and image_size % patch:
+        low, high = patch * (image_size // patch), patch * (image_size // patch + 1)
+        examples = f"{low} or {high}" if low else f"{high}"
+        raise ValueError(f"image_size={image_size}: use a multiple of {patch}, such as {examples}")
     size = image_size or patch * max(1, min(SCRATCH_PATCHES, round(side / patch)))
     return f"{SCRATCH[patch]}_{'every2_e8' if sparse else 'dense'}", size
 
@@ -180,7 +186,7 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
         f"{size[1]} × {size[2]} pixels"
         + (", the network's only size" if not getattr(model, "resizable", True) else ""),
         f"autocast in {dtype}",
-        f"{steps} steps of {batch} images "
+        f"{steps} {'step' if steps == 1 else 'steps'} of {batch} images "
         + (
             f"({steps * batch / images:.1f} epochs, the limit of {BUDGET[dtype]:.0e} MACs on a CPU)"
             if limited

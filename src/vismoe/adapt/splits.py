@@ -11,10 +11,12 @@ from vismoe.data import (
     NameGroups,
     SharedGroups,
     check_groups,
+    count_groups,
     find_duplicates,
     find_group_column,
     find_name_groups,
     fingerprint_all,
+    format_unnamed,
     joined_groups,
     open_data,
     shared_groups,
@@ -86,8 +88,10 @@ class Splits:
         )
         groups = ""
         if column is not None:
-            numbers = [len(set(images.columns[column])) for images in self._parts]
+            numbers = [count_groups(images.columns[column]) for images in self._parts]
             groups = f"; each {column} is in one split: {' + '.join(f'{number:,}' for number in numbers)}"
+            if unnamed := format_unnamed(self.test):
+                groups += f"; {unnamed}"
         return f"split: {train:,} training{dropped}, {validated}, {test:,} test images{groups}"
 
     @property

@@ -27,6 +27,7 @@ from vismoe.data import (
     format_group_column,
     format_name_groups,
     format_reasons,
+    format_unnamed,
     note_of_levels,
     shared_groups,
     training_batches,
@@ -201,6 +202,8 @@ def _describe(data: Data, model: nn.Module, log: Callable[[str], None]) -> None:
         f"{len(data.train_and_val[0]):,} training images, {len(data.val):,} validation images{test}; "
         f"trained at {height} × {width} pixels"
     )
+    if unnamed := format_unnamed(data):
+        log(f"note: {unnamed}")
 
 
 def _check_group_column(data: Data) -> None:
@@ -284,11 +287,13 @@ def _open_run(
         _check_images_of_parent(recipe, data)
         run = Run.create(out, recipe, data)
     if left_out := run.left_out:
-        total = len(left_out) + sum(map(len, without_files(data, left_out).train_and_val))
-        _warn(
-            f"{len(left_out)} of {total} files cannot be used and are left out: {run.path / DATA} names them "
-            f"({format_reasons(left_out)})"
-        )
+        number = len(left_out)
+        files = "1 file cannot be used and is" if number == 1 else f"{number} files cannot be used and are"
+        if open_set is not None:  # otherwise `data` may be only a part of the set
+            remaining = without_files(data, left_out)
+            test = 0 if remaining.test is None else len(remaining.test)
+            files = f"{number} of {number + sum(map(len, remaining.train_and_val)) + test} files cannot be used and are"
+        _warn(f"{files} left out: {run.path / DATA} names them ({format_reasons(left_out)})")
     if open_set is not None:
         for text in data.notes:
             _warn(f"note: {text}")

@@ -302,13 +302,14 @@ class Recipe:
         - `images`: number of training images.
         """
         one_pass = -(-images // self.batch_size)
+        steps, are = ("1 step", "is") if self.steps == 1 else (f"{self.steps} steps", "are")
         if self.steps < one_pass:
             return (
-                f"{self.steps} steps of {self.batch_size} images are less than one pass over the {images:,} training "
+                f"{steps} of {self.batch_size} images {are} less than one pass over the {images:,} training "
                 f"images, which takes {one_pass:,} steps"
             )
         if self.steps < FEWEST_STEPS:
-            return f"{self.steps} steps are few; training usually needs {FEWEST_STEPS} or more"
+            return f"{steps} {are} few; training usually needs {FEWEST_STEPS} or more"
         return None
 
     def to_json(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         run = Run(path)
         run.write(ENVIRONMENT, environment())
-        run.write(DATA, describe(data))
+        run.write(DATA, describe(data) | {"sizes": _digest_of_sizes(data)})
         run.write(RECIPE, recipe.to_json())  # written last: a folder that has it is a run
         return run
 
@@ -111,12 +111,19 @@ class Run:
                 f"{path} was started with another recipe ({differences}): resume it with that recipe, or choose "
                 "another --out"
             )
-        current, recorded = describe(without_files(data, run.left_out)), run.data
+        data = without_files(data, run.left_out)
+        current, recorded = describe(data), run.data
         if current["digest"] != recorded["digest"]:
             count = ("{training_images} training and {held_out_images} validation images").format
             raise ValueError(
-                f"{data.name} has changed since {path} was started: {count(**recorded)} then, {count(**current)} now, "
-                "or other file names or labels; restore it, or choose another --out"
+                f"{data.name} has changed since {path} was started: {count(**recorded)} then, {count(**current)} now; "
+                "file names, labels, or the split, which depends on the images' contents, are others; restore it, or "
+                "choose another --out"
+            )
+        if recorded.get("sizes") not in (None, _digest_of_sizes(data)):  # None: earlier versions did not record it
+            raise ValueError(
+                f"images of {data.name} have changed since {path} was started: their files have other sizes in bytes; "
+                "restore them, or choose another --out"
             )
         return run
 
@@ -239,6 +246,12 @@ class Run:
         """Whether the trained network exists; it is written at the end of the run."""
         return (self.path / MODEL).exists()
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended. Only a run of `finetune` has a model before: the one at the step where it was
+        stopped."""
+        return (self.path / SUMMARY).is_file() and not (self.path / INITIAL).exists()
+
     def load_model(self) -> nn.Module:
         """The trained network, in evaluation mode."""
         return load_network(self.path)
@@ -304,6 +317,17 @@ def describe(data: Data) -> dict[str, Any]:
         "moved": list(data.moved or ()),
         "group_column": data.group_column,
     }
+
+
+def _digest_of_sizes(data: Data) -> str | None:
+    """The SHA-256 of the sizes in bytes of the image files, in order, or of the zip; None for a set without files."""
+    path = Path(data.name)
+    splits = [*data.train_and_val, *([] if data.test is None else [data.test])]
+    files = [path / file for split in splits for file in split.files] if path.is_dir() else [path]
+    if not path.exists():
+        return None
+    sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 
 def environment() -> dict[str, Any]:

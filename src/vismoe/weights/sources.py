@@ -14,8 +14,8 @@ from .published import published_by, tagged
 
 Kind = Literal["preset", "published", "timm", "hub", "run", "folder", "file", "exported"]
 TIMM, HUB, LOCAL = "timm:", "hf:", "local-dir:"
-RECIPE, MODEL = "recipe.json", "model"
-"""The file that marks a run folder, and the folder of its trained network."""
+RECIPE, OPTIONS, MODEL = "recipe.json", "finetune.json", "model"
+"""The file that marks a run folder, the file that marks a run of finetune, and the folder of its trained network."""
 SAFETENSORS, ONNX = ".safetensors", ".onnx"
 ANSWERS_ONLY = "an ONNX file can only predict (vismoe predict, eval): use the model folder that it was exported from"
 
@@ -139,5 +139,9 @@ def _parse_path(name: str, text: str) -> Source:
     if not (path / RECIPE).is_file():
         return Source("folder", name, text)
     if not (path / MODEL).exists():
-        raise FileNotFoundError(f"{path} has no model yet: finish its training with --resume auto")
+        is_finetune = (path / OPTIONS).is_file()
+        remedy = (
+            "give the same `vismoe finetune` command again" if is_finetune else "finish its training with --resume auto"
+        )
+        raise FileNotFoundError(f"{path} has no model yet: {remedy}")
     return Source("run", name, text)

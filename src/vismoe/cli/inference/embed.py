@@ -14,6 +14,7 @@ from ..shared.data import own_run
 from ..shared.model import open_resized
 from ..shared.notes import note_set
 from ..shared.progress import ImageProgress
+from ..shared.values import check_at_least
 
 
 def embed(
@@ -52,8 +53,8 @@ def embed(
     """
     if (data is None) == (not images):
         raise ValueError(f"name either images or a data set with --data: vismoe embed {model} IMAGE…")
-    if batch_size < 1 or workers < 0:
-        raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers)
     check_embeddings(out, format)
     network = open_resized(model, image_size).to(resolve_device(device))
     opened = check_images(open_images(images) if data is None else _whole(model, data), 1.0, workers)

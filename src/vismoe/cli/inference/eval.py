@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from vismoe.data import NAMED, check_column, check_images
+from vismoe.adapt import split_of_files
+from vismoe.data import NAMED, Data, check_column, check_images
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
 from vismoe.tasks import ClassEvaluation, Evaluation, Group, by_group, group_lines, task_of
@@ -18,6 +19,10 @@ from vismoe.training import Run, without_nan
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
 from ..shared.notes import note, note_set, note_step
+from ..shared.values import check_at_least
+
+CLASSES = 10
+"""Number of classes that a note names."""
 
 
 def evaluate_model(
@@ -51,8 +56,8 @@ def evaluate_model(
         batch_size: Images per forward pass.
         workers: Number of data loading worker processes; 0: the main process.
     """
-    if batch_size < 1 or workers < 0:
-        raise ValueError(f"batch_size={batch_size}, workers={workers}: accepted are at least 1 and at least 0")
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, workers=workers)
     run = own_run(model, data)
     data = data or (run.recipe.data if run is not None else "")
     network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
@@ -66,9 +71,10 @@ def evaluate_model(
         check_column(replace(opened, train=None), group, "group")
     opened = check_images(opened, max_unreadable, workers)
     note_set(opened, network, run is not None)
-    if split == "all" and Path(model).exists() and Run.of(model) is None:
-        note(f"the training images of {model} are not known: if they are among these images, the metrics are too good")
-    elif run is not None and (own := Run.of(model)) is not None and own.path.resolve() != run.path.resolve():
+    if run is None:
+        _note_classes(opened)
+        _note_trained(model, opened, split)
+    elif (own := Run.of(model)) is not None and own.path.resolve() != run.path.resolve():
         note(f"{model} is another run than {data}: if it was trained on these images, the metrics are too good")
     note_step(f"evaluating on {len(opened.val):,} images")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
@@ -99,11 +105,42 @@ def evaluate_model(
     sys.stdout.flush()
 
 
+def _note_classes(data: Data) -> None:
+    """Prints a note about classes without images."""
+    if missing := data.classes_without(data.val):
+        more = f" and {len(missing) - CLASSES} more classes" if len(missing) > CLASSES else ""
+        note(f"no images of {', '.join(missing[:CLASSES])}{more}: the metrics say nothing about them")
+
+
+def _note_trained(model: str, data: Data, split: str) -> None:
+    """Prints a note if images may be training images of a model: they have the names of training images of its run, or
+    these are not known."""
+    run, sides = Run.of(model), None
+    if run is not None:
+        try:
+            sides = split_of_files(run)
+        except (OSError, ValueError):  # its data set was moved or changed, or it is not finished
+            split = "all"
+    if sides is None:
+        if split == "all" and Path(model).exists():
+            unknown = f"the training images of {model} are not known"
+            note(f"{unknown}: if they are among these images, the metrics are too good")
+        return
+    trained = sum(sides.get(file) in ("train", "validation") for file in data.val.files)
+    if trained:
+        note(
+            f"{trained:,} of these {len(data.val):,} images have names of training images of {model}: if they are the "
+            "same images, the metrics are too good"
+        )
+
+
 def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
     """The metrics as lines of text."""
     titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
-    # The calibration error comes last.
-    names = sorted(result.metrics, key=lambda name: name == "calibration_error")
+    # With five classes or fewer, the top-5 accuracy is 1. The calibration error comes last.
+    is_trivial = isinstance(result, ClassEvaluation) and len(result.classes) < 6
+    shown = [name for name in result.metrics if not (name == "top5" and is_trivial)]
+    names = sorted(shown, key=lambda name: name == "calibration_error")
     metrics = [f"{titles.get(name, name.replace('_', ' '))} {result.metrics[name]:.4f}" for name in names]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
     split_title = {"test": " of the test split", "held-out": " of the validation split", "all": ""}[figures["part"]]

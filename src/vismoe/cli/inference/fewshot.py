@@ -18,6 +18,7 @@ from ..shared.data import open_set, own_run
 from ..shared.model import open_resized
 from ..shared.notes import note, note_set
 from ..shared.progress import ImageProgress
+from ..shared.values import check_at_least
 
 
 def fewshot(
@@ -59,8 +60,8 @@ def fewshot(
         batch_size: Images per forward pass.
         workers: Number of data loading worker processes; 0: the main process.
     """
-    if batch_size < 1 or workers < 0 or seeds < 1:
-        raise ValueError(f"batch_size={batch_size}, workers={workers}, seeds={seeds}: accepted are at least 1, 0 and 1")
+    check_at_least(1, batch_size=batch_size, seeds=seeds)
+    check_at_least(0, workers=workers)
     requested_shots = _numbers(shots)
     run, run_of_set = Run.of(model), own_run(model, data)
     data = data or (run_of_set.recipe.data if run_of_set is not None else "")

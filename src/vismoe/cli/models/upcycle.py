@@ -24,7 +24,7 @@ def upcycle_model(
     layers: str = "last-2",
     k: int | None = None,
     experts: Literal["full", "low-rank"] = "full",
-    rank: int = 16,
+    rank: int | None = None,
     shared: bool = False,
     split: int = 1,
     perturb: float = 0.0,
@@ -44,7 +44,7 @@ def upcycle_model(
         k: Number of experts per token; default: the value of --split.
         experts: full: each expert is a copy of the parent's MLP.
             low-rank: each expert is a low-rank difference from the frozen MLP (the default of vismoe finetune).
-        rank: Rank of low-rank experts.
+        rank: Rank of low-rank experts, only with --experts low-rank; default: 16.
         shared: Keep the parent's MLP for every token, and add new experts with a quarter of its width.
         split: Cut each copy of the MLP into this many smaller experts; k is then this number.
         perturb: Noise added to the copies, as a fraction of each weight's standard deviation.

@@ -1,4 +1,4 @@
-"""Optional values in help texts: `X | None` is shown as X."""
+"""Optional values in help texts: `X | None` is shown as X; and checks of values."""
 
 from dataclasses import replace
 from types import NoneType
@@ -8,6 +8,13 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 UNSET = "unset"
 REGISTRY = ConstructorRegistry()
+
+
+def check_at_least(smallest: int, **options: int) -> None:
+    """Raises ValueError for an option that is less than `smallest`. The message names only this option."""
+    for name, value in options.items():
+        if value < smallest:
+            raise ValueError(f"{name}={value}: accepted are at least {smallest}")
 
 
 @REGISTRY.primitive_rule

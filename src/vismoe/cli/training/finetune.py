@@ -21,9 +21,9 @@ def finetune_folder(
     out: Path | None = None,
     train: Literal["auto", "all", "last-third", "experts", "head"] = "auto",
     freeze_router: bool = False,
-    num_experts: int = 8,
-    layers: str = "last-2",
-    experts: Literal["full", "low-rank"] = "low-rank",
+    num_experts: int | None = None,
+    layers: str | None = None,
+    experts: Literal["full", "low-rank"] | None = None,
     image_size: int | None = None,
     max_level: int | None = None,
     epochs: int | None = None,
@@ -54,10 +54,11 @@ def finetune_folder(
         train: Trained weights: all; last-third (last third of the blocks, and the head); experts (and the head); head.
             auto: last-third for a trained network on a CPU, otherwise all.
         freeze_router: Freeze the routers and their load balancing.
-        num_experts: Number of experts per sparse layer when upcycling.
+        num_experts: Number of experts per sparse layer when upcycling; default: 8.
         layers: Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as 8,10.
+            Default: last-2.
         experts: low-rank: each expert adds a trained low-rank difference to the frozen MLP.
-            full: each expert is a trained copy of the MLP.
+            full: each expert is a trained copy of the MLP. Default: low-rank.
         image_size: Height and width in pixels; default: at most 112 on a CPU and 224 elsewhere.
             If the images are larger, up to twice that, if a linear classifier is better there.
         max_level: White level of 16-bit grey images, such as 4095 for 12-bit data; default: the network's, or 65535.

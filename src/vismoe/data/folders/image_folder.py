@@ -1,6 +1,7 @@
 """Opens a folder of images. Labels come from class folders or from a table; the folder may have splits."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +16,11 @@ from ..image_set import Data, ImageSet
 from ..images import IMAGE_SUFFIXES, Unreadable, list_folder, read_image
 from .layout import Layout, find_layout, split_of, subfolders
 from .metadata import METADATA, Row, find_table, read_tables
+
+SPLIT_COLUMNS = ("split", "splits", "set", "subset", "fold", "partition")
+"""Names of columns that may name the split of an image, in lower case."""
+SHOWN = 3
+"""Number of examples in a note."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def open_folder(root: Path) -> tuple[Data, bool]:
     tables, faults = read_tables(root, ["", *layout.folders], paths, [entry.file for entry in listing.left_out])
     left_out = [entry for entry in (*listing.left_out, *faults) if not _is_of_unused_split(entry.file, layout)]
     multi_label = any(row.several for rows in tables.values() for row in rows.values())
-    entries_of_splits = []
+    entries_of_splits, by_folder = [], []
     for folder in layout.folders:
         files = [file for file in paths if not folder or file.startswith(f"{folder}/")]
         entries, unlabelled = _labelled(root, folder, files, tables, listing.left_out)
@@ -68,11 +74,16 @@ def open_folder(root: Path) -> tuple[Data, bool]:
         if not any(entry.labels for entry in entries):
             raise ValueError(f"{root / folder} has no labelled images{_hint_of(left_out)}")
         entries_of_splits.append(entries)
+        by_folder += [
+            _inside(folder, entry) for entry in entries if entry.labels == (_class_folder(folder, entry.file),)
+        ]
     classes = _classes(root, layout.folders, entries_of_splits)
     class_numbers = {name: index for index, name in enumerate(classes)}
     splits = [_image_set(paths, entries, class_numbers, multi_label) for entries in entries_of_splits]
     train, val, test = splits[0], splits[min(1, len(splits) - 1)], splits[2] if len(splits) > 2 else None
-    notes = (*layout.notes, *listing.notes, *_notes_of_tables(root, tables))
+    notes = (*layout.notes, *listing.notes, *_notes_of_tables(root, tables), *_notes_of_subfolders(by_folder))
+    if len(splits) == 1:
+        notes += _notes_of_columns(splits[0])
     data = Data(
         str(root), classes, train if len(splits) > 1 else None, val, left_out=tuple(left_out), test=test, notes=notes
     )
@@ -123,7 +134,8 @@ def _check_links(root: Path, folder: str, left_out: Sequence[Unreadable]) -> Non
 
 
 def _notes_of_tables(root: Path, tables: Mapping[str, Mapping[str, Row]]) -> list[str]:
-    """Notes to the user about cells that were divided into several labels: a name with a comma may be one label."""
+    """Notes to the user about images with several labels that may be a mistake: cells that were divided, because a name
+    with a comma may be one label; and images in several rows."""
     notes = []
     for folder, rows in tables.items():
         divided = [row.divided for row in rows.values() if row.divided]
@@ -133,7 +145,51 @@ def _notes_of_tables(root: Path, tables: Mapping[str, Mapping[str, Row]]) -> lis
                 f"{divided[0]!r}, so an image may show several classes; if this is one label, write it as a JSON list, "
                 f"{json.dumps([divided[0]], ensure_ascii=False)}"
             )
+        repeated = [(file, row.labels or ()) for file, row in rows.items() if row.repeated]
+        if repeated:
+            file, labels = repeated[0]
+            images = "1 image is" if len(repeated) == 1 else f"{len(repeated)} images are"
+            notes.append(
+                f"{_table_name(root, folder)}: {images} in several rows with different labels, such as {file} "
+                f"({', '.join(labels)}), so an image may show several classes; if this is a mistake, remove a row"
+            )
     return notes
+
+
+def _inside(split: str, entry: Entry) -> tuple[str, str]:
+    """The class folder of an image, and its subfolder in it; "" if it is in none."""
+    name, _, rest = entry.file.removeprefix(f"{split}/" if split else "").partition("/")
+    return name, rest.partition("/")[0] if "/" in rest else ""
+
+
+def _notes_of_subfolders(inside: Iterable[tuple[str, str]]) -> list[str]:
+    """A note to the user about class folders with several subfolders: their names may be meant as classes."""
+    subfolders_of: dict[str, set[str]] = defaultdict(set)
+    for name, subfolder in inside:
+        if subfolder:
+            subfolders_of[name].add(subfolder)
+    divided = sorted(name for name, names in subfolders_of.items() if len(names) > 1)
+    if not divided:
+        return []
+    first = divided[0]
+    names = ", ".join(f"{name}/" for name in sorted(subfolders_of[first])[:SHOWN])
+    more = ", …" if len(subfolders_of[first]) > SHOWN else ""
+    others = f", and so have {len(divided) - 1} more class folders" if len(divided) > 1 else ""
+    return [f"{first}/ has subfolders ({names}{more}){others}: their images have the class of the class folder"]
+
+
+def _notes_of_columns(images: ImageSet) -> tuple[str, ...]:
+    """Notes to the user about columns that name splits: they are not used."""
+    notes = []
+    for column, cells in images.columns.items():
+        values = sorted({cell for cell in cells if cell})
+        if column.lower() in SPLIT_COLUMNS and len({split_of(value) for value in values} - {None}) > 1:
+            shown = ", ".join(values[:SHOWN])
+            notes.append(
+                f"the column {column!r} ({shown}) is not used: to keep these splits, move the images "
+                "into folders with these names"
+            )
+    return tuple(notes)
 
 
 def _table_name(root: Path, folder: str) -> str:

@@ -28,12 +28,14 @@ class Row:
     - `several`: whether the image may have more than one label.
     - `columns`: the values of the other columns.
     - `divided`: the cell with the labels, if a separator divides it into several; otherwise "".
+    - `repeated`: whether several rows give the image different labels.
     """
 
     labels: tuple[str, ...] | None
     several: bool
     columns: Mapping[str, str]
     divided: str = ""
+    repeated: bool = False
 
 
 def read_tables(
@@ -179,12 +181,16 @@ def _add(path: Path, rows: dict[str, Row], line: dict[str, str], column: str | N
         labels = None if column is None else parse_labels(line[column])
     except ValueError as error:
         raise ValueError(f"{path}: {column} of {name!r}: {error}") from error
-    if labels is not None and name in rows:
-        labels = tuple(dict.fromkeys((*(rows[name].labels or ()), *labels)))
-    columns = {key: value for key, value in line.items() if key not in (FILE, column)}
     cell = "" if column is None else line[column].strip()
     divided = cell if len(labels or ()) > 1 and not cell.startswith("[") and column == LABEL else ""
-    rows[name] = Row(labels, column == LABELS or len(labels or ()) > 1, columns, divided)
+    repeated = False
+    if labels is not None and name in rows:
+        before = rows[name]
+        divided = before.divided or divided
+        repeated = before.repeated or (column == LABEL and {*labels} != {*(before.labels or ())})
+        labels = tuple(dict.fromkeys((*(before.labels or ()), *labels)))
+    columns = {key: value for key, value in line.items() if key not in (FILE, column)}
+    rows[name] = Row(labels, column == LABELS or len(labels or ()) > 1, columns, divided, repeated)
 
 
 def parse_labels(cell: str) -> tuple[str, ...]:

@@ -113,6 +113,22 @@ def join(copies: Sequence[int], values: Sequence[str]) -> list[int]:
     return [numbers.setdefault(number, len(numbers)) for number in component[: len(copies)].tolist()]
 
 
+def format_unnamed(data: Data) -> str | None:
+    """A text about the images without a value in the `group_column`; None if there are none."""
+    if data.group_column is None:
+        return None
+    unnamed = sum(list(split.columns[data.group_column]).count("") for split in data.train_and_val)
+    if not unnamed:
+        return None
+    images = "1 image has" if unnamed == 1 else f"{unnamed:,} images have"
+    return f"{images} no {data.group_column}: each counts as a group of its own"
+
+
+def count_groups(values: Sequence[str]) -> int:
+    """Number of groups among the values of a group column. Each image without a value is a group of its own."""
+    return len(set(values) - {""}) + list(values).count("")
+
+
 def shared_groups(train: ImageSet, val: ImageSet, column: str) -> SharedGroups | None:
     """Counts the validation images that share a group with training images.
 

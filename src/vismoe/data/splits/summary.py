@@ -11,6 +11,7 @@ from ..image_set import Data, ImageSet
 from ..images import Unreadable
 from .duplicates import Duplicates
 from .grouped_split import conflicts, leakage
+from .groups import count_groups
 
 SHOWN, CLASSES = 3, 10
 """Number of examples, and of classes, that are printed."""
@@ -27,7 +28,8 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
     **Returns:** a dictionary for JSON. "held_out" is the split `val`. Images are named by their files; without files,
     by split and number. "imbalance": size of the largest class ÷ size of the smallest class with images; "grey",
     "transparent": fractions of the images; "duplicate_groups": number of groups with two or more images; "leaks":
-    images of `val` with a copy in `train`; "conflicts": exact copies with different labels.
+    images of `val` with a copy in `train`; "conflicts": exact copies with different labels; "one_group": classes whose
+    images are all of one group, only if the data set has a `group_column`.
 
     **Raises:** ValueError if the duplicates are of another number of images.
     """
@@ -71,7 +73,7 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
         "conflicts": [
             {"files": [names[a], names[b]], "labels": [labels[a], labels[b]]} for a, b in conflicts(data, duplicates)
         ],
-    }
+    } | _summary_of_groups(data)
 
 
 def _named_splits(data: Data) -> list[tuple[str, ImageSet]]:
@@ -83,6 +85,20 @@ def _counts(data: Data, images: ImageSet) -> list[int]:
     """Number of images of each class."""
     labels = images.labels
     return (labels.sum(0) if data.multi_label else labels.bincount(minlength=len(data.classes))).tolist()
+
+
+def _summary_of_groups(data: Data) -> dict[str, Any]:
+    """The `group_column`, and the classes whose images all have the same value in it; empty without one."""
+    column = data.group_column
+    if column is None:
+        return {}
+    values: dict[str, list[str]] = {name: [] for name in data.classes}
+    for split in data.train_and_val:
+        for label, value in zip(split.labels, split.columns[column], strict=True):
+            for name in _label_names(data, label):
+                values[name].append(value)
+    single = [name for name, of_class in values.items() if len(of_class) > 1 and count_groups(of_class) == 1]
+    return {"group_column": column, "one_group": single}
 
 
 def _label_names(data: Data, label: Tensor) -> list[str]:
@@ -123,10 +139,7 @@ def format_summary(summary: dict[str, Any]) -> str:
             f"duplicates: {len(exact)} exact, {len(near)} near, in {_counted(summary['duplicate_groups'], 'group')}: "
             + _first_of([f"{a} = {b}" for a, b in exact] + [f"{a} ≈ {b}" for a, b in near])
         )
-    if train and (untested := [entry["name"] for entry in classes if not entry["held_out"]]):
-        lines.append(
-            f"classes without test images: {_first_of(untested, CLASSES)} (too few images that are not copies)"
-        )
+    lines += _lines_of_untested(summary)
     if leaks := summary["leaks"]:
         lines.append(
             f"test images with copies among the training images (metrics would be too good): {len(leaks)}: "
@@ -142,6 +155,24 @@ def format_summary(summary: dict[str, Any]) -> str:
         ]
         lines.append(f"copies with different labels: {len(conflicting)}: {_first_of(descriptions)}")
     return "\n".join(lines)
+
+
+def _lines_of_untested(summary: Mapping[str, Any]) -> list[str]:
+    """Lines about classes without test images, and about a test split with a single class."""
+    classes, column = summary["classes"], summary.get("group_column")
+    untested = [entry["name"] for entry in classes if not entry["held_out"]]
+    if not (summary["pictures"]["train"] and untested):
+        return []
+    single = [name for name in untested if name in summary.get("one_group", ())]
+    others = [name for name in untested if name not in single]
+    of_group = "" if column is None else f" or of the same {column}"
+    reasons = [f"{_first_of(single, CLASSES)} (all images of a class are of one {column})"] if single else []
+    reasons += [f"{_first_of(others, CLASSES)} (too few images that are not copies{of_group})"] if others else []
+    lines = [f"classes without test images: {'; '.join(reasons)}"]
+    if len(untested) == len(classes) - 1:
+        (tested,) = (entry["name"] for entry in classes if entry["held_out"])
+        lines.append(f"warning: the test split has only the class {tested}: its accuracy says nothing")
+    return lines
 
 
 def format_classes(data: Data) -> str:

@@ -61,10 +61,10 @@ class LowRankExperts(nn.Module):
         super().__init__()
         self.mlp = read_mlp(mlp).requires_grad_(False)
         dim, hidden_dim = self.mlp.dim, self.mlp.hidden_dim
-        if num_experts < 1 or not 1 <= rank <= min(dim, hidden_dim):
-            raise ValueError(
-                f"num_experts={num_experts}, rank={rank}: accepted are at least 1, and 1 to {min(dim, hidden_dim)}"
-            )
+        if num_experts < 1:
+            raise ValueError(f"num_experts={num_experts}: accepted are at least 1")
+        if not 1 <= rank <= min(dim, hidden_dim):
+            raise ValueError(f"rank={rank}: accepted are 1 to {min(dim, hidden_dim)}")
         self.dim, self.hidden_dim, self.num_experts, self.rank = dim, hidden_dim, num_experts, rank
         self.up = LowRank(num_experts, dim, hidden_dim, rank)
         self.gate = None if self.mlp.gate is None else LowRank(num_experts, dim, hidden_dim, rank)

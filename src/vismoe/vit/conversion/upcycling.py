@@ -21,7 +21,7 @@ def upcycle(
     layers: str | Sequence[int] = "last-2",
     k: int | None = None,
     experts: Literal["full", "low-rank"] = "full",
-    rank: int = 16,
+    rank: int | None = None,
     shared: bool = False,
     split: int = 1,
     perturb: float = 0.0,
@@ -47,7 +47,7 @@ def upcycle(
         - "full": a copy of the parent's MLP.
         - "low-rank": a low-rank difference from the parent's MLP, which is frozen; it starts at 0
           (`vismoe.LowRankExperts`).
-    - `rank`: rank of the low-rank differences; default 16.
+    - `rank`: rank of the low-rank differences, only with `experts="low-rank"`; default None: 16.
     - `shared`: whether all tokens keep the parent's MLP. The experts are then new and smaller (a quarter of its hidden
       width, or `expert_hidden_dim`), and their last layer starts at 0. Default False.
     - `split`: number of experts that each copy of the MLP is cut into; default 1: whole copies. Each gets a part of the
@@ -72,7 +72,10 @@ def upcycle(
     _check_upcycling(
         k, num_experts, split, shared or experts == "low-rank", perturb, seed, options.get("expert_hidden_dim", 0)
     )
-    config = MoEConfig(layers, num_experts, k, **{"experts": experts, "rank": rank, "shared": shared} | options)
+    given = {} if rank is None else {"rank": rank}
+    config = MoEConfig(layers, num_experts, k, **{"experts": experts, "shared": shared} | given | options)
+    if rank is not None and experts != "low-rank":
+        raise ValueError(f'rank={rank}: accepted only with experts="low-rank", got experts="{experts}"')
     summing: Literal["unit", "renormalized"] | None = None
     if config.router_has("combine"):
         summing = "unit" if k == 1 else "renormalized"
@@ -85,7 +88,11 @@ def upcycle(
     model = model if inplace else copy_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for layer, mlp in make_sparse(model, config, split):
+        try:
+            replaced = make_sparse(model, config, split)
+        except ValueError as error:  # the configuration calls the option moe_layers
+            raise ValueError(str(error).removeprefix("moe_")) from error
+        for layer, mlp in replaced:
             _initialise_from(layer, mlp, split, perturb)
     _warn_unless_equal(config, summing, perturb)
     return model
@@ -113,6 +120,8 @@ def _check_upcycling(
 
 
 def _warn_unless_equal(config: MoEConfig, summing: str | None, perturb: float) -> None:
+    if config.num_experts == 1:
+        warnings.warn("num_experts=1: all tokens go to the same expert, so there is nothing to route", stacklevel=3)
     reasons = [f"router={config.router!r}"] if config.router in ("expert-choice", "soft") else []
     reasons += [
         f"{name}={value}"
