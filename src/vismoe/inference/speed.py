@@ -93,7 +93,7 @@ def _megabytes(network: nn.Module, batch_size: int, device: torch.device) -> flo
         return None
     before = _status("VmRSS")
     _forward(network, images)
-    return weights / 1e6 + (_status("VmHWM") - before) / 1e3
+    return weights / 1e6 + max(0, _status("VmHWM") - before) / 1e3  # the system counts roughly
 
 
 def _status(name: str) -> int:
