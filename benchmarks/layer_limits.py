@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import torch
 import tyro
 from layer_speed import processor
+from matplotlib.ticker import LogLocator
 from table import Table
 from torch import nn
 
@@ -136,6 +137,8 @@ def main(out: Path = RESULTS, figure: Path = FIGURE) -> None:
         place.set(title=f"{axis.replace('_', ' ')}: exponent {fitted:.2f}", xlabel=axis.replace("_", " "))
         place.set_xticks(values, [str(value) for value in values], fontsize=7)
         place.minorticks_off()
+        place.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        place.yaxis.set_major_formatter("{x:g}")
         place.grid(alpha=0.3)
     places[0].set_ylabel("milliseconds")
     plots.savefig(figure, dpi=110)

@@ -179,7 +179,9 @@ class _Adaptation:
             self.log(f"note: {format_name_groups(self.splits.by_name)}")
         if self.options.source is None:
             self.log(
-                "no --from: a small network is trained from scratch; a trained network is usually much more accurate"
+                "no --from: a small network is trained from scratch; a trained network is usually much more accurate. "
+                "From scratch, compare it with a small convolutional network: "
+                f"vismoe train images --data {self.options.data} --model timm:mobilenetv3_small_100"
             )
 
     def build(self) -> None:
