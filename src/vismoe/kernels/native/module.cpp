@@ -185,7 +185,10 @@ PyObject* pack(PyObject*, PyObject* const* given, Py_ssize_t number) {
     auto* weight = a.address<float>();
     int64_t num = a.integer(), out = a.integer(), in = a.integer();
     auto* packed = a.address<float>();
-    return without_lock(a, [&] { in_use->pack(weight, num, out, in, packed, threads); });
+    return without_lock(a, [&] {
+        prefer_large_pages(packed, num * ((out + in_use->panel - 1) / in_use->panel) * in_use->panel * in);
+        in_use->pack(weight, num, out, in, packed, threads);
+    });
 }
 
 // select(name): "" for the best; returns its name, or None where the processor has no such instructions.

@@ -7,6 +7,7 @@
 constexpr int PANEL = WIDTH * VECTORS;
 constexpr int CHUNK = 256;
 constexpr int STRIDE = CHUNK + 16;  // not a power of two, which would put all rows into the same sets of the cache
+constexpr int AHEAD = 24;  // rows of a panel that are asked for before they are needed
 constexpr int64_t BLOCK = int64_t(TALL) * STRIDE;
 
 INLINE int64_t up_to(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple; }
@@ -19,7 +20,11 @@ INLINE void multiply(int64_t k, const float* left, const float* right, int64_t a
         for (int64_t i = 0; i < here; ++i) {
             vec columns[N];
 #pragma GCC unroll 16
-            for (int n = 0; n < N; ++n) columns[n] = load(right + n / VECTORS * apart + n % VECTORS * WIDTH);
+            for (int n = 0; n < N; ++n) {
+                const float* from = right + n / VECTORS * apart + n % VECTORS * WIDTH;
+                columns[n] = load(from);
+                if (!COLUMNS) __builtin_prefetch(from + AHEAD * PANEL);
+            }
 #pragma GCC unroll 16
             for (int m = 0; m < M; ++m) {
                 vec value = splat(COLUMNS ? left[m] : left[m * STRIDE]);
