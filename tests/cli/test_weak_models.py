@@ -35,7 +35,7 @@ def test_train_and_eval_say_that_a_model_is_useless(alike, capsys):
     weakness = json.loads((out / "summary.json").read_text())["weakness"]
     assert weakness.startswith("the model")
     assert f"warning: {weakness}" in printed
-    assert "warning: 1 steps of 8 images are less than one pass over the 60 training images, which takes 8" in printed
+    assert "warning: 1 step of 8 images is less than one pass over the 60 training images, which takes 8" in printed
     assert "use --steps 50 or more" in printed
     assert main(["eval", str(out), "--device", "cpu"]) == 0
     assert f"warning: {weakness}" in capsys.readouterr().out
