@@ -2,10 +2,10 @@
 
     python benchmarks/layer_limits.py            # about three minutes of an idle machine
 
-One thread, float32. Limits are measured in the same run: multiplications by the largest product of packed weights,
-bytes by reading a tensor that no cache holds. The time of the layer is divided into routing (measured alone), experts
-(measured alone) and the rest. Growth is measured along one axis at a time from 784 tokens, d=192, h=768, E=8, k=1, and
-an exponent is fitted to the last three points of each. Writes results/layer_limits.csv and docs/performance.png.
+One thread, float32. The same run measures both limits: MACs per second with a large packed product, bytes per second
+by reading a tensor that is larger than the caches. The time of the layer is divided into routing (measured alone),
+experts (measured alone) and the rest. Growth is measured along one axis at a time from 784 tokens, d=192, h=768, E=8,
+k=1. An exponent is fitted to the last three points of each. Writes results/layer_limits.csv and docs/performance.png.
 """
 
 import math
@@ -55,7 +55,7 @@ def median_ms(run: Callable[[], Any]) -> float:
 
 
 def limits() -> tuple[float, float]:
-    """Multiplications (multiply-adds) and bytes per second."""
+    """MACs and bytes per second."""
     layer, x = PackedLinear(torch.randn(1536, 384), None), torch.randn(1536, 384)
     macs = 1536 * 1536 * 384 / median_ms(lambda: layer(x)) * 1e3
     values = torch.randn(1 << 26)
