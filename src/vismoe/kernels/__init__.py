@@ -2,12 +2,13 @@
 everything works, more slowly."""
 
 from .linear import PackedLinear
-from .mlp import ACTIVATIONS, ExpertTensors, apply_experts, pack_experts
+from .mlp import ACTIVATIONS, TENSORS, ExpertTensors, apply_experts, pack_experts
 from .routing import RouterTensors, apply_layer
 from .selection import kernels_in_use, native, using_kernels
 
 __all__ = [
     "ACTIVATIONS",
+    "TENSORS",
     "ExpertTensors",
     "PackedLinear",
     "RouterTensors",

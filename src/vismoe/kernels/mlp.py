@@ -13,7 +13,9 @@ from .selection import native
 ACTIVATIONS = {"gelu_tanh": 0, "gelu": 1, "relu": 2, "silu": 3}
 """The kernels' numbers of the activations that they know."""
 
-Called = Callable[..., Tensor]
+TENSORS = ("up", "up_bias", "gate", "gate_bias", "norm", "norm_bias", "down", "down_bias")
+"""The parameters of experts, in the kernels' order."""
+Called = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,7 @@ class ExpertTensors:
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The parameters, in the kernels' order."""
-        return (
-            self.up,
-            self.up_bias,
-            self.gate,
-            self.gate_bias,
-            self.norm,
-            self.norm_bias,
-            self.down,
-            self.down_bias,
-        )
+        return tuple(getattr(self, name) for name in TENSORS)
 
     @cached_property
     def arguments(self) -> tuple[Any, ...]:
@@ -75,8 +68,7 @@ def apply_experts(experts: ExpertTensors, rows: Tensor, count: Tensor, called: C
     **Arguments:**
 
     - `rows`: (R, d), float32, contiguous, sorted by expert; `count`: (E,), int64, rows of each expert.
-    - `called`: the same with plain operations, (rows, count, *experts.tensors) -> answers, by which gradients of
-      gradients are computed.
+    - `called`: the same by calling the experts as modules, rows -> answers; gradients of gradients are computed by it.
     """
     if torch.is_grad_enabled():
         answers: Tensor = _Experts.apply(experts, called, rows, count, *experts.tensors)
@@ -128,7 +120,7 @@ def _differentiable(
     """The gradients of rows, count (None) and tensors, by operations that can be differentiated again."""
     inputs = [rows, count, *tensors]
     wanted = [tensor for tensor, want in zip(inputs, ctx.needs_input_grad[2:], strict=True) if want]
-    answers = ctx.called(*inputs)
+    answers = ctx.called(rows)
     found = iter(torch.autograd.grad(answers, wanted, grad, create_graph=True))  # type: ignore[arg-type]
     return [next(found) if want else None for want in ctx.needs_input_grad[2:]]
 

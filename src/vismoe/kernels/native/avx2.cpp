@@ -16,6 +16,8 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define SET avx2
+#define TABLE avx2_kernels
+#define LABEL "AVX2"
 #define WIDTH 8
 #define VECTORS 2
 #define TALL 6
@@ -27,9 +29,4 @@
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
-
-namespace vismoe {
-const Kernels avx2_kernels = {"AVX2",      avx2::PANEL,   avx2::forward, avx2::backward,
-                              avx2::route, avx2::combine, avx2::linear,  avx2::pack};
-}  // namespace vismoe
 #endif

@@ -16,6 +16,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 #endif
 #define SET avx512
+#define TABLE avx512_kernels
+#define LABEL "AVX-512"
 #define WIDTH 16
 #define VECTORS 2
 #define TALL 12
@@ -27,9 +29,4 @@
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
-
-namespace vismoe {
-const Kernels avx512_kernels = {"AVX-512",      avx512::PANEL,   avx512::forward, avx512::backward,
-                              avx512::route, avx512::combine, avx512::linear,  avx512::pack};
-}  // namespace vismoe
 #endif

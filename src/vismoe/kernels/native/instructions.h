@@ -1,4 +1,5 @@
-// Everything once more for one instruction set, whose file defines SET, WIDTH (floats of a vector), VECTORS (vectors of a
+// Everything once more for one instruction set, whose file defines SET (its namespace), TABLE and LABEL (the
+// table of its functions, and its name), WIDTH (floats of a vector), VECTORS (vectors of a
 // panel), TALL (rows of a tile), SUMS (vectors of sums that registers hold), LOW and HIGH (lanes of two vectors' halves),
 // STREAM (a store past the caches, to an aligned address).
 #include <cstdint>
@@ -21,4 +22,8 @@ namespace {
 
 }  // namespace
 }  // namespace SET
+
+const Kernels TABLE = {LABEL,      SET::PANEL,   SET::forward, SET::backward,
+                       SET::route, SET::combine, SET::linear,  SET::pack};
+
 }  // namespace vismoe

@@ -1,21 +1,20 @@
 """Where the compiled kernels may stand for modules that are called: plain experts, and plain token choice."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vismoe.kernels import ACTIVATIONS, ExpertTensors, RouterTensors, apply_experts, apply_layer, native
+from vismoe.kernels import ACTIVATIONS, TENSORS, ExpertTensors, RouterTensors, apply_experts, apply_layer, native
 
 from ..experts.stacked import MLPExperts, StackedLinear, StackedNorm, tanh_gelu
 from ..routers.sigmoid import SigmoidRouter
 from ..routers.top_k import TopKRouter
 from .exchange import Rows, inside_transform
-from .grouped_linear import grouped_linear
+from .layouts import SortedRows
 
-TENSORS = ("up", "up_bias", "gate", "gate_bias", "norm", "norm_bias", "down", "down_bias")
 GATES: dict[type[nn.Module], str] = {TopKRouter: "softmax", SigmoidRouter: "sigmoid"}
 
 
@@ -44,7 +43,12 @@ def compiled_answers(experts: nn.Module, rows: Rows) -> Tensor | None:
     values = rows.values
     if not _takes(values) or (tensors := expert_tensors(experts)) is None:
         return None
-    return apply_experts(tensors, values.contiguous(), rows.count.contiguous(), _Called(tensors))
+
+    def called(values: Tensor) -> Tensor:
+        answers: Tensor = experts(values, SortedRows(replace(rows, values=values)))
+        return answers
+
+    return apply_experts(tensors, values.contiguous(), rows.count.contiguous(), called)
 
 
 def compiled_layer(router: nn.Module, experts: nn.Module, tokens: Tensor) -> Tensor | None:
@@ -59,7 +63,8 @@ def compiled_layer(router: nn.Module, experts: nn.Module, tokens: Tensor) -> Ten
 
 
 def _takes(x: Tensor) -> bool:
-    """Whether kernels are in use, and an input is one for them: float32 on a CPU, and nobody traces or transforms."""
+    """Whether kernels are in use and an input is one for them: float32, on a CPU, not traced or transformed, and
+    without hooks on all modules."""
     return (
         native() is not None
         and not torch.compiler.is_compiling()
@@ -70,6 +75,7 @@ def _takes(x: Tensor) -> bool:
         and not torch._C._is_tracing()
         and not torch._C._len_torch_dispatch_stack()  # counters of FLOPs, fake tensors: they see operators
         and not inside_transform()
+        and not nn.modules.module._has_any_global_hook()
     )
 
 
@@ -81,7 +87,6 @@ def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or nn.modules.module._has_any_global_hook()
     )
 
 
@@ -152,26 +157,3 @@ def router_tensors(router: nn.Module) -> RouterTensors | None:
     if module.eval_capacity_factor != "none" or not (_is_resident(module.weight) and _is_resident(module.balance_bias)):
         return None
     return RouterTensors(module.weight, module.balance_bias, module.k, gates, module.combine)
-
-
-class _Called:
-    """The experts' MLP as operations that can be differentiated twice."""
-
-    def __init__(self, experts: ExpertTensors):
-        self.eps, self.activation = experts.eps, experts.activation
-
-    def __call__(self, rows: Tensor, count: Tensor, *tensors: Any) -> Tensor:
-        up, up_bias, gate, gate_bias, norm, norm_bias, down, down_bias = tensors
-        functions: dict[int, Callable[[Tensor], Tensor]] = {
-            ACTIVATIONS["gelu_tanh"]: tanh_gelu,
-            ACTIVATIONS["gelu"]: F.gelu,
-            ACTIVATIONS["relu"]: F.relu,
-            ACTIVATIONS["silu"]: F.silu,
-        }
-        hidden, activate = grouped_linear(rows, up, up_bias, count), functions[self.activation]
-        hidden = activate(hidden) if gate is None else activate(grouped_linear(rows, gate, gate_bias, count)) * hidden
-        if norm is not None:
-            expert = torch.repeat_interleave(torch.arange(len(count)), count)
-            expert = F.pad(expert, (0, len(rows) - len(expert)))
-            hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=self.eps) * norm[expert] + norm_bias[expert]
-        return grouped_linear(hidden, down, down_bias, count)
