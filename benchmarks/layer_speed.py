@@ -3,9 +3,9 @@
     python benchmarks/layer_speed.py             # every case, one and two threads: some minutes of two idle cores
 
 In float32, with new inputs each time; all sides run in turn, and medians are compared. "Packed" is the dense MLP as
-oneDNN runs it with packed weights and fused GELU, "plain" as PyTorch runs it. On a CPU, reported are: the layer that
-`vismoe.optimize` makes ÷ packed, with its limit; the layer in evaluation mode ÷ the optimized one; forward and backward
-÷ plain; plain ÷ packed. If there is a CUDA device, forward and backward ÷ plain are measured there, with bfloat16
+oneDNN runs it with packed weights and fused GELU, "plain" as PyTorch runs it. On a CPU the table has four ratios: the
+layer that `vismoe.optimize` makes ÷ packed; the layer in evaluation mode ÷ the optimized one; forward and backward ÷
+plain; plain ÷ packed. If there is a CUDA device, forward and backward ÷ plain are measured there, with bfloat16
 autocast too. Writes results/layer_speed.csv.
 """
 
