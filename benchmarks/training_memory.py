@@ -5,9 +5,9 @@
 
 The digits recipe is trained in a separate process, with two data workers, a checkpoint every 50 steps and an evaluation
 every 100. At every status these are measured: the resident memory (RSS) of the process, the sum of its workers' RSS
-(most of which they share with the process), the number of workers, and the number of open files. The result is the median
-RSS in the last tenth of the run ÷ that in the tenth around 20 % of the run. At the end no worker may be left. Writes
-results/training_memory.csv. Linux only: it reads /proc.
+(most of which they share with the process), the number of workers, and the number of open files. The result is the
+median RSS in the last tenth of the run ÷ that in the tenth around 20 % of the run. At the end no worker may be left.
+Writes results/training_memory.csv. Linux only: it reads /proc.
 """
 
 import multiprocessing
