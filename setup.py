@@ -14,8 +14,8 @@ SANITIZER = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", 
 sanitizer = SANITIZER if os.environ.get("VISMOE_SANITIZE") == "1" else []
 kernels = Extension(
     "vismoe.kernels._native",
-    sorted(glob("src/vismoe/kernels/native/*.cpp")),
-    depends=sorted(glob("src/vismoe/kernels/native/*.h")),
+    sorted(glob("src/vismoe/kernels/native/**/*.cpp", recursive=True)),
+    depends=sorted(glob("src/vismoe/kernels/native/**/*.h", recursive=True)),
     extra_compile_args=FLAGS + sanitizer,
     extra_link_args=sanitizer,
     py_limited_api=True,

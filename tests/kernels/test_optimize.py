@@ -87,7 +87,7 @@ def test_what_the_form_cannot_do_is_refused() -> None:
         vismoe.optimize(nn.Sequential(nn.Linear(3, 4))).double()
     with pytest.raises(ValueError, match="is optimized already"):
         vismoe.optimize(optimized)
-    with pytest.raises(ValueError, match="accepted is float32"):
+    with pytest.raises(ValueError, match="accepted are float32 and bfloat16"):
         vismoe.optimize(model, dtype="int8")
     with pytest.raises(RuntimeError, match="given hooks"):
         next(layer for layer in optimized.modules() if isinstance(layer, vismoe.MoE)).experts.register_forward_hook(

@@ -3,34 +3,38 @@
 import torch
 from torch import Tensor, nn
 
-from .mlp import address, packed
+from .mlp import address, check_no_gradient, packed
 from .selection import native
 
 
 class PackedLinear(nn.Module):
-    """activation(x · weightᵀ + bias) without gradient, on the CPU, in float32.
+    """activation(x · weightᵀ + bias) without gradient, on the CPU.
 
-    **Arguments:** `weight`: (out, in); `bias`: (out,) or None; `activation`: a number of `ACTIVATIONS`, -1 for none.
+    **Arguments:** `weight`: (out, in), float32; `bias`: (out,), float32, or None; `activation`: a number of
+    `ACTIVATIONS`, -1 for none; `dtype`: type of x, of the packed weight and of the result, torch.float32 (default) or
+    torch.bfloat16.
 
-    **Raises:** RuntimeError where no kernels are in use.
+    **Raises:** RuntimeError where the kernels in use cannot multiply this type, and for an x that wants a gradient.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: int = -1):
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: int = -1, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.activation = activation
         self.panels: Tensor
         self.bias: Tensor | None
-        self.register_buffer("panels", packed(weight.detach()[None].contiguous()), persistent=False)
+        self.register_buffer("panels", packed(weight.detach()[None].contiguous(), dtype), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
+        check_no_gradient(x)
+        x = x.to(self.panels.dtype).contiguous()
         y = x.new_empty(*x.shape[:-1], self.out_features)
         rows = x.numel() // self.in_features
         sizes = rows, self.in_features, self.out_features
         pointers = x.data_ptr(), self.panels.data_ptr(), address(self.bias)
-        native().linear(torch.get_num_threads(), *sizes, *pointers, self.activation, y.data_ptr())
+        call = native().linear_bfloat16 if x.dtype == torch.bfloat16 else native().linear
+        call(torch.get_num_threads(), *sizes, *pointers, self.activation, y.data_ptr())
         return y
 
     def extra_repr(self) -> str:

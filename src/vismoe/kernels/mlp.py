@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .memory import uninitialized
-from .selection import native
+from .selection import kernels_in_use, native
 
 ACTIVATIONS = {"gelu_tanh": 0, "gelu": 1, "relu": 2, "silu": 3}
 """The kernels' numbers of the activations that they know."""
@@ -25,7 +25,8 @@ class ExpertTensors:
 
     - `up`, `gate`: (E, h, d); `down`: (E, d, h); biases and norm: (E, h), `down_bias`: (E, d).
     - `eps`: the norm's epsilon; `activation`: a number of `ACTIVATIONS`.
-    - `packed`: whether `up`, `gate` and `down` are in panels, as `pack_experts` returns them.
+    - `packed`: whether `up`, `gate` and `down` are in panels, as `pack_experts` returns them; they may be in bfloat16
+      then.
     """
 
     num_experts: int
@@ -47,6 +48,11 @@ class ExpertTensors:
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The parameters, in the kernels' order."""
         return tuple(getattr(self, name) for name in TENSORS)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the matrices, of the rows and of the answers."""
+        return self.up.dtype
 
     @cached_property
     def arguments(self) -> tuple[Any, ...]:
@@ -84,13 +90,16 @@ def apply_experts(
 
     **Arguments:**
 
-    - `x`: rows (R, d) sorted by expert, or tokens (N, d) where `exchanged` is given; float32, contiguous.
+    - `x`: rows (R, d) sorted by expert, or tokens (N, d) where `exchanged` is given; contiguous, of the experts' type.
     - `count`: (E,), int64, contiguous, rows of each expert.
     - `called`: the same by calling the experts as modules, x -> answers, or (x, weight) -> sums where `exchanged` is
       given; gradients of gradients are computed by it.
     - `exchanged`: how rows and tokens belong together; default None: `x` are rows.
     """
     weight = None if exchanged is None else exchanged.weight
+    if experts.packed:
+        check_no_gradient(x)
+        return _forward(experts, exchanged, x, weight, count, None, None, None)
     if torch.is_grad_enabled():
         y: Tensor = _Experts.apply(experts, called, exchanged, x, weight, count, *experts.tensors)
         return y
@@ -116,12 +125,15 @@ def _forward(
     kept_gate: Tensor | None,
 ) -> Tensor:
     y = torch.empty_like(x)
+    sizes = *experts.arguments, *_rows_and_sums(exchanged, x, weight, count)
+    if experts.dtype == torch.bfloat16:
+        native().forward_bfloat16(torch.get_num_threads(), *sizes, y.data_ptr())
+        return y
     if exchanged is not None and answers is None and exchanged.inverse.shape[1] > 1:
         answers = x.new_empty(len(exchanged.token), experts.dim)
     of_rows, of_tokens = (y, None) if exchanged is None else (answers, y)
     outputs = of_rows, of_tokens, kept_up, kept_gate
-    sizes = _rows_and_sums(exchanged, x, weight, count)
-    native().forward(torch.get_num_threads(), *experts.arguments, *sizes, *map(address, outputs))
+    native().forward(torch.get_num_threads(), *sizes, *map(address, outputs))
     return y
 
 
@@ -173,24 +185,50 @@ def _differentiable(ctx: Any, grad: Tensor, *inputs: Tensor | None) -> list[Tens
     return [next(found) if want else None for want in ctx.needs_input_grad[3:]]
 
 
-def pack_experts(experts: ExpertTensors) -> ExpertTensors:
+def check_no_gradient(x: Tensor) -> None:
+    """Packed weights have no backward.
+
+    **Raises:** RuntimeError where a gradient of x is wanted.
+    """
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            "a network that vismoe.optimize made has no gradients: call it under torch.inference_mode(), or use the "
+            "original network"
+        )
+
+
+def pack_experts(experts: ExpertTensors, dtype: torch.dtype = torch.float32) -> ExpertTensors:
     """The experts with their matrices in panels, in the order in which a product reads them.
 
-    **Raises:** RuntimeError where no kernels are in use.
+    **Arguments:** `dtype`: type of the matrices, torch.float32 (default) or torch.bfloat16; sums, biases and norms are
+    in float32.
+
+    **Raises:** RuntimeError where the kernels in use cannot multiply this type.
     """
     fields = {name: getattr(experts, name) for name in experts.__dataclass_fields__}
     for name in ("up", "gate", "down"):
         if fields[name] is not None:
-            fields[name] = packed(fields[name])
+            fields[name] = packed(fields[name], dtype)
     return ExpertTensors(**fields | {"packed": True})
 
 
-def packed(weight: Tensor) -> Tensor:
-    """Stacked matrices (E, out, in) in panels: (E, panels, in, columns of a panel); missing columns are 0."""
+COLUMNS, DEPTH = 32, 32
+"""In bfloat16: columns of a panel, and what its rows are filled up to a multiple of."""
+
+
+def packed(weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Stacked float32 matrices (E, out, in) in panels of this type; missing columns and rows are 0. float32: (E,
+    panels, in, columns of a panel); bfloat16: (E, panels, in / 2, 32, 2)."""
     kernels = native()
     if kernels is None:
         raise RuntimeError("packed weights need compiled kernels, and none are in use (vismoe.kernels.kernels_in_use)")
     num, out, size = weight.shape
-    panels = weight.new_empty(num, -(-out // kernels.panel()), size, kernels.panel())
-    kernels.pack(torch.get_num_threads(), weight.data_ptr(), num, out, size, panels.data_ptr())
+    if dtype == torch.float32:
+        panels = weight.new_empty(num, -(-out // kernels.panel()), size, kernels.panel())
+        kernels.pack(torch.get_num_threads(), weight.data_ptr(), num, out, size, panels.data_ptr())
+        return panels
+    if not kernels.has_bfloat16():
+        raise RuntimeError(f"the compiled kernels in use ({kernels_in_use()}) cannot multiply bfloat16")
+    panels = weight.new_empty(num, -(-out // COLUMNS), -(-size // DEPTH) * DEPTH // 2, COLUMNS, 2, dtype=dtype)
+    kernels.pack_bfloat16(torch.get_num_threads(), weight.data_ptr(), num, out, size, panels.data_ptr())
     return panels

@@ -30,9 +30,11 @@ COMBINE = {"gate": 0, "renormalized": 1, "unit": 2}
 
 
 def apply_layer(router: RouterTensors, experts: ExpertTensors, tokens: Tensor) -> Tensor:
-    """(N, d) -> (N, d): every token's weighted sum of its experts' answers; `tokens` is float32 and contiguous."""
+    """(N, d) -> (N, d): every token's weighted sum of its experts' answers; `tokens` is contiguous and of the experts'
+    type."""
     y = torch.empty_like(tokens)
-    native().layer(
+    call = native().layer_bfloat16 if experts.dtype == torch.bfloat16 else native().layer
+    call(
         torch.get_num_threads(),
         *experts.arguments,
         tokens.data_ptr(),

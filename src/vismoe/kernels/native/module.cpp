@@ -14,16 +14,29 @@
 namespace vismoe {
 namespace {
 
-const Kernels* in_use = nullptr;
+// Kernels of an instruction set; those of bfloat16 are null where it has none.
+struct Set {
+    const char* name;
+    const Kernels* kernels;
+    const KernelsBfloat16* of_bfloat16;
+};
 
-std::vector<const Kernels*> available() {
-    std::vector<const Kernels*> found{&baseline_kernels};
+Set in_use;
+
+std::vector<Set> available() {
+    std::vector<Set> found{{baseline_kernels.name, &baseline_kernels, nullptr}};
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        found.push_back({avx2_kernels.name, &avx2_kernels, nullptr});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        found.push_back(&avx512_kernels);
+        __builtin_cpu_supports("avx512vl")) {
+        found.push_back({avx512_kernels.name, &avx512_kernels, nullptr});
+        if (__builtin_cpu_supports("avx512bf16")) {
+            found.push_back({avx512_bfloat16_kernels.name, &avx512_kernels, &avx512_bfloat16_kernels});
+            if (has_amx()) found.push_back({amx_kernels.name, &avx512_kernels, &amx_kernels});
+        }
+    }
 #endif
     return found;
 }
@@ -50,12 +63,14 @@ class Arguments {
         return !PyErr_Occurred();
     }
 
-    Experts experts() {
-        Experts e;
+    template <typename Number>
+    ExpertsOf<Number> experts() {
+        ExpertsOf<Number> e;
         e.num = integer(), e.dim = integer(), e.hidden = integer();
-        e.up = address<float>(), e.up_bias = address<float>(), e.gate = address<float>(), e.gate_bias = address<float>();
+        e.up = address<Number>(), e.up_bias = address<float>();
+        e.gate = address<Number>(), e.gate_bias = address<float>();
         e.norm = address<float>(), e.norm_bias = address<float>();
-        e.down = address<float>(), e.down_bias = address<float>();
+        e.down = address<Number>(), e.down_bias = address<float>();
         e.eps = real(), e.activation = static_cast<int32_t>(integer()), e.packed = integer() != 0;
         return e;
     }
@@ -64,9 +79,10 @@ class Arguments {
         s.num_tokens = integer(), s.k = integer(), s.inverse = address<int64_t>(), s.weight = address<float>();
         return s;
     }
-    Rows rows() {
-        Rows r;
-        r.num = integer(), r.tokens = address<float>(), r.token = address<int64_t>(), r.count = address<int64_t>();
+    template <typename Number>
+    RowsOf<Number> rows() {
+        RowsOf<Number> r;
+        r.num = integer(), r.tokens = address<Number>(), r.token = address<int64_t>(), r.count = address<int64_t>();
         return r;
     }
 
@@ -100,10 +116,19 @@ PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t number) {
     Arguments a(given, number);
     int threads = static_cast<int>(a.integer());
     Forward f;
-    f.experts = a.experts(), f.rows = a.rows(), f.sums = a.sums();
+    f.experts = a.experts<float>(), f.rows = a.rows<float>(), f.sums = a.sums();
     f.answers = a.address<float>(), f.y = a.address<float>();
     f.kept_up = a.address<float>(), f.kept_gate = a.address<float>();
-    return without_lock(a, [&] { in_use->forward(f, threads); });
+    return without_lock(a, [&] { in_use.kernels->forward(f, threads); });
+}
+
+// forward_bfloat16(threads, *experts, *rows, *sums, y)
+PyObject* forward_bfloat16(PyObject*, PyObject* const* given, Py_ssize_t number) {
+    Arguments a(given, number);
+    int threads = static_cast<int>(a.integer());
+    ForwardBfloat16 f;
+    f.experts = a.experts<bfloat16>(), f.rows = a.rows<bfloat16>(), f.sums = a.sums(), f.y = a.address<bfloat16>();
+    return without_lock(a, [&] { in_use.of_bfloat16->forward(f, threads); });
 }
 
 // backward(threads, *experts, *rows, *sums, grad_y, answers, kept_up, kept_gate, work_up, work_gate, grad_x, grad_weight,
@@ -112,7 +137,7 @@ PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t number) {
     Arguments a(given, number);
     int threads = static_cast<int>(a.integer());
     Backward b;
-    b.experts = a.experts(), b.rows = a.rows(), b.sums = a.sums();
+    b.experts = a.experts<float>(), b.rows = a.rows<float>(), b.sums = a.sums();
     b.grad_y = a.address<float>(), b.answers = a.address<float>();
     b.kept_up = a.address<float>(), b.kept_gate = a.address<float>();
     b.work_up = a.address<float>(), b.work_gate = a.address<float>();
@@ -121,31 +146,55 @@ PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t number) {
     b.gate = a.address<float>(), b.gate_bias = a.address<float>();
     b.norm = a.address<float>(), b.norm_bias = a.address<float>();
     b.down = a.address<float>(), b.down_bias = a.address<float>();
-    return without_lock(a, [&] { in_use->backward(b, threads); });
+    return without_lock(a, [&] { in_use.kernels->backward(b, threads); });
 }
 
+struct Routed {
+    std::vector<float> logits, weight;
+    std::vector<int64_t> token, inverse, count;
+
+    explicit Routed(Route& r)
+        : logits(static_cast<size_t>(r.num_tokens * r.num_experts)),
+          weight(static_cast<size_t>(r.num_tokens * r.k)),
+          token(weight.size()),
+          inverse(weight.size()),
+          count(static_cast<size_t>(r.num_experts)) {
+        r.logits = logits.data(), r.row_weight = weight.data(), r.token = token.data();
+        r.inverse = inverse.data(), r.count = count.data();
+    }
+};
+
+void apply(Forward& f, const Route& r, int threads) {
+    f.kept_up = f.kept_gate = nullptr;
+    f.answers = r.k == 1 ? nullptr : scratch(11, r.num_tokens * r.k * r.dim);
+    in_use.kernels->forward(f, threads);
+}
+
+void apply(ForwardBfloat16& f, const Route&, int threads) { in_use.of_bfloat16->forward(f, threads); }
+
 // layer(threads, *experts, tokens, num_tokens, router weight, router bias, k, gates, combine, y)
+template <typename Number, typename AnyForward>
 PyObject* layer(PyObject*, PyObject* const* given, Py_ssize_t number) {
     Arguments a(given, number);
     int threads = static_cast<int>(a.integer());
-    Forward f;
-    f.experts = a.experts(), f.kept_up = f.kept_gate = nullptr;
+    AnyForward f;
+    f.experts = a.experts<Number>();
+    auto* tokens = a.address<Number>();
     Route r;
-    r.dim = f.experts.dim, r.num_experts = f.experts.num, r.tokens = a.address<float>(), r.num_tokens = a.integer();
+    r.dim = f.experts.dim, r.num_experts = f.experts.num, r.num_tokens = a.integer();
+    r.tokens = nullptr, r.rounded_tokens = nullptr;
+    if constexpr (sizeof(Number) == sizeof(float))
+        r.tokens = tokens;
+    else
+        r.rounded_tokens = tokens;
     r.weight = a.address<float>(), r.bias = a.address<float>(), r.k = a.integer();
     r.gates = static_cast<int32_t>(a.integer()), r.combine = static_cast<int32_t>(a.integer());
-    auto* y = a.address<float>();
+    f.y = a.address<Number>();
     return without_lock(a, [&] {
-        auto rows = static_cast<size_t>(r.num_tokens * r.k);
-        std::vector<float> logits(static_cast<size_t>(r.num_tokens * r.num_experts)), weight(rows);
-        std::vector<int64_t> token(rows), inverse(rows), count(static_cast<size_t>(r.num_experts));
-        r.logits = logits.data(), r.row_weight = weight.data(), r.token = token.data();
-        r.inverse = inverse.data(), r.count = count.data();
-        in_use->route(r, threads);
-        f.rows = {static_cast<int64_t>(rows), r.tokens, r.token, r.count};
-        f.sums = {r.num_tokens, r.k, r.inverse, r.row_weight};
-        f.answers = r.k == 1 ? nullptr : scratch(11, static_cast<int64_t>(rows) * r.dim), f.y = y;
-        in_use->forward(f, threads);
+        Routed routed(r);
+        in_use.kernels->route(r, threads);
+        f.rows = {r.num_tokens * r.k, tokens, r.token, r.count}, f.sums = {r.num_tokens, r.k, r.inverse, r.row_weight};
+        apply(f, r, threads);
     });
 }
 
@@ -155,35 +204,45 @@ PyObject* route(PyObject*, PyObject* const* given, Py_ssize_t number) {
     Arguments a(given, number);
     int threads = static_cast<int>(a.integer());
     Route r;
-    r.tokens = a.address<float>(), r.num_tokens = a.integer(), r.dim = a.integer(), r.num_experts = a.integer();
+    r.tokens = a.address<float>(), r.rounded_tokens = nullptr, r.num_tokens = a.integer(), r.dim = a.integer(), r.num_experts = a.integer();
     r.weight = a.address<float>(), r.bias = a.address<float>(), r.k = a.integer();
     r.gates = static_cast<int32_t>(a.integer()), r.combine = static_cast<int32_t>(a.integer());
     r.logits = a.address<float>(), r.token = a.address<int64_t>(), r.row_weight = a.address<float>();
     r.count = a.address<int64_t>(), r.inverse = a.address<int64_t>();
-    return without_lock(a, [&] { in_use->route(r, threads); });
+    return without_lock(a, [&] { in_use.kernels->route(r, threads); });
 }
 
 // linear(threads, rows, dim, out, x, weight, bias, activation, y)
+template <typename Number>
 PyObject* linear(PyObject*, PyObject* const* given, Py_ssize_t number) {
     Arguments a(given, number);
     int threads = static_cast<int>(a.integer());
-    Linear l;
-    l.rows = a.integer(), l.dim = a.integer(), l.out = a.integer(), l.x = a.address<float>();
-    l.weight = a.address<float>(), l.bias = a.address<float>();
-    l.activation = static_cast<int32_t>(a.integer()), l.y = a.address<float>();
-    return without_lock(a, [&] { in_use->linear(l, threads); });
+    LinearOf<Number> l;
+    l.rows = a.integer(), l.dim = a.integer(), l.out = a.integer(), l.x = a.address<Number>();
+    l.weight = a.address<Number>(), l.bias = a.address<float>();
+    l.activation = static_cast<int32_t>(a.integer()), l.y = a.address<Number>();
+    return without_lock(a, [&] {
+        if constexpr (sizeof(Number) == sizeof(float))
+            in_use.kernels->linear(l, threads);
+        else
+            in_use.of_bfloat16->linear(l, threads);
+    });
 }
 
 // pack(threads, weight, num, out, in, packed)
+template <typename Number>
 PyObject* pack(PyObject*, PyObject* const* given, Py_ssize_t number) {
     Arguments a(given, number);
     int threads = static_cast<int>(a.integer());
     auto* weight = a.address<float>();
     int64_t num = a.integer(), out = a.integer(), in = a.integer();
-    auto* packed = a.address<float>();
+    auto* packed = a.address<Number>();
     return without_lock(a, [&] {
-        prefer_large_pages(packed, num * ((out + in_use->panel - 1) / in_use->panel) * in_use->panel * in);
-        in_use->pack(weight, num, out, in, packed, threads);
+        prefer_large_pages(packed, num * out * in * static_cast<int64_t>(sizeof(Number)));
+        if constexpr (sizeof(Number) == sizeof(float))
+            in_use.kernels->pack(weight, num, out, in, packed, threads);
+        else
+            in_use.of_bfloat16->pack(weight, num, out, in, packed, threads);
     });
 }
 
@@ -192,26 +251,27 @@ PyObject* select(PyObject*, PyObject* given) {
     PyObject* bytes = PyUnicode_AsUTF8String(given);
     if (!bytes) return nullptr;
     const char* name = PyBytes_AsString(bytes);
-    const Kernels* found = nullptr;
-    for (const Kernels* each : available())
-        if (!*name || !std::strcmp(each->name, name)) found = each;
+    Set found = {nullptr, nullptr, nullptr};
+    for (const Set& each : available())
+        if (!*name || !std::strcmp(each.name, name)) found = each;
     Py_DecRef(bytes);
-    if (!found) Py_RETURN_NONE;
+    if (!found.name) Py_RETURN_NONE;
     in_use = found;
-    return PyUnicode_FromString(found->name);
+    return PyUnicode_FromString(found.name);
 }
 
 PyObject* names(PyObject*, PyObject*) {
     PyObject* list = PyList_New(0);
-    for (const Kernels* each : available()) {
-        PyObject* name = PyUnicode_FromString(each->name);
+    for (const Set& each : available()) {
+        PyObject* name = PyUnicode_FromString(each.name);
         PyList_Append(list, name);
         Py_DecRef(name);
     }
     return list;
 }
 
-PyObject* panel(PyObject*, PyObject*) { return PyLong_FromLongLong(in_use->panel); }
+PyObject* panel(PyObject*, PyObject*) { return PyLong_FromLongLong(in_use.kernels->panel); }
+PyObject* has_bfloat16(PyObject*, PyObject*) { return PyBool_FromLong(in_use.of_bfloat16 != nullptr); }
 PyObject* pool(PyObject*, PyObject*) { return PyBool_FromLong(has_pool()); }
 
 template <typename Function>
@@ -219,13 +279,22 @@ PyCFunction untyped(Function function) {
     return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
 }
 
-PyMethodDef methods[] = {
-    {"forward", untyped(forward), METH_FASTCALL, nullptr}, {"backward", untyped(backward), METH_FASTCALL, nullptr},
-    {"layer", untyped(layer), METH_FASTCALL, nullptr},     {"route", untyped(route), METH_FASTCALL, nullptr},
-    {"linear", untyped(linear), METH_FASTCALL, nullptr},   {"pack", untyped(pack), METH_FASTCALL, nullptr},
-    {"select", select, METH_O, nullptr},                   {"names", names, METH_NOARGS, nullptr},
-    {"panel", panel, METH_NOARGS, nullptr},                {"pool", pool, METH_NOARGS, nullptr},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {{"forward", untyped(forward), METH_FASTCALL, nullptr},
+                         {"forward_bfloat16", untyped(forward_bfloat16), METH_FASTCALL, nullptr},
+                         {"backward", untyped(backward), METH_FASTCALL, nullptr},
+                         {"layer", untyped(layer<float, Forward>), METH_FASTCALL, nullptr},
+                         {"layer_bfloat16", untyped(layer<bfloat16, ForwardBfloat16>), METH_FASTCALL, nullptr},
+                         {"route", untyped(route), METH_FASTCALL, nullptr},
+                         {"linear", untyped(linear<float>), METH_FASTCALL, nullptr},
+                         {"linear_bfloat16", untyped(linear<bfloat16>), METH_FASTCALL, nullptr},
+                         {"pack", untyped(pack<float>), METH_FASTCALL, nullptr},
+                         {"pack_bfloat16", untyped(pack<bfloat16>), METH_FASTCALL, nullptr},
+                         {"select", select, METH_O, nullptr},
+                         {"names", names, METH_NOARGS, nullptr},
+                         {"panel", panel, METH_NOARGS, nullptr},
+                         {"has_bfloat16", has_bfloat16, METH_NOARGS, nullptr},
+                         {"pool", pool, METH_NOARGS, nullptr},
+                         {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 

@@ -54,14 +54,14 @@ void parallel(int64_t tasks, int threads, void (*run)(void*, int64_t), void* con
     pool()(work, &job, static_cast<unsigned>(threads), 0);
 }
 
-void prefer_large_pages(const void* begin, int64_t floats) {
+void prefer_large_pages(const void* begin, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t PAGE = 1 << 21;
     uintptr_t from = (reinterpret_cast<uintptr_t>(begin) + PAGE - 1) / PAGE * PAGE;
-    uintptr_t to = (reinterpret_cast<uintptr_t>(begin) + static_cast<uintptr_t>(floats) * 4) / PAGE * PAGE;
+    uintptr_t to = (reinterpret_cast<uintptr_t>(begin) + static_cast<uintptr_t>(bytes)) / PAGE * PAGE;
     if (begin && from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);
 #else
-    (void)begin, (void)floats;
+    (void)begin, (void)bytes;
 #endif
 }
 

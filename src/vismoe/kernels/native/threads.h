@@ -17,7 +17,7 @@ bool has_pool();
 
 // Asks for large pages for memory that is about to be written for the first time: the system then clears it two
 // megabytes at a time, not four kilobytes.
-void prefer_large_pages(const void* begin, int64_t floats);
+void prefer_large_pages(const void* begin, int64_t bytes);
 
 // Memory of this thread, aligned to 64 bytes and uninitialised, until the next call with the same slot.
 float* scratch(int slot, int64_t floats);

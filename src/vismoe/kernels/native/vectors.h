@@ -6,6 +6,9 @@ typedef int32_t ivec __attribute__((vector_size(WIDTH * 4)));
 typedef float vec_in_memory __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
+#if !defined(RECIPROCAL)
+#define RECIPROCAL(x) (1.0f / (x))
+#endif
 
 INLINE vec load(const float* from) { return *reinterpret_cast<const vec_in_memory*>(from); }
 INLINE void store(float* to, vec value) { *reinterpret_cast<vec_in_memory*>(to) = value; }
@@ -21,6 +24,19 @@ INLINE void store_some(float* to, vec value, int64_t number) {
     __builtin_memcpy(to, &value, static_cast<size_t>(number) * 4);
 }
 
+// The vector at `column` of `columns`, zeros behind the last.
+INLINE vec vector_at(const float* from, int64_t column, int64_t columns) {
+    if (from == nullptr || column >= columns) return (vec){};
+    return column + WIDTH <= columns ? load(from + column) : load_some(from + column, columns - column);
+}
+
+INLINE void put_vector(float* to, int64_t column, int64_t columns, vec value) {
+    if (column + WIDTH <= columns)
+        store(to + column, value);
+    else if (column < columns)
+        store_some(to + column, value, columns - column);
+}
+
 INLINE float sum(vec value) {
     float total = 0;
     for (int i = 0; i < WIDTH; ++i) total += value[i];
@@ -30,6 +46,17 @@ INLINE float sum(vec value) {
 INLINE vec minimum(vec a, vec b) { return a < b ? a : b; }
 INLINE vec maximum(vec a, vec b) { return a > b ? a : b; }
 
+#if defined(SCALE)
+// e^x to 5e-5, for results that are rounded to bfloat16: 2^n · 2^r with |r| ≤ 1/2 and five terms for 2^r.
+INLINE vec exponential(vec x) {
+    vec power = x * 1.44269504f, n = NEAREST(power), r = power - n;
+    vec p = splat(9.61812911e-3f);
+    p = p * r + 5.55041087e-2f;
+    p = p * r + 2.40226507e-1f;
+    p = p * r + 6.93147181e-1f;
+    return SCALE(p * r + 1.0f, n);
+}
+#else
 // e^x to 2 ulp: 2^n · e^r with |r| ≤ ln 2 / 2 and a polynomial for e^r (Cephes). NaN stays NaN.
 INLINE vec exponential(vec x) {
     vec clamped = minimum(maximum(x, splat(-87.3f)), splat(88.3f));
@@ -48,8 +75,9 @@ INLINE vec exponential(vec x) {
     vec result = p * reinterpret_cast<vec>(power);
     return x == x ? result : x;
 }
+#endif
 
-INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+INLINE vec sigmoid(vec x) { return RECIPROCAL(1.0f + exponential(-x)); }
 
 // The share of a normal distribution below x, and its density (Abramowitz and Stegun 7.1.26, 1.5e-7).
 INLINE vec normal_share(vec x, vec& density) {
@@ -97,4 +125,15 @@ INLINE vec activate(vec x, vec& slope) {
     vec s = sigmoid(x);
     slope = s + x * s * (1.0f - s);
     return x * s;
+}
+
+// Calls body.template operator()<KIND>() for an activation.
+template <typename Body>
+INLINE void with_kind(int32_t activation, Body body) {
+    switch (activation) {
+        case GELU_TANH: return body.template operator()<GELU_TANH>();
+        case GELU_ERF: return body.template operator()<GELU_ERF>();
+        case RELU: return body.template operator()<RELU>();
+        default: return body.template operator()<SILU>();
+    }
 }

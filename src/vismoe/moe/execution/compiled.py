@@ -45,15 +45,15 @@ class PackedExperts(nn.Module):
 
     def forward(self, *inputs: Any) -> Tensor:
         raise RuntimeError(
-            "experts that vismoe.optimize packed are multiplied by compiled kernels alone: in float32, and not under "
-            "autocast, torch.compile, torch.func or a counter of operations; use the original network there"
+            "experts that vismoe.optimize packed are multiplied by compiled kernels alone: in "
+            f"{self.tensors.dtype}, and not under autocast, torch.compile, torch.func or a counter of operations; use the original network there"
         )
 
 
 def compiled_answers(experts: nn.Module, rows: Rows) -> Tensor | None:
     """The answers of a product by compiled kernels; None where these may not stand for a call of the experts."""
     values = rows.values
-    if not _takes(values) or (tensors := expert_tensors(experts)) is None:
+    if not _takes(values) or (tensors := expert_tensors(experts)) is None or tensors.dtype != values.dtype:
         return None
 
     def called(values: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def compiled_sums(experts: nn.Module, plan: Plan, tokens: Tensor, called: Called
     """
     if isinstance(plan, SoftPlan) or plan.inverse is None or plan.weight.dtype != torch.float32:
         return None
-    if not _takes(tokens) or (tensors := expert_tensors(experts)) is None:
+    if not _takes(tokens) or (tensors := expert_tensors(experts)) is None or tensors.dtype != tokens.dtype:
         return None
     exchanged = Exchanged(plan.token.contiguous(), plan.inverse.contiguous(), plan.weight.contiguous())
     return apply_experts(tensors, tokens.contiguous(), plan.count.contiguous(), called, exchanged)
@@ -83,19 +83,19 @@ def compiled_layer(router: nn.Module, experts: nn.Module, tokens: Tensor) -> Ten
     if not _takes(tokens) or torch.is_grad_enabled():
         return None
     routed, tensors = router_tensors(router), expert_tensors(experts)
-    if routed is None or tensors is None or not len(tokens):
+    if routed is None or tensors is None or tensors.dtype != tokens.dtype or not len(tokens):
         return None
     return apply_layer(routed, tensors, tokens.contiguous())
 
 
 def _takes(x: Tensor) -> bool:
-    """Whether kernels are in use and an input is one for them: float32, on a CPU, not traced or transformed, and
-    without hooks on all modules."""
+    """Whether kernels are in use and an input is one for them: on a CPU, of a type that they multiply, not traced or
+    transformed, and without hooks on all modules."""
     return (
         native() is not None
         and not torch.compiler.is_compiling()
         and type(x) in (Tensor, nn.Parameter)
-        and x.dtype == torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16)
         and x.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._is_tracing()

@@ -8,6 +8,7 @@ import torch
 from timm.layers import Linear, Mlp
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_map
 
 from vismoe.kernels import PackedLinear, kernels_in_use, native, pack_experts
 from vismoe.moe import MoE, grouped
@@ -18,6 +19,13 @@ from .places import copy_of
 LINEAR = (nn.Linear, Linear)  # timm's differs under TorchScript alone
 UNTOUCHED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules that read the weights of the linear layers in them, without calling these."""
+DTYPES = {
+    None: torch.float32,
+    "float32": torch.float32,
+    torch.float32: torch.float32,
+    "bfloat16": torch.bfloat16,
+    torch.bfloat16: torch.bfloat16,
+}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -31,18 +39,26 @@ def optimize(model: nn.Module, dtype: str | torch.dtype | None = None, inplace: 
     **Arguments:**
 
     - `model`: any network in float32 on the CPU, or a bare `vismoe.MoE`.
-    - `dtype`: type of the products; default None: float32, the only one so far.
+    - `dtype`: type of weights and products: "float32" or "bfloat16" (also as a torch.dtype); default None: float32. In
+      bfloat16 the network still takes and returns float32, and routers, sums and activations are computed in float32;
+      it needs a processor with AVX512-BF16 or AMX.
     - `inplace`: whether `model` itself becomes the result, layer by layer, so that no second copy of its weights is
       needed; default False: a copy does.
 
     **Returns:** the network. Where no compiled kernels are in use a warning says so, and it is the network in
     evaluation mode.
 
-    **Raises:** ValueError for another dtype, and for a module with hooks, parametrizations or adapters (LoRA), with
-    weights on another device or of another type, by its name.
+    **Raises:** ValueError for another dtype, for bfloat16 on a processor without it, and for a module with hooks,
+    parametrizations or adapters (LoRA), with weights on another device or of another type, by its name.
     """
-    if dtype not in (None, "float32", torch.float32):
-        raise ValueError(f"dtype={dtype!r}: accepted is float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: accepted are float32 and bfloat16")
+    rounds = DTYPES[dtype] == torch.bfloat16
+    if rounds and native() is not None and not native().has_bfloat16():
+        raise ValueError(
+            f"dtype={dtype!r}: the compiled kernels in use ({kernels_in_use()}) multiply float32 alone; bfloat16 needs "
+            "a processor with AVX512-BF16 or AMX"
+        )
     if (reason := reason_against(model)) is not None:
         raise ValueError(reason)
     network = model if inplace else copy_of(model)
@@ -54,7 +70,8 @@ def optimize(model: nn.Module, dtype: str | torch.dtype | None = None, inplace: 
         )
         return network
     network.requires_grad_(False)
-    called = [name for name, module in network.named_modules() if isinstance(module, MoE) and not _pack(module)]
+    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, MoE)]
+    called = [name for name, layer in layers if not _pack(layer, DTYPES[dtype])]
     if called:
         warnings.warn(
             f"the experts of {', '.join(called)} are not packed: their class, activation or product has no compiled "
@@ -62,8 +79,12 @@ def optimize(model: nn.Module, dtype: str | torch.dtype | None = None, inplace: 
             stacklevel=2,
         )
     if type(network) in LINEAR:
-        return _Linear.of(network)
-    _replace_linear_layers(network)
+        network = _Linear.of(network, DTYPES[dtype])
+    _replace_linear_layers(network, DTYPES[dtype])
+    if rounds:
+        _round(network)
+        network.register_forward_pre_hook(_inputs_to_bfloat16, with_kwargs=True)
+        network.register_forward_hook(_outputs_to_float32)
     return network
 
 
@@ -74,7 +95,7 @@ def reason_against(model: nn.Module) -> str | None:
 
 def _reason(name: str, module: nn.Module) -> str | None:
     reason = ""
-    if isinstance(module, _Linear | _Experts):
+    if any(isinstance(part, _Linear | _Experts) for part in module.modules()):
         reason = "is optimized already"
     elif any(getattr(module, hooks) for hooks in HOOKS) or "forward" in module.__dict__:
         reason = "has hooks (pruning, offload, …), which packed weights would bypass: remove them first"
@@ -90,26 +111,50 @@ def _reason(name: str, module: nn.Module) -> str | None:
     return f"{name or 'the model'} ({type(module).__name__}) {reason}" if reason else None
 
 
-def _pack(layer: MoE) -> bool:
-    """Packs the experts of a layer; returns whether they can be packed."""
+def _pack(layer: MoE, dtype: torch.dtype) -> bool:
+    """Packs the experts of a layer in a type; returns whether they can be packed."""
     tensors = expert_tensors(layer.experts) if layer.product is grouped else None
     if tensors is None:
         return False
-    layer.experts = _Experts(pack_experts(tensors))
+    layer.experts = _Experts(pack_experts(tensors, dtype))
     return True
 
 
-def _replace_linear_layers(network: nn.Module) -> None:
+def _replace_linear_layers(network: nn.Module, dtype: torch.dtype) -> None:
     for module in list(network.modules()):
         if isinstance(module, UNTOUCHED):
             continue
         if type(module) is Mlp and type(module.fc1) in LINEAR:
             activation = activation_number(module.act)
             if activation is not None:
-                module.fc1, module.act = _Linear.of(module.fc1, activation), nn.Identity()
+                module.fc1, module.act = _Linear.of(module.fc1, dtype, activation), nn.Identity()
         for name, child in module.named_children():
             if type(child) in LINEAR:
-                setattr(module, name, _Linear.of(child))
+                setattr(module, name, _Linear.of(child, dtype))
+
+
+def _round(network: nn.Module) -> None:
+    """Converts to bfloat16 what is not packed; routers stay in float32."""
+    exact = {id(part) for module in network.modules() if isinstance(module, MoE) for part in module.router.modules()}
+    for module in network.modules():
+        if isinstance(module, _Frozen) or id(module) in exact:
+            continue
+        for tensors in (module._parameters, module._buffers):
+            for tensor in tensors.values():
+                if tensor is not None and tensor.is_floating_point():
+                    tensor.data = tensor.data.bfloat16()
+
+
+def _inputs_to_bfloat16(module: nn.Module, inputs: Any, options: Any) -> Any:
+    return tree_map(lambda value: _convert(value, torch.bfloat16), (inputs, options))
+
+
+def _outputs_to_float32(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    return tree_map(lambda value: _convert(value, torch.float32), outputs)
+
+
+def _convert(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class _Frozen(nn.Module):
@@ -141,8 +186,8 @@ class _Frozen(nn.Module):
 
 class _Linear(_Frozen, PackedLinear):
     @staticmethod
-    def of(layer: Any, activation: int = -1) -> "_Linear":
-        return _Linear(layer.weight, layer.bias, activation).eval()
+    def of(layer: Any, dtype: torch.dtype, activation: int = -1) -> "_Linear":
+        return _Linear(layer.weight, layer.bias, activation, dtype).eval()
 
 
 class _Experts(_Frozen, PackedExperts):

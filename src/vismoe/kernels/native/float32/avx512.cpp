@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "interface.h"
-#include "threads.h"
+#include "../interface.h"
+#include "../threads.h"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512"))), apply_to = function)
 #else

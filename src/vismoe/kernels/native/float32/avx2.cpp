@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "interface.h"
-#include "threads.h"
+#include "../interface.h"
+#include "../threads.h"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else

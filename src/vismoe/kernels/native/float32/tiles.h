@@ -10,8 +10,6 @@ constexpr int STRIDE = CHUNK + 16;  // not a power of two, which would put all r
 constexpr int AHEAD = 24;  // rows of a panel that are asked for before they are needed
 constexpr int64_t BLOCK = int64_t(TALL) * STRIDE;
 
-INLINE int64_t up_to(int64_t number, int64_t multiple) { return (number + multiple - 1) / multiple; }
-
 // sums += left (M rows) · P panels, which lie `apart` floats apart; a panel's rows lie `step` floats apart.
 template <int M, int N, bool COLUMNS>
 INLINE void multiply(int64_t k, const float* left, const float* right, int64_t apart, int64_t step, vec (&sums)[M][N]) {
@@ -41,19 +39,6 @@ INLINE void multiply(int64_t k, const float* left, const float* right, int64_t a
 
 // A tile of M rows takes so many panels at once that there are enough sums to hide the latency of an addition.
 constexpr int panels_at_once(int m) { return m * VECTORS * 4 <= SUMS ? 4 : m * VECTORS * 2 <= SUMS ? 2 : 1; }
-
-// The vector at `column` of `columns`, zeros behind the last.
-INLINE vec vector_at(const float* from, int64_t column, int64_t columns) {
-    if (from == nullptr || column >= columns) return (vec){};
-    return column + WIDTH <= columns ? load(from + column) : load_some(from + column, columns - column);
-}
-
-INLINE void put_vector(float* to, int64_t column, int64_t columns, vec value) {
-    if (column + WIDTH <= columns)
-        store(to + column, value);
-    else if (column < columns)
-        store_some(to + column, value, columns - column);
-}
 
 // A block of rows times some panels, into a matrix of `columns` columns whose rows lie `row` floats apart.
 struct Product {

@@ -1,27 +1,5 @@
 // Experts' MLPs on rows sorted by expert, forward and backward. Included once in each instruction set's namespace.
 
-struct Task {
-    int64_t expert, begin, end;  // rows, or columns
-};
-
-// Every expert's rows, in pieces of at most `most`; all as even as can be.
-inline std::vector<Task> pieces_of_rows(const Experts& experts, const Rows& rows, int64_t most) {
-    std::vector<Task> tasks;
-    for (int64_t expert = 0, begin = 0; expert < experts.num; ++expert) {
-        int64_t number = rows.count[expert], pieces = up_to(number, most);
-        for (int64_t piece = 0; piece < pieces; ++piece)
-            tasks.push_back({expert, begin + number * piece / pieces, begin + number * (piece + 1) / pieces});
-        begin += number;
-    }
-    return tasks;
-}
-
-inline int64_t live_rows(const Experts& experts, const Rows& rows) {
-    int64_t live = 0;
-    for (int64_t expert = 0; expert < experts.num; ++expert) live += rows.count[expert];
-    return live;
-}
-
 // Rows of a piece: what it keeps fits into half a megabyte, or into 1.3 where a piece has to pack all weights; several
 // pieces for each thread; whole tiles.
 inline int64_t rows_of_piece(const Experts& experts, const Rows& rows, int threads) {
@@ -30,13 +8,6 @@ inline int64_t rows_of_piece(const Experts& experts, const Rows& rows, int threa
     int64_t most = fitting < shared ? fitting : shared;
     return most < 2 * TALL ? 2 * TALL : most / TALL * TALL;
 }
-
-INLINE const float* row_of(const Rows& rows, int64_t row, int64_t dim) {
-    return rows.tokens + (rows.token ? rows.token[row] : row) * dim;
-}
-
-INLINE const float* offset(const float* from, int64_t floats) { return from ? from + floats : nullptr; }
-INLINE float* offset(float* from, int64_t floats) { return from ? from + floats : nullptr; }
 
 // The panels of columns begin… of a stacked weight (E, out, in), packed now if they are not.
 struct Panels {
@@ -62,37 +33,6 @@ struct Panels {
     }
 };
 
-// Mean and 1 / standard deviation of a hidden row; at(column) is where a vector of it is.
-template <typename At>
-INLINE void statistics(int64_t h, float eps, At at, float& mean, float& scale) {
-    auto value = [&](int64_t column) { return column + WIDTH <= h ? load(at(column)) : load_some(at(column), h - column); };
-    vec total = {}, squares = {};
-    for (int64_t column = 0; column < h; column += WIDTH) total += value(column);
-    mean = sum(total) / static_cast<float>(h);
-    for (int64_t column = 0; column < h; column += WIDTH) {
-        vec off = value(column) - mean;
-        for (int64_t i = h - column; i < WIDTH; ++i) off[i] = 0.0f;
-        squares += off * off;
-    }
-    scale = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(h) + eps);
-}
-
-// A hidden row, normalised in place.
-template <typename At>
-INLINE void normalise(const Experts& experts, int64_t expert, At at) {
-    int64_t h = experts.hidden;
-    const float *weight = experts.norm + expert * h, *bias = experts.norm_bias + expert * h;
-    float mean, scale;
-    statistics(h, experts.eps, at, mean, scale);
-    for (int64_t column = 0; column < h; column += WIDTH) {
-        vec value = (load(at(column)) - mean) * scale * vector_at(weight, column, h) + vector_at(bias, column, h);
-        store(at(column), value);  // there is room behind the last column
-    }
-}
-
-// Where a row is the only one of its token, and of the same token's answers and gradients: no sum is needed.
-INLINE bool is_alone(const Sums& sums) { return sums.weight && sums.k == 1; }
-
 // Answers of a piece's rows to where they belong.
 template <typename At>
 INLINE void deliver(const Forward& f, const Task& task, At at) {
@@ -108,8 +48,6 @@ INLINE void deliver(const Forward& f, const Task& task, At at) {
         }
     }
 }
-
-constexpr int64_t TOKENS_OF_TASK = 64;
 
 // y[token] = the sum of the token's rows, weighted where there are weights.
 void sum_rows(const Sums& sums, const float* weight, const float* rows, int64_t dim, float* y, int threads) {
@@ -127,24 +65,6 @@ void sum_rows(const Sums& sums, const float* weight, const float* rows, int64_t 
                 put_vector(y + token * dim, column, dim, total);
             }
     });
-}
-
-// Zeros for rows that are not live, or for their tokens.
-void clear_dead(const Experts& experts, const Rows& rows, bool of_tokens, float* to) {
-    for (int64_t row = live_rows(experts, rows); row < rows.num; ++row)
-        std::memset(to + (of_tokens ? rows.token[row] : row) * experts.dim, 0,
-                    static_cast<size_t>(experts.dim) * sizeof(float));
-}
-
-// Calls body.template operator()<KIND>() for an activation.
-template <typename Body>
-INLINE void with_kind(int32_t activation, Body body) {
-    switch (activation) {
-        case GELU_TANH: return body.template operator()<GELU_TANH>();
-        case GELU_ERF: return body.template operator()<GELU_ERF>();
-        case RELU: return body.template operator()<RELU>();
-        default: return body.template operator()<SILU>();
-    }
 }
 
 // Columns begin…end-1 of a hidden row from its products: kept with their biases, activated, and put in place of `up`.

@@ -9,14 +9,15 @@
 #include <utility>
 #include <vector>
 
-#include "interface.h"
-#include "threads.h"
+#include "../interface.h"
+#include "../threads.h"
 
 namespace vismoe {
 namespace SET {
 namespace {
 
-#include "vectors.h"
+#include "../vectors.h"
+#include "../rows.h"
 #include "tiles.h"
 #include "mlp.h"
 #include "route.h"

@@ -37,6 +37,13 @@ inline void route_token(const Route& r, const float* logits, int32_t* chosen, fl
         for (int64_t j = 0; j < r.k; ++j) weights[j] /= of_chosen > 1e-20f ? of_chosen : 1e-20f;
 }
 
+INLINE void widen(const bfloat16* from, int64_t number, float* to) {
+    for (int64_t i = 0; i < number; ++i) {
+        uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
+        __builtin_memcpy(to + i, &bits, 4);
+    }
+}
+
 void route(const Route& r, int threads) {
     int64_t tasks = up_to(r.num_tokens, TOKENS_OF_TASK);
     std::vector<int32_t> chosen(static_cast<size_t>(r.num_tokens * r.k));
@@ -48,8 +55,10 @@ void route(const Route& r, int threads) {
             const float* rows[FEW];
             float* out[FEW];
             int64_t number = end - from < FEW - 1 ? end - from : FEW - 1;
+            float* wide = r.rounded_tokens ? scratch(0, number * r.dim) : nullptr;
+            if (wide) widen(r.rounded_tokens + from * r.dim, number * r.dim, wide);
             for (int64_t i = 0; i < number; ++i)
-                rows[i] = r.tokens + (from + i) * r.dim, out[i] = r.logits + (from + i) * r.num_experts;
+                rows[i] = wide ? wide + i * r.dim : r.tokens + (from + i) * r.dim, out[i] = r.logits + (from + i) * r.num_experts;
             dot_rows(number, rows, r.dim, r.weight, r.num_experts, out);
         }
         for (int64_t token = begin; token < end; ++token)
