@@ -9,6 +9,7 @@ from .ensemble import ensemble_loss, ensemble_metrics, mean_logits, mean_of_imag
 from .model import SparseVisionTransformer
 from .modes import evaluating, using_backend
 from .presets import PRESETS, Preset, dense_twin
+from .weight_decay import without_weight_decay
 
 __all__ = [
     "PRESETS",
@@ -34,4 +35,5 @@ __all__ = [
     "reduce_experts",
     "upcycle",
     "using_backend",
+    "without_weight_decay",
 ]

@@ -16,6 +16,7 @@ from .conversion.sparsify import fix_init, initialise_experts, sparsify
 from .ensemble import mean_logits, repeat_before
 from .positions import TEMPERATURE, sincos2d
 from .stem import ConvEmbed, check_patch_size
+from .weight_decay import stacked_vectors
 
 
 def _check_architecture(
@@ -161,14 +162,7 @@ class SparseVisionTransformer(VisionTransformer):
     def no_weight_decay(self) -> set[str]:
         """timm's set, and the experts' biases and norms. These are stacked vectors, which timm would take for
         matrices."""
-        experts = {
-            f"{name}.{part}"
-            for name, layer in self.named_modules()
-            if isinstance(layer, MoE)
-            for part, parameter in layer.named_parameters()
-            if part.startswith("experts.") and parameter.ndim <= 2
-        }
-        return super().no_weight_decay() | experts
+        return super().no_weight_decay() | stacked_vectors(self)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         if self.pos_embed is not None:
