@@ -10,10 +10,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vismoe.moe import BalancedRouter, MoE
+from vismoe.moe.condition import Conditions
 
 from .config import OVERRIDES, MoEConfig
 from .conversion.sparsify import fix_init, initialise_experts, sparsify
 from .ensemble import mean_logits, repeat_before
+from .masks import ATTENTION, masked_pool, read_masks, rows_of, zero_features
 from .positions import TEMPERATURE, sincos2d
 from .stem import ConvEmbed, check_patch_size
 from .weight_decay import stacked_vectors
@@ -102,6 +104,8 @@ class SparseVisionTransformer(VisionTransformer):
         arguments |= {"pos_embed": "learn" if pos_embed == "learn" else "none"}
         arguments |= {"qk_norm": qk_norm in (True, "scale")}
         super().__init__(**arguments | ({"embed_layer": ConvEmbed} if stem == "conv" else {}))
+        self.conditions = Conditions()
+        self.reads_masks = read_masks(self)
         self.sincos_temperature = pos_embed_temperature if pos_embed == "sincos2d" else None
         if pos_embed_std != 0.02 and self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=pos_embed_std, a=-2 * pos_embed_std, b=2 * pos_embed_std)
@@ -175,6 +179,32 @@ class SparseVisionTransformer(VisionTransformer):
         # timm's method applies no dropout if there is no learned position embedding.
         return self.pos_drop(super()._pos_embed(x))
 
+    def _mask(self) -> Tensor | None:
+        """The mask of tokens of `vismoe.condition`.
+
+        **Raises:** ValueError if a part of the network cannot read it.
+        """
+        mask = self.conditions.current().mask
+        if mask is not None and not self.reads_masks:
+            given = f"{type(self.patch_embed).__name__.removeprefix('Masked')} and {type(self.blocks[0].attn).__name__}"
+            accepted = ", ".join(attention.__name__ for attention in ATTENTION)
+            raise ValueError(f"a mask for {given}: accepted are timm's PatchEmbed, and attention of class {accepted}")
+        return mask
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """timm's method. With a mask (`vismoe.condition`) the features of padding are 0."""
+        mask = self._mask()
+        features: Tensor = super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
+        return features if mask is None else torch.where(rows_of(mask, features)[..., None], features, 0)
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        mask = self._mask()
+        if mask is None:
+            pooled: Tensor = super().pool(x, pool_type)
+            return pooled
+        chosen = self.global_pool if pool_type is None or self.attn_pool is not None else pool_type
+        return masked_pool(self, x, rows_of(mask, x), chosen)
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.representation(super().forward_head(x, pre_logits=True))
         return x if pre_logits else self._predict(self.head(x))
@@ -187,13 +217,16 @@ class SparseVisionTransformer(VisionTransformer):
         return x.unflatten(0, (-1, self.ensemble_size)).mean(1)
 
     def forward_intermediates(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
-        """timm's method.
+        """timm's method. With a mask (`vismoe.condition`) the features of padding are 0.
 
         **Raises:** ValueError for an ensemble: some of its blocks have one row per image, others one per member.
         """
         if self.ensemble_size:
             raise ValueError("an ensemble has no intermediate features of single images: call forward_features")
-        return super().forward_intermediates(x, *arguments, **options)
+        mask, features = self._mask(), super().forward_intermediates(x, *arguments, **options)
+        if mask is None:
+            return features
+        return zero_features(features, mask, mask[:, self.num_prefix_tokens :])
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)

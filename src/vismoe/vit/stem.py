@@ -3,8 +3,13 @@
 from typing import Any
 
 from timm.layers import HybridEmbed, LayerNorm2d, to_2tuple
+from timm.layers.format import nchw_to
 from timm.models.vision_transformer_hybrid import ConvStem
-from torch import nn
+from torch import Tensor, nn
+
+from vismoe.moe.condition import Conditions
+
+from .masks import MaskedEmbedding, patch_mask, zero_padding
 
 
 def check_patch_size(patch_size: int | tuple[int, int], stem: str = "conv") -> int:
@@ -20,7 +25,7 @@ def check_patch_size(patch_size: int | tuple[int, int], stem: str = "conv") -> i
     return depth
 
 
-class ConvEmbed(HybridEmbed):
+class ConvEmbed(MaskedEmbedding, HybridEmbed):
     """timm's stack of convolutions as a patch embedding (Xiao et al. 2021, *Early Convolutions Help Transformers See
     Better*). Each convolution halves height and width, rounded up, so an image may have any size. The norms are layer
     norms, so an image's result does not depend on its batch.
@@ -39,6 +44,8 @@ class ConvEmbed(HybridEmbed):
 
     **Raises:** ValueError for another patch size.
     """
+
+    backbone: ConvStem
 
     def __init__(
         self,
@@ -62,6 +69,19 @@ class ConvEmbed(HybridEmbed):
         )
         super().__init__(backbone, img_size, in_chans=in_chans, embed_dim=embed_dim, proj=False, **options)
         self.patch_size = self.feature_ratio = to_2tuple(patch_size)
+        self.conditions, self.prefix_tokens = Conditions(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.pixel_mask(x)
+        if mask is None:
+            embedded: Tensor = super().forward(x)
+            return embedded
+        # Each convolution sees zeros beyond the image, as beyond the border: so padding is set to 0 before each.
+        x = zero_padding(x, mask)
+        for convolution in self.backbone.children():
+            x, mask = convolution(x), patch_mask(mask, (2, 2))
+            x = zero_padding(x, mask)
+        return x.flatten(2).mT if self.flatten else nchw_to(x, self.output_fmt)
 
     def feat_ratio(self, as_scalar: bool = True) -> tuple[int, int] | int:
         """How many pixels one token stands for: (height, width), or the larger one."""
