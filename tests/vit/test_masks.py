@@ -298,7 +298,7 @@ def test_networks_of_timms(name, sparse):
     options = {"patch_size": 4, "img_size": (24, 32), "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
     model = timm.create_model(name, **options | TIMM[name]).eval()
     if sparse:
-        model = vismoe.upcycle(model, num_experts=4, layers=[0, 1, 2])
+        model = vismoe.upcycle(model, num_experts=4, moe_layers=[0, 1, 2])
     images, mask = batch()
     unmasked = model(images)
     model = vismoe.vit.accept_masks(model)
