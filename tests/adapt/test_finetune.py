@@ -328,10 +328,10 @@ def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
         ({"sparse": True}, True),
         ({"num_experts": 4}, True),
         ({"num_experts": 8}, True),
-        ({"layers": "last-2"}, True),
+        ({"moe_layers": "last-2"}, True),
         ({"experts": "low-rank"}, True),
         ({"experts": "full"}, True),
-        ({"layers": "1,3"}, True),
+        ({"moe_layers": "1,3"}, True),
         ({"train": "experts"}, True),
         ({"train": "last-third"}, False),
         ({"source": None}, False),
@@ -352,6 +352,7 @@ def test_saved_options_of_experts(tmp_path):
     with pytest.raises(FileExistsError, match="made_sparse=False then, True now"):
         check_run_folder(sparse, tmp_path / "run")
     old = asdict(asked) | {"num_experts": 8, "layers": "last-2", "experts": "low-rank"}
+    del old["moe_layers"]
     (tmp_path / "run" / "finetune.json").write_text(json.dumps(old))
     check_run_folder(asked, tmp_path / "run")
     with pytest.raises(FileExistsError, match="made_sparse=False then, True now"):

@@ -56,6 +56,14 @@ def test_the_larger_size_is_that_of_the_images(image_side, larger):
     assert (first, larger_image_size(model, first, image_side)) == (112, larger)
 
 
+def test_sizes_of_a_network_with_a_convolutional_stem():
+    """Multiples of what its tokens stand for, 16 pixels, as for any other network."""
+    model = vismoe.create_model("vmoe_nano_patch16_128_dense")
+    first = choose_image_size(model, CPU)
+    assert first == 112
+    assert [larger_image_size(model, first, side) for side in (100, 120, 127, 4000)] == [None, None, None, 128]
+
+
 def test_a_network_of_one_size_keeps_it():
     model = network()
     model.resizable = False

@@ -136,7 +136,7 @@ def test_upcycle_and_densify(tmp_path, capsys):
     """A dense run made sparse, whole and as differences, evaluates as its parent does; and back, with what it costs."""
     dense, sparse = str(tmp_path / "dense"), str(tmp_path / "sparse")
     assert main(["train", "digits_dense", *TINY, "--out", dense]) == 0
-    assert main(["upcycle", dense, sparse, "--num-experts", "4", "--layers", "1,3"]) == 0
+    assert main(["upcycle", dense, sparse, "--num-experts", "4", "--moe-layers", "1,3"]) == 0
     out = capsys.readouterr().out
     difference = out.partition("largest difference of their outputs on 4 random images: ")[2].partition(";")[0]
     assert float(difference) < 1e-5

@@ -3,6 +3,7 @@
 import pytest
 
 import vismoe.data
+from vismoe.adapt import Options
 from vismoe.data import open_data
 from vismoe.tasks import Classification
 from vismoe.training import Run
@@ -49,6 +50,22 @@ def test_methods_of_a_run(tmp_path):
         Run.refuse(tmp_path / "new")
     with pytest.warns(DeprecationWarning, match="Run.alone is called lock now"), Run(tmp_path).alone():
         pass
+
+
+def test_arguments():
+    """The blocks that become sparse have one name, as in `create_model`."""
+    parent = vismoe.create_model("timm:vit_tiny_patch16_224", depth=4, embed_dim=16, num_heads=2)
+    with pytest.warns(DeprecationWarning, match=r"upcycle\(layers=…\) is called moe_layers now") as warned:
+        sparse = vismoe.upcycle(parent, 2, layers=[0])
+    assert warned[0].filename == __file__
+    assert sparse.moe == vismoe.upcycle(parent, 2, moe_layers=[0]).moe == vismoe.upcycle(parent, 2, [0]).moe
+    with pytest.raises(TypeError, match="layers is the old name of moe_layers: give moe_layers alone"):
+        vismoe.upcycle(parent, layers=[0], moe_layers=[0])
+    with pytest.warns(DeprecationWarning, match=r"Options\(layers=…\) is called moe_layers now"):
+        options = Options("digits", layers="1,3")
+    assert options == Options("digits", moe_layers="1,3")
+    with pytest.warns(DeprecationWarning, match=r"Options.layers is called moe_layers now"):
+        assert options.layers == "1,3"
 
 
 def test_a_task_that_overrides_an_old_name():

@@ -69,4 +69,4 @@ def test_weights_that_are_not_numbers_are_named():
     linear = dense.blocks[1].mlp.fc1
     linear.weight = torch.nn.Parameter(two_tensor.TwoTensor(linear.weight.detach(), linear.weight.detach()))
     with pytest.raises(ValueError, match=r"Mlp\.fc1 is a Linear layer whose weight is a TwoTensor, quantised"):
-        vismoe.upcycle(dense, layers=[1])
+        vismoe.upcycle(dense, moe_layers=[1])

@@ -22,7 +22,7 @@ def test_adapters_of_experts_act_train_and_merge(experts):
     model, targets = sparse_network(), FULL
     if experts == "low-rank":
         dense = vismoe.densify(copy.deepcopy(model), [IMAGES])
-        model, targets = vismoe.upcycle(dense, experts="low-rank", rank=2, layers=[1, 3]).eval(), LOW_RANK
+        model, targets = vismoe.upcycle(dense, experts="low-rank", rank=2, moe_layers=[1, 3]).eval(), LOW_RANK
     before = model(IMAGES)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["qkv"], target_parameters=targets))
     adapters = {name: p for name, p in adapted.named_parameters() if "lora_" in name and "experts" in name}

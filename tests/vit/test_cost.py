@@ -88,7 +88,7 @@ def test_one_expert_a_token_costs_the_dense_mlp_and_a_router():
 def test_active_is_what_a_token_passes_through(way, shared, expert, k):
     """Of an upcycled layer: k of E experts, and whole what stands beside them or what all of them differ from."""
     dense = vismoe.create_model("vmoe_pico_patch2_8_dense", **TRUNK)
-    seen = cost(vismoe.upcycle(dense, num_experts=6, layers=[1, 3], k=k, **way), IMAGE)
+    seen = cost(vismoe.upcycle(dense, num_experts=6, moe_layers=[1, 3], k=k, **way), IMAGE)
     trunk = parameters() - 2 * MLP + 2 * 6 * D
     assert seen.parameters == trunk + 2 * (shared + 6 * expert)
     assert seen.active_parameters == trunk + 2 * (shared + k * expert)

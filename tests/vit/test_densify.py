@@ -69,7 +69,7 @@ def test_the_expert_that_is_used_most():
 def test_raw_gates_are_kept_in_scale():
     """Where the experts' outputs were weighted by raw gates, the MLP has the mean weight."""
     with pytest.warns(UserWarning, match="combine='gate'"):
-        model = vismoe.upcycle(parent(), layers=[3], combine="gate")
+        model = vismoe.upcycle(parent(), moe_layers=[3], combine="gate")
     usage = measure_usage(model, [IMAGES])["blocks.3.mlp"]
     dense = vismoe.densify(model, [IMAGES])
     expected = parent().blocks[3].mlp.fc2.weight * usage.weight.sum()
@@ -95,7 +95,7 @@ def test_fewer_experts(how):
 
 def test_merging_goes_to_the_most_alike():
     """Each expert that goes is averaged, by use, into the one that stays whose router row is most like its own."""
-    model = apart(vismoe.upcycle(parent(), num_experts=4, layers=[3]))
+    model = apart(vismoe.upcycle(parent(), num_experts=4, moe_layers=[3]))
     layer = model.blocks[3].mlp
     rows = torch.eye(32)[:4]
     rows[3] = rows[1] + 0.1 * rows[0]

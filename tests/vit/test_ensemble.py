@@ -251,7 +251,7 @@ def test_what_an_ensemble_cannot_do_is_said():
     with pytest.raises(ValueError, match="the model is an ensemble"):
         vismoe.vit.reduce_experts(model, 4, [images()])
     with pytest.raises(ValueError, match="ensemble_size=2: upcycling cannot make an ensemble"):
-        vismoe.upcycle(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2), ensemble_size=2, layers=[1])
+        vismoe.upcycle(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2), ensemble_size=2, moe_layers=[1])
     layer = model.blocks[1].mlp
     with pytest.raises(ValueError, match=r"input of shape \(3, 4, 64\): expected \(images × 2 members"):
         layer(torch.randn(3, 4, 64))

@@ -246,6 +246,33 @@ def test_weight_decay_spares_biases(layer_decay):
     assert len(param_groups_weight_decay(model, 0.05)) == 2
 
 
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+@pytest.mark.parametrize("name", [SPARSE, "upcycled", "upcycled BEiT"])
+def test_weight_decay_of_a_trunk(name, layer_decay, tmp_path):
+    """Inside timm's feature extractor the same parameters decay as in the network itself, of one experts' biases and
+    norms with it. Layer decay finds no blocks there, and decays by guess."""
+    if name == SPARSE:
+        options = {"num_classes": 0, "global_pool": ""}
+        whole, trunk = sparse(**options), vismoe.create_model(SPARSE, features_only=True, out_indices=(0, 3))
+    else:
+        parent = "beit_base_patch16_224" if "BEiT" in name else "vit_tiny_patch16_224"
+        shape = {"img_size": 32, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 0}
+        whole = vismoe.upcycle(vismoe.create_model(f"timm:{parent}", **shape), num_experts=2)
+        folder = vismoe.save(whole, tmp_path / "sparse")
+        trunk = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True, out_indices=(0, 3))
+
+    def decayed(model):
+        optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=layer_decay)
+        decaying = [group["params"] for group in optimizer.param_groups if group["weight_decay"]]
+        chosen = {id(parameter) for group in decaying for parameter in group}
+        return {name.removeprefix("model.") for name, parameter in model.named_parameters() if id(parameter) in chosen}
+
+    stacked = {name for name, parameter in whole.named_parameters() if ".experts." in name and parameter.ndim == 2}
+    shared = {name.removeprefix("model.") for name, _ in trunk.named_parameters()}
+    assert len(stacked & shared) == 4
+    assert decayed(trunk) == (decayed(whole) - stacked) & shared
+
+
 def test_drop_rates_reach_experts():
     """`proj_drop_rate` drops, while training only, where timm's MLP does: hidden units and outputs, of experts too."""
     model = sparse(proj_drop_rate=0.5, drop_rate=0.3, attn_drop_rate=0.2, drop_path_rate=0.4)

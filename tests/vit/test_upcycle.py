@@ -27,7 +27,7 @@ TIMM = {
     "vit_small_patch16_dinov3": 32,
     "vmoe_tiny_patch16_224_dense": 32,
 }
-WAYS = [{"k": 1}, {"k": 2}, {"experts": "low-rank", "rank": 4}, {"layers": "every-2", "num_experts": 3}]
+WAYS = [{"k": 1}, {"k": 2}, {"experts": "low-rank", "rank": 4}, {"moe_layers": "every-2", "num_experts": 3}]
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -236,7 +236,7 @@ def test_several_lists_of_blocks_are_told_apart():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": "last-9"}, "^layers='last-9'"),
+        ({"moe_layers": "last-9"}, "^moe_layers='last-9'"),
         ({"split": 3}, "split=3, k=3, num_experts=8"),
         ({"split": 2, "k": 1}, "split=2, k=1"),
         ({"split": 2, "experts": "low-rank"}, "split=2"),

@@ -190,7 +190,7 @@ parameters of a model | weights.to_reference(model) | weights/test_reference.py:
 `initialization.initialize_from_vit` | weights.convert; upcycle | weights/test_convert.py::test_dense_npz;
   vit/test_upcycle.py::test_it_starts_as_its_parent
 `initialization.initialize_from_orbax` | | | Orbax is not read
-rule `expand_tile`: experts of a dense MLP | upcycle(num_experts, layers) |
+rule `expand_tile`: experts of a dense MLP | upcycle(num_experts, moe_layers) |
   vit/test_upcycle.py::test_it_starts_as_its_parent | ViTs of timm, torchvision and transformers
 rule `vit_zoom`: positions | weights.convert(image_size); weights.take_over |
   weights/test_convert.py::test_positions_of_the_reference; weights/test_convert.py::test_another_image_size

@@ -127,7 +127,7 @@ def _upcycled(model: nn.Module, options: Options) -> nn.Module:
         return upcycle(
             model,
             NUM_EXPERTS if options.num_experts is None else options.num_experts,
-            LAYERS if options.layers is None else options.layers,
+            LAYERS if options.moe_layers is None else options.moe_layers,
             experts=EXPERTS if options.experts is None else options.experts,
             seed=options.seed,
             inplace=True,

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vismoe.files.renamed import renamed_argument, renamed_property
 from vismoe.weights import parse_source
 
 Trained = Literal["all", "last-third", "experts", "head"]
@@ -36,7 +37,7 @@ class Options:
     """Whether routers and their balancing are frozen."""
     num_experts: int | None = None
     """Number of experts per layer when upcycling. None: 8."""
-    layers: str | None = None
+    moe_layers: str | None = None
     """Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as "8,10". None: last-2."""
     experts: Literal["full", "low-rank"] | None = None
     """Kind of experts when upcycling. "full": copies of the network's MLP. "low-rank": low-rank differences from the
@@ -92,6 +93,8 @@ class Options:
         if self.train == "head" and not self.trained:
             raise ValueError('train="head": without a trained network (--from) there are no features to classify by')
 
+    layers = renamed_property("layers", "moe_layers")
+
     @property
     def makes_sparse(self) -> bool:
         """Whether a dense network is upcycled or, without a source, a sparse preset is trained."""
@@ -102,10 +105,13 @@ class Options:
     @property
     def of_experts(self) -> list[str]:
         """Names of the options of experts that are given, also if the value is the default."""
-        given = [name for name in ("num_experts", "layers", "experts") if getattr(self, name) is not None]
+        given = [name for name in ("num_experts", "moe_layers", "experts") if getattr(self, name) is not None]
         return ["freeze_router", *given] if self.freeze_router else given
 
     @property
     def trained(self) -> bool:
         """Whether the initial network has trained weights."""
         return self.source is not None and parse_source(self.source).is_trained
+
+
+Options.__init__ = renamed_argument("layers", "moe_layers")(Options.__init__)  # type: ignore[method-assign]

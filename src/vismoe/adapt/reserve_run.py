@@ -60,8 +60,9 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_json(options: Options) -> dict[str, Any]:
-    """The options as they are saved."""
-    return asdict(options) | {MADE_SPARSE: options.makes_sparse}
+    """The options as they are saved: moe_layers as "layers", its name when this file was first written."""
+    values = {"layers" if name == "moe_layers" else name: value for name, value in asdict(options).items()}
+    return values | {MADE_SPARSE: options.makes_sparse}
 
 
 def check_run_folder(options: Options, path: Path) -> None:

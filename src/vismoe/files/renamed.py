@@ -1,9 +1,13 @@
-"""Old names of functions and methods. They work for one version, with a DeprecationWarning."""
+"""Old names of functions, methods and arguments. They work for one version, with a DeprecationWarning."""
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def renamed_functions(module: str, new_names: Mapping[str, str]) -> Callable[[str], Any]:
@@ -50,6 +54,30 @@ def renamed_property(old: str, new: str) -> Any:
         return getattr(self, new)
 
     return property(value)
+
+
+def renamed_argument(old: str, new: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator of a function that also accepts a keyword argument by its old name.
+
+    **Arguments:**
+
+    - `old`: the old name.
+    - `new`: the new name.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def renaming(*arguments: P.args, **options: P.kwargs) -> R:
+            if old in options:
+                if new in options:
+                    raise TypeError(f"{old} is the old name of {new}: give {new} alone")
+                _warn(f"{function.__qualname__.removesuffix('.__init__')}({old}=…)", new)
+                options[new] = options.pop(old)
+            return function(*arguments, **options)
+
+        return renaming
+
+    return decorate
 
 
 def _warn(old: str, new: str) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import timm.optim
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vismoe.moe import MoE
+from vismoe.vit.weight_decay import without_weight_decay
 
 from .recipe import Recipe
 
@@ -51,7 +52,12 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     **Raises:** ValueError if a pattern of `weight_decay` or `learning_rates` matches no parameter.
     """
     options = TIMM[recipe.optimizer] | {"lr": recipe.learning_rate, "momentum": recipe.momentum}
-    return timm.optim.create_optimizer_v2(model, **options, param_group_fn=lambda _: _groups(model, recipe))
+    groups = _groups(model, recipe, without_weight_decay(model))
+    optimizer: Any = timm.optim.create_optimizer_v2(model, **options, param_group_fn=lambda _: groups)
+    # Checkpoints of formats 1 and 2 count the parameters in the order of groups that the network alone named.
+    former = _groups(model, recipe, getattr(model, "no_weight_decay", set)())
+    optimizer.numbering = _names_in(model, former)
+    return cast(Optimizer, optimizer)
 
 
 def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -78,13 +84,13 @@ def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Loads a state that `named_state` returned. The order of the parameters may differ. Instead of a parameter's name,
-    the state may have `#NUMBER`, its number counted through all groups.
+    the state may have `#NUMBER`, its number counted through all groups as formats 1 and 2 of checkpoints did.
 
     **Raises:** ValueError if an entry belongs to no parameter of the optimiser.
     """
     names, packed = _parameter_names(model, optimizer), optimizer.state_dict()
     numbers = {name: number for number, name in enumerate(names)}
-    numbers |= {f"#{number}": number for number in range(len(names))}
+    numbers |= {f"#{number}": numbers[name] for number, name in enumerate(getattr(optimizer, "numbering", names))}
     entries: dict[int, dict[str, Any]] = {}
     for name, value in state.items():
         if name != "groups":
@@ -111,8 +117,12 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
 
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
     """Names of an optimiser's parameters in the order of its groups, as PyTorch numbers them."""
+    return _names_in(model, optimizer.param_groups)
+
+
+def _names_in(model: nn.Module, groups: list[dict[str, Any]]) -> list[str]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    return [names[id(parameter)] for group in groups for parameter in group["params"]]
 
 
 def _split_entry(name: str, parameters: Mapping[str, int]) -> tuple[str, str]:
@@ -127,16 +137,16 @@ def _split_entry(name: str, parameters: Mapping[str, int]) -> tuple[str, str]:
     raise ValueError(f"the checkpoint is of another network than the recipe's: {name} belongs to no trained parameter")
 
 
-def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, recipe: Recipe, undecayed: set[str]) -> list[dict[str, Any]]:
     """Parameter groups, each with one weight decay and one learning rate. `lr_scale`: learning rate of the group ÷ the
-    recipe's."""
+    recipe's. `undecayed`: names of the parameters that get no weight decay, besides vectors."""
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
     decays = recipe.weight_decay if isinstance(recipe.weight_decay, tuple) else ()
     for field, pairs in (("weight_decay", decays), ("learning_rates", recipe.learning_rates)):
         for pattern, _ in pairs:
             _check_matches(any(re.search(pattern, name) for name in names.values()), field, pattern, model)
     groups = []
-    for group in _timm_groups(model, recipe):
+    for group in _timm_groups(model, recipe, undecayed):
         subgroups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in group["params"]:
             name = names[id(parameter)]
@@ -149,11 +159,10 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return groups
 
 
-def _timm_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+def _timm_groups(model: nn.Module, recipe: Recipe, undecayed: set[str]) -> list[dict[str, Any]]:
     """timm's parameter groups: with and without weight decay and, with layer decay, by block. The recipe's patterns are
     not applied."""
     decay = 0.0 if isinstance(recipe.weight_decay, tuple) else recipe.weight_decay
-    undecayed: set[str] = getattr(model, "no_weight_decay", set)()
     if recipe.layer_decay == 1:
         return param_groups_weight_decay(model, decay, no_weight_decay_list=undecayed)
     return param_groups_layer_decay(model, decay, no_weight_decay_list=undecayed, layer_decay=recipe.layer_decay)

@@ -6,9 +6,11 @@ from .conversion.optimized import optimize, reason_against
 from .conversion.upcycling import make_sparse, upcycle
 from .cost import Cost, cost
 from .ensemble import ensemble_loss, ensemble_metrics, mean_logits, mean_of_images, member_loss
+from .masks import accept_masks
 from .model import SparseVisionTransformer
 from .modes import evaluating, using_backend
 from .presets import PRESETS, Preset, dense_twin
+from .weight_decay import without_weight_decay
 
 __all__ = [
     "PRESETS",
@@ -17,6 +19,7 @@ __all__ = [
     "Preset",
     "SparseVisionTransformer",
     "Usage",
+    "accept_masks",
     "check_reducible",
     "cost",
     "dense_twin",
@@ -34,4 +37,5 @@ __all__ = [
     "reduce_experts",
     "upcycle",
     "using_backend",
+    "without_weight_decay",
 ]

@@ -2,26 +2,32 @@
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from timm.layers import HybridEmbed, LayerNorm, LayerNorm2d, lecun_normal_, to_2tuple
+from timm.layers import LayerNorm, lecun_normal_, to_2tuple
 from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from vismoe.moe import BalancedRouter, MoE
+from vismoe.moe.condition import Conditions
 
 from .config import OVERRIDES, MoEConfig
 from .conversion.sparsify import fix_init, initialise_experts, sparsify
 from .ensemble import mean_logits, repeat_before
+from .masks import ATTENTION, masked_pool, read_masks, rows_of, zero_features
 from .positions import TEMPERATURE, sincos2d
+from .stem import ConvEmbed, check_patch_size
+from .weight_decay import stacked_vectors
 
 
-def _check_architecture(pos_embed: str, temperature: float, qk_norm: bool | str, arguments: Mapping[str, Any]) -> None:
+def _check_architecture(
+    stem: str, pos_embed: str, temperature: float, qk_norm: bool | str, arguments: Mapping[str, Any]
+) -> None:
     image, patch = to_2tuple(arguments.get("img_size", 224)), to_2tuple(arguments.get("patch_size", 16))
-    if any(size % step for size, step in zip(image, patch, strict=True)):
+    if stem != "patch":
+        check_patch_size(patch, stem)
+    elif any(size % step for size, step in zip(image, patch, strict=True)):
         raise ValueError(
             f"image size {image[0]} × {image[1]} is not a multiple of the patch size {patch[0]} × {patch[1]}: "
             "choose img_size and patch_size so that patches tile the image"
@@ -32,28 +38,6 @@ def _check_architecture(pos_embed: str, temperature: float, qk_norm: bool | str,
         raise ValueError(f'qk_norm={qk_norm!r}: accepted are False, True, "scale" and "scale-pool"')
     if pos_embed == "sincos2d":
         sincos2d(1, 1, arguments.get("embed_dim", 768), temperature)  # only for its ValueError
-
-
-def _stem(stem: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns timm's arguments for a stem.
-
-    **Raises:** ValueError for an unknown stem, and for a patch size that the stem cannot have.
-    """
-    patch = to_2tuple(arguments.get("patch_size", 16))[0]
-    if stem == "patch":
-        return {}
-    depth = patch.bit_length() - 1
-    if stem != "conv" or patch != 2**depth or depth < 1:
-        raise ValueError(f'stem={stem!r}, patch_size={patch}: accepted are "patch", and "conv" for 2, 4, 8, 16 or 32')
-    backbone = ConvStem(
-        in_chans=arguments.get("in_chans", 3),
-        depth=depth,
-        channels=arguments.get("embed_dim", 768),
-        stride=(2,) * depth,
-        norm_layer=LayerNorm2d,
-        act_layer=nn.GELU,
-    )
-    return {"embed_layer": partial(HybridEmbed, backbone=backbone, proj=False), "patch_size": 1}
 
 
 def _norm_by_scale(attention: Any) -> None:
@@ -73,7 +57,8 @@ class SparseVisionTransformer(VisionTransformer):
     - `stem`: how an image becomes patches; default "patch".
         - "patch": one linear layer, as in timm.
         - "conv": timm's stack of convolutions (Xiao et al. 2021, *Early Convolutions Help Transformers See Better*).
-          Each halves height and width. Its norms are layer norms, so an image's result does not depend on its batch.
+          Each halves height and width, rounded up, so the patch size need not divide the image size. Its norms are
+          layer norms, so an image's result does not depend on its batch.
     - `pos_embed`: position embedding; default "learn".
         - "learn", "none": as in timm.
         - "sincos2d": sines and cosines of each patch's row and column, for any image size. A class token gets none.
@@ -92,8 +77,8 @@ class SparseVisionTransformer(VisionTransformer):
       uses −log(classes) for a sum of sigmoid losses.
     - `arguments`: arguments of timm's VisionTransformer; and fields of `MoEConfig`, which override those in `moe`.
 
-    **Raises:** ValueError if the patch size does not divide the image size, for unknown values, and for options of the
-    sparse part that contradict each other.
+    **Raises:** ValueError if the patch size does not divide the image size (with stem="patch"), for unknown values, and
+    for options of the sparse part that contradict each other.
     """
 
     head: nn.Module
@@ -115,10 +100,12 @@ class SparseVisionTransformer(VisionTransformer):
         overrides = {name: arguments.pop(name) for name in OVERRIDES if name in arguments}
         if overrides and moe is None:
             raise ValueError(f"{', '.join(overrides)}: this model is dense and has no experts; choose a sparse preset")
-        _check_architecture(pos_embed, pos_embed_temperature, qk_norm, arguments)
+        _check_architecture(stem, pos_embed, pos_embed_temperature, qk_norm, arguments)
         arguments |= {"pos_embed": "learn" if pos_embed == "learn" else "none"}
         arguments |= {"qk_norm": qk_norm in (True, "scale")}
-        super().__init__(**arguments | _stem(stem, arguments))
+        super().__init__(**arguments | ({"embed_layer": ConvEmbed} if stem == "conv" else {}))
+        self.conditions = Conditions()
+        self.reads_masks = read_masks(self)
         self.sincos_temperature = pos_embed_temperature if pos_embed == "sincos2d" else None
         if pos_embed_std != 0.02 and self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=pos_embed_std, a=-2 * pos_embed_std, b=2 * pos_embed_std)
@@ -179,14 +166,7 @@ class SparseVisionTransformer(VisionTransformer):
     def no_weight_decay(self) -> set[str]:
         """timm's set, and the experts' biases and norms. These are stacked vectors, which timm would take for
         matrices."""
-        experts = {
-            f"{name}.{part}"
-            for name, layer in self.named_modules()
-            if isinstance(layer, MoE)
-            for part, parameter in layer.named_parameters()
-            if part.startswith("experts.") and parameter.ndim <= 2
-        }
-        return super().no_weight_decay() | experts
+        return super().no_weight_decay() | stacked_vectors(self)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         if self.pos_embed is not None:
@@ -198,6 +178,32 @@ class SparseVisionTransformer(VisionTransformer):
             x = x.flatten(1, -2) + positions.to(x.dtype)
         # timm's method applies no dropout if there is no learned position embedding.
         return self.pos_drop(super()._pos_embed(x))
+
+    def _mask(self) -> Tensor | None:
+        """The mask of tokens of `vismoe.condition`.
+
+        **Raises:** ValueError if a part of the network cannot read it.
+        """
+        mask = self.conditions.current().mask
+        if mask is not None and not self.reads_masks:
+            given = f"{type(self.patch_embed).__name__.removeprefix('Masked')} and {type(self.blocks[0].attn).__name__}"
+            accepted = ", ".join(attention.__name__ for attention in ATTENTION)
+            raise ValueError(f"a mask for {given}: accepted are timm's PatchEmbed, and attention of class {accepted}")
+        return mask
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """timm's method. With a mask (`vismoe.condition`) the features of padding are 0."""
+        mask = self._mask()
+        features: Tensor = super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
+        return features if mask is None else torch.where(rows_of(mask, features)[..., None], features, 0)
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        mask = self._mask()
+        if mask is None:
+            pooled: Tensor = super().pool(x, pool_type)
+            return pooled
+        chosen = self.global_pool if pool_type is None or self.attn_pool is not None else pool_type
+        return masked_pool(self, x, rows_of(mask, x), chosen)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.representation(super().forward_head(x, pre_logits=True))
@@ -211,13 +217,16 @@ class SparseVisionTransformer(VisionTransformer):
         return x.unflatten(0, (-1, self.ensemble_size)).mean(1)
 
     def forward_intermediates(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
-        """timm's method.
+        """timm's method. With a mask (`vismoe.condition`) the features of padding are 0.
 
         **Raises:** ValueError for an ensemble: some of its blocks have one row per image, others one per member.
         """
         if self.ensemble_size:
             raise ValueError("an ensemble has no intermediate features of single images: call forward_features")
-        return super().forward_intermediates(x, *arguments, **options)
+        mask, features = self._mask(), super().forward_intermediates(x, *arguments, **options)
+        if mask is None:
+            return features
+        return zero_features(features, mask, mask[:, self.num_prefix_tokens :])
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)

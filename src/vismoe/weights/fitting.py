@@ -11,6 +11,7 @@ from vismoe.files import read_json
 from vismoe.moe import BalancedRouter
 from vismoe.vit import Preset, SparseVisionTransformer
 from vismoe.vit.positions import zoom
+from vismoe.vit.stem import ConvEmbed
 
 from .folders.format import CONFIG, WEIGHTS
 from .huggingface.network import TransformersNetwork, data_config
@@ -137,10 +138,13 @@ def set_image_size(model: Any, image_size: int, source: str) -> None:
     - `image_size`: height and width in pixels.
     - `source`: the name of the network in error messages.
 
-    **Raises:** ValueError if the size is not a multiple of the patch size, or the network has a fixed size.
+    **Raises:** ValueError if the network has a fixed size, or the size is not a multiple of the patch size (with a
+    convolutional stem it need not be).
     """
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
-    if image_size < 1 or any(image_size % side for side in patch):
+    patch_embed = getattr(model, "patch_embed", None)
+    patch = getattr(patch_embed, "patch_size", (1, 1))
+    fits = isinstance(patch_embed, ConvEmbed) or not any(image_size % side for side in patch)
+    if image_size < 1 or not fits:
         raise ValueError(f"image_size={image_size}: for {source} it must be a multiple of the patch size {patch[0]}")
     input_size = data_config(model)["input_size"]
     if isinstance(model, TransformersNetwork) and model.resizable:

@@ -13,6 +13,7 @@ from torch import nn
 
 from vismoe.files.hub import download, downloading
 from vismoe.vit import PRESETS, Preset, SparseVisionTransformer
+from vismoe.vit.weight_decay import FeatureTrunk
 
 from .fitting import Stored, architecture
 from .folders.format import CONFIG
@@ -98,7 +99,7 @@ def _register(name: str, defaults: dict[str, Any]) -> None:
             name,
             pretrained,
             pretrained_filter_fn=filter_weights,
-            feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
+            feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": FeatureTrunk},
             **arguments,
         )
         if model.in_chans != 3:

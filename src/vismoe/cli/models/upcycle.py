@@ -21,7 +21,7 @@ def upcycle_model(
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")],
     /,
     num_experts: int = 8,
-    layers: str = "last-2",
+    moe_layers: Annotated[str, tyro.conf.arg(aliases=["--layers"])] = "last-2",
     k: int | None = None,
     experts: Literal["full", "low-rank"] = "full",
     rank: int | None = None,
@@ -40,7 +40,7 @@ def upcycle_model(
         source: Dense model: a run folder, a model folder, or timm:NAME, hf:ORG/NAME, PRESET.TAG (downloads).
         destination: Model folder to write.
         num_experts: Number of experts in each sparse layer.
-        layers: Sparse blocks: last-N (of the odd blocks 1, 3, 5, …), every-N, or block numbers from 0 such as 1,3,5.
+        moe_layers: Sparse blocks: last-N (of the odd blocks 1, 3, 5, …), every-N, or numbers from 0 such as 1,3,5.
         k: Number of experts per token; default: the value of --split.
         experts: full: each expert is a copy of the parent's MLP.
             low-rank: each expert is a low-rank difference from the frozen MLP (the default of vismoe finetune).
@@ -57,7 +57,7 @@ def upcycle_model(
     if only_differences:
         check_differences(parent)
     model = upcycle(
-        parent, num_experts, layers, k, experts, rank, shared, split, perturb, seed, block_list=block_list
+        parent, num_experts, moe_layers, k, experts, rank, shared, split, perturb, seed, block_list=block_list
     ).eval()
     size = data_config(parent)["input_size"]
     images = torch.randn(IMAGES, *size, generator=torch.Generator().manual_seed(seed))

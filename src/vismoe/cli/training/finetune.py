@@ -22,7 +22,7 @@ def finetune_folder(
     train: Literal["auto", "all", "last-third", "experts", "head"] = "auto",
     freeze_router: bool = False,
     num_experts: int | None = None,
-    layers: str | None = None,
+    moe_layers: Annotated[str | None, tyro.conf.arg(aliases=["--layers"])] = None,
     experts: Literal["full", "low-rank"] | None = None,
     image_size: int | None = None,
     max_level: int | None = None,
@@ -55,7 +55,7 @@ def finetune_folder(
             auto: last-third for a trained network on a CPU, otherwise all.
         freeze_router: Freeze the routers and their load balancing.
         num_experts: Number of experts per sparse layer when upcycling; default: 8.
-        layers: Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as 8,10.
+        moe_layers: Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as 8,10.
             Default: last-2.
         experts: low-rank: each expert adds a trained low-rank difference to the frozen MLP.
             full: each expert is a trained copy of the MLP. Default: low-rank.
@@ -84,7 +84,7 @@ def finetune_folder(
         train=train,
         freeze_router=freeze_router,
         num_experts=num_experts,
-        layers=layers,
+        moe_layers=moe_layers,
         experts=experts,
         image_size=image_size,
         max_level=max_level,

@@ -9,16 +9,18 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
+from vismoe.files.renamed import renamed_argument
 from vismoe.moe import MLP, MLPExperts, MoE, StackedLinear, TopKRouter, read_mlp
 
 from ..config import OVERRIDES, MoEConfig
 from .places import copy_of, find_mlps, remember, replace_mlp
 
 
+@renamed_argument("layers", "moe_layers")
 def upcycle(
     model: nn.Module,
     num_experts: int = 8,
-    layers: str | Sequence[int] = "last-2",
+    moe_layers: str | Sequence[int] = "last-2",
     k: int | None = None,
     experts: Literal["full", "low-rank"] = "full",
     rank: int | None = None,
@@ -40,7 +42,7 @@ def upcycle(
       DINOv2/v3, SigLIP, EVA, …), torchvision and transformers, and similar networks for text and sound.
       `vismoe.register_mlp` adds classes.
     - `num_experts`: number of experts per layer, E; default 8.
-    - `layers`: the sparse blocks: "last-N" (the last N of the odd blocks 1, 3, 5, …), "every-N", or a list of block
+    - `moe_layers`: the sparse blocks: "last-N" (the last N of the odd blocks 1, 3, 5, …), "every-N", or a list of block
       numbers from 0; default "last-2".
     - `k`: experts per token; default None: `split`.
     - `experts`: what an expert is; default "full".
@@ -73,7 +75,7 @@ def upcycle(
         k, num_experts, split, shared or experts == "low-rank", perturb, seed, options.get("expert_hidden_dim", 0)
     )
     given = {} if rank is None else {"rank": rank}
-    config = MoEConfig(layers, num_experts, k, **{"experts": experts, "shared": shared} | given | options)
+    config = MoEConfig(moe_layers, num_experts, k, **{"experts": experts, "shared": shared} | given | options)
     if rank is not None and experts != "low-rank":
         raise ValueError(f'rank={rank}: accepted only with experts="low-rank", got experts="{experts}"')
     summing: Literal["unit", "renormalized"] | None = None
@@ -88,10 +90,7 @@ def upcycle(
     model = model if inplace else copy_of(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            replaced = make_sparse(model, config, split)
-        except ValueError as error:  # the configuration calls the option moe_layers
-            raise ValueError(str(error).removeprefix("moe_")) from error
+        replaced = make_sparse(model, config, split)
         for layer, mlp in replaced:
             _initialise_from(layer, mlp, split, perturb)
     _warn_unless_equal(config, summing, perturb)
@@ -121,7 +120,7 @@ def _check_upcycling(
 
 def _warn_unless_equal(config: MoEConfig, summing: str | None, perturb: float) -> None:
     if config.num_experts == 1:
-        warnings.warn("num_experts=1: all tokens go to the same expert, so there is nothing to route", stacklevel=3)
+        warnings.warn("num_experts=1: all tokens go to the same expert, so there is nothing to route", stacklevel=4)
     reasons = [f"router={config.router!r}"] if config.router in ("expert-choice", "soft") else []
     reasons += [
         f"{name}={value}"
@@ -133,7 +132,7 @@ def _warn_unless_equal(config: MoEConfig, summing: str | None, perturb: float) -
     if perturb:
         reasons.append(f"perturb={perturb}")
     if reasons:
-        warnings.warn(f"the sparse model does not start as its parent, because of {', '.join(reasons)}", stacklevel=3)
+        warnings.warn(f"the sparse model does not start as its parent, because of {', '.join(reasons)}", stacklevel=4)
 
 
 def make_sparse(model: nn.Module, config: MoEConfig, split: int = 1) -> list[tuple[MoE, MLP]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vismoe.vit import PRESETS, MoEConfig, SparseVisionTransformer, dense_twin, make_sparse
 from vismoe.vit.config import OVERRIDES
+from vismoe.vit.weight_decay import FeatureTrunk
 
 UPCYCLED = "vmoe_upcycled"
 default_cfgs: dict[str, Any] = timm.models.generate_default_cfgs({UPCYCLED: {}})
@@ -44,7 +45,7 @@ def vmoe_upcycled(
         UPCYCLED,
         pretrained,
         pretrained_filter_fn=_filter_as_parent,
-        feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
+        feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": FeatureTrunk},
         **arguments,
     )
     return model
