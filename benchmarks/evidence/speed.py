@@ -21,20 +21,26 @@ from torch import nn
 from torch.nn import functional as F
 
 import vismoe
+from vismoe.weights import data_config
 
 from .families import multiplications
 from .runs import BATCH, queue
 from .study import TABLE
-from .tasks import DECISIVE, PIXELS, TASKS
+from .tasks import DECISIVE, TASKS
 from .work import RESULTS
 
 SPEED = RESULTS / "evidence_speed.csv"
 CLASSES = TASKS[DECISIVE].classes
 
 
+def pictures_for(network: nn.Module, number: int) -> torch.Tensor:
+    """Random pictures of the size that the network takes."""
+    return torch.randn(number, *data_config(network)["input_size"])
+
+
 def latency(network: nn.Module) -> float:
     """Milliseconds of one picture, at evaluation."""
-    picture = torch.randn(1, 3, PIXELS, PIXELS)
+    picture = pictures_for(network, 1)
     network.eval()
     with torch.inference_mode():
         start = time.perf_counter()
@@ -44,7 +50,7 @@ def latency(network: nn.Module) -> float:
 
 def training_step(network: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     """Milliseconds of processor time of one batch: forward, backward, AdamW."""
-    pictures, labels = torch.randn(BATCH, 3, PIXELS, PIXELS), torch.randint(CLASSES, (BATCH,))
+    pictures, labels = pictures_for(network, BATCH), torch.randint(CLASSES, (BATCH,))
     network.train()
     start = time.process_time()
     F.cross_entropy(network(pictures), labels).backward()
