@@ -73,7 +73,7 @@ def optimized(network: nn.Module, dtype: str) -> nn.Module | None:
     except ValueError as error:
         if dtype == "float32":
             raise
-        print(f"no row in {dtype}: {error}\n")
+        print(f"\nNo rows in {dtype}: {error}")
         return None
 
 
@@ -128,9 +128,9 @@ def inference(threads: tuple[int, ...], compiled: bool) -> Iterator[list[Row]]:
     print(f"| images | threads | type | ms | {' | '.join(names.values())} |")
     print("| --- " * (4 + len(names)) + "|", flush=True)
     for dtype, limits in INFERENCE.items():
-        sparse, dense = (optimized(network, dtype) for network in (sparse_network(), dense_network()))
-        if sparse is None or dense is None:
-            return
+        if (sparse := optimized(sparse_network(), dtype)) is None:
+            continue
+        dense = vismoe.optimize(dense_network(), dtype=dtype)
         for number in BATCHES:
             for count in threads:
                 torch.set_num_threads(count)
