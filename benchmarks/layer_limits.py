@@ -18,9 +18,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 import tyro
-from layer_speed import processor
 from matplotlib.ticker import LogLocator
 from table import Table
+from timing import processor
 from torch import nn
 
 import vismoe

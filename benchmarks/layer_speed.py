@@ -9,9 +9,6 @@ plain; plain ÷ packed. If there is a CUDA device, forward and backward ÷ plain
 autocast too. Writes results/layer_speed.csv.
 """
 
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +17,12 @@ from typing import Any
 import torch
 import tyro
 from table import Table
+from timing import Side, forward, medians, packed_mlp, processor, with_limit
 from torch import Tensor, nn
 
 import vismoe
 
 RESULTS = Path(__file__).parent / "results" / "layer_speed.csv"
-SECONDS = 1.5
-"""About how long each side of a case is measured."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +57,6 @@ CASES = (
 )
 
 
-class Packed(nn.Module):
-    """A dense MLP with oneDNN's packed weights, GELU fused into the first product."""
-
-    def __init__(self, dense: nn.Sequential, tokens: int):
-        super().__init__()
-        up: Any = dense[0]
-        down: Any = dense[2]
-        pack = torch.ops.mkldnn._reorder_linear_weight
-        self.up, self.up_bias = pack(up.weight.detach(), tokens), up.bias.detach()
-        self.down, self.down_bias = pack(down.weight.detach(), tokens), down.bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        linear = torch.ops.mkldnn._linear_pointwise
-        hidden = linear(x, self.up, self.up_bias, "gelu", [], "tanh")
-        y: Tensor = linear(hidden, self.down, self.down_bias, "none", [], "")
-        return y
-
-
 def build(case: Case, device: str) -> tuple[vismoe.MoE, nn.Sequential, Callable[[], Tensor]]:
     """The sparse layer, the dense MLP k times as wide, and a source of inputs."""
     torch.manual_seed(0)
@@ -105,41 +83,16 @@ def build(case: Case, device: str) -> tuple[vismoe.MoE, nn.Sequential, Callable[
     return sparse.to(device), dense.to(device), inputs
 
 
-def forward(module: nn.Module, x: Tensor) -> None:
-    with torch.inference_mode():
-        module(x)
-
-
 def forward_backward(module: nn.Module, x: Tensor) -> None:
     for parameter in module.parameters():
         parameter.grad = None
     module(x.requires_grad_()).sum().backward()
 
 
-Side = tuple[Callable[[nn.Module, Tensor], None], nn.Module]
-
-
-def medians(sides: dict[str, Side], inputs: Callable[[], Tensor]) -> dict[str, float]:
-    """Median milliseconds of each side; all sides in turn."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    repeats = 0
-    while repeats < 12 or (sum(times["plain"]) < SECONDS and repeats < 2000):
-        for name, (run, module) in sides.items():
-            x = inputs()
-            start = time.perf_counter()
-            run(module, x)
-            if x.is_cuda:
-                torch.cuda.synchronize()
-            if repeats >= 2:
-                times[name].append(time.perf_counter() - start)
-        repeats += 1
-    return {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
-
-
 def measure_cpu(case: Case) -> dict[str, float]:
     """Milliseconds by side."""
     sparse, dense, inputs = build(case, "cpu")
-    packed, optimized = Packed(dense, case.tokens), vismoe.optimize(sparse)
+    packed, optimized = packed_mlp(dense, case.tokens), vismoe.optimize(sparse)
     evaluated: dict[str, Side] = {
         "packed": (forward, packed),
         "plain": (forward, dense),
@@ -155,12 +108,6 @@ def measure_cpu(case: Case) -> dict[str, float]:
 def describe(case: Case) -> str:
     shape = f"{case.tokens} tokens, d={case.dim}, h={case.hidden}, E={case.num_experts}, k={case.k}"
     return shape + (", half on one" if case.skewed else "")
-
-
-def with_limit(ratio: float, limit: float | None) -> str:
-    if limit is None:
-        return f"{ratio:.2f}"
-    return f"{ratio:.2f} (≤ {limit:g})" if ratio <= limit else f"**{ratio:.2f}** (≤ {limit:g})"
 
 
 def main(threads: tuple[int, ...] = (1, 2), out: Path = RESULTS) -> None:
@@ -205,16 +152,6 @@ def as_row(case: Case, device: str, threads: int, dtype: str, ms: dict[str, floa
     }
     place = {"half_on_one": case.skewed, "device": device, "threads": threads, "dtype": dtype}
     return shape | place | {f"{name}_ms": round(value, 4) for name, value in ms.items()}
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ def speed():
     """As long as multiplications say, but that the sparse trunk takes half as long again."""
     networks = {DENSE_1: 1.0, GROWN[0]: 2.0, GROWN[4]: 4.0, SPARSE_32: 1.5 * SPARSE_COST, HASH_32: 1.5 * SPARSE_COST}
     return [
-        {"family": family.name, "width": str(width), "step_cpu_ms": str(cost), "latency_ms": str(cost)}
+        {"family": family.name, "width": str(width)}
+        | dict.fromkeys(("step_cpu_ms", "latency_ms", "optimized_ms"), str(cost))
         for width in WIDTHS
         for family, cost in networks.items()
     ]

@@ -167,6 +167,7 @@ class Findings:
     pictures: dict[int, Interval]
     processor: dict[int, Interval]
     latency: dict[int, Interval]
+    optimized: dict[int, Interval]
     faster: dict[int, Interval]
     gain: dict[int, Interval]
     over_fixed: dict[int, Interval]
@@ -183,7 +184,8 @@ def findings(rows: Sequence[Row], speed: Sequence[Row], losses: Losses, views: V
     **Raises:** KeyError where a decisive run or a measurement of speed is missing.
     """
     found = {width: decisive_of(rows, width) for width in WIDTHS}
-    processor, latency = measured(speed, "step_cpu_ms"), measured(speed, "latency_ms")
+    processor = measured(speed, "step_cpu_ms")
+    latency, optimized = measured(speed, "latency_ms"), measured(speed, "optimized_ms")
 
     def each(figure: Callable[[Decisive], Interval]) -> dict[int, Interval]:
         return {width: figure(decisive) for width, decisive in found.items()}
@@ -200,7 +202,8 @@ def findings(rows: Sequence[Row], speed: Sequence[Row], losses: Losses, views: V
     said = verdict({width: [seeds[width][100], pictures[width]] for width in WIDTHS}, gains, fixed, ladders)
     if any(interval.low > 1 and interval.bound in ("", "≥") for interval in faster.values()):
         said += "; sparse learns faster too, and the multiplier falls with training"
-    return Findings(views, seeds, pictures, times(processor), times(latency), faster, gains, fixed, said)
+    spent = times(processor), times(latency), times(optimized)
+    return Findings(views, seeds, pictures, *spent, faster, gains, fixed, said)
 
 
 def arrays_in(folder: Path) -> Callable[[Row], Mapping[str, np.ndarray]]:

@@ -67,11 +67,13 @@ def multiplier_table(each: Sequence[Findings]) -> str:
     shares = [f"at {share} % of the steps" for share in SHARES]
     lines = [
         [found.views.name, width, *(between(found.seeds[width][share]) for share in SHARES)]
-        + [between(figure[width]) for figure in (found.faster, found.pictures, found.processor, found.latency)]
+        + [between(figure[width]) for figure in (found.faster, found.pictures)]
+        + [between(figure[width]) for figure in (found.processor, found.latency, found.optimized)]
         for found in each
         for width in WIDTHS
     ]
-    return table(["views", "width", *shares, "25 % ÷ 100 %", "over images", "processor time", "latency"], lines)
+    times = ["processor time", "latency", "latency, optimized"]
+    return table(["views", "width", *shares, "25 % ÷ 100 %", "over images", *times], lines)
 
 
 def control_table(each: Sequence[Findings], rows: Sequence[Row]) -> str:

@@ -3,13 +3,16 @@
     PYTHONPATH=benchmarks python -m evidence.speed      # two or three minutes of an idle machine
 
 The runs are spread over sittings and machines, so their own processor times do not compare; here all take turns on one
-thread of one machine. Weights are those of the start. Writes results/evidence_speed.csv.
+thread of one machine. A picture alone is timed with each network as it is, and as `vismoe.optimize` makes it. Weights
+are those of the start, but for the few steps that are timed, which balance the experts. Writes
+results/evidence_speed.csv.
 """
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import tyro
@@ -17,19 +20,27 @@ from table import Table
 from torch import nn
 from torch.nn import functional as F
 
+import vismoe
+from vismoe.weights import data_config
+
 from .families import multiplications
 from .runs import BATCH, queue
 from .study import TABLE
-from .tasks import DECISIVE, PIXELS, TASKS
+from .tasks import DECISIVE, TASKS
 from .work import RESULTS
 
 SPEED = RESULTS / "evidence_speed.csv"
 CLASSES = TASKS[DECISIVE].classes
 
 
+def pictures_for(network: nn.Module, number: int) -> torch.Tensor:
+    """Random pictures of the size that the network takes."""
+    return torch.randn(number, *data_config(network)["input_size"])
+
+
 def latency(network: nn.Module) -> float:
     """Milliseconds of one picture, at evaluation."""
-    picture = torch.randn(1, 3, PIXELS, PIXELS)
+    picture = pictures_for(network, 1)
     network.eval()
     with torch.inference_mode():
         start = time.perf_counter()
@@ -39,7 +50,7 @@ def latency(network: nn.Module) -> float:
 
 def training_step(network: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     """Milliseconds of processor time of one batch: forward, backward, AdamW."""
-    pictures, labels = torch.randn(BATCH, 3, PIXELS, PIXELS), torch.randint(CLASSES, (BATCH,))
+    pictures, labels = pictures_for(network, BATCH), torch.randint(CLASSES, (BATCH,))
     network.train()
     start = time.process_time()
     F.cross_entropy(network(pictures), labels).backward()
@@ -61,22 +72,24 @@ def main(latencies: int = 300, steps: int = 12, out: Path = SPEED) -> None:
     networks = {key: run.network() for key, run in runs.items()}
     optimizers = {key: torch.optim.AdamW(network.parameters(), 1e-4) for key, network in networks.items()}
 
-    def medians(measure: Callable[..., float], repeats: int, *more: dict) -> dict:
-        found = {key: [] for key in networks}
+    def medians(those: dict[Any, nn.Module], measure: Callable[..., float], repeats: int, *more: dict) -> dict:
+        found = {key: [] for key in those}
         for repeat in range(repeats + 2):
-            for key, network in networks.items():
+            for key, network in those.items():
                 milliseconds = measure(network, *(each[key] for each in more))
                 if repeat >= 2:
                     found[key].append(milliseconds)
         return {key: median(each) for key, each in found.items()}
 
-    step, alone = medians(training_step, steps, optimizers), medians(latency, latencies)
+    step = medians(networks, training_step, steps, optimizers)
+    forms = {"latency_ms": networks, "optimized_ms": {key: vismoe.optimize(each) for key, each in networks.items()}}
+    alone = medians({(form, key): forms[form][key] for form in forms for key in networks}, latency, latencies)
     rows = [
         {
             "family": family.name,
             "width": width,
             "trunk": multiplications(networks[family, width])[0],
-            "latency_ms": round(alone[family, width], 3),
+            **{form: round(alone[form, (family, width)], 3) for form in forms},
             "step_cpu_ms": round(step[family, width], 1),
         }
         for family, width in networks

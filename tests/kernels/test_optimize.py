@@ -1,5 +1,8 @@
 """Promise: `vismoe.optimize` gives the same outputs, says what it leaves, and refuses what its form cannot do."""
 
+import weakref
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -72,6 +75,23 @@ def test_a_copy_by_default_and_the_model_itself_in_place() -> None:
     assert vismoe.optimize(model, inplace=True) is model
     assert any(isinstance(module, PackedLinear) for module in model.modules())
     assert not any("experts" in name for name, _ in model.named_parameters())
+
+
+def test_in_place_no_second_copy_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight of a linear layer is gone before the next but one is packed."""
+    model = vismoe.create_model("vmoe_pico_patch2_8_dense")
+    weights = [weakref.ref(layer.weight) for layer in model.modules() if isinstance(layer, nn.Linear)]
+    alive: list[int] = []
+    build = PackedLinear.__init__
+
+    def counting(self: PackedLinear, *arguments: Any) -> None:
+        alive.append(sum(weight() is not None for weight in weights))
+        build(self, *arguments)
+
+    monkeypatch.setattr(PackedLinear, "__init__", counting)
+    vismoe.optimize(model, inplace=True)
+    assert len(alive) == len(weights)
+    assert all(left <= len(weights) - done + 1 for done, left in enumerate(alive))
 
 
 def test_what_the_form_cannot_do_is_refused() -> None:

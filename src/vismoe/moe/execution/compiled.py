@@ -46,7 +46,8 @@ class PackedExperts(nn.Module):
     def forward(self, *inputs: Any) -> Tensor:
         raise RuntimeError(
             "experts that vismoe.optimize packed are multiplied by compiled kernels alone: in "
-            f"{self.tensors.dtype}, and not under autocast, torch.compile, torch.func or a counter of operations; use the original network there"
+            f"{self.tensors.dtype}, and not under autocast, torch.compile, torch.func or a counter of operations; use "
+            "the original network there"
         )
 
 

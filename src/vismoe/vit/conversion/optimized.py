@@ -121,7 +121,8 @@ def _pack(layer: MoE, dtype: torch.dtype) -> bool:
 
 
 def _replace_linear_layers(network: nn.Module, dtype: torch.dtype) -> None:
-    for module in list(network.modules()):
+    # Without the linear layers: a list of them would keep their weights in memory until all are packed.
+    for module in [module for module in network.modules() if type(module) not in LINEAR]:
         if isinstance(module, UNTOUCHED):
             continue
         if type(module) is Mlp and type(module.fc1) in LINEAR:
