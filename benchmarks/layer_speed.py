@@ -5,10 +5,12 @@
 In float32, with new inputs each time; all sides run in turn, and medians are compared. "Packed" is the dense MLP as
 oneDNN runs it with packed weights and fused GELU, "plain" as PyTorch runs it. On a CPU the table has four ratios: the
 layer that `vismoe.optimize` makes ÷ packed; the layer in evaluation mode ÷ the optimized one; forward and backward ÷
-plain; plain ÷ packed. If there is a CUDA device, forward and backward ÷ plain are measured there, with bfloat16
-autocast too. Writes results/layer_speed.csv.
+plain; plain ÷ packed. Where the processor multiplies bfloat16, a fifth: optimized ÷ packed, both in bfloat16. If there
+is a CUDA device, forward and backward ÷ plain are measured there, with bfloat16 autocast too. Writes
+results/layer_speed.csv.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +23,15 @@ from timing import Side, forward, medians, packed_mlp, processor, with_limit
 from torch import Tensor, nn
 
 import vismoe
+from vismoe.kernels import native
 
 RESULTS = Path(__file__).parent / "results" / "layer_speed.csv"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One case. Limits: largest accepted optimized ÷ packed, evaluation mode ÷ optimized, forward + backward ÷ plain;
-    `skewed`: half of the tokens go to one expert."""
+    """One case. Limits: largest accepted optimized ÷ packed, evaluation mode ÷ optimized, forward + backward ÷ plain,
+    optimized ÷ packed in bfloat16; `skewed`: half of the tokens go to one expert."""
 
     tokens: int
     dim: int
@@ -38,14 +41,15 @@ class Case:
     optimized: float | None = None
     evaluation: float | None = None
     training: float | None = None
+    bfloat16: float | None = None
     skewed: bool = False
 
 
 CASES = (
-    Case(2048, 384, 1536, 8, 1, 1.15, 1.5, 1.0),
+    Case(2048, 384, 1536, 8, 1, 1.15, 1.5, 1.0, 1.25),
     Case(2048, 384, 1536, 8, 2, 1.15, 1.5, 1.0),
     Case(2048, 384, 1536, 32, 1),
-    Case(2048, 384, 1536, 64, 1, 1.7, 1.6, 1.5),
+    Case(2048, 384, 1536, 64, 1, 1.7, 1.6, 1.5, 1.9),
     Case(3136, 192, 768, 8, 1),
     Case(196, 384, 1536, 8, 1, 1.5, 1.7, 1.4),
     Case(196, 384, 1536, 8, 2, 1.3, 1.7, 1.2),
@@ -102,7 +106,14 @@ def measure_cpu(case: Case) -> dict[str, float]:
     figures = medians(evaluated, inputs)
     trained: dict[str, Side] = {"plain": (forward_backward, dense), "training": (forward_backward, sparse.train())}
     of_training = medians(trained, inputs)
-    return figures | {"training": of_training["training"], "plain_training": of_training["plain"]}
+    figures |= {"training": of_training["training"], "plain_training": of_training["plain"]}
+    if native() is not None and native().has_bfloat16():
+        rounded: dict[str, Side] = {
+            "packed_bfloat16": (forward, packed_mlp(copy.deepcopy(dense).bfloat16(), case.tokens)),
+            "optimized_bfloat16": (forward, vismoe.optimize(sparse, dtype="bfloat16")),
+        }
+        figures |= medians(rounded, lambda: inputs().bfloat16())
+    return figures
 
 
 def describe(case: Case) -> str:
@@ -114,8 +125,9 @@ def main(threads: tuple[int, ...] = (1, 2), out: Path = RESULTS) -> None:
     """Measure every case; print a table and write it."""
     rows: list[dict[str, Any]] = []
     print(f"{processor()}; kernels: {vismoe.kernels_in_use()}; PyTorch {torch.__version__}\n")
-    print("| case | threads | optimized ÷ packed | evaluation ÷ optimized | training ÷ plain | plain ÷ packed |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    columns = "optimized ÷ packed", "evaluation ÷ optimized", "training ÷ plain", "plain ÷ packed", "in bfloat16"
+    print(f"| case | threads | {' | '.join(columns)} |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for case in CASES:
         for count in threads:
             torch.set_num_threads(count)
@@ -125,6 +137,9 @@ def main(threads: tuple[int, ...] = (1, 2), out: Path = RESULTS) -> None:
                 with_limit(ms["evaluation"] / ms["optimized"], case.evaluation),
                 with_limit(ms["training"] / ms["plain_training"], case.training),
                 f"{ms['plain'] / ms['packed']:.2f}",
+                with_limit(ms["optimized_bfloat16"] / ms["packed_bfloat16"], case.bfloat16)
+                if "packed_bfloat16" in ms
+                else "–",
             ]
             print(f"| {describe(case)} | {count} | {' | '.join(cells)} |", flush=True)
             rows.append(as_row(case, "cpu", count, "float32", ms))
