@@ -5,7 +5,7 @@
 On a CPU, in float32, with new inputs each time; all sides run in turn, and medians are compared. "Packed" is the dense
 MLP as oneDNN runs it with packed weights and fused GELU, "plain" as PyTorch runs it. The table has four ratios: the
 layer that `vismoe.optimize` makes ÷ packed; the layer in evaluation mode ÷ the optimized one; forward and backward ÷
-plain; plain ÷ packed. Writes results/layer_speed.csv. For a CUDA device there is benchmarks/cuda.py.
+plain; plain ÷ packed. Writes results/layer_speed.csv. For a CUDA device there is benchmarks/cuda_device.py.
 """
 
 import platform
