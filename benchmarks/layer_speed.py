@@ -118,11 +118,14 @@ def forward_backward(module: nn.Module, x: Tensor) -> None:
 Side = tuple[Callable[[nn.Module, Tensor], None], nn.Module]
 
 
-def medians(sides: dict[str, Side], inputs: Callable[[], Tensor], seconds: float = SECONDS) -> dict[str, float]:
-    """Median milliseconds of each side; all sides in turn, for about `seconds` a side on average."""
+def medians(
+    sides: dict[str, Side], inputs: Callable[[], Tensor], seconds: float = SECONDS, fewest: int = 12
+) -> dict[str, float]:
+    """Median milliseconds of each side; all sides in turn, for about `seconds` a side on average, but at least `fewest`
+    times. The first two times of each do not count."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     repeats = 0
-    while repeats < 12 or (sum(map(sum, times.values())) < seconds * len(sides) and repeats < 2000):
+    while repeats < fewest or (sum(map(sum, times.values())) < seconds * len(sides) and repeats < 2000):
         for name, (run, module) in sides.items():
             x = inputs()
             start = time.perf_counter()

@@ -297,7 +297,7 @@ def measure(
             else:
                 sides[" ".join(key)] = (run, layer)
         try:
-            milliseconds = medians(sides, inputs, seconds) if sides else {}
+            milliseconds = medians(sides, inputs, seconds, fewest=7) if sides else {}
         except Exception as error:  # too little memory for some of them at once
             milliseconds = {}
             for key in layers:
@@ -438,7 +438,7 @@ def main(
     seconds: float = SECONDS,
     out: Path = RESULTS,
 ) -> None:
-    """Measure every layer; print a table and write it.
+    """Measure every layer; print a table, and write it row by row.
 
     Args:
         threads: Numbers of threads; each is measured.
@@ -453,9 +453,9 @@ def main(
         for number in shapes:
             for family in families:
                 rows += measure(family, SHAPES[number], seconds=seconds)
+                Table(out).write(rows)
     print(f"{processor()}; kernels: {vismoe.kernels_in_use()}; PyTorch {torch.__version__}\n")
     print(as_table(rows))
-    Table(out).write(rows)
 
 
 if __name__ == "__main__":
