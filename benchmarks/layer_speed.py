@@ -119,21 +119,25 @@ Side = tuple[Callable[[nn.Module, Tensor], None], nn.Module]
 
 
 def medians(
-    sides: dict[str, Side], inputs: Callable[[], Tensor], seconds: float = SECONDS, fewest: int = 12
+    sides: dict[str, Side],
+    inputs: Callable[[], Tensor],
+    seconds: float = SECONDS,
+    fewest: int = 12,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median milliseconds of each side; all sides in turn, for about `seconds` a side on average, but at least `fewest`
-    times. The first two times of each do not count."""
+    """Median milliseconds of each side by a clock; all sides in turn, for about `seconds` a side on average, but at
+    least `fewest` times. The first two times of each do not count."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     repeats = 0
     while repeats < fewest or (sum(map(sum, times.values())) < seconds * len(sides) and repeats < 2000):
         for name, (run, module) in sides.items():
             x = inputs()
-            start = time.perf_counter()
+            start = clock()
             run(module, x)
             if x.is_cuda:
                 torch.cuda.synchronize()
             if repeats >= 2:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
         repeats += 1
     return {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
 

@@ -2,6 +2,7 @@
 
     pip install -c constraints.txt -e '.[bench]'     # the other libraries
     python benchmarks/peers.py                       # every shape, one and two threads: some minutes of two idle cores
+    python benchmarks/peers.py --clock cpu --threads 1    # a first look on a busy machine: processor time
 
 Each library's layer gets the weights of a layer of vismoe's, and its outputs are compared with that one's before it is
 measured ("difference": the largest, relative to the largest output). In float32 on a CPU, with new inputs each time;
@@ -22,6 +23,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +48,8 @@ SAME = 1e-3
 something else, and is not measured."""
 MODULES = {"deepspeed": "deepspeed", "soft_moe_pytorch": "soft-moe-pytorch", "transformers": "transformers"}
 """The modules of the extra `bench`, and the packages that have them."""
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""Processor time is that of all threads together, and does not depend on other processes' shares of the processor."""
 Family = Literal["mlp", "gated", "soft"]
 
 
@@ -261,7 +265,12 @@ def source(shape: Shape, device: str, dtype: torch.dtype) -> Callable[[], Tensor
 
 
 def measure(
-    family: Family, shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32, seconds: float = SECONDS
+    family: Family,
+    shape: Shape,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seconds: float = SECONDS,
+    clock: str = "wall",
 ) -> list[dict[str, Any]]:
     """A row for each layer of a family: milliseconds, or why there are none."""
     settings = [("vismoe", "as it is")] + [("vismoe", "optimized")] * (device == "cpu" and dtype == torch.float32)
@@ -271,6 +280,7 @@ def measure(
             **asdict(shape),
             "device": device,
             "threads": torch.get_num_threads() if device == "cpu" else "",
+            "clock": clock,
             "dtype": str(dtype).removeprefix("torch."),
             "family": family,
             "library": library,
@@ -297,7 +307,7 @@ def measure(
             else:
                 sides[" ".join(key)] = (run, layer)
         try:
-            milliseconds = medians(sides, inputs, seconds, fewest=7) if sides else {}
+            milliseconds = medians(sides, inputs, seconds, 7, CLOCKS[clock]) if sides else {}
         except Exception as error:  # too little memory for some of them at once
             milliseconds = {}
             for key in layers:
@@ -436,6 +446,7 @@ def main(
     threads: tuple[int, ...] = (1, 2),
     shapes: tuple[int, ...] = tuple(range(len(SHAPES))),
     seconds: float = SECONDS,
+    clock: Literal["wall", "cpu"] = "wall",
     out: Path = RESULTS,
 ) -> None:
     """Measure every layer; print a table, and write it row by row.
@@ -444,17 +455,20 @@ def main(
         threads: Numbers of threads; each is measured.
         shapes: Which of the shapes, by number from 0.
         seconds: About how long each layer is measured, on average.
+        clock: wall, or cpu for processor time, with one thread on a busy machine.
         out: CSV file that is written.
     """
+    if clock == "cpu" and threads != (1,):
+        raise SystemExit("--clock cpu counts the time of all threads: give --threads 1")
     rows: list[dict[str, Any]] = []
     families: tuple[Family, ...] = ("mlp", "gated", "soft")
     for count in threads:
         torch.set_num_threads(count)
         for number in shapes:
             for family in families:
-                rows += measure(family, SHAPES[number], seconds=seconds)
+                rows += measure(family, SHAPES[number], seconds=seconds, clock=clock)
                 Table(out).write(rows)
-    print(f"{processor()}; kernels: {vismoe.kernels_in_use()}; PyTorch {torch.__version__}\n")
+    print(f"{processor()}; kernels: {vismoe.kernels_in_use()}; PyTorch {torch.__version__}; {clock} time\n")
     print(as_table(rows))
 
 
