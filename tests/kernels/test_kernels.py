@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import vismoe
 from vismoe.kernels import native, using_kernels
+from vismoe.kernels.memory import uninitialized
 from vismoe.moe import MLPExperts, Rows, grouped, loop
 from vismoe.moe.experts.stacked import tanh_gelu
 
@@ -111,6 +112,38 @@ def test_a_layer_in_evaluation_as_with_calls(name: str, dim: int, hidden_dim: in
                 assert relative(vismoe.optimize(layer)(x), expected) < 1e-5
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"k": 1},
+        {"k": 2},
+        {"k": 3, "combine": "renormalized"},
+        {"k": 1, "capacity_factor": 0.5},
+        {"k": 2, "capacity_factor": 0.5},
+    ],
+    ids=["k1", "k2", "k3", "k1-drops", "k2-drops"],
+)
+def test_a_layer_in_training_as_with_calls(name: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    for kind, number in product(({}, {"gated": True, "norm": True, "bias": False}), (7, 600)):
+        layer = vismoe.MoE(vismoe.TopKRouter(20, 5, balance="none", **options), draw(MLPExperts(20, 70, 5, **kind)))
+        x, grad = torch.randn(1, number, 20, requires_grad=True), torch.randn(1, number, 20)
+        mask = torch.rand(1, number) < 0.8
+
+        def outcomes(layer: nn.Module, x: Tensor, grad: Tensor, mask: Tensor | None) -> list[Tensor]:
+            y = layer(x, mask)
+            return [y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], grad)]
+
+        for padding in (None, mask):
+            with using_kernels(None):
+                expected = outcomes(layer, x, grad, padding)
+            with using_kernels(name):
+                found = outcomes(layer, x, grad, padding)
+            for value, reference in zip(found, expected, strict=True):
+                assert float((value - reference).norm()) <= 1e-5 * float(reference.norm()) + 1e-5
+
+
 def test_one_expert_hot_others_without_rows_or_with_one() -> None:
     torch.manual_seed(0)
     experts = draw(MLPExperts(48, 300, 5))
@@ -180,6 +213,36 @@ def test_gradients_of_gradients() -> None:
     for value, reference in zip(second(grouped), second(loop), strict=True):
         if reference is not None:
             assert relative(value, reference) < 1e-4
+
+
+def test_gradients_of_gradients_of_a_layer() -> None:
+    torch.manual_seed(0)
+    layer = vismoe.MoE(vismoe.TopKRouter(6, 3, k=2, balance="none"), draw(MLPExperts(6, 9, 3)))
+    x = torch.randn(1, 10, 6, requires_grad=True)
+
+    def second() -> tuple[Tensor, ...]:
+        (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [x, *layer.parameters()])
+
+    with using_kernels(None):
+        expected = second()
+    for value, reference in zip(second(), expected, strict=True):
+        assert relative(value, reference) < 1e-4
+
+
+def test_large_memory_is_used_again_but_never_twice_at_once() -> None:
+    shape = 700, 1000
+    first, second = uninitialized(*shape), uninitialized(*shape)
+    assert (first.shape, first.dtype) == (shape, torch.float32)
+    first.fill_(1), second.fill_(2)
+    assert bool((first == 1).all() & (second == 2).all())
+    view, address = first[5], first.data_ptr()
+    del first
+    third = uninitialized(*shape)  # the view still holds the first one's memory
+    assert third.data_ptr() not in (address, second.data_ptr())
+    assert (view == 1).all()
+    del view
+    assert uninitialized(*shape).data_ptr() == address
 
 
 def test_only_wanted_gradients_are_computed() -> None:

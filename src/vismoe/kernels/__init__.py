@@ -2,13 +2,14 @@
 everything works, more slowly."""
 
 from .linear import PackedLinear
-from .mlp import ACTIVATIONS, TENSORS, ExpertTensors, apply_experts, pack_experts
+from .mlp import ACTIVATIONS, TENSORS, Exchanged, ExpertTensors, apply_experts, pack_experts
 from .routing import RouterTensors, apply_layer
 from .selection import kernels_in_use, native, using_kernels
 
 __all__ = [
     "ACTIVATIONS",
     "TENSORS",
+    "Exchanged",
     "ExpertTensors",
     "PackedLinear",
     "RouterTensors",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .memory import uninitialized
 from .selection import native
 
 ACTIVATIONS = {"gelu_tanh": 0, "gelu": 1, "relu": 2, "silu": 3}
@@ -15,7 +16,7 @@ ACTIVATIONS = {"gelu_tanh": 0, "gelu": 1, "relu": 2, "silu": 3}
 
 TENSORS = ("up", "up_bias", "gate", "gate_bias", "norm", "norm_bias", "down", "down_bias")
 """The parameters of experts, in the kernels' order."""
-Called = Callable[[Tensor], Tensor]
+Called = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,67 +63,114 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def apply_experts(experts: ExpertTensors, rows: Tensor, count: Tensor, called: Called) -> Tensor:
-    """The answer of each row's expert, 0 for rows behind the last expert's.
+@dataclass(frozen=True)
+class Exchanged:
+    """How rows, sorted by expert, and tokens belong together where every token has k rows.
+
+    - `token`: (R,), int64, the token of each row; `inverse`: (N, k), int64, the rows of each token.
+    - `weight`: (R,), float32, the weight of each row's answer in its token's sum.
+    """
+
+    token: Tensor
+    inverse: Tensor
+    weight: Tensor
+
+
+def apply_experts(
+    experts: ExpertTensors, x: Tensor, count: Tensor, called: Called, exchanged: Exchanged | None = None
+) -> Tensor:
+    """The answer of each row's expert, 0 for rows behind the last expert's; or each token's weighted sum of its rows'
+    answers.
 
     **Arguments:**
 
-    - `rows`: (R, d), float32, contiguous, sorted by expert; `count`: (E,), int64, rows of each expert.
-    - `called`: the same by calling the experts as modules, rows -> answers; gradients of gradients are computed by it.
+    - `x`: rows (R, d) sorted by expert, or tokens (N, d) where `exchanged` is given; float32, contiguous.
+    - `count`: (E,), int64, contiguous, rows of each expert.
+    - `called`: the same by calling the experts as modules, x -> answers, or (x, weight) -> sums where `exchanged` is
+      given; gradients of gradients are computed by it.
+    - `exchanged`: how rows and tokens belong together; default None: `x` are rows.
     """
+    weight = None if exchanged is None else exchanged.weight
     if torch.is_grad_enabled():
-        answers: Tensor = _Experts.apply(experts, called, rows, count, *experts.tensors)
-        return answers
-    return _forward(experts, rows, count, None, None)
+        y: Tensor = _Experts.apply(experts, called, exchanged, x, weight, count, *experts.tensors)
+        return y
+    return _forward(experts, exchanged, x, weight, count, None, None, None)
+
+
+def _rows_and_sums(exchanged: Exchanged | None, x: Tensor, weight: Tensor | None, count: Tensor) -> tuple[int, ...]:
+    """The kernels' arguments of rows and of sums."""
+    if exchanged is None:
+        return len(x), x.data_ptr(), 0, count.data_ptr(), 0, 0, 0, 0
+    rows = len(exchanged.token), x.data_ptr(), exchanged.token.data_ptr(), count.data_ptr()
+    return *rows, *exchanged.inverse.shape, exchanged.inverse.data_ptr(), address(weight)
 
 
 def _forward(
-    experts: ExpertTensors, rows: Tensor, count: Tensor, kept_up: Tensor | None, kept_gate: Tensor | None
+    experts: ExpertTensors,
+    exchanged: Exchanged | None,
+    x: Tensor,
+    weight: Tensor | None,
+    count: Tensor,
+    answers: Tensor | None,
+    kept_up: Tensor | None,
+    kept_gate: Tensor | None,
 ) -> Tensor:
-    answers = torch.empty_like(rows)
-    pointers = rows.data_ptr(), 0, count.data_ptr(), answers.data_ptr(), address(kept_up), address(kept_gate)
-    native().forward(torch.get_num_threads(), *experts.arguments, len(rows), *pointers)
-    return answers
+    y = torch.empty_like(x)
+    if exchanged is not None and answers is None and exchanged.inverse.shape[1] > 1:
+        answers = x.new_empty(len(exchanged.token), experts.dim)
+    of_rows, of_tokens = (y, None) if exchanged is None else (answers, y)
+    outputs = of_rows, of_tokens, kept_up, kept_gate
+    sizes = _rows_and_sums(exchanged, x, weight, count)
+    native().forward(torch.get_num_threads(), *experts.arguments, *sizes, *map(address, outputs))
+    return y
 
 
 class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, experts: ExpertTensors, called: Called, rows: Tensor, count: Tensor, *tensors: Tensor | None
+        ctx: Any,
+        experts: ExpertTensors,
+        called: Called,
+        exchanged: Exchanged | None,
+        x: Tensor,
+        weight: Tensor | None,
+        count: Tensor,
+        *tensors: Tensor | None,
     ) -> Tensor:
-        kept: list[Tensor | None] = [None, None]
+        answers, kept_up, kept_gate = None, None, None
         if any(ctx.needs_input_grad):
-            size = len(rows), experts.hidden_dim
-            kept = [rows.new_empty(size), None if experts.gate is None else rows.new_empty(size)]
-            ctx.experts, ctx.called = experts, called
-            ctx.save_for_backward(rows, count, *kept, *tensors)
-        return _forward(experts, rows, count, *kept)
+            rows = len(x) if exchanged is None else len(exchanged.token)
+            kept_up = uninitialized(rows, experts.hidden_dim)
+            kept_gate = None if experts.gate is None else uninitialized(rows, experts.hidden_dim)
+            answers = None if exchanged is None else x.new_empty(rows, experts.dim)
+            ctx.experts, ctx.called, ctx.exchanged = experts, called, exchanged
+            ctx.save_for_backward(x, weight, count, answers, kept_up, kept_gate, *tensors)
+        return _forward(experts, exchanged, x, weight, count, answers, kept_up, kept_gate)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, count, kept_up, kept_gate, *tensors = ctx.saved_tensors
-        wants_rows, _, *wants = ctx.needs_input_grad[2:]
+        x, weight, count, answers, kept_up, kept_gate, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is itself to be differentiated
-            return None, None, *_differentiable(ctx, grad, rows, count, tensors)
+            return None, None, None, *_differentiable(ctx, grad, x, weight, count, *tensors)
+        wants_x, wants_weight, _, *wants = ctx.needs_input_grad[3:]
         grad, experts = grad.contiguous(), ctx.experts
-        work_up, work_gate = torch.empty_like(kept_up), None if kept_gate is None else torch.empty_like(kept_gate)
-        grad_rows = torch.empty_like(rows) if wants_rows else None
-        grads = [torch.empty_like(tensor) if want else None for tensor, want in zip(tensors, wants, strict=True)]
-        pointers = rows.data_ptr(), 0, count.data_ptr()
-        outputs = map(address, (grad, kept_up, kept_gate, work_up, work_gate, grad_rows, *grads))
-        native().backward(torch.get_num_threads(), *experts.arguments, len(rows), *pointers, *outputs)
-        return None, None, grad_rows, None, *grads
+        work_up = uninitialized(*kept_up.shape)
+        work_gate = None if kept_gate is None else uninitialized(*kept_gate.shape)
+        grad_x = torch.empty_like(x) if wants_x else None
+        grad_weight = torch.empty_like(weight) if wants_weight else None
+        grads = [uninitialized(*each.shape) if want else None for each, want in zip(tensors, wants, strict=True)]
+        sizes = _rows_and_sums(ctx.exchanged, x, weight, count)
+        pointers = map(address, (grad, answers, kept_up, kept_gate, work_up, work_gate, grad_x, grad_weight, *grads))
+        native().backward(torch.get_num_threads(), *experts.arguments, *sizes, *pointers)
+        return None, None, None, grad_x, grad_weight, None, *grads
 
 
-def _differentiable(
-    ctx: Any, grad: Tensor, rows: Tensor, count: Tensor, tensors: list[Tensor | None]
-) -> list[Tensor | None]:
-    """The gradients of rows, count (None) and tensors, by operations that can be differentiated again."""
-    inputs = [rows, count, *tensors]
-    wanted = [tensor for tensor, want in zip(inputs, ctx.needs_input_grad[2:], strict=True) if want]
-    answers = ctx.called(rows)
-    found = iter(torch.autograd.grad(answers, wanted, grad, create_graph=True))  # type: ignore[arg-type]
-    return [next(found) if want else None for want in ctx.needs_input_grad[2:]]
+def _differentiable(ctx: Any, grad: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
+    """The gradients of x, weight, count (None) and tensors, by operations that can be differentiated again."""
+    wanted = [tensor for tensor, want in zip(inputs, ctx.needs_input_grad[3:], strict=True) if want]
+    y = ctx.called(*inputs[: 1 if ctx.exchanged is None else 2])
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))  # type: ignore[arg-type]
+    return [next(found) if want else None for want in ctx.needs_input_grad[3:]]
 
 
 def pack_experts(experts: ExpertTensors) -> ExpertTensors:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .condition import Conditioned
-from .execution.compiled import compiled_layer
+from .execution.compiled import compiled_layer, compiled_sums
 from .execution.exchange import Exchange, LocalExchange
 from .execution.products import Product, grouped
 from .plan import Plan, SparsePlan
@@ -113,20 +113,34 @@ class MoE(Conditioned):
         self._write_record(routing)
         if self.group_size != "none" and tokens_GSd.shape[1] != self.group_size:
             self._warn_of_groups(tokens_BSd, routing.plan)
-        rows = self.exchange.dispatch(routing.plan, tokens_GSd.flatten(0, 1))
-        answers = self.product(self.experts, rows)
-        y = self.exchange.combine(routing.plan, rows, answers).view(tokens_BSd.shape)
+        y = self._apply_experts(routing.plan, tokens_GSd.flatten(0, 1)).view(tokens_BSd.shape)
         if self.shared is not None:
             y = y + self.shared(tokens_BSd)
         if mask is not None:
             y = torch.where(mask[..., None], y, 0)
         return y.view(x.shape)
 
+    def _is_usual(self) -> bool:
+        """Whether the exchange and the product are those that compiled kernels may stand for."""
+        return type(self.exchange) is LocalExchange and not self.exchange.bfloat16 and self.product is grouped
+
+    def _apply_experts(self, plan: Plan, tokens_Nd: Tensor) -> Tensor:
+        """The weighted sum of each token's experts' outputs."""
+
+        def called(tokens_Nd: Tensor, weight_R: Tensor | None = None) -> Tensor:
+            given = plan
+            if weight_R is not None and isinstance(plan, SparsePlan):
+                given = replace(plan, weight=weight_R)
+            rows = self.exchange.dispatch(given, tokens_Nd)
+            return self.exchange.combine(given, rows, self.product(self.experts, rows))
+
+        y = compiled_sums(self.experts, plan, tokens_Nd, called) if self._is_usual() else None
+        return called(tokens_Nd) if y is None else y
+
     def _compiled(self, x: Tensor) -> Tensor | None:
         """The outcome by one call of the compiled kernels; None where routing is recorded, a part of the layer is not
         the usual one, or a gradient may be wanted."""
-        usual = type(self.exchange) is LocalExchange and not self.exchange.bfloat16 and self.product is grouped
-        if not usual or self.tape.open:
+        if not self._is_usual() or self.tape.open:
             return None
         y = compiled_layer(self.router, self.experts, x.reshape(-1, x.shape[-1]))
         if y is None:

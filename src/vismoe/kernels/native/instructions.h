@@ -2,6 +2,7 @@
 // table of its functions, and its name), WIDTH (floats of a vector), VECTORS (vectors of a
 // panel), TALL (rows of a tile), SUMS (vectors of sums that registers hold), LOW and HIGH (lanes of two vectors' halves),
 // STREAM (a store past the caches, to an aligned address).
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -23,7 +24,7 @@ namespace {
 }  // namespace
 }  // namespace SET
 
-const Kernels TABLE = {LABEL,      SET::PANEL,   SET::forward, SET::backward,
-                       SET::route, SET::combine, SET::linear,  SET::pack};
+const Kernels TABLE = {LABEL,      SET::PANEL,  SET::forward, SET::backward,
+                       SET::route, SET::linear, SET::pack};
 
 }  // namespace vismoe

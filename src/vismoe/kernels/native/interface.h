@@ -24,25 +24,37 @@ struct Rows {
     const int64_t* count;
 };
 
-// y[r] = answer of row r, or y[token[r]] = weight[r] * answer where weight is given. Hidden layers before the
-// activation, (R, h), are kept where pointers are given.
+// How rows and tokens belong together: y[n] = Σ weight[r] · answer[r] over the k rows r = inverse[n·k]… of token n.
+// Without weights, tokens are rows. Row r is of tokens[token[r]], and every row is of some token; rows that are not live
+// answer 0.
+struct Sums {
+    int64_t num_tokens, k;
+    const int64_t* inverse;
+    const float* weight;
+};
+
+// Answers of rows, (R, d), where a pointer is given (k > 1 needs one), and of tokens, (N, d), where weights are given.
+// Hidden layers before the activation, (R, h), are kept where pointers are given.
 struct Forward {
     Experts experts;
     Rows rows;
-    const float* weight;
-    float* y;
+    Sums sums;
+    float *answers, *y;
     float *kept_up, *kept_gate;
 };
 
-// Gradients of everything; null for what is not wanted or is not there. grad_up is needed as working memory, (R, h),
-// and so is grad_gate for gated experts: kept_up and kept_gate themselves may be given.
+// Gradients of everything; null for what is not wanted or is not there. work_up is needed as working memory, (R, h), and
+// so is work_gate for gated experts: kept_up and kept_gate themselves may be given. grad_y and grad_x are of rows, or of
+// tokens where weights are given; then `answers` of rows give the weights' gradients.
 struct Backward {
     Experts experts;
     Rows rows;
-    const float* grad_y;
+    Sums sums;
+    const float *grad_y, *answers;
     const float *kept_up, *kept_gate;
     float *work_up, *work_gate;
-    float *grad_x, *up, *up_bias, *gate, *gate_bias, *norm, *norm_bias, *down, *down_bias;
+    float *grad_x, *grad_weight;
+    float *up, *up_bias, *gate, *gate_bias, *norm, *norm_bias, *down, *down_bias;
 };
 
 // Token choice without capacity. Logits are tokens · weightᵀ; the k experts with the largest logit + bias are chosen,
@@ -73,7 +85,6 @@ struct Kernels {
     void (*forward)(const Forward&, int threads);
     void (*backward)(const Backward&, int threads);
     void (*route)(const Route&, int threads);
-    void (*combine)(const Route&, const float* rows, float* y, int threads);
     void (*linear)(const Linear&, int threads);
     void (*pack)(const float* weight, int64_t num, int64_t out, int64_t in, float* packed, int threads);
 };

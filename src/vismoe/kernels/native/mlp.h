@@ -22,9 +22,11 @@ inline int64_t live_rows(const Experts& experts, const Rows& rows) {
     return live;
 }
 
-// Rows of a piece: what it keeps fits into half a megabyte; several pieces for each thread; whole tiles.
+// Rows of a piece: what it keeps fits into half a megabyte, or into 1.3 where a piece has to pack all weights; several
+// pieces for each thread; whole tiles.
 inline int64_t rows_of_piece(const Experts& experts, const Rows& rows, int threads) {
-    int64_t fitting = (3 << 16) / (2 * experts.dim + CHUNK), shared = up_to(rows.num, threads == 1 ? 1 : 2 * threads);
+    int64_t floats = (experts.packed ? 3 : 5) << 16, fitting = floats / (2 * experts.dim + CHUNK);
+    int64_t shared = up_to(rows.num, threads == 1 ? 1 : 2 * threads);
     int64_t most = fitting < shared ? fitting : shared;
     return most < 2 * TALL ? 2 * TALL : most / TALL * TALL;
 }
@@ -88,17 +90,50 @@ INLINE void normalise(const Experts& experts, int64_t expert, At at) {
     }
 }
 
+// Where a row is the only one of its token, and of the same token's answers and gradients: no sum is needed.
+INLINE bool is_alone(const Sums& sums) { return sums.weight && sums.k == 1; }
+
 // Answers of a piece's rows to where they belong.
 template <typename At>
 INLINE void deliver(const Forward& f, const Task& task, At at) {
     int64_t d = f.experts.dim;
     const float* bias = offset(f.experts.down_bias, task.expert * d);
     for (int64_t row = task.begin; row < task.end; ++row) {
-        float* to = f.y + (f.weight ? f.rows.token[row] : row) * d;
-        vec weight = splat(f.weight ? f.weight[row] : 1.0f);
-        for (int64_t column = 0; column < d; column += WIDTH)
-            put_vector(to, column, d, weight * (load(at(row - task.begin, column)) + vector_at(bias, column, d)));
+        float *answers = offset(f.answers, row * d), *y = is_alone(f.sums) ? f.y + f.rows.token[row] * d : nullptr;
+        vec weight = splat(y ? f.sums.weight[row] : 1.0f);
+        for (int64_t column = 0; column < d; column += WIDTH) {
+            vec answer = load(at(row - task.begin, column)) + vector_at(bias, column, d);
+            if (answers) put_vector(answers, column, d, answer);
+            if (y) put_vector(y, column, d, weight * answer);
+        }
     }
+}
+
+constexpr int64_t TOKENS_OF_TASK = 64;
+
+// y[token] = the sum of the token's rows, weighted where there are weights.
+void sum_rows(const Sums& sums, const float* weight, const float* rows, int64_t dim, float* y, int threads) {
+    parallel_for(up_to(sums.num_tokens, TOKENS_OF_TASK), threads, [&](int64_t task) {
+        int64_t begin = task * TOKENS_OF_TASK, end = begin + TOKENS_OF_TASK;
+        if (end > sums.num_tokens) end = sums.num_tokens;
+        for (int64_t token = begin; token < end; ++token)
+            for (int64_t column = 0; column < dim; column += WIDTH) {
+                vec total = {};
+                for (int64_t j = 0; j < sums.k; ++j) {
+                    int64_t row = sums.inverse[token * sums.k + j];
+                    vec value = vector_at(rows + row * dim, column, dim);
+                    total += weight ? value * weight[row] : value;
+                }
+                put_vector(y + token * dim, column, dim, total);
+            }
+    });
+}
+
+// Zeros for rows that are not live, or for their tokens.
+void clear_dead(const Experts& experts, const Rows& rows, bool of_tokens, float* to) {
+    for (int64_t row = live_rows(experts, rows); row < rows.num; ++row)
+        std::memset(to + (of_tokens ? rows.token[row] : row) * experts.dim, 0,
+                    static_cast<size_t>(experts.dim) * sizeof(float));
 }
 
 // Calls body.template operator()<KIND>() for an activation.
@@ -221,8 +256,11 @@ void forward(const Forward& f, int threads) {
         else
             forward_by_rows(f, task);
     });
-    int64_t live = live_rows(f.experts, f.rows), dead = f.rows.num - live;
-    if (!f.weight && dead) std::memset(f.y + live * f.experts.dim, 0, static_cast<size_t>(dead * f.experts.dim) * sizeof(float));
+    if (f.answers) clear_dead(f.experts, f.rows, false, f.answers);
+    if (is_alone(f.sums))
+        clear_dead(f.experts, f.rows, true, f.y);
+    else if (f.sums.weight)
+        sum_rows(f.sums, f.sums.weight, f.answers, f.experts.dim, f.y, threads);
 }
 
 // to[row] (+)= rows · weight for a piece's rows; weight (k, columns), as it is. `at` gives each row's k values.
@@ -242,6 +280,23 @@ void rows_times(int64_t rows, RowAt at, int64_t k, const float* weight, int64_t 
     }
 }
 
+// The gradient of a row's answer, but for the row's weight.
+INLINE const float* gradient_of(const Backward& b, int64_t row) {
+    return b.grad_y + (b.sums.weight ? b.rows.token[row] : row) * b.experts.dim;
+}
+
+INLINE float weight_of(const Backward& b, int64_t row) { return b.sums.weight ? b.sums.weight[row] : 1.0f; }
+
+// The gradient of a row's weight: how much its answer has of its token's gradient.
+INLINE float gradient_of_weight(const Backward& b, int64_t row) {
+    int64_t d = b.experts.dim;
+    const float *gradient = gradient_of(b, row), *answer = b.answers + row * d;
+    vec total = {};
+    for (int64_t column = 0; column < d; column += WIDTH)
+        total += vector_at(gradient, column, d) * vector_at(answer, column, d);
+    return sum(total);
+}
+
 // What the backward of a norm needs of each row.
 struct RowStatistics {
     float mean, scale, of_gradient, of_product;
@@ -258,13 +313,14 @@ INLINE vec hidden_at(const Backward& b, int64_t row, int64_t column, vec& up_slo
     return up * active;
 }
 
-// Gradients of the hidden layer behind the norm, in work_up, and the norm's statistics.
+// Gradients of the hidden layer behind the norm, but for the row's weight, in work_up, and the norm's statistics.
 template <int KIND>
 void backward_of_down(const Backward& b, const Task& task, RowStatistics* statistics_of) {
     int64_t d = b.experts.dim, h = b.experts.hidden;
     rows_times(
-        task.end - task.begin, [&](int64_t row) { return b.grad_y + (task.begin + row) * d; }, d,
+        task.end - task.begin, [&](int64_t row) { return gradient_of(b, task.begin + row); }, d,
         b.experts.down + task.expert * d * h, h, b.work_up + task.begin * h, false);
+    for (int64_t row = task.begin; b.grad_weight && row < task.end; ++row) b.grad_weight[row] = gradient_of_weight(b, row);
     if (!b.experts.norm) return;
     const float* weight = b.experts.norm + task.expert * h;
     float* hidden = scratch(4, h + WIDTH);
@@ -273,10 +329,11 @@ void backward_of_down(const Backward& b, const Task& task, RowStatistics* statis
         for (int64_t column = 0; column < h; column += WIDTH)
             store(hidden + column, hidden_at<KIND>(b, row, column, slope, other));
         RowStatistics& own = statistics_of[row];
+        float weight_of_row = weight_of(b, row);
         statistics(h, b.experts.eps, [&](int64_t column) { return hidden + column; }, own.mean, own.scale);
         vec gradients = {}, products = {};
         for (int64_t column = 0; column < h; column += WIDTH) {
-            vec gradient = vector_at(b.work_up + row * h, column, h) * vector_at(weight, column, h);
+            vec gradient = vector_at(b.work_up + row * h, column, h) * weight_of_row * vector_at(weight, column, h);
             gradients += gradient;
             products += gradient * (load(hidden + column) - own.mean) * own.scale;
         }
@@ -315,6 +372,8 @@ INLINE void add_vector(float* to, int64_t column, int64_t columns, vec value) {
 }
 
 constexpr int64_t LARGE = 1 << 21;  // floats that no cache holds
+constexpr int64_t UNITS = 512;  // most hidden units of a task
+constexpr int64_t ROWS = 384;   // most rows that it takes at once
 
 // Gradients of the weights of an expert's hidden units begin…end-1; the gradients of the hidden layer before its
 // activation replace those behind it in work_up and work_gate.
@@ -339,39 +398,40 @@ void backward_of_weights(const Backward& b, const Task& task, int64_t first, int
             std::memset(down + row * h, 0, static_cast<size_t>(units) * sizeof(float));
         return;
     }
-    bool stream = count <= CHUNK && experts.num * h * d > LARGE;
-    for (int64_t from = 0; from < count; from += CHUNK) {
-        int64_t rows = count - from < CHUNK ? count - from : CHUNK, row0 = first + from;
+    bool stream = count <= ROWS && experts.num * h * d > LARGE;
+    for (int64_t piece = 0, pieces = up_to(count, ROWS); piece < pieces; ++piece) {
+        int64_t from = count * piece / pieces, rows = count * (piece + 1) / pieces - from, row0 = first + from;
         int64_t panel_apart = apart_of(rows, PANEL), block_apart = apart_of(rows, TALL);
         float* hidden = scratch(0, unit_panels * panel_apart);
         float* up_blocks = scratch(1, up_to(units, TALL) * block_apart);
         float* gate_blocks = gate ? scratch(2, up_to(units, TALL) * block_apart) : nullptr;
-        float* sums = scratch(3, 4 * CHUNK);
-        float* line = scratch(4, CHUNK);
-        std::memset(sums, 0, 4 * CHUNK * sizeof(float));
+        float* sums = scratch(3, 4 * UNITS);
+        float* line = scratch(4, UNITS);
+        std::memset(sums, 0, 4 * UNITS * sizeof(float));
         for (int64_t row = 0; row < rows; ++row) {
             float *work_up = b.work_up + (row0 + row) * h, *work_gate = offset(b.work_gate, (row0 + row) * h);
+            float weight = weight_of(b, row0 + row);
             for (int64_t column = begin; column < end; column += WIDTH) {
                 int64_t at = column - begin;
                 vec up_slope = {}, gate_slope = {};
                 vec value = hidden_at<KIND>(b, row0 + row, column, up_slope, gate_slope);
-                vec gradient = vector_at(work_up, column, end);
+                vec gradient = vector_at(work_up, column, end) * weight;
                 if (experts.norm) {
                     const RowStatistics& own = statistics_of[row0 + row];
                     vec factor = vector_at(experts.norm + expert * h, column, end);
                     value = (value - own.mean) * own.scale;
-                    store(sums + 2 * CHUNK + at, load(sums + 2 * CHUNK + at) + gradient * value);
-                    store(sums + 3 * CHUNK + at, load(sums + 3 * CHUNK + at) + gradient);
+                    store(sums + 2 * UNITS + at, load(sums + 2 * UNITS + at) + gradient * value);
+                    store(sums + 3 * UNITS + at, load(sums + 3 * UNITS + at) + gradient);
                     gradient = (gradient * factor - own.of_gradient - value * own.of_product) * own.scale;
                     value = value * factor + vector_at(experts.norm_bias + expert * h, column, end);
                 }
-                store(line + at, value);
+                store(line + at, value * weight);  // its other side, the gradient of the answer, has no weight
                 vec through = gradient * up_slope;
                 store(sums + at, load(sums + at) + through);
                 put_vector(work_up, column, end, through);
                 if (b.kept_gate) {
                     through = gradient * gate_slope;
-                    store(sums + CHUNK + at, load(sums + CHUNK + at) + through);
+                    store(sums + UNITS + at, load(sums + UNITS + at) + through);
                     put_vector(work_gate, column, end, through);
                 }
             }
@@ -382,9 +442,9 @@ void backward_of_weights(const Backward& b, const Task& task, int64_t first, int
         for (int64_t column = begin; column < end; column += WIDTH) {
             int64_t at = column - begin;
             add_vector(up_bias, column, end, load(sums + at));
-            add_vector(gate_bias, column, end, load(sums + CHUNK + at));
-            add_vector(norm, column, end, load(sums + 2 * CHUNK + at));
-            add_vector(norm_bias, column, end, load(sums + 3 * CHUNK + at));
+            add_vector(gate_bias, column, end, load(sums + UNITS + at));
+            add_vector(norm, column, end, load(sums + 2 * UNITS + at));
+            add_vector(norm_bias, column, end, load(sums + 3 * UNITS + at));
         }
         if (up || gate) {
             float* tokens = scratch(5, up_to(d, PANEL) * panel_apart);
@@ -396,19 +456,19 @@ void backward_of_weights(const Backward& b, const Task& task, int64_t first, int
         if (down) {
             float* gradients = scratch(5, out_blocks * block_apart);
             for (int64_t row = 0; row < rows; ++row)
-                scatter_row<TALL>(b.grad_y + (row0 + row) * d, d, gradients + row * TALL, block_apart);
+                scatter_row<TALL>(gradient_of(b, row0 + row), d, gradients + row * TALL, block_apart);
             add_outer(rows, gradients, d, hidden, units, down, h, from > 0, stream);
         }
         for (int64_t row = row0; down_bias && row < row0 + rows; ++row)
             for (int64_t column = 0; column < d; column += WIDTH)
-                add_vector(down_bias, column, d, vector_at(b.grad_y + row * d, column, d));
+                add_vector(down_bias, column, d, vector_at(gradient_of(b, row), column, d) * weight_of(b, row));
     }
 }
 
 // Gradients of a piece's rows.
-inline void backward_of_rows(const Backward& b, const Task& task) {
+inline void backward_of_rows(const Backward& b, const Task& task, float* row_gradients) {
     int64_t d = b.experts.dim, h = b.experts.hidden, rows = task.end - task.begin, at = task.expert * h * d;
-    float* to = b.grad_x + task.begin * d;
+    float* to = row_gradients + task.begin * d;
     rows_times(rows, [&](int64_t row) { return b.work_up + (task.begin + row) * h; }, h, b.experts.up + at, d, to, false);
     if (b.experts.gate)
         rows_times(rows, [&](int64_t row) { return b.work_gate + (task.begin + row) * h; }, h, b.experts.gate + at, d, to,
@@ -427,18 +487,27 @@ void backward(const Backward& b, int threads) {
     std::vector<int64_t> first(static_cast<size_t>(b.experts.num) + 1, 0);
     for (int64_t expert = 0; expert < b.experts.num; ++expert)
         first[static_cast<size_t>(expert) + 1] = first[static_cast<size_t>(expert)] + b.rows.count[expert];
-    int64_t chunks = up_to(b.experts.hidden, CHUNK);
+    // Experts with many rows first, so that no thread begins with one when others are done.
+    std::vector<int64_t> experts(static_cast<size_t>(b.experts.num));
+    for (size_t i = 0; i < experts.size(); ++i) experts[i] = static_cast<int64_t>(i);
+    std::stable_sort(experts.begin(), experts.end(),
+                     [&](int64_t left, int64_t right) { return b.rows.count[left] > b.rows.count[right]; });
+    int64_t units = b.experts.num * up_to(b.experts.hidden, UNITS) < 4 * threads ? UNITS / 2 : UNITS;
+    int64_t chunks = up_to(b.experts.hidden, units);
     parallel_for(b.experts.num * chunks, threads, [&](int64_t number) {
-        int64_t expert = number / chunks, begin = number % chunks * CHUNK, end = begin + CHUNK;
-        if (end > b.experts.hidden) end = b.experts.hidden;
+        int64_t expert = experts[static_cast<size_t>(number / chunks)], begin = number % chunks * units;
+        int64_t end = begin + units < b.experts.hidden ? begin + units : b.experts.hidden;
         with_kind(b.experts.activation, [&]<int KIND>() {
             backward_of_weights<KIND>(b, {expert, begin, end}, first[static_cast<size_t>(expert)],
                                       b.rows.count[expert], statistics_of.data());
         });
     });
+    for (int64_t row = first.back(); b.grad_weight && row < b.rows.num; ++row) b.grad_weight[row] = 0.0f;
     if (!b.grad_x) return;
-    parallel_for(size, threads, [&](int64_t number) { backward_of_rows(b, pieces[static_cast<size_t>(number)]); });
-    int64_t live = live_rows(b.experts, b.rows), dead = b.rows.num - live;
-    if (dead) std::memset(b.grad_x + live * b.experts.dim, 0, static_cast<size_t>(dead * b.experts.dim) * sizeof(float));
+    float* row_gradients = b.sums.weight ? scratch(10, b.rows.num * b.experts.dim) : b.grad_x;
+    parallel_for(size, threads, [&](int64_t number) {
+        backward_of_rows(b, pieces[static_cast<size_t>(number)], row_gradients);
+    });
+    clear_dead(b.experts, b.rows, false, row_gradients);
+    if (b.sums.weight) sum_rows(b.sums, nullptr, row_gradients, b.experts.dim, b.grad_x, threads);
 }
-

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "interface.h"
+#include "memory.h"
 #include "threads.h"
 
 namespace vismoe {
@@ -58,6 +59,11 @@ class Arguments {
         e.eps = real(), e.activation = static_cast<int32_t>(integer()), e.packed = integer() != 0;
         return e;
     }
+    Sums sums() {
+        Sums s;
+        s.num_tokens = integer(), s.k = integer(), s.inverse = address<int64_t>(), s.weight = address<float>();
+        return s;
+    }
     Rows rows() {
         Rows r;
         r.num = integer(), r.tokens = address<float>(), r.token = address<int64_t>(), r.count = address<int64_t>();
@@ -89,38 +95,33 @@ PyObject* without_lock(Arguments& arguments, Body body) {
     Py_RETURN_NONE;
 }
 
-// forward(threads, *experts, *rows, y, kept_up, kept_gate)
+// forward(threads, *experts, *rows, *sums, answers, y, kept_up, kept_gate)
 PyObject* forward(PyObject*, PyObject* const* given, Py_ssize_t number) {
     Arguments a(given, number);
     int threads = static_cast<int>(a.integer());
     Forward f;
-    f.experts = a.experts(), f.rows = a.rows(), f.weight = nullptr, f.y = a.address<float>();
+    f.experts = a.experts(), f.rows = a.rows(), f.sums = a.sums();
+    f.answers = a.address<float>(), f.y = a.address<float>();
     f.kept_up = a.address<float>(), f.kept_gate = a.address<float>();
-    return without_lock(a, [&] {
-        for (float* kept : {f.kept_up, f.kept_gate}) prefer_large_pages(kept, f.rows.num * f.experts.hidden);
-        in_use->forward(f, threads);
-    });
+    return without_lock(a, [&] { in_use->forward(f, threads); });
 }
 
-// backward(threads, *experts, *rows, grad_y, kept_up, kept_gate, work_up, work_gate, grad_x, and gradients of up,
-// up_bias, gate, gate_bias, norm, norm_bias, down, down_bias)
+// backward(threads, *experts, *rows, *sums, grad_y, answers, kept_up, kept_gate, work_up, work_gate, grad_x, grad_weight,
+// and gradients of up, up_bias, gate, gate_bias, norm, norm_bias, down, down_bias)
 PyObject* backward(PyObject*, PyObject* const* given, Py_ssize_t number) {
     Arguments a(given, number);
     int threads = static_cast<int>(a.integer());
     Backward b;
-    b.experts = a.experts(), b.rows = a.rows(), b.grad_y = a.address<float>();
+    b.experts = a.experts(), b.rows = a.rows(), b.sums = a.sums();
+    b.grad_y = a.address<float>(), b.answers = a.address<float>();
     b.kept_up = a.address<float>(), b.kept_gate = a.address<float>();
-    b.work_up = a.address<float>(), b.work_gate = a.address<float>(), b.grad_x = a.address<float>();
+    b.work_up = a.address<float>(), b.work_gate = a.address<float>();
+    b.grad_x = a.address<float>(), b.grad_weight = a.address<float>();
     b.up = a.address<float>(), b.up_bias = a.address<float>();
     b.gate = a.address<float>(), b.gate_bias = a.address<float>();
     b.norm = a.address<float>(), b.norm_bias = a.address<float>();
     b.down = a.address<float>(), b.down_bias = a.address<float>();
-    return without_lock(a, [&] {
-        for (float* work : {b.work_up, b.work_gate}) prefer_large_pages(work, b.rows.num * b.experts.hidden);
-        for (float* matrix : {b.up, b.gate, b.down})
-            prefer_large_pages(matrix, b.experts.num * b.experts.hidden * b.experts.dim);
-        in_use->backward(b, threads);
-    });
+    return without_lock(a, [&] { in_use->backward(b, threads); });
 }
 
 // layer(threads, *experts, tokens, num_tokens, router weight, router bias, k, gates, combine, y)
@@ -142,14 +143,9 @@ PyObject* layer(PyObject*, PyObject* const* given, Py_ssize_t number) {
         r.inverse = inverse.data(), r.count = count.data();
         in_use->route(r, threads);
         f.rows = {static_cast<int64_t>(rows), r.tokens, r.token, r.count};
-        if (r.k == 1) {
-            f.weight = r.row_weight, f.y = y;
-            in_use->forward(f, threads);
-        } else {
-            f.weight = nullptr, f.y = scratch(11, static_cast<int64_t>(rows) * r.dim);
-            in_use->forward(f, threads);
-            in_use->combine(r, f.y, y, threads);
-        }
+        f.sums = {r.num_tokens, r.k, r.inverse, r.row_weight};
+        f.answers = r.k == 1 ? nullptr : scratch(11, static_cast<int64_t>(rows) * r.dim), f.y = y;
+        in_use->forward(f, threads);
     });
 }
 
@@ -238,5 +234,10 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, methods
 
 PyMODINIT_FUNC PyInit__native() {
     vismoe::in_use = vismoe::available().back();
-    return PyModule_Create(&vismoe::definition);
+    PyObject* module = PyModule_Create(&vismoe::definition);
+    PyObject* memory = module ? vismoe::memory_type() : nullptr;
+    bool added = memory && PyModule_AddObjectRef(module, "Memory", memory) == 0;
+    Py_XDECREF(memory);
+    if (!added) Py_CLEAR(module);
+    return module;
 }

@@ -37,8 +37,6 @@ inline void route_token(const Route& r, const float* logits, int32_t* chosen, fl
         for (int64_t j = 0; j < r.k; ++j) weights[j] /= of_chosen > 1e-20f ? of_chosen : 1e-20f;
 }
 
-constexpr int64_t TOKENS_OF_TASK = 64;
-
 void route(const Route& r, int threads) {
     int64_t tasks = up_to(r.num_tokens, TOKENS_OF_TASK);
     std::vector<int32_t> chosen(static_cast<size_t>(r.num_tokens * r.k));
@@ -66,23 +64,6 @@ void route(const Route& r, int threads) {
         int64_t row = next[static_cast<size_t>(chosen[at])]++;
         r.token[row] = choice / r.k, r.row_weight[row] = weights[at], r.inverse[choice] = row;
     }
-}
-
-// y[token] = the weighted sum of the token's rows.
-void combine(const Route& r, const float* rows, float* y, int threads) {
-    parallel_for(up_to(r.num_tokens, TOKENS_OF_TASK), threads, [&](int64_t task) {
-        int64_t begin = task * TOKENS_OF_TASK, end = begin + TOKENS_OF_TASK;
-        if (end > r.num_tokens) end = r.num_tokens;
-        for (int64_t token = begin; token < end; ++token)
-            for (int64_t column = 0; column < r.dim; column += WIDTH) {
-                vec total = {};
-                for (int64_t j = 0; j < r.k; ++j) {
-                    int64_t row = r.inverse[token * r.k + j];
-                    total += vector_at(rows + row * r.dim, column, r.dim) * r.row_weight[row];
-                }
-                put_vector(y + token * r.dim, column, r.dim, total);
-            }
-    });
 }
 
 template <int KIND>

@@ -15,8 +15,8 @@ void parallel_for(int64_t tasks, int threads, Body body) {
 // Whether there is a pool; without one everything runs on the calling thread.
 bool has_pool();
 
-// Asks for large pages for memory that is about to be written for the first time: the system then clears it in pieces of
-// two megabytes, not of four kilobytes, which takes a fifth of a training step where gradients are large.
+// Asks for large pages for memory that is about to be written for the first time: the system then clears it two
+// megabytes at a time, not four kilobytes.
 void prefer_large_pages(const void* begin, int64_t floats);
 
 // Memory of this thread, aligned to 64 bytes and uninitialised, until the next call with the same slot.

@@ -212,36 +212,52 @@ INLINE void pack_columns(const float* matrix, int64_t k, int64_t apart, int64_t 
         for (int64_t j = 0; j < PANEL; ++j) panel[i * PANEL + j] = j < width ? matrix[j * apart + i] : 0.0f;
 }
 
-// out[i][j] = rows[i] · weight[j], for few rows and a weight that is not packed: both are read along k.
-template <int M, int N>
-INLINE void dot_tile(const float* const* rows, int64_t k, const float* weight, float* const* out, int64_t column) {
-    vec sums[M][N];
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) sums[m][n] = (vec){};
-    int64_t i = 0;
-    for (; i + WIDTH <= k; i += WIDTH) {
-        vec left[M];
+// Sums of WIDTH vectors, as one vector. Each round adds the halves of pairs; lane i is vector i's where `vectors` are in
+// the order of their numbers' bits reversed.
+INLINE vec sums_of(vec (&vectors)[WIDTH]) {
 #pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) left[m] = load(rows[m] + i);
-#pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) {
-            vec right = load(weight + n * k + i);
-#pragma GCC unroll 4
-            for (int m = 0; m < M; ++m) sums[m][n] += left[m] * right;
-        }
-    }
-    for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n) {
-            vec rest = load_some(rows[m] + i, k - i) * load_some(weight + n * k + i, k - i);
-            out[m][column + n] = sum(sums[m][n] + rest);
-        }
+    for (int left = WIDTH / 2; left >= 1; left /= 2)
+#pragma GCC unroll 16
+        for (int i = 0; i < left; ++i)
+            vectors[i] = interleave_low(vectors[2 * i], vectors[2 * i + 1]) +
+                         interleave_high(vectors[2 * i], vectors[2 * i + 1]);
+    return vectors[0];
 }
 
-template <int M>
-INLINE void dot_rows_of(const float* const* rows, int64_t k, const float* weight, int64_t columns, float* const* out) {
-    int64_t column = 0;
-    for (; column + 4 <= columns; column += 4) dot_tile<M, 4>(rows, k, weight + column * k, out, column);
-    for (; column < columns; ++column) dot_tile<M, 1>(rows, k, weight + column * k, out, column);
+struct Order {
+    int of[WIDTH];
+};
+
+constexpr Order reversed_bits() {
+    Order order = {};
+    for (int i = 0; i < WIDTH; ++i)
+        for (int bit = 1; bit < WIDTH; bit *= 2) order.of[i] = 2 * order.of[i] + i / bit % 2;
+    return order;
+}
+
+constexpr int DOTS = WIDTH / 4;  // rows of a tile of DOTS × 4 sums along k
+
+// out[i][j] = rows[i] · weight[j], for few rows and a weight that is not packed: both are read along k.
+INLINE void dot_tile(const float* const (&rows)[DOTS], int64_t k, const float* const (&weight)[4], float* const (&out)[DOTS]) {
+    constexpr Order order = reversed_bits();
+    vec sums[WIDTH];
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH; ++i) sums[i] = (vec){};
+    for (int64_t i = 0; i < k; i += WIDTH) {
+        bool whole = i + WIDTH <= k;
+        vec left[DOTS];
+#pragma GCC unroll 4
+        for (int m = 0; m < DOTS; ++m) left[m] = whole ? load(rows[m] + i) : load_some(rows[m] + i, k - i);
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) {
+            vec right = whole ? load(weight[n] + i) : load_some(weight[n] + i, k - i);
+#pragma GCC unroll 4
+            for (int m = 0; m < DOTS; ++m) sums[order.of[m * 4 + n]] += left[m] * right;
+        }
+    }
+    vec total = sums_of(sums);
+#pragma GCC unroll 4
+    for (int m = 0; m < DOTS; ++m) __builtin_memcpy(out[m], reinterpret_cast<const float*>(&total) + m * 4, 16);
 }
 
 constexpr int FEW = 16;  // fewer rows than this do not repay the packing of a weight
@@ -251,12 +267,19 @@ INLINE void dot_rows(int64_t number, const float* const* rows, int64_t k, const 
                      float* const* out) {
     for (int64_t column = 0; column < columns; column += 4) {
         int64_t here = columns - column < 4 ? columns - column : 4;
-        float* moved[FEW];
-        for (int64_t i = 0; i < number; ++i) moved[i] = out[i] + column;
-        const float* own = weight + column * k;
-        int64_t i = 0;
-        for (; i + 4 <= number; i += 4) dot_rows_of<4>(rows + i, k, own, here, moved + i);
-        if (i + 2 <= number) dot_rows_of<2>(rows + i, k, own, here, moved + i), i += 2;
-        if (i < number) dot_rows_of<1>(rows + i, k, own, here, moved + i);
+        const float* right[4];
+        for (int n = 0; n < 4; ++n) right[n] = weight + (column + (n < here ? n : 0)) * k;
+        for (int64_t i = 0; i < number; i += DOTS) {
+            const float* left[DOTS];
+            float results[DOTS][4];
+            float* to[DOTS];
+            for (int m = 0; m < DOTS; ++m) {
+                left[m] = rows[i + m < number ? i + m : i];
+                to[m] = i + m < number && here == 4 ? out[i + m] + column : results[m];
+            }
+            dot_tile(left, k, right, to);
+            for (int m = 0; here < 4 && m < DOTS && i + m < number; ++m)
+                for (int64_t n = 0; n < here; ++n) out[i + m][column + n] = results[m][n];
+        }
     }
 }

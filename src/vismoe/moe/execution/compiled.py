@@ -1,5 +1,6 @@
 """Where the compiled kernels may stand for modules that are called: plain experts, and plain token choice."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -7,14 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vismoe.kernels import ACTIVATIONS, TENSORS, ExpertTensors, RouterTensors, apply_experts, apply_layer, native
+from vismoe.kernels import (
+    ACTIVATIONS,
+    TENSORS,
+    Exchanged,
+    ExpertTensors,
+    RouterTensors,
+    apply_experts,
+    apply_layer,
+    native,
+)
 
 from ..experts.stacked import MLPExperts, StackedLinear, StackedNorm, tanh_gelu
+from ..plan import Plan, SoftPlan
 from ..routers.sigmoid import SigmoidRouter
 from ..routers.top_k import TopKRouter
 from .exchange import Rows, inside_transform
 from .layouts import SortedRows
 
+Called = Callable[[Tensor, Tensor], Tensor]
 GATES: dict[type[nn.Module], str] = {TopKRouter: "softmax", SigmoidRouter: "sigmoid"}
 
 
@@ -49,6 +61,20 @@ def compiled_answers(experts: nn.Module, rows: Rows) -> Tensor | None:
         return answers
 
     return apply_experts(tensors, values.contiguous(), rows.count.contiguous(), called)
+
+
+def compiled_sums(experts: nn.Module, plan: Plan, tokens: Tensor, called: Called) -> Tensor | None:
+    """Each token's weighted sum of its experts' answers, (N, d), by compiled kernels: dispatch, product and combine in
+    one. None where these may not stand for a call of the experts, or tokens have different numbers of rows.
+
+    **Arguments:** `called`: the same by calls, (tokens, weights of rows) -> sums.
+    """
+    if isinstance(plan, SoftPlan) or plan.inverse is None or plan.weight.dtype != torch.float32:
+        return None
+    if not _takes(tokens) or (tensors := expert_tensors(experts)) is None:
+        return None
+    exchanged = Exchanged(plan.token.contiguous(), plan.inverse.contiguous(), plan.weight.contiguous())
+    return apply_experts(tensors, tokens.contiguous(), plan.count.contiguous(), called, exchanged)
 
 
 def compiled_layer(router: nn.Module, experts: nn.Module, tokens: Tensor) -> Tensor | None:
