@@ -1,6 +1,7 @@
 # make demo | test | lint | setup; what .ci/run adds: test-marked | test-shapes; everything at once: test-all.
 # PYTHON: which Python (3.11 or newer) makes .venv. TORCH_INDEX: where to take torch from, for a laptop without a GPU
-# (docs/install.md). make evidence | evidence-pair: the study of docs/evidence.md, or its decisive pair of runs.
+# (docs/install.md). make bench: speed, in a few minutes; bench-peers: beside other libraries; bench-cuda: on a CUDA
+# device; wheels: builds and checks both wheels (docs/performance.md). make evidence | evidence-pair: the study of docs/evidence.md, or its decisive pair of runs.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -9,7 +10,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 # Without it each process would compile all it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-marked test-shapes test-all lint setup clean evidence evidence-pair
+.PHONY: demo test test-marked test-shapes test-all lint setup clean evidence evidence-pair \
+	bench bench-peers bench-cuda wheels
 
 demo: setup
 	$(BIN)/vismoe demo
@@ -41,6 +43,23 @@ evidence: setup
 
 evidence-pair: setup
 	PYTHONPATH=benchmarks $(BIN)/python -m evidence.pair
+
+# Networks, then layers; tables in runs/bench/.
+bench: setup
+	rm -rf runs/bench && mkdir -p runs/bench
+	$(BIN)/vismoe bench vmoe_tiny_patch16_224_every2_e8 vmoe_small_patch16_224_every2_e8 \
+		timm:vit_small_patch16_224 timm:resnet50 --seconds 1 --csv runs/bench/networks.csv
+	$(BIN)/python benchmarks/layer_speed.py --seconds 0.3 --out runs/bench/layers.csv
+
+bench-peers: setup
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/peers.py
+
+bench-cuda: setup
+	$(BIN)/python benchmarks/cuda_device.py
+
+wheels: setup
+	$(BIN)/python .ci/wheels.py
 
 setup: $(READY)
 

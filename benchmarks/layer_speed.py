@@ -2,15 +2,15 @@
 
     python benchmarks/layer_speed.py             # every case, one and two threads: some minutes of two idle cores
 
-In float32, with new inputs each time; all sides run in turn, and medians are compared. "Packed" is the dense MLP as
-oneDNN runs it with packed weights and fused GELU, "plain" as PyTorch runs it. On a CPU the table has four ratios: the
+On a CPU, in float32, with new inputs each time; all sides run in turn, and medians are compared. "Packed" is the dense
+MLP as oneDNN runs it with packed weights and fused GELU, "plain" as PyTorch runs it. The table has four ratios: the
 layer that `vismoe.optimize` makes ÷ packed; the layer in evaluation mode ÷ the optimized one; forward and backward ÷
-plain; plain ÷ packed. Where the processor multiplies bfloat16, a fifth: optimized ÷ packed, both in bfloat16. If there
-is a CUDA device, forward and backward ÷ plain are measured there, with bfloat16 autocast too. Writes
-results/layer_speed.csv.
+plain; plain ÷ packed. Where the processor multiplies bfloat16, a fifth: optimized ÷ packed, both in bfloat16. Writes
+results/layer_speed.csv. For a CUDA device there is benchmarks/cuda_device.py.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import tyro
 from table import Table
-from timing import Side, forward, medians, packed_mlp, processor, with_limit
+from timing import SECONDS, Side, forward, medians, packed_mlp, processor, with_limit
 from torch import Tensor, nn
 
 import vismoe
@@ -61,7 +61,7 @@ CASES = (
 )
 
 
-def build(case: Case, device: str) -> tuple[vismoe.MoE, nn.Sequential, Callable[[], Tensor]]:
+def build(case: Case, device: str = "cpu") -> tuple[vismoe.MoE, nn.Sequential, Callable[[], Tensor]]:
     """The sparse layer, the dense MLP k times as wide, and a source of inputs."""
     torch.manual_seed(0)
     router = vismoe.TopKRouter(case.dim, case.num_experts, case.k, balance="none")
@@ -93,9 +93,9 @@ def forward_backward(module: nn.Module, x: Tensor) -> None:
     module(x.requires_grad_()).sum().backward()
 
 
-def measure_cpu(case: Case) -> dict[str, float]:
+def measure(case: Case, seconds: float = SECONDS) -> dict[str, float]:
     """Milliseconds by side."""
-    sparse, dense, inputs = build(case, "cpu")
+    sparse, dense, inputs = build(case)
     packed, optimized = packed_mlp(dense, case.tokens), vismoe.optimize(sparse)
     evaluated: dict[str, Side] = {
         "packed": (forward, packed),
@@ -103,17 +103,17 @@ def measure_cpu(case: Case) -> dict[str, float]:
         "optimized": (forward, optimized),
         "evaluation": (forward, sparse.eval()),
     }
-    figures = medians(evaluated, inputs)
+    figures = medians(evaluated, inputs, seconds)
     trained: dict[str, Side] = {"plain": (forward_backward, dense), "training": (forward_backward, sparse.train())}
-    of_training = medians(trained, inputs)
+    of_training = medians(trained, inputs, seconds)
     figures |= {"training": of_training["training"], "plain_training": of_training["plain"]}
-    if native() is not None and native().has_bfloat16():
-        rounded: dict[str, Side] = {
-            "packed_bfloat16": (forward, packed_mlp(copy.deepcopy(dense).bfloat16(), case.tokens)),
-            "optimized_bfloat16": (forward, vismoe.optimize(sparse, dtype="bfloat16")),
-        }
-        figures |= medians(rounded, lambda: inputs().bfloat16())
-    return figures
+    if native() is None or not native().has_bfloat16():
+        return figures | dict.fromkeys(("packed_bfloat16", "optimized_bfloat16"), math.nan)
+    rounded: dict[str, Side] = {
+        "packed_bfloat16": (forward, packed_mlp(copy.deepcopy(dense).bfloat16(), case.tokens)),
+        "optimized_bfloat16": (forward, vismoe.optimize(sparse, dtype="bfloat16")),
+    }
+    return figures | medians(rounded, lambda: inputs().bfloat16(), seconds)
 
 
 def describe(case: Case) -> str:
@@ -121,8 +121,14 @@ def describe(case: Case) -> str:
     return shape + (", half on one" if case.skewed else "")
 
 
-def main(threads: tuple[int, ...] = (1, 2), out: Path = RESULTS) -> None:
-    """Measure every case; print a table and write it."""
+def main(threads: tuple[int, ...] = (1, 2), out: Path = RESULTS, seconds: float = SECONDS) -> None:
+    """Measure every case; print a table and write it.
+
+    Args:
+        threads: Numbers of threads; each is measured.
+        out: CSV file that is written.
+        seconds: About how long each side of a case is measured, on average.
+    """
     rows: list[dict[str, Any]] = []
     print(f"{processor()}; kernels: {vismoe.kernels_in_use()}; PyTorch {torch.__version__}\n")
     columns = "optimized ÷ packed", "evaluation ÷ optimized", "training ÷ plain", "plain ÷ packed", "in bfloat16"
@@ -131,33 +137,21 @@ def main(threads: tuple[int, ...] = (1, 2), out: Path = RESULTS) -> None:
     for case in CASES:
         for count in threads:
             torch.set_num_threads(count)
-            ms = measure_cpu(case)
+            ms = measure(case, seconds)
+            in_bfloat16 = ms["optimized_bfloat16"] / ms["packed_bfloat16"]
             cells = [
                 with_limit(ms["optimized"] / ms["packed"], case.optimized),
                 with_limit(ms["evaluation"] / ms["optimized"], case.evaluation),
                 with_limit(ms["training"] / ms["plain_training"], case.training),
                 f"{ms['plain'] / ms['packed']:.2f}",
-                with_limit(ms["optimized_bfloat16"] / ms["packed_bfloat16"], case.bfloat16)
-                if "packed_bfloat16" in ms
-                else "–",
+                "–" if math.isnan(in_bfloat16) else with_limit(in_bfloat16, case.bfloat16),
             ]
             print(f"| {describe(case)} | {count} | {' | '.join(cells)} |", flush=True)
-            rows.append(as_row(case, "cpu", count, "float32", ms))
-    if torch.cuda.is_available():
-        for case in CASES:
-            for dtype in (torch.float32, torch.bfloat16):
-                sparse, dense, inputs = build(case, "cuda")
-                with torch.autocast("cuda", dtype, enabled=dtype == torch.bfloat16):
-                    sides: dict[str, Side] = {
-                        "plain": (forward_backward, dense),
-                        "training": (forward_backward, sparse),
-                    }
-                    ms = medians(sides, inputs)
-                print(f"{describe(case)}, {torch.cuda.get_device_name()}, {dtype}: {ms['training'] / ms['plain']:.2f}")
+            rows.append(as_row(case, count, ms))
     Table(out).write(rows)
 
 
-def as_row(case: Case, device: str, threads: int, dtype: str, ms: dict[str, float]) -> dict[str, Any]:
+def as_row(case: Case, threads: int, ms: dict[str, float]) -> dict[str, Any]:
     shape = {
         "tokens": case.tokens,
         "dim": case.dim,
@@ -165,8 +159,8 @@ def as_row(case: Case, device: str, threads: int, dtype: str, ms: dict[str, floa
         "num_experts": case.num_experts,
         "k": case.k,
     }
-    place = {"half_on_one": case.skewed, "device": device, "threads": threads, "dtype": dtype}
-    return shape | place | {f"{name}_ms": round(value, 4) for name, value in ms.items()}
+    place = {"half_on_one": case.skewed, "device": "cpu", "threads": threads, "dtype": "float32"}
+    return shape | place | {f"{name}_ms": "" if math.isnan(value) else round(value, 4) for name, value in ms.items()}
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def test_bad_batch_sizes() -> None:
 
 
 def test_bench_shows_the_twin_and_the_optimized_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "bench.csv"
+    file = tmp_path / "new" / "bench.csv"
     command = ["bench", PICO, "timm:test_vit", "--batch-sizes", "1", "2", "--seconds", "0.01", "--csv", str(file)]
     assert main(command) == 0
     shown = capsys.readouterr().out

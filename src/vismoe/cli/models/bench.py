@@ -53,12 +53,14 @@ def bench(
         device: Device: auto, cpu, cuda or mps.
         seconds: About how long each network is measured per batch size.
         twins: Whether the dense twins of sparse presets are measured too.
-        csv: File to write the table to.
+        csv: File to write the table to; its folder is created.
     """
     if not models:
         raise ValueError("no models given: vismoe bench MODEL…; `vismoe models` lists presets")
     if csv is not None and csv.exists():
         raise FileExistsError(f"{csv} exists: choose another name, or remove it")
+    if csv is not None:
+        csv.parent.mkdir(parents=True, exist_ok=True)
     if threads is not None:
         if threads < 1:
             raise ValueError(f"--threads {threads}: it must be at least 1")
