@@ -67,7 +67,9 @@ def test_bench_shows_the_twin_and_the_optimized_form(tmp_path: Path, capsys: pyt
     shown = capsys.readouterr().out
     assert "kernels: " + vismoe.kernels_in_use()[:4] in shown
     rows = list(csv.DictReader(file.read_text().splitlines()))
-    forms = ["as it is"] + ["optimized"] * (native() is not None)
+    forms = ["as it is"]
+    if native() is not None:
+        forms += ["optimized"] + ["optimized, bfloat16"] * native().has_bfloat16()
     names = [PICO, "vmoe_pico_patch2_8_dense", "timm:test_vit"]
     assert [(row["model"], row["form"]) for row in rows] == [(name, form) for name in names for form in forms]
     assert all(float(row["milliseconds_2"]) > 0 for row in rows)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
 import vismoe
@@ -120,6 +121,18 @@ def test_threads_change_no_bit_and_nan_stays_in_its_row(name: str) -> None:
             torch.set_num_threads(threads)
     assert all(torch.equal(found[0].nan_to_num(9), other.nan_to_num(9)) for other in found[1:])
     assert found[0].isnan().any(-1).nonzero().tolist() == [[0, 7]]
+
+
+def test_a_predictor() -> None:
+    model = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=5).eval()
+    images = [Image.effect_noise((8, 8), 60).convert("RGB") for _ in range(3)]
+    with using_kernels(NAMES[-1]):
+        exact = vismoe.Predictor(model).predict(images)
+        found = vismoe.Predictor(copy.deepcopy(model), optimized=True, dtype="bfloat16").predict(images)
+    for one, other in zip(exact, found, strict=True):
+        assert other.probabilities == pytest.approx(one.probabilities, abs=0.01)
+    with pytest.raises(ValueError, match=r"dtype='bfloat16' is for networks that .*: this one is not optimized"):
+        vismoe.Predictor(model, dtype="bfloat16")
 
 
 def test_a_gradient_is_refused() -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 
 from vismoe.data import Batch, ImageSet, Sample, Unreadable, evaluation_batches, list_images
 from vismoe.files import readable
-from vismoe.kernels import native
+from vismoe.kernels import kernels_in_use, native
 from vismoe.moe import Recording, record
 from vismoe.tasks import Prediction, Task, task_of
 from vismoe.vit import evaluating, optimize, reason_against
@@ -63,8 +63,10 @@ class Predictor:
       the model's; default: none.
     - `optimized`: whether the model becomes the form that `vismoe.optimize` makes, on a CPU with compiled kernels. Its
       weights cannot be changed then. Default None: only if the predictor opened it itself.
+    - `dtype`: type of weights and products of that form, "float32" (default) or "bfloat16"; see `vismoe.optimize`.
 
-    **Raises:** ValueError, FileNotFoundError if the source is not a trained model.
+    **Raises:** ValueError, FileNotFoundError if the source is not a trained model; ValueError for bfloat16 where the
+    model cannot be optimized or the processor does not have it.
     """
 
     def __init__(
@@ -75,26 +77,35 @@ class Predictor:
         batch_size: int = 64,
         preprocessing: Mapping[str, Any] | None = None,
         optimized: bool | None = None,
+        dtype: str | torch.dtype = "float32",
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: it must be at least 1")
         self.model = as_network(model) if isinstance(model, nn.Module) else open_network(str(model))
         if device is not None:
             self.model.to(device)
-        self._optimize(not isinstance(model, nn.Module) if optimized is None else optimized)
+        self._optimize(not isinstance(model, nn.Module) if optimized is None else optimized, dtype)
         self.task = task_of(self.model) if task is None else task
         self.batch_size = batch_size
         config = data_config(self.model) | dict(preprocessing or {})
         self._transform = self.task.evaluation_transform(config)
         self._lock = threading.Lock()
 
-    def _optimize(self, wanted: bool) -> None:
+    def _optimize(self, wanted: bool, dtype: str | torch.dtype) -> None:
         """Packs the weights, where that is wanted and a CPU has kernels for it."""
         on_cpu = all(parameter.device.type == "cpu" for parameter in self.model.parameters())
-        if wanted and on_cpu and native() is not None and reason_against(self.model) is None:
+        reason = None if native() is not None else f"compiled kernels in use: {kernels_in_use()}"
+        if not wanted or not on_cpu:
+            reason = "this one is not optimized" if on_cpu else "this one is not on the CPU"
+        elif not [*self.model.parameters()]:
+            reason = "this one has no weights of PyTorch's (an exported file)"
+        reason = reason or reason_against(self.model)
+        if reason is None:
             with warnings.catch_warnings():  # experts without a kernel are called as before
                 warnings.simplefilter("ignore")
-                self.model = optimize(self.model, inplace=True)
+                self.model = optimize(self.model, dtype, inplace=True)
+        elif dtype not in ("float32", torch.float32):
+            raise ValueError(f"dtype={dtype!r} is for networks that vismoe.optimize converts: {reason}")
 
     @property
     def device(self) -> torch.device:

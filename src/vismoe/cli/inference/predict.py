@@ -29,6 +29,7 @@ def predict_images(
     format: Literal["table", "json", "csv"] = "table",
     device: str = "auto",
     batch_size: int = 64,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Classify images: print the most likely classes of each image with their probabilities.
 
@@ -41,11 +42,13 @@ def predict_images(
         format: Output format: table, json (one array) or csv (with a header).
         device: Device: auto, cpu, cuda or mps.
         batch_size: Images per forward pass.
+        dtype: Data type of weights and products on a CPU; bfloat16 needs AVX512-BF16 or AMX.
     """
     if not images or Path("") in images:
         raise ValueError(f"no images given: name image files or folders: vismoe predict {model} IMAGE…")
     network = open_model(model, exported=True)
-    predictor = Predictor(network, device=resolve_device(device), batch_size=batch_size, optimized=True)
+    where = resolve_device(device)
+    predictor = Predictor(network, device=where, batch_size=batch_size, optimized=True, dtype=dtype)
     predictions = predictor.predict(images, topk, note_left_out)
     if not predictions:
         raise ValueError("none of the images can be read: name at least one readable image")

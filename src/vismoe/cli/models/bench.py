@@ -17,6 +17,7 @@ from torch import nn
 from vismoe import create_model, kernels_in_use, optimize
 from vismoe.files import write_text
 from vismoe.inference import measure_speed
+from vismoe.kernels import native
 from vismoe.parallel import resolve_device
 from vismoe.vit import PRESETS, cost, dense_twin
 from vismoe.weights import data_config, parse_source, set_image_size
@@ -40,7 +41,8 @@ def bench(
 ) -> None:
     """Compare networks: parameters, MACs, latency, images per second and memory.
 
-    On a CPU each is measured as it is and as vismoe.optimize makes it, all in turn. A sparse preset comes with the
+    On a CPU each is measured as it is and as vismoe.optimize makes it, in float32 and, where the processor has it, in
+    bfloat16; all in turn. A sparse preset comes with the
     dense network of the same trunk. Presets and names of timm's have random weights: these are as fast.
 
     Example: vismoe bench vmoe_small_patch16_224_every2_e8 timm:vit_small_patch16_224
@@ -80,13 +82,13 @@ def bench(
             "macs": counted.multiplications,
         }
         networks[name], rows[name] = network, row
-        if found.type == "cpu" and not kernels_in_use().startswith("none"):
-            networks[f"{name}, optimized"], rows[f"{name}, optimized"] = optimize(network), row | {"form": "optimized"}
+        for form, dtype in _forms(found).items():
+            networks[f"{name}, {form}"], rows[f"{name}, {form}"] = optimize(network, dtype), row | {"form": form}
     for size in batch_sizes:
         for name, speed in measure_speed(networks, size, seconds, found).items():
             rows[name] |= {f"{key}_{size}": value for key, value in asdict(speed).items() if key != "batch_size"}
     where = f"{found}, {torch.get_num_threads()} threads, kernels: {kernels_in_use()}" if found.type == "cpu" else found
-    _print_table(list(rows.values()), batch_sizes, f"random images in float32; {where}")
+    _print_table(list(rows.values()), batch_sizes, f"random images; {where}")
     if csv is not None:
         write_text(csv, _as_csv(list(rows.values())))
         note(f"wrote {csv}")
@@ -100,6 +102,13 @@ def _open(name: str, image_size: int | None) -> nn.Module:
     if image_size is not None:
         set_image_size(network, image_size, name)
     return network.eval()
+
+
+def _forms(device: torch.device) -> dict[str, str]:
+    """Names and types of what `vismoe.optimize` makes on a device."""
+    if device.type != "cpu" or native() is None:
+        return {}
+    return {"optimized": "float32"} | ({"optimized, bfloat16": "bfloat16"} if native().has_bfloat16() else {})
 
 
 def _with_twins(names: list[str]) -> list[str]:
