@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import Any
 
 VARIABLE = "VISMOE_KERNELS"
-"""Environment variable: 0 turns the kernels off; baseline, AVX2, AVX-512 or NEON selects an instruction set."""
+"""Environment variable: 0 turns the kernels off; baseline, AVX2, AVX-512, AVX512-BF16, AMX or NEON selects an
+instruction set."""
 
 
 def _load() -> tuple[Any, str]:
@@ -41,7 +42,8 @@ def native() -> Any:
 
 
 def kernels_in_use() -> str:
-    """The compiled kernels in use, by instruction set ("AVX-512", "AVX2", "baseline", "NEON"), or "none" and why."""
+    """The compiled kernels in use, by instruction set ("AMX", "AVX512-BF16", "AVX-512", "AVX2", "baseline", "NEON"), or
+    "none" and why."""
     return _NAME
 
 
