@@ -7,6 +7,7 @@ from torch.nn import functional as F
 import vismoe
 from vismoe.data import open_data
 from vismoe.inference import evaluate
+from vismoe.tasks import Evaluation
 from vismoe.training import TrainingDivergedError, fit, loop
 from vismoe.training.step import Trainer
 
@@ -129,6 +130,38 @@ def test_evaluations_come_as_often_as_asked(tmp_path):
     """evaluate_every=2 of 5 steps: after 2, 4 and the last."""
     run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run")
     assert [line["step"] for line in run.metrics if "top1" in line] == [2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "patience", "kept", "steps"),
+    [
+        ([(0.5, 1.0), (0.5, 0.8), (0.5, 0.9), (0.4, 0.1), (0.5, 0.8)], 0, 2, 5),
+        ([(0.5, 1.0), (0.5, 0.9), (0.5, 0.8), (0.5, 0.7), (0.6, 0.6)], 3, 4, 4),
+        ([(0.5, 1.0), (0.5, 0.8), (0.6, 2.0), (0.6, 2.0), (0.5, 0.1)], 0, 3, 5),
+        ([(0.5, None), (0.5, None), (0.4, None)], 0, 1, 3),
+    ],
+    ids=["lower loss", "patience counts scores", "score first, earlier among equals", "no loss"],
+)
+def test_of_equal_scores_the_lower_loss_is_kept(tmp_path, monkeypatch, evaluations, patience, kept, steps):
+    """keep="best": the highest score, then the lowest loss, then the earliest step. A lower loss alone does not delay
+    early stopping."""
+    seen = []
+
+    def scripted(network, *args, **options):
+        score, loss = evaluations[len(seen)] if len(seen) < steps else (0.0, 0.0)  # the last: the weights that are kept
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        return Evaluation({"top1": score} if loss is None else {"top1": score, "loss": loss}, 1.0, {})
+
+    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(loop, "write_report", lambda *args: None)
+    run = fit(
+        tiny(steps=len(evaluations), evaluate_every=1, keep="best", patience=patience, keep_checkpoints=1),
+        tmp_path / "run",
+    )
+    assert [line["step"] for line in run.metrics if "top1" in line] == list(range(1, steps + 1))
+    saved = weights(run.path)
+    equal = [all(torch.equal(saved[name], value) for name, value in each.items()) for each in seen[:steps]]
+    assert [step for step, same in enumerate(equal, start=1) if same] == [kept]
 
 
 def test_further_sets_are_evaluated_beside_the_held_out_part(tmp_path):

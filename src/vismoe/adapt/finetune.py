@@ -386,7 +386,8 @@ def _ending(run: Run, score: str, is_kept: bool) -> str:
     """A line with the last step of the training, and, if its weights are kept at all, the step whose weights are."""
     evaluated = [line for line in run.metrics if score in line]
     last, recipe = evaluated[-1]["step"], run.recipe
-    kept = max(evaluated, key=lambda line: line[score]) if recipe.keep == "best" else evaluated[-1]
-    early = f" ({recipe.patience} evaluations without improvement)" if last < recipe.steps else ""
+    best = max(evaluated, key=lambda line: (line[score], -line["val_loss"]))
+    kept = best if recipe.keep == "best" else evaluated[-1]
+    early = f" ({recipe.patience} evaluations without a better score)" if last < recipe.steps else ""
     weights = f"; the weights of step {kept['step']} are kept" if is_kept else ""
     return f"training ended after step {last} of {recipe.steps}{early}{weights}"

@@ -344,8 +344,7 @@ def _optimise(
                 evaluation, logged = _evaluate_all(trainer, data, extra_eval)
             evaluated_at = state.step
             log({"step": state.step} | logged)
-            if is_best := evaluation.score > state.best_score:
-                state.best_score, state.best_step = evaluation.score, state.step
+            is_best = state.update_best(evaluation.score, evaluation.metrics.get("loss"))
         if outcome.load is not None:
             score = None if evaluation is None else evaluation.score
             status = meter.status(state.step, outcome.load, score, evaluated_at)
@@ -363,7 +362,7 @@ def _optimise(
                 f"{signal_name(stop_signal)}: stopped after step {state.step} of {recipe.steps}; a checkpoint is in "
                 f"{path}. To continue, repeat the command with --out {path.parent} --resume auto",
             )
-        if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
+        if recipe.patience and state.step - (state.best_score_step or 0) >= recipe.patience * recipe.evaluate_every:
             break
     return evaluation or _evaluate(trainer, data, data.val)
 

@@ -178,7 +178,8 @@ class Recipe:
     """Early stopping: training stops after this many evaluations in a row without a better score; 0: no early
     stopping."""
     keep: Keep = "last"
-    """Weights to save as the model: last, or best (those with the best validation score)."""
+    """Weights to save as the model: last, or best (those with the best validation score; among equal scores, with the
+    lowest validation loss)."""
     checkpoint_every: int = 0
     """Number of steps between checkpoints; a checkpoint is also written after each best evaluation. 0: checkpoints are
     written only when training is stopped (Ctrl-C, SIGTERM) and, with keep=best, after each best evaluation."""
