@@ -1,13 +1,13 @@
 """Rules that choose a recipe for a set and a network, each with its reason."""
 
 import math
-import os
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from vismoe.data import ImageSet, cache_bytes
+from vismoe.parallel import free_memory
 from vismoe.training import Recipe
 from vismoe.vit import cost
 from vismoe.weights import data_config
@@ -263,11 +263,3 @@ def _micro_batches(model: nn.Module, batch: int, size: tuple[int, int, int], dev
     while batch / parts * bytes_per_image > free_memory(device) / 3 and parts < batch and batch % (2 * parts) == 0:
         parts *= 2
     return parts
-
-
-def free_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return math.inf
