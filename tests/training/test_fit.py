@@ -1,14 +1,19 @@
 """pytest tests/training/test_fit.py: a recipe and its seed decide a training."""
 
+import traceback
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vismoe
 from vismoe.data import open_data
 from vismoe.inference import evaluate
-from vismoe.tasks import Evaluation
+from vismoe.parallel import Mesh
+from vismoe.tasks import Evaluation, task_for
 from vismoe.training import TrainingDivergedError, fit, loop
+from vismoe.training.state import begin, build
 from vismoe.training.step import Trainer
 
 from .tiny import tiny
@@ -130,6 +135,35 @@ def test_evaluations_come_as_often_as_asked(tmp_path):
     """evaluate_every=2 of 5 steps: after 2, 4 and the last."""
     run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run")
     assert [line["step"] for line in run.metrics if "top1" in line] == [2, 4, 5]
+
+
+class Waits(TorchDispatchMode):
+    """Counts the reads of a tensor's value, which wait for the device. (Adam reads its counters of steps, which are on
+    the CPU.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select"):
+            stack = [frame.filename for frame in traceback.extract_stack()]
+            if not any("torch/optim" in file for file in stack):
+                self.places.append([file for file in stack if "vismoe" in file][-1])
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("changes", [{}, {"average_decay": 0.9, "accumulate": 2, "class_weights": 0.5}])
+def test_a_step_waits_for_the_device_once(changes):
+    """Whether loss and gradient are finite is read together; nothing else is, except for the log."""
+    recipe, data = tiny(**changes), open_data("digits")
+    task = task_for(recipe.task, data, recipe.to_json())
+    trainer = Trainer(recipe, begin(build(recipe, data), recipe), task, Mesh(), print)
+    batch = {"image": torch.randn(8, 1, 8, 8), "label": torch.arange(8)}
+    for trainer.state.step in (1, 2):
+        with Waits() as waits:  # the first step makes the state of the optimiser
+            trainer.step(dict(batch), log_now=False)
+    assert [place.rpartition("/")[2] for place in waits.places] == ["step.py"]
 
 
 @pytest.mark.parametrize(

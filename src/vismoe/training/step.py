@@ -108,7 +108,8 @@ class Trainer:
     def _update(self, loss: Tensor, statistics: list[Tensor]) -> None:
         state, recipe = self.state, self.recipe
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm or math.inf)
-        if math.isfinite(loss) and math.isfinite(norm):
+        # The only time that a step waits for the device: whether the weights may change must be known before they do.
+        if bool(torch.isfinite(torch.stack([loss, norm])).all()):
             state.in_a_row = 0
             state.optimizer.step()
             if state.average is not None:
