@@ -137,6 +137,17 @@ def test_evaluations_come_as_often_as_asked(tmp_path):
     assert [line["step"] for line in run.metrics if "top1" in line] == [2, 4, 5]
 
 
+def test_the_load_of_a_step_is_that_of_all_its_micro_batches():
+    """With gradient accumulation every choice of the batch is counted."""
+    recipe, data = tiny(accumulate=4), open_data("digits")
+    task = task_for(recipe.task, data, recipe.to_json())
+    trainer = Trainer(recipe, begin(build(recipe, data), recipe), task, Mesh(), print)
+    trainer.state.step = 1
+    outcome = trainer.step({"image": torch.randn(8, 1, 8, 8), "label": torch.arange(8)}, log_now=True)
+    assert {name: int(load.sum()) for name, load in outcome.load.items()} == dict.fromkeys(outcome.load, 8 * 17)
+    assert len(outcome.load) == 2
+
+
 class Waits(TorchDispatchMode):
     """Counts the reads of a tensor's value, which wait for the device. (Adam reads its counters of steps, which are on
     the CPU.)"""
