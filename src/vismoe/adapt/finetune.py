@@ -249,7 +249,7 @@ class _Adaptation:
     def _chosen_recipe(self) -> Recipe:
         """The recipe that the rules choose. Logs the reasons."""
         options = self.options
-        choice = choose(options, self.network, self.splits, self.device, SHARES[self.trained_part])
+        choice = choose(options, self.network, self.splits, self.device, SHARES[self.trained_part], self.mesh.size)
         choice = self.mesh.run_on_main(lambda: choice)  # other processes may see another amount of free memory
         if self.trained_part != "head":
             self.log(f"training {self.trained_part}: {'; '.join(choice.reasons)}")
