@@ -23,13 +23,13 @@ def _file(*arguments: Any) -> bool:
     return True
 
 
-def _routing(predictor: Any, *arguments: Any) -> Path | None:
+def _routing(predictor: Any, images: Any, classes: Any, folder: Path, note: str = "") -> Path | None:
     """In place of routing_images: of a dense model there is nothing to draw."""
     from vismoe import MoE
 
     if not any(isinstance(module, MoE) for module in predictor.model.modules()):
         return None
-    path: Path = arguments[-1] / "routing.png"
+    path = folder / "routing.png"
     path.write_bytes(PNG)
     return path
 
@@ -38,6 +38,7 @@ SKETCHES: dict[tuple[str, str], Callable[..., Any]] = {
     ("vismoe.training.report", "draw_curves"): _file,
     ("vismoe.tasks.classification", "draw_confusion"): _file,
     ("vismoe.training.report", "routing_images"): _routing,
+    ("vismoe.adapt.finetune", "routing_images"): _routing,
     ("vismoe.adapt.outcome", "draw_calibration"): _file,
     ("vismoe.adapt.outcome", "draw_mistakes"): _file,
 }

@@ -149,6 +149,37 @@ def test_it_is_no_worse_than_the_head_alone(folder, parent, tmp_path):
     assert f"T{better[1:]}. T{untrained[1:]}." in card
 
 
+def test_the_routing_that_is_drawn_is_that_of_what_is_kept(folder, parent, tmp_path, monkeypatch):
+    """routing.png: of the kept network, with a line that says so if it is not the trained one, or its experts are not
+    trained. A network that comes with trained experts has them when its classifier alone is trained."""
+    drawn = []
+
+    def watched(predictor, images, classes, path, note=""):
+        weights = {name: value.clone() for name, value in predictor.model.state_dict().items()}
+        drawn.append((weights, note, path / "routing.png"))
+
+    for module in ("vismoe.adapt.finetune", "vismoe.training.report"):
+        monkeypatch.setattr(sys.modules[module], "routing_images", watched)
+
+    def last(name, **changes):
+        found = finetune(options(folder, parent, **changes), tmp_path / name, device="cpu")
+        weights, note, path = drawn[-1]
+        assert path == tmp_path / name / "routing.png"
+        saved = found.run.load_model().state_dict()
+        assert all(torch.equal(weights[key], value) for key, value in saved.items() if not key.startswith("head."))
+        return found, note
+
+    before = "network before training, kept with its linear classifier; its experts are not trained"
+    assert last("spoiled", learning_rate=5.0)[1] == before
+    assert last("head", train="head")[1] == "its experts are not trained"
+    assert last("low rank", train="head", experts="low-rank")[1] == "its experts are not trained"
+    trained, note = last("trained")
+    assert (trained.report["trained"], note) == ("last-third", "")
+    again = Options(str(folder), source=str(trained.run.path), train="head")
+    assert finetune(again, tmp_path / "again", device="cpu").report["trained_notes"] == []
+    assert drawn[-1][1] == ""
+
+
 def test_a_dense_network_has_no_untrained_experts(folder, parent, tmp_path):
     """If its classifier alone is trained, or kept, nothing is said about experts; of a sparse one it is."""
     for sparse in (False, True):

@@ -15,6 +15,7 @@ from vismoe.adapt import Options, finetune, rules
 from vismoe.adapt.initial_model import initial_model
 from vismoe.adapt.rules import Work, choose, choose_image_size, is_better, larger_image_size, scratch_preset
 from vismoe.adapt.splits import open_splits
+from vismoe.data import check_batch_size
 from vismoe.inference import evaluate
 from vismoe.vit import cost
 
@@ -150,6 +151,17 @@ def test_short_trainings_have_lower_rates(parent, detail, steps, rate):
     assert (recipe.steps, recipe.learning_rate) == (steps, pytest.approx(rate))
     asked = replace(options, learning_rate=0.5)
     assert choose(asked, network(), open_splits(detail, 0, 0.1), CPU, 1 / 3).recipe.learning_rate == 0.5
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_can_share_the_chosen_batch(parent, detail, processes):
+    """It is a multiple of two images per process, and with one process as large as ever."""
+    splits = open_splits(detail, 0, 0.1)
+    for source in (parent, None):
+        alone = choose(Options(detail, source), network(), splits, CPU, 1 / 3).recipe
+        recipe = choose(Options(detail, source), network(), splits, CPU, 1 / 3, processes).recipe
+        check_batch_size(recipe.batch_size, processes)
+        assert 0 <= alone.batch_size - recipe.batch_size < 2 * processes
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,17 @@ def bad_inputs(run, folder):
         (["upcycle", "vmoe_pico_patch2_8_dense", *out[1:]], "is a preset with random weights"),
         (["upcycle", str(folder / "begun"), *out[1:]], "has no model yet"),
         (["densify", str(run), *out[1:], "--data", "digits", "--max-unreadable", "nan"], "max_unreadable=nan"),
+        # Only the wrong option is named.
+        (
+            ["densify", str(run), *out[1:], "--data", "digits", "--batch-size", "0"],
+            "error: batch_size=0: accepted are",
+        ),
+        (
+            ["densify", str(run), *out[1:], "--data", "digits", "--num-experts", "-1"],
+            "error: num_experts=-1: accepted",
+        ),
+        (["train", "digits", *out, "--shear", "90"], "error: shear=90.0: accepted are at least 0 and below 90"),
+        (["train", "digits", *out, "--split-seed", "-1"], "error: split_seed=-1: accepted are 0 to 2^32"),
     ]
 
 

@@ -78,6 +78,7 @@ def test_a_class_token_is_spoken_of_where_there_is_one(tmp_path, monkeypatch, po
     monkeypatch.setattr(routing_figure, "save_figure", lambda figure, path, dpi: drawn.append(figure))
     digits = open_data("digits")
     model = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=10, in_chans=1, **pooling)
-    routing_images(Predictor(model), digits.val.subset(range(12)), digits.classes, tmp_path)
+    routing_images(Predictor(model), digits.val.subset(range(12)), digits.classes, tmp_path, "of a test")
     (title,) = [part._suptitle.get_text() for part in drawn[0].subfigs if part._suptitle is not None]
     assert ("class token" in title) == told
+    assert title.endswith("\nof a test")

@@ -37,5 +37,5 @@ def test_fewer_than_k_all_vote():
     """Three images, k=20; what makes no sense is refused."""
     found = nearest_neighbours(KNOWN[:3], LABELS[:3], ASKED[:2], 4, temperature=math.inf)
     torch.testing.assert_close(found, torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0]] * 2))
-    with pytest.raises(ValueError, match="must be above 0"):
+    with pytest.raises(ValueError, match="k=0: it must be at least 1"):
         nearest_neighbours(KNOWN, LABELS, ASKED, 4, k=0)

@@ -29,7 +29,7 @@ ROUTER_OPTIONS = [
     ({"capacity_factor": math.inf}, 'capacity_factor=inf: accepted are "none" and positive numbers'),
     ({"capacity_factor": math.nan}, 'capacity_factor=nan: accepted are "none" and positive numbers'),
     ({"eval_capacity_factor": 0.0}, 'eval_capacity_factor=0.0: accepted are "none" and positive numbers'),
-    ({"capacity_multiple_of": 0}, "rounding='ceil', multiple_of=0 of a capacity: accepted are"),
+    ({"capacity_multiple_of": 0}, "multiple_of=0 of a capacity: accepted are whole numbers"),
     (
         {"loss_weights": {"improtance": 1.0}},
         "loss_weights={'improtance': 1.0}: accepted are weights ≥ 0 for importance",
@@ -68,10 +68,12 @@ def test_router_words(name, word, message):
         vismoe.TopKRouter.__init__.__wrapped__(vismoe.TopKRouter.__new__(vismoe.TopKRouter), 8, 4, **{name: word})
 
 
-@pytest.mark.parametrize(("dim", "num_experts"), [(0, 4), (8, 0), (8, -1)])
-def test_router_sizes(dim, num_experts):
-    """A router without width or experts is refused."""
-    with refused(f"a router needs whole numbers dim ≥ 1 and num_experts ≥ 1, but dim={dim}, num_experts={num_experts}"):
+@pytest.mark.parametrize(
+    ("dim", "num_experts", "named"), [(0, 4, "dim=0"), (8, 0, "num_experts=0"), (8, -1, "num_experts=-1")]
+)
+def test_router_sizes(dim, num_experts, named):
+    """A router without width or experts is refused; only the wrong value is named."""
+    with refused(f"{named} of a router: accepted are whole numbers ≥ 1"):
         vismoe.TopKRouter(dim, num_experts)
 
 
@@ -144,10 +146,18 @@ def test_capacity_below_one():
         layer(capacity_factor=0.1, capacity_rounding="round")(torch.zeros(2, 4, 8))
 
 
-@pytest.mark.parametrize(("rounding", "multiple_of"), [("floor", 4), ("ceil", 1.5), ("ceil", -4), ("ceil", None)])
-def test_capacity_options(rounding, multiple_of):
-    """An unknown way of rounding is refused, not taken for another."""
-    with refused(f"rounding={rounding!r}, multiple_of={multiple_of} of a capacity: accepted are"):
+@pytest.mark.parametrize(
+    ("rounding", "multiple_of", "named"),
+    [
+        ("floor", 4, "rounding='floor'"),
+        ("ceil", 1.5, "multiple_of=1.5"),
+        ("ceil", -4, "multiple_of=-4"),
+        ("ceil", None, "multiple_of=None"),
+    ],
+)
+def test_capacity_options(rounding, multiple_of, named):
+    """An unknown way of rounding is refused, not taken for another; only the wrong option is named."""
+    with refused(f"{named} of a capacity: accepted are"):
         compute_capacity.__wrapped__(8, 4, 1.0, rounding, multiple_of)
 
 

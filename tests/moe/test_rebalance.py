@@ -39,6 +39,21 @@ def test_loads_become_even(router):
     assert not layer.training
 
 
+def test_the_bias_is_a_mean_over_batches():
+    """Batches that prefer different experts: the bias is the mean over the second half of them, not what the last one
+    left; loads are nearer to even."""
+    shifts = torch.randn(24, 1, 1, 16, generator=torch.Generator().manual_seed(2))
+    batches = list((TOKENS + shifts * torch.tensor([1.0, -1.0] * 12)[:, None, None, None]).unbind())
+    layer, last = uneven(), uneven()
+    rebalance(layer, batches)
+    biases = []
+    for batch in batches:
+        rebalance(last, [batch])
+        biases.append(last.router.balance_bias.clone())
+    torch.testing.assert_close(layer.router.balance_bias, torch.stack(biases[12:]).mean(0))
+    assert unevenness(layer) < unevenness(last)
+
+
 def test_biases_are_kept_after_the_block():
     """`keeping_balance` gives back the biases, also after an error; layers that are skipped never move."""
     layer = uneven()

@@ -41,6 +41,28 @@ def test_average_of_weights(warmup, decay):
         torch.testing.assert_close(value.double(), expected[name], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_images_that_balance_it_are_prepared_once(tmp_path, monkeypatch, workers):
+    """Their batches are kept in memory if there is enough, and prepared again if not; the run is bit-equal."""
+    prepared = []
+    plain = loop.evaluation_batches
+
+    def counted(*arguments):
+        prepared.append(arguments)
+        return plain(*arguments)
+
+    monkeypatch.setattr(loop, "evaluation_batches", counted)
+    recipe = tiny(average_decay=0.9, steps=2, evaluate_every=1, workers=workers)
+    kept = fit(recipe, tmp_path / "kept")
+    assert len(prepared) == 1
+    monkeypatch.setattr(loop, "free_memory", lambda device: 0.0)
+    again = fit(recipe, tmp_path / "again")
+    assert len(prepared) == 1 + 3  # two evaluations, and the model that is saved
+    assert kept.metrics == again.metrics
+    first, second = (run.load_model().state_dict() for run in (kept, again))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 def test_the_average_is_balanced(tmp_path, monkeypatch):
     """The EMA that a run saves has even experts, which the average of the biases does not give it; what is evaluated is
     what is saved, and how often it is evaluated changes neither the weights nor the state."""

@@ -1,13 +1,19 @@
 """pytest tests/training/test_fit.py: a recipe and its seed decide a training."""
 
+import traceback
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vismoe
 from vismoe.data import open_data
 from vismoe.inference import evaluate
+from vismoe.parallel import Mesh
+from vismoe.tasks import Evaluation, task_for
 from vismoe.training import TrainingDivergedError, fit, loop
+from vismoe.training.state import begin, build
 from vismoe.training.step import Trainer
 
 from .tiny import tiny
@@ -129,6 +135,78 @@ def test_evaluations_come_as_often_as_asked(tmp_path):
     """evaluate_every=2 of 5 steps: after 2, 4 and the last."""
     run = fit(tiny(steps=5, evaluate_every=2), tmp_path / "run")
     assert [line["step"] for line in run.metrics if "top1" in line] == [2, 4, 5]
+
+
+def test_the_load_of_a_step_is_that_of_all_its_micro_batches():
+    """With gradient accumulation every choice of the batch is counted."""
+    recipe, data = tiny(accumulate=4), open_data("digits")
+    task = task_for(recipe.task, data, recipe.to_json())
+    trainer = Trainer(recipe, begin(build(recipe, data), recipe), task, Mesh(), print)
+    trainer.state.step = 1
+    outcome = trainer.step({"image": torch.randn(8, 1, 8, 8), "label": torch.arange(8)}, log_now=True)
+    assert {name: int(load.sum()) for name, load in outcome.load.items()} == dict.fromkeys(outcome.load, 8 * 17)
+    assert len(outcome.load) == 2
+
+
+class Waits(TorchDispatchMode):
+    """Counts the reads of a tensor's value, which wait for the device. (Adam reads its counters of steps, which are on
+    the CPU.)"""
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select"):
+            stack = [frame.filename for frame in traceback.extract_stack()]
+            if not any("torch/optim" in file for file in stack):
+                self.places.append([file for file in stack if "vismoe" in file][-1])
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("changes", [{}, {"average_decay": 0.9, "accumulate": 2, "class_weights": 0.5}])
+def test_a_step_waits_for_the_device_once(changes):
+    """Whether loss and gradient are finite is read together; nothing else is, except for the log."""
+    recipe, data = tiny(**changes), open_data("digits")
+    task = task_for(recipe.task, data, recipe.to_json())
+    trainer = Trainer(recipe, begin(build(recipe, data), recipe), task, Mesh(), print)
+    batch = {"image": torch.randn(8, 1, 8, 8), "label": torch.arange(8)}
+    for trainer.state.step in (1, 2):
+        with Waits() as waits:  # the first step makes the state of the optimiser
+            trainer.step(dict(batch), log_now=False)
+    assert [place.rpartition("/")[2] for place in waits.places] == ["step.py"]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "patience", "kept", "steps"),
+    [
+        ([(0.5, 1.0), (0.5, 0.8), (0.5, 0.9), (0.4, 0.1), (0.5, 0.8)], 0, 2, 5),
+        ([(0.5, 1.0), (0.5, 0.9), (0.5, 0.8), (0.5, 0.7), (0.6, 0.6)], 3, 4, 4),
+        ([(0.5, 1.0), (0.5, 0.8), (0.6, 2.0), (0.6, 2.0), (0.5, 0.1)], 0, 3, 5),
+        ([(0.5, None), (0.5, None), (0.4, None)], 0, 1, 3),
+    ],
+    ids=["lower loss", "patience counts scores", "score first, earlier among equals", "no loss"],
+)
+def test_of_equal_scores_the_lower_loss_is_kept(tmp_path, monkeypatch, evaluations, patience, kept, steps):
+    """keep="best": the highest score, then the lowest loss, then the earliest step. A lower loss alone does not delay
+    early stopping."""
+    seen = []
+
+    def scripted(network, *args, **options):
+        score, loss = evaluations[len(seen)] if len(seen) < steps else (0.0, 0.0)  # the last: the weights that are kept
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        return Evaluation({"top1": score} if loss is None else {"top1": score, "loss": loss}, 1.0, {})
+
+    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(loop, "write_report", lambda *args: None)
+    run = fit(
+        tiny(steps=len(evaluations), evaluate_every=1, keep="best", patience=patience, keep_checkpoints=1),
+        tmp_path / "run",
+    )
+    assert [line["step"] for line in run.metrics if "top1" in line] == list(range(1, steps + 1))
+    saved = weights(run.path)
+    equal = [all(torch.equal(saved[name], value) for name, value in each.items()) for each in seen[:steps]]
+    assert [step for step, same in enumerate(equal, start=1) if same] == [kept]
 
 
 def test_further_sets_are_evaluated_beside_the_held_out_part(tmp_path):

@@ -202,9 +202,9 @@ def test_upcycled_experts_keep_their_dropout():
     ("overrides", "message"),
     [
         ({"pos_embed": "rope"}, r"pos_embed='rope': accepted are \"learn\", \"none\" and \"sincos2d\""),
-        ({"pos_embed": "sincos2d", "embed_dim": 18}, r"embed_dim=18, .* a multiple of 4 that is at least 8"),
-        ({"pos_embed": "sincos2d", "embed_dim": 4}, r"embed_dim=4, "),
-        ({"pos_embed": "sincos2d", "pos_embed_temperature": 0.0}, r"pos_embed_temperature=0\.0: "),
+        ({"pos_embed": "sincos2d", "embed_dim": 18}, r"^embed_dim=18: .* multiples of 4 that are at least 8"),
+        ({"pos_embed": "sincos2d", "embed_dim": 4}, r"^embed_dim=4: "),
+        ({"pos_embed": "sincos2d", "pos_embed_temperature": 0.0}, r"^pos_embed_temperature=0\.0: "),
         ({"expert_dropout": 1.5}, r"dropout in 0…1, but .*dropout=1\.5"),
     ],
 )

@@ -21,7 +21,8 @@ from vismoe.data import (
     format_summary,
     note_of_levels,
 )
-from vismoe.inference import evaluate
+from vismoe.explain import routing_images
+from vismoe.inference import Predictor, evaluate
 from vismoe.moe import MoE
 from vismoe.parallel import Mesh, join_mesh, resolve_device
 from vismoe.tasks import classification_of
@@ -34,7 +35,7 @@ from vismoe.training.state import begin
 from vismoe.weights import data_config, load_network, parse_source
 
 from .calibrate import ENOUGH
-from .freezing import SHARES, choose_trained, freeze
+from .freezing import SHARES, choose_trained, experts_are_equal, freeze
 from .initial_model import initial_model
 from .options import Options, Trained
 from .outcome import write_outcome
@@ -248,7 +249,7 @@ class _Adaptation:
     def _chosen_recipe(self) -> Recipe:
         """The recipe that the rules choose. Logs the reasons."""
         options = self.options
-        choice = choose(options, self.network, self.splits, self.device, SHARES[self.trained_part])
+        choice = choose(options, self.network, self.splits, self.device, SHARES[self.trained_part], self.mesh.size)
         choice = self.mesh.run_on_main(lambda: choice)  # other processes may see another amount of free memory
         if self.trained_part != "head":
             self.log(f"training {self.trained_part}: {'; '.join(choice.reasons)}")
@@ -289,7 +290,11 @@ class _Adaptation:
                 f"the linear classifier ({self.probe['validation']:.4f} on the validation split) is better than the "
                 f"trained network ({score:.4f}) and is kept"
             )
-        if kept == "head" and any(isinstance(module, MoE) for module in network.modules()):
+        if kept == "head" and (caption := self._caption_of_kept(network)):
+            network, task = network.to(self.device), classification_of(self.splits.fitting)
+            predictor, images = Predictor(network, task, batch_size=256), self.splits.fitting.val
+            routing_images(predictor, images, self.splits.fitting.classes, self.path, caption)
+        if kept == "head" and experts_are_equal(network):
             notes.append(UNTRAINED_EXPERTS)
         if self.trained_part != "head":
             self.log(_ending(run, self.splits.score, is_kept=kept != "head"))
@@ -305,6 +310,14 @@ class _Adaptation:
         for name in (CHECKPOINTS, INITIAL):  # large, and a finished run does not need them
             shutil.rmtree(self.path / name, ignore_errors=True)
         return report
+
+    def _caption_of_kept(self, network: nn.Module) -> str:
+        """What routing.png must say if the linear classifier is kept; empty if the figure of the training is right."""
+        if not any(isinstance(module, MoE) for module in network.modules()):
+            return ""
+        before = "" if self.trained_part == "head" else "network before training, kept with its linear classifier"
+        untrained = "its experts are not trained" if experts_are_equal(network) else ""
+        return "; ".join(filter(None, (before, untrained)))
 
 
 def _fit(
@@ -386,7 +399,8 @@ def _ending(run: Run, score: str, is_kept: bool) -> str:
     """A line with the last step of the training, and, if its weights are kept at all, the step whose weights are."""
     evaluated = [line for line in run.metrics if score in line]
     last, recipe = evaluated[-1]["step"], run.recipe
-    kept = max(evaluated, key=lambda line: line[score]) if recipe.keep == "best" else evaluated[-1]
-    early = f" ({recipe.patience} evaluations without improvement)" if last < recipe.steps else ""
+    best = max(evaluated, key=lambda line: (line[score], -line["val_loss"]))
+    kept = best if recipe.keep == "best" else evaluated[-1]
+    early = f" ({recipe.patience} evaluations without a better score)" if last < recipe.steps else ""
     weights = f"; the weights of step {kept['step']} are kept" if is_kept else ""
     return f"training ended after step {last} of {recipe.steps}{early}{weights}"

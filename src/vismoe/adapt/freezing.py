@@ -1,6 +1,6 @@
 """Freezes parts of a network."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -22,6 +22,19 @@ def choose_trained(options: Options, model: nn.Module, device: torch.device) -> 
         return options.train
     on_cpu = options.trained and device.type == "cpu"
     return "last-third" if on_cpu and find_blocks(model) is not None else "all"
+
+
+def experts_are_equal(model: nn.Module) -> bool:
+    """Whether the experts of each sparse layer are equal, as upcycling makes them: they are not trained. False for a
+    dense network."""
+    layers = [module for module in model.modules() if isinstance(module, MoE)]
+    return bool(layers) and all(map(_are_equal, layers))
+
+
+def _are_equal(layer: MoE) -> bool:
+    experts: Any = layer.experts
+    first, *others = (experts.expert(number).state_dict() for number in range(experts.num_experts))
+    return all(torch.equal(value, other[name]) for other in others for name, value in first.items())
 
 
 def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:

@@ -1,13 +1,13 @@
 """Rules that choose a recipe for a set and a network, each with its reason."""
 
 import math
-import os
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from vismoe.data import ImageSet, cache_bytes
+from vismoe.parallel import free_memory
 from vismoe.training import Recipe
 from vismoe.vit import cost
 from vismoe.weights import data_config
@@ -159,7 +159,9 @@ class Work:
         return math.inf if device.type != "cpu" else max(0.0, BUDGET[dtype] - self.fixed) / self.image
 
 
-def choose(options: Options, model: nn.Module, splits: Splits, device: torch.device, share: float) -> Choice:
+def choose(
+    options: Options, model: nn.Module, splits: Splits, device: torch.device, share: float, processes: int = 1
+) -> Choice:
     """Chooses the recipe for a network and a set. Options that are given are kept.
 
     **Arguments:**
@@ -169,12 +171,15 @@ def choose(options: Options, model: nn.Module, splits: Splits, device: torch.dev
     - `splits`: the splits of the set.
     - `device`: the device of the training.
     - `share`: fraction of the blocks that are trained, 0 to 1.
+    - `processes`: number of processes that share each batch; default 1. The chosen batch size suits them.
     """
     data, trained, class_weights = splits.fitting, options.trained, options.class_weights
     dtype = choose_dtype(options, device)
     images = len(data.train_and_val[0])
     size = data_config(model)["input_size"]
-    batch = options.batch_size or min(BATCH[trained], max(2, images // 4 * 2))
+    smallest = 2 * processes  # each process gets pairs of images
+    fitting = min(BATCH[trained], images // 4 * 2) // smallest * smallest
+    batch = options.batch_size or max(smallest, fitting)
     affordable = Work.of(model, splits, share, trained).affordable(device, dtype)
     epochs = options.epochs or EPOCHS[trained]
     steps = max(1, math.ceil(epochs * images / batch))
@@ -263,11 +268,3 @@ def _micro_batches(model: nn.Module, batch: int, size: tuple[int, int, int], dev
     while batch / parts * bytes_per_image > free_memory(device) / 3 and parts < batch and batch % (2 * parts) == 0:
         parts *= 2
     return parts
-
-
-def free_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return math.inf

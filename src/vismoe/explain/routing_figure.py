@@ -24,7 +24,9 @@ DISTINCT = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#
 """Colours that the colour-blind can tell apart (Okabe and Ito 2008), with grey as the eighth."""
 
 
-def routing_images(predictor: Predictor, images: ImageSet, classes: Sequence[str], folder: Path) -> Path | None:
+def routing_images(
+    predictor: Predictor, images: ImageSet, classes: Sequence[str], folder: Path, note: str = ""
+) -> Path | None:
     """Plots `routing.png`: the expert of each patch of sample images, layer by layer, and, if images have classes, the
     distribution of each class's tokens over the experts.
 
@@ -34,6 +36,7 @@ def routing_images(predictor: Predictor, images: ImageSet, classes: Sequence[str
     - `images`: data set of images; the figure shows some of them.
     - `classes`: names of the classes; empty: images have none.
     - `folder`: folder of the file.
+    - `note`: second line of the title; default: none.
 
     **Returns:** the file; None, without a file, for a dense model or one whose tokens are not a grid of patches.
     """
@@ -53,7 +56,8 @@ def routing_images(predictor: Predictor, images: ImageSet, classes: Sequence[str
     first = " first" if any(layer.expert.shape[2] > 1 for layer in routing.values()) else ""
     has_prefix = any(layer.expert.shape[1] > grid_size[0] * grid_size[1] for layer in routing.values())
     frame = " (frame: the class token)" if has_prefix else ""
-    upper.suptitle(f"Which expert each patch went to{first}{frame}", fontsize=10)
+    title = f"Which expert each patch went to{first}{frame}"
+    upper.suptitle(f"{title}\n{note}" if note else title, fontsize=10)
     for column, number in enumerate(samples):
         image = _pixels(predictor.prepare(images.sample(number))["image"], config)
         _show(grid[0, column], image)

@@ -32,8 +32,10 @@ def nearest_neighbours(
 
     **Raises:** ValueError if k or the temperature is not above 0.
     """
-    if k < 1 or temperature <= 0:
-        raise ValueError(f"k={k}, temperature={temperature}: both must be above 0")
+    if k < 1:
+        raise ValueError(f"k={k}: it must be at least 1")
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: it must be above 0")
     train_unit = F.normalize(train_x.float())
     votes = F.one_hot(train_y, num_classes).float()
     shares = []

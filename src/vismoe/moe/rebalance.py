@@ -35,6 +35,9 @@ def rebalance(
     not fit: in short runs the busiest expert had 3.6 times the mean load, and 1.05 times after this function
     (`benchmarks/average_loads.py`). Weights that were merged, pruned or edited need it too.
 
+    Each batch moves the biases once. The result is the mean of the biases over the second half of the batches, because
+    the bias after a single batch follows the images in it.
+
     **Arguments:**
 
     - `model`: a network in evaluation mode, changed in place.
@@ -50,6 +53,7 @@ def rebalance(
     routers = {name: router for name, router in biased_routers(model).items() if name not in skip}
     if not routers:
         return
+    biases: dict[str, list[Tensor]] = {name: [] for name in routers}
     for batch in batches:
         with record(model) as routing:
             model(batch) if forward is None else forward(model, batch)
@@ -61,6 +65,10 @@ def rebalance(
                 bias = router.balance_bias
                 assert bias is not None
                 bias.copy_(move_bias(bias, load, router.balance_rule))
+                biases[name].append(bias.clone())
+    for name, router in routers.items():
+        if (moved := biases[name]) and router.balance_bias is not None:
+            router.balance_bias.copy_(torch.stack(moved[len(moved) // 2 :]).mean(0))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The processes of a training run as a mesh with named axes. Usually there is one process."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -206,3 +207,12 @@ def resolve_device(name: str) -> torch.device:
     if name not in accepted:
         raise ValueError(f"device {name!r} is not available; accepted are auto, {', '.join(accepted)}")
     return torch.device(name)
+
+
+def free_memory(device: torch.device) -> float:
+    """The free memory of a CUDA device, or of this machine, in bytes; infinite if the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return math.inf

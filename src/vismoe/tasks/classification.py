@@ -30,9 +30,9 @@ class Classification(Labels):
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         targets = by_row(batch["target"], outputs)
+        weight = self.class_weights_on(outputs.device)
         if self.loss_kind == "sigmoid":
-            return sigmoid_loss(outputs, targets, self.label_smoothing, self.class_weights) * outputs.shape[1]
-        weight = None if self.class_weights is None else self.class_weights.to(outputs.device)
+            return sigmoid_loss(outputs, targets, self.label_smoothing, weight) * outputs.shape[1]
         return F.cross_entropy(outputs, targets, weight=weight, label_smoothing=self.label_smoothing)
 
     def answers(self, logits: Tensor) -> Tensor:

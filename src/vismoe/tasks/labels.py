@@ -175,6 +175,12 @@ class Labels(Task):
             )
         return logits.float()
 
+    def class_weights_on(self, device: torch.device) -> Tensor | None:
+        """The class weights on a device. They are copied only once, because the copy waits for the device."""
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(device)
+        return self.class_weights
+
     def training_score(self, outputs: Tensor, batch: Batch) -> Tensor:
         return (self.answers(outputs) == by_row(batch["label"], outputs)).float().mean()
 

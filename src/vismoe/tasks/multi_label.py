@@ -33,7 +33,8 @@ class MultiLabel(Labels):
         return self.name
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        loss = sigmoid_loss(outputs, by_row(batch["target"], outputs), self.label_smoothing, self.class_weights)
+        weight = self.class_weights_on(outputs.device)
+        loss = sigmoid_loss(outputs, by_row(batch["target"], outputs), self.label_smoothing, weight)
         return loss * outputs.shape[1] if self.loss_kind == "sigmoid" else loss
 
     def answers(self, logits: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from vismoe.data import (
 )
 from vismoe.inference import evaluate
 from vismoe.moe import biased_routers, keeping_balance, rebalance
-from vismoe.parallel import join_mesh, resolve_device
+from vismoe.parallel import free_memory, join_mesh, resolve_device
 from vismoe.tasks import Evaluation, Task, open_for, task_for
 from vismoe.vit import evaluating
 from vismoe.weights import data_config
@@ -178,14 +178,15 @@ def fit(
             run.update_length(recipe)
             with tracking(run, recipe, state.step) as track:
                 trainer = Trainer(recipe, state, task, mesh, track)
+                balance = AverageBalance(trainer, data.train_and_val[0])
                 evaluation = _optimise(
-                    checkpointer, trainer, data, extra_eval, stop, on_status if mesh.is_main else None
+                    checkpointer, trainer, balance, data, extra_eval, stop, on_status if mesh.is_main else None
                 )
                 if recipe.keep == "best" and (best_step := state.best_step) not in (None, state.step):
                     state.load_state_dict(checkpointer.load(best_step))
-                    evaluation = _evaluate(trainer, data, data.val)
-                tested = None if data.test is None else _evaluate(trainer, data, data.test)
-                _rebalance(trainer, data)
+                    evaluation = _evaluate(trainer, balance, data.val)
+                tested = None if data.test is None else _evaluate(trainer, balance, data.test)
+                balance.update()
             if mesh.is_main:
                 task.save(state.evaluated, run.path / MODEL)
                 write_report(run, state, task, data, evaluation, tested)
@@ -319,6 +320,7 @@ def _warn(text: str) -> None:
 def _optimise(
     checkpointer: Checkpointer,
     trainer: Trainer,
+    balance: "AverageBalance",
     data: Data,
     extra_eval: Mapping[str, ImageSet],
     stop: Stop,
@@ -341,11 +343,10 @@ def _optimise(
         is_best = False
         if state.step % recipe.evaluate_every == 0 or last:
             with meter.paused():
-                evaluation, logged = _evaluate_all(trainer, data, extra_eval)
+                evaluation, logged = _evaluate_all(trainer, balance, data.val, extra_eval)
             evaluated_at = state.step
             log({"step": state.step} | logged)
-            if is_best := evaluation.score > state.best_score:
-                state.best_score, state.best_step = evaluation.score, state.step
+            is_best = state.update_best(evaluation.score, evaluation.metrics.get("loss"))
         if outcome.load is not None:
             score = None if evaluation is None else evaluation.score
             status = meter.status(state.step, outcome.load, score, evaluated_at)
@@ -363,9 +364,9 @@ def _optimise(
                 f"{signal_name(stop_signal)}: stopped after step {state.step} of {recipe.steps}; a checkpoint is in "
                 f"{path}. To continue, repeat the command with --out {path.parent} --resume auto",
             )
-        if recipe.patience and state.step - (state.best_step or 0) >= recipe.patience * recipe.evaluate_every:
+        if recipe.patience and state.step - (state.best_score_step or 0) >= recipe.patience * recipe.evaluate_every:
             break
-    return evaluation or _evaluate(trainer, data, data.val)
+    return evaluation or _evaluate(trainer, balance, data.val)
 
 
 def _is_due(recipe: Recipe, state: State, is_best: bool) -> bool:
@@ -404,46 +405,82 @@ def _on_device(value: Any, trainer: Trainer) -> Any:
 
 
 def _evaluate_all(
-    trainer: Trainer, data: Data, extra_eval: Mapping[str, ImageSet]
+    trainer: Trainer, balance: "AverageBalance", val: ImageSet, extra_eval: Mapping[str, ImageSet]
 ) -> tuple[Evaluation, dict[str, float]]:
     """Evaluates the validation split and the additional image sets.
 
     **Returns:** the evaluation on the validation split, and all metrics to log; those of additional sets are named
     SET/METRIC.
     """
-    evaluation = _evaluate(trainer, data, data.val)
+    evaluation = _evaluate(trainer, balance, val)
     logged = dict(evaluation.logged)
     for name, images in extra_eval.items():
-        logged |= {f"{name}/{metric}": value for metric, value in _evaluate(trainer, data, images).logged.items()}
+        logged |= {f"{name}/{metric}": value for metric, value in _evaluate(trainer, balance, images).logged.items()}
     return evaluation, logged
 
 
-def _evaluate(trainer: Trainer, data: Data, images: ImageSet) -> Evaluation:
+def _evaluate(trainer: Trainer, balance: "AverageBalance", images: ImageSet) -> Evaluation:
     """Evaluates on `images`. The experts of an EMA are balanced for the evaluation; afterwards the balance is restored,
     so that training does not depend on the number of evaluations."""
     network, mesh = trainer.state.evaluated, trainer.mesh
     mesh.broadcast(network.buffers())  # batch norm statistics differ between processes
     with keeping_balance(network):
-        _rebalance(trainer, data)
+        balance.update()
         return evaluate(network, images, workers=trainer.recipe.workers, mesh=mesh, task=trainer.task)
 
 
-def _rebalance(trainer: Trainer, data: Data) -> None:
-    """Adapts the balancing biases of the EMA to its weights, using training images transformed as in evaluation."""
-    state, recipe, task, mesh = trainer.state, trainer.recipe, trainer.task, trainer.mesh
-    if state.average is None or not biased_routers(state.evaluated):
-        return
-    images, network = data.train_and_val[0], state.evaluated
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(recipe.seed))
-    number = (
-        min(len(order), REBALANCE_BATCHES * recipe.batch_size) // mesh.size * mesh.size
-    )  # the same number for each process
-    places = order[:number][mesh.rank :: mesh.size].tolist()
-    transform = task.evaluation_transform(data_config(network))
-    batches = evaluation_batches(
-        images.subset(places), transform, recipe.batch_size // mesh.size, recipe.workers, task.collate
-    )
-    on_device = ({name: _on_device(value, trainer) for name, value in batch.items()} for batch in batches)
-    frozen = [name for name, router in biased_routers(state.model).items() if router.is_frozen]
-    with evaluating(network):
-        rebalance(network, on_device, task.forward, mesh.sum, skip=frozen)
+class AverageBalance:
+    """Balances the experts of the EMA, using training images transformed as in evaluation. The prepared batches are
+    kept in memory, unless they need more than a quarter of the free memory. (A cache of images would not help data
+    workers: what they decode is lost when they end.)
+
+    **Arguments:**
+
+    - `trainer`: the trainer.
+    - `images`: the training split.
+    """
+
+    def __init__(self, trainer: Trainer, images: ImageSet):
+        self.trainer, self.images = trainer, images
+        self._kept: list[Batch] | None = None
+
+    def update(self) -> None:
+        """Adapts the balancing biases of the EMA to its weights."""
+        state, task, mesh = self.trainer.state, self.trainer.task, self.trainer.mesh
+        network = state.evaluated
+        if state.average is None or not biased_routers(network):
+            return
+        batches = self._prepare() if self._kept is None else self._kept
+        on_device = ({name: _on_device(value, self.trainer) for name, value in batch.items()} for batch in batches)
+        frozen = [name for name, router in biased_routers(state.model).items() if router.is_frozen]
+        with evaluating(network):
+            rebalance(network, on_device, task.forward, mesh.sum, skip=frozen)
+
+    def _prepare(self) -> Iterator[Batch]:
+        """This process's share of the batches; keeps them if there is enough memory."""
+        recipe, task, mesh = self.trainer.recipe, self.trainer.task, self.trainer.mesh
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(recipe.seed))
+        number = (
+            min(len(order), REBALANCE_BATCHES * recipe.batch_size) // mesh.size * mesh.size
+        )  # the same number for each process
+        places = order[:number][mesh.rank :: mesh.size].tolist()
+        transform = task.evaluation_transform(data_config(self.trainer.state.evaluated))
+        batches = evaluation_batches(
+            self.images.subset(places), transform, recipe.batch_size // mesh.size, recipe.workers, task.collate
+        )
+        kept: list[Batch] | None = []
+        for place, batch in enumerate(batches):
+            if place == 0 and len(batches) * _bytes_of(batch) > free_memory(torch.device("cpu")) / 4:
+                kept = None
+            if kept is not None:  # tensors of data workers are copied: their shared memory is scarce
+                kept.append({name: value.clone() if _is_shared(value) else value for name, value in batch.items()})
+            yield batch
+        self._kept = kept
+
+
+def _bytes_of(batch: Batch) -> int:
+    return sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
+
+
+def _is_shared(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_shared()

@@ -27,10 +27,14 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("image_size", lambda value: value is None or 1 <= value <= 4096, "accepted are 1 to 4096"),
     ("max_level", lambda value: value is None or 1 <= value <= 65535, "accepted are 1 to 65535"),
+    ("seed", lambda value: 0 <= value < 2**63, "accepted are 0 to 2^63 − 1"),
+    ("split_seed", lambda value: 0 <= value < 2**32, "accepted are 0 to 2^32 − 1"),
+    ("degrees", lambda value: 0 <= value <= 180, "accepted are 0 to 180"),
+    ("shear", lambda value: 0 <= value < 90, "accepted are at least 0 and below 90"),
     ("crop layer_decay", lambda value: 0 < value <= 1, "accepted is a number above 0 and up to 1"),
     ("learning_rate power learning_rates", lambda value: 0 < value < INFINITY, "it must be positive and finite"),
     (
-        "clip_norm warmup_steps end_learning_rate timescale cooldown_steps workers degrees translate shear "
+        "clip_norm warmup_steps end_learning_rate timescale cooldown_steps workers translate "
         "checkpoint_every patience class_weights color_jitter noise mixup cutmix",
         lambda value: 0 <= value < INFINITY,
         "it must not be negative",
@@ -178,7 +182,8 @@ class Recipe:
     """Early stopping: training stops after this many evaluations in a row without a better score; 0: no early
     stopping."""
     keep: Keep = "last"
-    """Weights to save as the model: last, or best (those with the best validation score)."""
+    """Weights to save as the model: last, or best (those with the best validation score; among equal scores, with the
+    lowest validation loss)."""
     checkpoint_every: int = 0
     """Number of steps between checkpoints; a checkpoint is also written after each best evaluation. 0: checkpoints are
     written only when training is stopped (Ctrl-C, SIGTERM) and, with keep=best, after each best evaluation."""
@@ -222,12 +227,8 @@ class Recipe:
 
     def _check_combinations(self) -> None:
         """Raises ValueError for values that contradict each other, except those that `_check_optimisation` checks."""
-        if not 0 <= self.seed < 2**63 or not 0 <= self.split_seed < 2**32:
-            raise ValueError(f"seed={self.seed}, split_seed={self.split_seed}: accepted are 0…2^63 − 1 and 0…2^32 − 1")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate}: it must divide batch_size={self.batch_size}")
-        if self.degrees > 180 or self.shear >= 90:
-            raise ValueError(f"degrees={self.degrees}, shear={self.shear}: accepted are up to 180 and below 90")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f"batch_size={self.batch_size}: mixup and cutmix mix pairs of images, so it must be even")
         given = [name for name, _ in self.model_options]

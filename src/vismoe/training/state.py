@@ -16,7 +16,7 @@ from vismoe.weights import create_model, data_config, open_trained, set_max_leve
 from .optimizer import freeze, load_named_state, make_optimizer, named_state
 from .recipe import Recipe
 
-NUMBERS = ("step", "skipped", "in_a_row", "best_score", "best_step")
+NUMBERS = ("step", "skipped", "in_a_row", "best_score", "best_loss", "best_step", "best_score_step")
 
 
 @dataclass
@@ -33,7 +33,11 @@ class State:
     - `skipped`: number of skipped steps, whose loss or gradient was not finite.
     - `in_a_row`: number of steps skipped since the last step that was not.
     - `best_score`: best validation score so far; -1 before the first evaluation.
-    - `best_step`: step of the best validation score; None before the first evaluation.
+    - `best_loss`: validation loss of the best step; None before the first evaluation, and if the task has no loss.
+    - `best_step`: the best step: of those with the best validation score, the one with the lowest validation loss, and
+      of these the earliest. None before the first evaluation.
+    - `best_score_step`: the earliest step with the best validation score, from which early stopping counts; None before
+      the first evaluation.
     """
 
     model: nn.Module
@@ -43,12 +47,32 @@ class State:
     skipped: int = 0
     in_a_row: int = 0
     best_score: float = -1.0
+    best_loss: float | None = None
     best_step: int | None = None
+    best_score_step: int | None = None
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is evaluated and saved: the EMA if there is one, otherwise the network in training."""
         return self.model if self.average is None else self.average.module
+
+    def update_best(self, score: float, loss: float | None) -> bool:
+        """Compares the evaluation after this step with the best one so far.
+
+        **Arguments:**
+
+        - `score`: validation score; larger is better.
+        - `loss`: validation loss, which decides between equal scores; None: there is none, and the earlier step is
+          kept.
+
+        **Returns:** whether this step is the best so far.
+        """
+        if score > self.best_score:
+            self.best_score_step = self.step
+        elif score < self.best_score or loss is None or self.best_loss is None or not loss < self.best_loss:
+            return False
+        self.best_score, self.best_loss, self.best_step = score, loss, self.step
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """The state by name: model.*, average.*, optimizer.PARAMETER.ENTRY, optimizer.groups, and the numbers. Tensors
@@ -76,8 +100,10 @@ class State:
         except RuntimeError as error:
             raise ValueError("the checkpoint is of another network than the recipe's") from error
         load_named_state(self.model, self.optimizer, parts["optimizer"])
+        # Checkpoints of older versions have neither of these two.
+        numbers = {"best_loss": None, "best_score_step": state["best_step"]} | dict(state)
         for name in NUMBERS:
-            setattr(self, name, state[name])
+            setattr(self, name, numbers[name])
 
 
 def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:

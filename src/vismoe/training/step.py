@@ -29,8 +29,7 @@ class Outcome:
 
     - `loss`: mean loss of the batch, a scalar tensor.
     - `score`: training score of the task, a scalar tensor; NaN if it has none.
-    - `load`: by layer, the number of choices that each expert got in the last micro-batch; None if the step is not
-      logged.
+    - `load`: by layer, the number of choices that each expert got; None if the step is not logged.
     """
 
     loss: Tensor
@@ -78,17 +77,19 @@ class Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         statistics = [buffer.clone() for buffer in self.statistics]
-        losses, scores, routing = [], [], None
+        losses, scores = [], []
+        load: dict[str, Tensor] | None = {} if log_now else None
         for micro_batch, fraction, is_last in _micro_batches(self.task.prepare(batch, seed), recipe.accumulate):
             with nullcontext() if is_last else self.mesh.no_sync(self.network):
                 loss, score, routing = self._micro_step(micro_batch, fraction, log_now)
+            if load is not None and routing is not None:
+                load = {name: load.get(name, 0) + calls[-1].load for name, calls in routing.layers.items()}
             losses.append(loss * fraction)
             scores.append(score * fraction)
         loss, score = self.mesh.mean(torch.stack([torch.stack(losses).sum(), torch.stack(scores).sum()]))
         self._update(loss, statistics)
-        load = None
-        if log_now and routing is not None:
-            load = {name: self.mesh.sum(calls[-1].load) for name, calls in routing.layers.items()}
+        if load is not None:
+            load = {name: self.mesh.sum(counts) for name, counts in load.items()}
         return Outcome(loss, score, load)
 
     def _micro_step(self, batch: Batch, fraction: float, log_now: bool) -> tuple[Tensor, Tensor, Recording | None]:
@@ -108,7 +109,8 @@ class Trainer:
     def _update(self, loss: Tensor, statistics: list[Tensor]) -> None:
         state, recipe = self.state, self.recipe
         norm = nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm or math.inf)
-        if math.isfinite(loss) and math.isfinite(norm):
+        # The only time that a step waits for the device: whether the weights may change must be known before they do.
+        if bool(torch.isfinite(torch.stack([loss, norm])).all()):
             state.in_a_row = 0
             state.optimizer.step()
             if state.average is not None:

@@ -29,11 +29,10 @@ def sincos2d(
 
     **Raises:** ValueError for another `dim` or temperature.
     """
-    if dim % 4 or dim < 8 or not temperature > 0:
-        raise ValueError(
-            f'embed_dim={dim}, pos_embed_temperature={temperature}: accepted for pos_embed="sincos2d" are a multiple '
-            "of 4 that is at least 8, and a positive temperature"
-        )
+    if dim % 4 or dim < 8:
+        raise ValueError(f'embed_dim={dim}: accepted for pos_embed="sincos2d" are multiples of 4 that are at least 8')
+    if not temperature > 0:
+        raise ValueError(f"pos_embed_temperature={temperature}: it must be above 0")
     quarter = dim // 4
     frequency = 1 / temperature ** (torch.arange(quarter, device=device, dtype=torch.float32) / (quarter - 1))
 

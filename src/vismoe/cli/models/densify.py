@@ -17,6 +17,7 @@ from vismoe.weights import data_config
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
 from ..shared.notes import note_set, refuse_existing
+from ..shared.values import check_at_least
 
 
 def densify_model(
@@ -50,10 +51,8 @@ def densify_model(
         batch_size: Images per forward pass.
         max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
     """
-    if images < 1 or batch_size < 1 or num_experts < 0:
-        raise ValueError(
-            f"images={images}, batch_size={batch_size}, num_experts={num_experts}: accepted are at least 1, 1 and 0"
-        )
+    check_at_least(1, images=images, batch_size=batch_size)
+    check_at_least(0, num_experts=num_experts)
     refuse_existing(destination)
     network = open_model(model)
     check_reducible(network, num_experts, how)  # before images are decoded, which may take minutes

@@ -62,10 +62,9 @@ class Router(nn.Module):
 
     def __init__(self, dim: int, num_experts: int):
         super().__init__()
-        if not (isinstance(dim, int) and isinstance(num_experts, int) and dim >= 1 and num_experts >= 1):
-            raise ValueError(
-                f"a router needs whole numbers dim ≥ 1 and num_experts ≥ 1, but dim={dim}, num_experts={num_experts}"
-            )
+        for name, value in (("dim", dim), ("num_experts", num_experts)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value} of a router: accepted are whole numbers ≥ 1")
         self.dim, self.num_experts = dim, num_experts
 
     @property

@@ -32,11 +32,10 @@ def compute_capacity(
     """
     if not 0 < factor < math.inf:
         raise ValueError(f"a capacity factor of {factor!r}: accepted are positive numbers")
-    if rounding not in ("ceil", "round") or not isinstance(multiple_of, int) or multiple_of < 1:
-        raise ValueError(
-            f"rounding={rounding!r}, multiple_of={multiple_of!r} of a capacity: "
-            'accepted are "ceil" or "round", and a whole number ≥ 1'
-        )
+    if rounding not in ("ceil", "round"):
+        raise ValueError(f'rounding={rounding!r} of a capacity: accepted are "ceil" and "round"')
+    if not isinstance(multiple_of, int) or multiple_of < 1:
+        raise ValueError(f"multiple_of={multiple_of!r} of a capacity: accepted are whole numbers ≥ 1")
     exact = num_choices * factor / num_experts
     capacity = math.ceil(exact) if rounding == "ceil" else round(exact)
     if capacity < 1:
