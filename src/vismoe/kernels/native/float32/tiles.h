@@ -222,8 +222,10 @@ constexpr Order reversed_bits() {
 
 constexpr int DOTS = WIDTH / 4;  // rows of a tile of DOTS × 4 sums along k
 
-// out[i][j] = rows[i] · weight[j], for few rows and a weight that is not packed: both are read along k.
-INLINE void dot_tile(const float* const (&rows)[DOTS], int64_t k, const float* const (&weight)[4], float* const (&out)[DOTS]) {
+// out[i][j] = rows[i] · weight[j], for few rows and a weight that is not packed: both are read along k. What follows the
+// weight is asked for 16 kilobytes ahead if it is read for the first time.
+INLINE void dot_tile(const float* const (&rows)[DOTS], int64_t k, const float* const (&weight)[4], float* const (&out)[DOTS],
+                     bool first) {
     constexpr Order order = reversed_bits();
     vec sums[WIDTH];
 #pragma GCC unroll 16
@@ -236,6 +238,7 @@ INLINE void dot_tile(const float* const (&rows)[DOTS], int64_t k, const float* c
 #pragma GCC unroll 4
         for (int n = 0; n < 4; ++n) {
             vec right = whole ? load(weight[n] + i) : load_some(weight[n] + i, k - i);
+            if (first) __builtin_prefetch(weight[n] + i + 4096);
 #pragma GCC unroll 4
             for (int m = 0; m < DOTS; ++m) sums[order.of[m * 4 + n]] += left[m] * right;
         }
@@ -262,7 +265,7 @@ INLINE void dot_rows(int64_t number, const float* const* rows, int64_t k, const 
                 left[m] = rows[i + m < number ? i + m : i];
                 to[m] = i + m < number && here == 4 ? out[i + m] + column : results[m];
             }
-            dot_tile(left, k, right, to);
+            dot_tile(left, k, right, to, i == 0);
             for (int m = 0; here < 4 && m < DOTS && i + m < number; ++m)
                 for (int64_t n = 0; n < here; ++n) out[i + m][column + n] = results[m][n];
         }
