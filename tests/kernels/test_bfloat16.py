@@ -135,6 +135,11 @@ def test_a_predictor() -> None:
         vismoe.Predictor(model, dtype="bfloat16")
 
 
+def test_another_type_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"cannot be converted to torch\.float32"):
+        vismoe.optimize(nn.Sequential(nn.Linear(3, 4)), dtype="bfloat16").float()
+
+
 def test_a_gradient_is_refused() -> None:
     layer = vismoe.MoE(vismoe.TopKRouter(8, 2), vismoe.MLPExperts(8, 8, 2))
     for dtype in ("float32", "bfloat16"):

@@ -247,6 +247,38 @@ def test_large_memory_is_used_again_but_never_twice_at_once() -> None:
     assert uninitialized(*shape).data_ptr() == address
 
 
+def test_parameters_may_move_between_forward_and_backward() -> None:
+    torch.manual_seed(0)
+    layer = vismoe.MoE(vismoe.TopKRouter(20, 3, balance="none"), draw(MLPExperts(20, 30, 3)))
+    x = torch.randn(1, 50, 20)
+    layer(x).sum().backward()
+    expected = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    y = layer(x)
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.clone()
+    y.sum().backward()
+    for parameter, grad in zip(layer.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, grad)  # type: ignore[arg-type]
+
+
+def test_defaults_of_other_types_and_devices_change_nothing() -> None:
+    torch.manual_seed(0)
+    layer = vismoe.MoE(vismoe.TopKRouter(20, 3, balance="none"), draw(MLPExperts(20, 30, 3)))
+    x = torch.randn(1, 50, 20)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            layer(x).sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    found = [parameter.grad for parameter in layer.parameters()]
+    layer.zero_grad()
+    layer(x).sum().backward()
+    for parameter, grad in zip(layer.parameters(), found, strict=True):
+        assert torch.equal(parameter.grad, grad)  # type: ignore[arg-type]
+
+
 def test_only_wanted_gradients_are_computed() -> None:
     experts = draw(MLPExperts(8, 12, 2))
     experts.requires_grad_(False)

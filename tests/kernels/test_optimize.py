@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import vismoe
+from vismoe.features.features import classifiers
 from vismoe.kernels import PackedLinear, native, using_kernels
 
 pytestmark = pytest.mark.skipif(native() is None, reason="vismoe was installed without compiled kernels")
@@ -55,6 +56,23 @@ def test_networks_of_timm(name: str) -> None:
         optimized = vismoe.optimize(model)
         assert (optimized(x) - expected).norm() <= 1e-5 * expected.norm()
     assert any(isinstance(module, PackedLinear) for module in optimized.modules())
+
+
+def test_weights_that_are_read_and_not_called() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("beit_base_patch16_224", num_classes=5, embed_dim=48, depth=2, num_heads=4).eval()
+    x = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        expected = model(x)
+        assert (vismoe.optimize(model)(x) - expected).norm() <= 1e-5 * expected.norm()
+    for rows, columns in ((5, 7), (33, 40)):
+        weight = torch.randn(rows, columns)
+        assert torch.equal(PackedLinear(weight, None).weight, weight)
+
+
+def test_features_are_those_before_the_classifier() -> None:
+    optimized = vismoe.optimize(sparse())
+    assert classifiers(optimized) == [optimized.get_submodule("head")]
 
 
 def test_torchs_attention_stays_as_it_is() -> None:
@@ -105,6 +123,11 @@ def test_what_the_form_cannot_do_is_refused() -> None:
         optimized.load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"cannot be converted to torch\.float64"):
         vismoe.optimize(nn.Sequential(nn.Linear(3, 4))).double()
+    with pytest.raises(ValueError, match=r"x of shape \(8, 5\) on cpu: expected \(…, 3\)"):
+        vismoe.optimize(nn.Sequential(nn.Linear(3, 4)))(torch.randn(8, 5))
+    for name in [None] + ["baseline"] * (len(native().names()) > 1):
+        with using_kernels(name), pytest.raises(RuntimeError, match="cannot read weights that others packed"):
+            optimized(images(model))
     with pytest.raises(ValueError, match="is optimized already"):
         vismoe.optimize(optimized)
     with pytest.raises(ValueError, match="accepted are float32 and bfloat16"):

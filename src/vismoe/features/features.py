@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vismoe.data import Batch, ImageSet
 from vismoe.inference import Predictor
+from vismoe.kernels import PackedLinear
 from vismoe.moe.record import unwrap
 from vismoe.weights import as_network
 from vismoe.weights.huggingface.network import CLASSIFIERS
@@ -76,7 +77,9 @@ def classifiers(model: nn.Module) -> list[nn.Module]:
 
 
 def _last_linear(top: nn.Module) -> list[nn.Module]:
-    linear: list[nn.Module] = [module for module in top.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    linear: list[nn.Module] = [
+        module for module in top.modules() if isinstance(module, nn.Linear | nn.Conv2d | PackedLinear)
+    ]
     return linear[-1:]
 
 

@@ -16,5 +16,5 @@ def uninitialized(*shape: int) -> Tensor:
     for size in shape:
         number *= size
     if number * 4 < LARGE:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
     return torch.frombuffer(native().Memory(number * 4), dtype=torch.float32).view(shape)

@@ -1,7 +1,7 @@
 """Experts' MLPs on rows sorted by expert: the compiled forward and backward pass behind autograd."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -99,6 +99,7 @@ def apply_experts(
     weight = None if exchanged is None else exchanged.weight
     if experts.packed:
         check_no_gradient(x)
+        check_packed(experts.up)
         return _forward(experts, exchanged, x, weight, count, None, None, None)
     if torch.is_grad_enabled():
         y: Tensor = _Experts.apply(experts, called, exchanged, x, weight, count, *experts.tensors)
@@ -165,7 +166,8 @@ class _Experts(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradient is itself to be differentiated
             return None, None, None, *_differentiable(ctx, grad, x, weight, count, *tensors)
         wants_x, wants_weight, _, *wants = ctx.needs_input_grad[3:]
-        grad, experts = grad.contiguous(), ctx.experts
+        grad = grad.contiguous()
+        experts = replace(ctx.experts, **dict(zip(TENSORS, tensors, strict=True)))  # parameters may have moved since
         work_up = uninitialized(*kept_up.shape)
         work_gate = None if kept_gate is None else uninitialized(*kept_gate.shape)
         grad_x = torch.empty_like(x) if wants_x else None
@@ -194,6 +196,23 @@ def check_no_gradient(x: Tensor) -> None:
         raise RuntimeError(
             "a network that vismoe.optimize made has no gradients: call it under torch.inference_mode(), or use the "
             "original network"
+        )
+
+
+def check_packed(panels: Tensor) -> None:
+    """Whether the kernels in use can read a packed weight.
+
+    **Raises:** RuntimeError where others packed it.
+    """
+    kernels = native()
+    if panels.dtype == torch.bfloat16:
+        fits = kernels is not None and kernels.has_bfloat16()
+    else:
+        fits = kernels is not None and panels.shape[-1] == kernels.panel()
+    if not fits:
+        raise RuntimeError(
+            f"the compiled kernels in use ({kernels_in_use()}) cannot read weights that others packed: optimize the "
+            "original network again"
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .mlp import ExpertTensors, address
+from .mlp import ExpertTensors, address, check_packed
 from .selection import native
 
 
@@ -32,6 +32,8 @@ COMBINE = {"gate": 0, "renormalized": 1, "unit": 2}
 def apply_layer(router: RouterTensors, experts: ExpertTensors, tokens: Tensor) -> Tensor:
     """(N, d) -> (N, d): every token's weighted sum of its experts' answers; `tokens` is contiguous and of the experts'
     type."""
+    if experts.packed:
+        check_packed(experts.up)
     y = torch.empty_like(tokens)
     call = native().layer_bfloat16 if experts.dtype == torch.bfloat16 else native().layer
     call(

@@ -60,7 +60,7 @@ struct ForwardBfloat16 {
 };
 
 // Gradients of everything; null for what is not wanted or is not there. work_up is needed as working memory, (R, h), and
-// so is work_gate for gated experts: kept_up and kept_gate themselves may be given. grad_y and grad_x are of rows, or of
+// so is work_gate for gated experts. grad_y and grad_x are of rows, or of
 // tokens where weights are given; then `answers` of rows give the weights' gradients.
 struct Backward {
     Experts experts;

@@ -45,8 +45,8 @@ void lend(Piece piece) {
 }
 #else
 Piece obtain(size_t bytes) {
-    size_t size = (bytes + 63) / 64 * 64;
-    return {std::aligned_alloc(64, size), size};
+    void* data = nullptr;
+    return posix_memalign(&data, 64, bytes) ? Piece{nullptr, 0} : Piece{data, bytes};
 }
 void release(Piece piece) { std::free(piece.data); }
 void lend(Piece) {}

@@ -26,7 +26,7 @@ inline int64_t live_rows(const ExpertsOf<Number>& experts, const RowsOf<Number>&
     return live;
 }
 
-// Where a row is the only one of its token, and of the same token's answers and gradients: no sum is needed.
+// Whether every token has exactly one row: its answer is the row's, and no sum is needed.
 INLINE bool is_alone(const Sums& sums) { return sums.weight && sums.k == 1; }
 
 constexpr int64_t TOKENS_OF_TASK = 64;

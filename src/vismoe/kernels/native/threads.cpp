@@ -22,6 +22,7 @@ Pool pool() {
 
 struct Job {
     std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
     int64_t tasks;
     void (*run)(void*, int64_t);
     void* context;
@@ -29,8 +30,12 @@ struct Job {
 
 void work(void* given) {
     Job& job = *static_cast<Job*>(given);
-    for (int64_t task; (task = job.next.fetch_add(1, std::memory_order_relaxed)) < job.tasks;)
-        job.run(job.context, task);
+    try {
+        for (int64_t task; (task = job.next.fetch_add(1, std::memory_order_relaxed)) < job.tasks;)
+            job.run(job.context, task);
+    } catch (const std::bad_alloc&) {  // must not leave a thread of the pool
+        job.failed = true;
+    }
 }
 
 struct Memory {
@@ -52,6 +57,7 @@ void parallel(int64_t tasks, int threads, void (*run)(void*, int64_t), void* con
     Job job;
     job.tasks = tasks, job.run = run, job.context = context;
     pool()(work, &job, static_cast<unsigned>(threads), 0);
+    if (job.failed) throw std::bad_alloc();
 }
 
 void prefer_large_pages(const void* begin, int64_t bytes) {
@@ -72,8 +78,9 @@ float* scratch(int slot, int64_t floats) {
         std::free(own.data);
         own.data = nullptr, own.floats = 0;
         int64_t bytes = (floats * 4 + 4095) / 4096 * 4096;
-        own.data = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
-        if (own.data == nullptr) throw std::bad_alloc();
+        void* data = nullptr;
+        if (posix_memalign(&data, 64, static_cast<size_t>(bytes))) throw std::bad_alloc();
+        own.data = static_cast<float*>(data);
         own.floats = floats;
     }
     return own.data;

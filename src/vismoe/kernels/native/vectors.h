@@ -49,7 +49,7 @@ INLINE vec maximum(vec a, vec b) { return a > b ? a : b; }
 #if defined(SCALE)
 // e^x to 5e-5, for results that are rounded to bfloat16: 2^n · 2^r with |r| ≤ 1/2 and five terms for 2^r.
 INLINE vec exponential(vec x) {
-    vec power = x * 1.44269504f, n = NEAREST(power), r = power - n;
+    vec power = maximum(splat(-200.0f), minimum(splat(200.0f), x * 1.44269504f)), n = NEAREST(power), r = power - n;
     vec p = splat(9.61812911e-3f);
     p = p * r + 5.55041087e-2f;
     p = p * r + 2.40226507e-1f;

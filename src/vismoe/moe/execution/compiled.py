@@ -102,6 +102,7 @@ def _takes(x: Tensor) -> bool:
         and not torch._C._is_tracing()
         and not torch._C._len_torch_dispatch_stack()  # counters of FLOPs, fake tensors: they see operators
         and not inside_transform()
+        and torch.autograd.forward_ad._current_level < 0
         and not nn.modules.module._has_any_global_hook()
     )
 

@@ -40,7 +40,8 @@ def optimize(model: nn.Module, dtype: str | torch.dtype | None = None, inplace: 
 
     - `model`: any network in float32 on the CPU, or a bare `vismoe.MoE`.
     - `dtype`: type of weights and products: "float32" or "bfloat16" (also as a torch.dtype); default None: float32. In
-      bfloat16 the network still takes and returns float32, and routers, sums and activations are computed in float32;
+      bfloat16 the network still takes and returns float32 where it is called itself (parts of it, and methods such as
+      `forward_features`, take and return bfloat16), and routers, sums and activations are computed in float32;
       it needs a processor with AVX512-BF16 or AMX.
     - `inplace`: whether `model` itself becomes the result, layer by layer, so that no second copy of its weights is
       needed; default False: a copy does.
@@ -138,12 +139,8 @@ def _round(network: nn.Module) -> None:
     """Converts to bfloat16 what is not packed; routers stay in float32."""
     exact = {id(part) for module in network.modules() if isinstance(module, MoE) for part in module.router.modules()}
     for module in network.modules():
-        if isinstance(module, _Frozen) or id(module) in exact:
-            continue
-        for tensors in (module._parameters, module._buffers):
-            for tensor in tensors.values():
-                if tensor is not None and tensor.is_floating_point():
-                    tensor.data = tensor.data.bfloat16()
+        if not isinstance(module, _Frozen) and id(module) not in exact:  # rotary embeddings stay exact by themselves
+            module._apply(lambda tensor: tensor.bfloat16() if tensor.is_floating_point() else tensor, recurse=False)
 
 
 def _inputs_to_bfloat16(module: nn.Module, inputs: Any, options: Any) -> Any:
@@ -179,8 +176,9 @@ class _Frozen(nn.Module):
         self._refuse("loaded into")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Frozen":
-        probe = fn(torch.empty(0))
-        if probe.dtype != torch.float32 or probe.device.type != "cpu":
+        own = next(buffer for buffer in self.buffers())  # what is packed
+        probe = fn(own.new_empty(0))
+        if (probe.dtype, probe.device) != (own.dtype, own.device):
             self._refuse(f"converted to {probe.dtype} on {probe.device}")
         return self
 

@@ -49,6 +49,7 @@ struct Products {
     Products() {
         Configuration configuration;
         for (int tile = 0; tile < 8; ++tile) configuration.row_bytes[tile] = 64, configuration.rows[tile] = 16;
+        __asm__ volatile("" ::"r"(&configuration) : "memory");  // all of it is written before
         _tile_loadconfig(&configuration);
     }
     ~Products() { _tile_release(); }

@@ -1,5 +1,6 @@
 // Products in bfloat16, summed in float32. Included once in each instruction set's namespace, after its
-// multiply<FIRST>(left, apart, panel, k, rows, sums), FIRST where a panel is read for the first time, and Products, which lives while a thread multiplies.
+// multiply<FIRST>(left, apart, panel, k, rows, sums), FIRST where a panel is read for the first time, and its Products,
+// which lives while a thread multiplies.
 //
 // The right side is packed: panels of PANEL columns, each (k / 2, PANEL, 2), so that two neighbours along k lie together;
 // k is a multiple of DEPTH, and missing columns and rows are zeros. The left side is rows of k numbers, zeros behind the

@@ -1,6 +1,6 @@
 // Experts' MLPs on rows sorted by expert, forward and backward. Included once in each instruction set's namespace.
 
-// Rows of a piece: what it keeps fits into half a megabyte, or into 1.3 where a piece has to pack all weights; several
+// Rows of a piece: what it keeps fits into 0.8 megabytes, or into 1.3 where a piece has to pack all weights; several
 // pieces for each thread; whole tiles.
 inline int64_t rows_of_piece(const Experts& experts, const Rows& rows, int threads) {
     int64_t floats = (experts.packed ? 3 : 5) << 16, fitting = floats / (2 * experts.dim + CHUNK);
