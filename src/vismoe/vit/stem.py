@@ -1,5 +1,6 @@
 """The convolutional stem: timm's stack of convolutions as a patch embedding."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from timm.layers import HybridEmbed, LayerNorm2d, to_2tuple
@@ -49,7 +50,7 @@ class ConvEmbed(MaskedEmbedding, HybridEmbed):
 
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
+        img_size: int | Sequence[int] = 224,
         patch_size: int | tuple[int, int] = 16,
         in_chans: int = 3,
         embed_dim: int = 768,
@@ -94,7 +95,7 @@ class ConvEmbed(MaskedEmbedding, HybridEmbed):
 
     def set_input_size(
         self,
-        img_size: int | tuple[int, int] | None = None,
+        img_size: int | Sequence[int] | None = None,
         patch_size: int | tuple[int, int] | None = None,
         **options: Any,
     ) -> None:
