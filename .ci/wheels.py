@@ -64,7 +64,7 @@ def build(dist: Path, kernels: bool) -> Path:
         why = "was it compiled? it needs GCC 11 or Clang 14" if kernels else "it should be pure"
         raise SystemExit(f"{wheel.name} has the compiled modules {modules}: {why}")
     if ("-cp311-abi3-" in wheel.name) != kernels or wheel.name.endswith("-py3-none-any.whl") == kernels:
-        raise SystemExit(f"{wheel.name}: the tags are not those of a wheel {'with kernels' if kernels else 'for all'}")
+        raise SystemExit(f"{wheel.name}: expected the tags {'cp311-abi3-PLATFORM' if kernels else 'py3-none-any'}")
     return wheel
 
 

@@ -59,7 +59,7 @@ class Plan:
     """What is measured.
 
     - `layers`: shapes of the part "layers".
-    - `compiled`, `peers`: those of "compile" and "peers".
+    - `compiled`, `peers`: the shapes of the parts "compile" and "peers".
     - `network`, `batch_size`: the network whose step is looked at.
     """
 
@@ -102,7 +102,7 @@ def name_of(device: str) -> str:
 
 
 def row(part: Part, case: str, dtype: Any, what: str, **values: Any) -> dict[str, Any]:
-    """A row of the table: milliseconds, those of what it is compared with, their ratio, and a note."""
+    """A row of the table: milliseconds, the baseline's milliseconds, their ratio, and a note."""
     empty = {"milliseconds": "", "compared_with": "", "compared_milliseconds": "", "ratio": "", "note": ""}
     name = str(dtype).removeprefix("torch.")
     return {"device": "", "part": part, "case": case, "dtype": name, "what": what, **empty, **values}

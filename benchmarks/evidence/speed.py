@@ -1,11 +1,10 @@
-"""What a network of the study takes: milliseconds of a picture alone, and processor time of a training step.
+"""Measures the networks of the study: latency of one image, and processor time of a training step.
 
     PYTHONPATH=benchmarks python -m evidence.speed      # two or three minutes of an idle machine
 
 The runs are spread over sittings and machines, so their own processor times do not compare; here all take turns on one
-thread of one machine. A picture alone is timed with each network as it is, and as `vismoe.optimize` makes it. Weights
-are those of the start, but for the few steps that are timed, which balance the experts. Writes
-results/evidence_speed.csv.
+thread of one machine. The latency is measured for each network as it is, and optimized by `vismoe.optimize`. Networks
+are untrained except for the timed steps, which balance the experts. Writes results/evidence_speed.csv.
 """
 
 import time
@@ -33,27 +32,27 @@ SPEED = RESULTS / "evidence_speed.csv"
 CLASSES = TASKS[DECISIVE].classes
 
 
-def pictures_for(network: nn.Module, number: int) -> torch.Tensor:
-    """Random pictures of the size that the network takes."""
+def images_for(network: nn.Module, number: int) -> torch.Tensor:
+    """Random images of the size that the network takes."""
     return torch.randn(number, *data_config(network)["input_size"])
 
 
 def latency(network: nn.Module) -> float:
-    """Milliseconds of one picture, at evaluation."""
-    picture = pictures_for(network, 1)
+    """Milliseconds of one image, at evaluation."""
+    image = images_for(network, 1)
     network.eval()
     with torch.inference_mode():
         start = time.perf_counter()
-        network(picture)
+        network(image)
         return 1e3 * (time.perf_counter() - start)
 
 
 def training_step(network: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     """Milliseconds of processor time of one batch: forward, backward, AdamW."""
-    pictures, labels = pictures_for(network, BATCH), torch.randint(CLASSES, (BATCH,))
+    images, labels = images_for(network, BATCH), torch.randint(CLASSES, (BATCH,))
     network.train()
     start = time.process_time()
-    F.cross_entropy(network(pictures), labels).backward()
+    F.cross_entropy(network(images), labels).backward()
     optimizer.step()
     optimizer.zero_grad()
     return 1e3 * (time.process_time() - start)
