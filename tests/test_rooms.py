@@ -14,6 +14,7 @@ ROOMS = (
     "parallel",
     "vit",
     "weights",
+    "detection",
     "data",
     "tasks",
     "inference",
