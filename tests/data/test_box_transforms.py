@@ -372,6 +372,17 @@ def test_a_loader_of_boxes():
         assert all(isinstance(one, tv_tensors.BoundingBoxes) for one in second["boxes"])
 
 
+def test_batches_need_few_open_files():
+    """The tensors of a list share one storage: data workers send each storage as an open file, often at most 1024.
+    Changing one does not change its neighbours."""
+    samples = [box_evaluation_transform(config())(sample(photograph(64, 48), [(1, 2, 3, 4)] * i)) for i in range(4)]
+    batch = collate_boxes(samples)
+    for name in ("boxes", "classes", "ignored"):
+        assert len({value.untyped_storage().data_ptr() for value in batch[name] if len(value)}) == 1
+    batch["boxes"][1] += 1
+    assert torch.equal(batch["boxes"][2].as_subclass(torch.Tensor), samples[2]["boxes"].as_subclass(torch.Tensor))
+
+
 class Values:
     """A value of each sample by index; it can be pickled."""
 

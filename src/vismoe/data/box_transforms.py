@@ -67,7 +67,8 @@ def box_training_transform(
 ) -> Transform:
     """Creates the transform of samples for training: that of evaluation, with augmentation.
 
-    The first nine arguments are the augmentation of a recipe. The random numbers are from PyTorch's default generator.
+    The arguments from `degrees` to `erase` are the augmentation of a recipe. Random numbers are drawn from PyTorch's
+    default generator.
 
     **Arguments:**
 
@@ -79,8 +80,8 @@ def box_training_transform(
       input; default 0.4.
     - `shear`: must be 0, as `degrees`.
     - `flip`: probability of a horizontal flip; default 0.5.
-    - `crop`: smallest area that a larger image shows, as a fraction of the image; 1: images are never scaled up beyond
-      the input. Default 0.75.
+    - `crop`: smallest fraction of an image's area that stays visible when the image is scaled to be larger than the
+      input; 1: no image is. Default 0.75.
     - `color_jitter`: random factors within 1 ± this for brightness, contrast and saturation; default 0.
     - `noise`: standard deviation of Gaussian noise on each pixel of the image, where white is 1; default 0.
     - `erase`: probability of random erasing: a rectangle of 2 % to 33 % of the input gets the mean colour; default 0.
@@ -97,8 +98,8 @@ def box_training_transform(
 
     - "boxes" are clipped to the visible part of the image. Boxes outside it are dropped, with their "classes" and
       "ignored".
-    - "ignored" is True as well for boxes of which less than `min_visible` can be seen: they are neither objects nor
-      background.
+    - "ignored" also becomes True for boxes of which less than `min_visible` can be seen, because of the crop or random
+      erasing: they are neither objects nor background.
     - "scale" is vertical and horizontal in the original image; offset, flips and rotation are not recorded.
 
     **Raises:** ValueError as `box_evaluation_transform`, and for arguments outside their range.
@@ -136,9 +137,19 @@ def collate_boxes(samples: list[Sample]) -> Batch:
     **Returns:** a dictionary with these names: "boxes", "classes" and "ignored" are lists of B tensors, all other
     values are stacked as by PyTorch's `default_collate`.
     """
-    names = samples[0].keys()
-    columns = {name: [sample[name] for sample in samples] for name in names}
-    return {name: values if name in LISTED else default_collate(values) for name, values in columns.items()}
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    return {name: _listed(values) if name in LISTED else default_collate(values) for name, values in columns.items()}
+
+
+def _listed(values: list[Tensor]) -> list[Tensor]:
+    """The same tensors in one storage: a data worker sends each storage as an open file, and their number is limited
+    (often to 1024)."""
+    lengths = [len(value) for value in values]
+    parts = torch.cat([value.as_subclass(Tensor) for value in values]).split(lengths)
+    return [
+        tv_tensors.wrap(part, like=value) if isinstance(value, tv_tensors.TVTensor) else part
+        for part, value in zip(parts, values, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
