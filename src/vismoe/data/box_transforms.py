@@ -1,6 +1,5 @@
 """Transforms of images with boxes, for detection: letterboxing with a mask, and augmentation of images and boxes."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +14,10 @@ from torchvision.transforms import v2
 
 from .image_set import Batch, Sample
 from .images import MAX_LEVEL
+from .placement import Placement, PlacementRanges, letterbox
 from .transforms import MODES, Transform, normalization, with_channels
 
+INFINITY = float("inf")
 LISTED = ("boxes", "classes", "ignored")
 """The values of a sample that have one row for each box. A batch has lists of them."""
 
@@ -66,7 +67,8 @@ def box_training_transform(
 ) -> Transform:
     """Creates the transform of samples for training: that of evaluation, with augmentation.
 
-    The first nine arguments are the augmentation of a recipe. The random numbers are from PyTorch's default generator.
+    The arguments from `degrees` to `erase` are the augmentation of a recipe. Random numbers are drawn from PyTorch's
+    default generator.
 
     **Arguments:**
 
@@ -78,8 +80,8 @@ def box_training_transform(
       input; default 0.4.
     - `shear`: must be 0, as `degrees`.
     - `flip`: probability of a horizontal flip; default 0.5.
-    - `crop`: smallest area that a larger image shows, as a fraction of the image; 1: images are never scaled up beyond
-      the input. Default 0.75.
+    - `crop`: smallest fraction of an image's area that stays visible when the image is scaled to be larger than the
+      input; 1: no image is. Default 0.75.
     - `color_jitter`: random factors within 1 ± this for brightness, contrast and saturation; default 0.
     - `noise`: standard deviation of Gaussian noise on each pixel of the image, where white is 1; default 0.
     - `erase`: probability of random erasing: a rectangle of 2 % to 33 % of the input gets the mean colour; default 0.
@@ -96,8 +98,8 @@ def box_training_transform(
 
     - "boxes" are clipped to the visible part of the image. Boxes outside it are dropped, with their "classes" and
       "ignored".
-    - "ignored" is True as well for boxes of which less than `min_visible` can be seen: they are neither objects nor
-      background.
+    - "ignored" also becomes True for boxes of which less than `min_visible` can be seen, because of the crop or random
+      erasing: they are neither objects nor background.
     - "scale" is vertical and horizontal in the original image; offset, flips and rotation are not recorded.
 
     **Raises:** ValueError as `box_evaluation_transform`, and for arguments outside their range.
@@ -107,23 +109,22 @@ def box_training_transform(
             raise ValueError(
                 f"{name}={value:g}: boxes would no longer be tight around their objects; set {name} to 0 for detection"
             )
-    _check_fractions(
-        flip=flip, erase=erase, vertical_flip=vertical_flip, quarter_turn=quarter_turn, min_visible=min_visible
-    )
+    fractions = {"flip": flip, "erase": erase, "vertical_flip": vertical_flip, "quarter_turn": quarter_turn}
     for name, value, accepted, is_accepted in (
-        ("translate", translate, "0 up to, not including, 1", 0 <= translate < 1),
-        ("scale", scale, "0 up to, not including, 1", 0 <= scale < 1),
-        ("crop", crop, "a number above 0 and up to 1", 0 < crop <= 1),
-        ("aspect", aspect, "0 or more", 0 <= aspect < math.inf),
-        ("color_jitter", color_jitter, "0 or more", 0 <= color_jitter < math.inf),
-        ("noise", noise, "0 or more", 0 <= noise < math.inf),
+        ("translate", translate, "at least 0 and below 1", 0 <= translate < 1),
+        ("scale", scale, "at least 0 and below 1", 0 <= scale < 1),
+        ("crop", crop, "above 0 and up to 1", 0 < crop <= 1),
+        ("aspect", aspect, "0 or more", 0 <= aspect < INFINITY),
+        ("color_jitter", color_jitter, "0 or more", 0 <= color_jitter < INFINITY),
+        ("noise", noise, "0 or more", 0 <= noise < INFINITY),
+        ("min_visible", min_visible, "0 to 1", 0 <= min_visible <= 1),
+        *((name, value, "0 to 1", 0 <= value <= 1) for name, value in fractions.items()),
     ):
         if not is_accepted:
-            raise ValueError(f"{name}={value:g}: accepted is {accepted}")
-    jitter = v2.ColorJitter(color_jitter, color_jitter, color_jitter) if color_jitter else None
-    placing = _Placing((1 - scale, crop**-0.5), aspect, translate, flip, vertical_flip, quarter_turn)
+            raise ValueError(f"{name}={value:g}: accepted is a number, {accepted}")
+    ranges = PlacementRanges((1 - scale, crop**-0.5), aspect, translate, flip, vertical_flip, quarter_turn)
     erasing = v2.RandomErasing(erase) if erase else None
-    return partial(_augmented, _Input.of(config, noise), placing, jitter, erasing, min_visible)
+    return partial(_augmented, _Input.of(config, color_jitter, noise), ranges, erasing, min_visible)
 
 
 def collate_boxes(samples: list[Sample]) -> Batch:
@@ -136,28 +137,34 @@ def collate_boxes(samples: list[Sample]) -> Batch:
     **Returns:** a dictionary with these names: "boxes", "classes" and "ignored" are lists of B tensors, all other
     values are stacked as by PyTorch's `default_collate`.
     """
-    names = samples[0].keys()
-    columns = {name: [sample[name] for sample in samples] for name in names}
-    return {name: values if name in LISTED else default_collate(values) for name, values in columns.items()}
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    return {name: _listed(values) if name in LISTED else default_collate(values) for name, values in columns.items()}
 
 
-def _check_fractions(**fractions: float) -> None:
-    for name, value in fractions.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value:g}: accepted are 0 to 1")
+def _listed(values: list[Tensor]) -> list[Tensor]:
+    """The same tensors in one storage: a data worker sends each storage as an open file, and their number is limited
+    (often to 1024)."""
+    lengths = [len(value) for value in values]
+    parts = torch.cat([value.as_subclass(Tensor) for value in values]).split(lengths)
+    return [
+        tv_tensors.wrap(part, like=value) if isinstance(value, tv_tensors.TVTensor) else part
+        for part, value in zip(parts, values, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class _Input:
-    """The network's input: its height and width in pixels, and how images are converted, scaled and normalised."""
+    """The network's input: its height and width in pixels, and how images are converted, scaled, changed in colour and
+    normalised."""
 
     size: tuple[int, int]
     convert: Callable[[Image.Image], Image.Image]
     resampling: Image.Resampling
+    jitter: Callable[[Image.Image], Image.Image] | None
     normalize: Callable[[Image.Image], Tensor]
 
     @staticmethod
-    def of(config: dict[str, Any], noise: float = 0.0) -> "_Input":
+    def of(config: dict[str, Any], color_jitter: float = 0.0, noise: float = 0.0) -> "_Input":
         channels, height, width = config["input_size"]
         if channels not in MODES:
             raise ValueError(
@@ -168,130 +175,49 @@ class _Input:
             known = ", ".join(member.lower() for member in Image.Resampling.__members__)
             raise ValueError(f"interpolation {config['interpolation']!r} is unknown; accepted are {known}")
         convert = partial(with_channels, channels, config.get("max_level", MAX_LEVEL))
-        return _Input((height, width), convert, Image.Resampling[name], normalization(config, noise))
+        jitter = v2.ColorJitter(color_jitter, color_jitter, color_jitter) if color_jitter else None
+        return _Input((height, width), convert, Image.Resampling[name], jitter, normalization(config, noise))
 
-    def fit(self, height: int, width: int) -> float:
-        """The scale at which an image of this size just fits inside the input."""
-        return min(self.size[0] / height, self.size[1] / width)
-
-    def canvas(self, patch: Image.Image, left: int, top: int) -> Sample:
-        """The image tensor and the mask of a patch at this place; everything around it is 0."""
-        pixels = self.normalize(patch)
-        rows, columns = slice(top, top + patch.height), slice(left, left + patch.width)
+    def show(self, image: Image.Image, place: Placement) -> Sample:
+        """The image at this place: "image", "mask", "size" and "scale" of the transformed sample."""
+        patch = place.cut(self.convert(image), self.resampling)
+        pixels = self.normalize(patch if self.jitter is None else self.jitter(patch))
+        left, top, right, bottom = place.visible
+        canvas = pixels.new_zeros(len(pixels), *self.size)
+        canvas[:, top:bottom, left:right] = pixels
         mask = torch.zeros(self.size, dtype=torch.bool)
-        mask[rows, columns] = True
-        if pixels.shape[1:] == self.size:
-            return {"image": pixels, "mask": mask}
-        image = pixels.new_zeros(len(pixels), *self.size)
-        image[:, rows, columns] = pixels
-        return {"image": image, "mask": mask}
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an image lies, after the rotation: `scaled` is its height and width in pixels of the input, `top` and
-    `left` its first row and column, which may be negative. `turned`: rotated by 90° counterclockwise; `mirrored` and
-    `upside_down`: its visible part is flipped."""
-
-    scaled: tuple[int, int]
-    top: int
-    left: int
-    turned: bool
-    mirrored: bool
-    upside_down: bool
-
-
-@dataclass(frozen=True)
-class _Placing:
-    """The ranges from which places are drawn; see `box_training_transform`."""
-
-    factors: tuple[float, float]
-    aspect: float
-    translate: float
-    flip: float
-    vertical_flip: float
-    quarter_turn: float
-
-    def draw(self, given: _Input, height: int, width: int) -> _Place:
-        """A random place for an image of this size."""
-        by_size, by_aspect, *rest = torch.rand(9).tolist()
-        places, shifts, (turn, mirror, invert) = rest[:2], rest[2:4], rest[4:]
-        turned = turn < self.quarter_turn
-        sides = (width, height) if turned else (height, width)
-        smallest, largest = self.factors
-        factor = given.fit(*sides) * (smallest + (largest - smallest) * by_size)
-        stretch = (1 + self.aspect) ** (by_aspect - 0.5)  # of each side, so width ÷ height changes by its square
-        scaled = tuple(
-            max(1, round(side * factor * by)) for side, by in zip(sides, (1 / stretch, stretch), strict=True)
-        )
-        starts = [0, 0]
-        if largest > smallest or self.aspect or self.translate:
-            for axis, (length, limit) in enumerate(zip(scaled, given.size, strict=True)):
-                start = (limit - length) * places[axis] + self.translate * limit * (2 * shifts[axis] - 1)
-                shown = math.ceil(min(length, limit) / 2)
-                starts[axis] = min(max(round(start), shown - length), limit - shown)
-        top, left = starts
-        return _Place((scaled[0], scaled[1]), top, left, turned, mirror < self.flip, invert < self.vertical_flip)
+        mask[top:bottom, left:right] = True
+        return {"image": canvas, "mask": mask, "size": torch.tensor(place.original), "scale": place.scale}
 
 
 def _evaluated(given: _Input, sample: Sample) -> Sample:
     image, boxes = _parts(sample)
-    fit = given.fit(image.height, image.width)
-    height, width = (
-        min(limit, max(1, round(side * fit))) for side, limit in zip(image.size[::-1], given.size, strict=True)
-    )
-    patch = given.convert(image)
-    if patch.size != (width, height):
-        patch = patch.resize((width, height), given.resampling)
-    scale = torch.tensor([height / image.height, width / image.width])
-    size = torch.tensor([image.height, image.width])
-    changed = given.canvas(patch, 0, 0) | {"size": size, "scale": scale}
-    if boxes is not None:
-        changed["boxes"] = _boxes(boxes * scale[[1, 0, 1, 0]], given)
-    return sample | changed
+    place = letterbox(image.size[::-1], given.size)
+    changed = given.show(image, place)
+    return sample | changed | ({} if boxes is None else {"boxes": _boxes(place.move(boxes), given)})
 
 
 def _augmented(
-    given: _Input,
-    placing: _Placing,
-    jitter: Callable[[Image.Image], Image.Image] | None,
-    erasing: v2.RandomErasing | None,
-    min_visible: float,
-    sample: Sample,
+    given: _Input, ranges: PlacementRanges, erasing: v2.RandomErasing | None, min_visible: float, sample: Sample
 ) -> Sample:
     image, boxes = _parts(sample)
     if boxes is None:
         raise ValueError(f'training needs "boxes", "classes" and "ignored"; the sample has {", ".join(sample)}')
-    place = placing.draw(given, image.height, image.width)
-    height, width = place.scaled
-    left, right = max(0, place.left), min(given.size[1], place.left + width)
-    top, bottom = max(0, place.top), min(given.size[0], place.top + height)
-    shown = (left, top, right, bottom)
-    patch = _patch(given, given.convert(image), place, shown)
-    changed = given.canvas(patch if jitter is None else jitter(patch), left, top)
-    whole, scale = _moved(boxes, place, shown, image.height, image.width)
-    low, high = torch.tensor([left, top] * 2), torch.tensor([right, bottom] * 2)
-    visible = whole.clamp(low, high)
-    area = _area(whole)
+    place = ranges.draw(image.size[::-1], given.size)
+    changed = given.show(image, place)
+    left, top, right, bottom = place.visible
+    whole = place.move(boxes)
+    visible = whole.clamp(torch.tensor([left, top] * 2), torch.tensor([right, bottom] * 2))
     seen = _area(visible)
+    kept = seen > 0
     if erasing is not None and torch.rand(1).item() < erasing.p:
         rectangle = erasing.make_params([changed["image"]])
         if rectangle["v"] is not None:  # else no rectangle was found that fits
             changed["image"] = erasing.transform(changed["image"], rectangle)
             seen = seen - _area(_common(visible, rectangle))
-    kept = _area(visible) > 0
-    ignored = sample["ignored"] | (seen < min_visible * area)
-    return (
-        sample
-        | changed
-        | {
-            "boxes": _boxes(visible[kept], given),
-            "classes": sample["classes"][kept],
-            "ignored": ignored[kept],
-            "size": torch.tensor([image.height, image.width]),
-            "scale": scale,
-        }
-    )
+    ignored = sample["ignored"] | (seen < min_visible * _area(whole))
+    changed |= {"boxes": _boxes(visible[kept], given), "classes": sample["classes"][kept], "ignored": ignored[kept]}
+    return sample | changed
 
 
 def _parts(sample: Sample) -> tuple[Image.Image, Tensor | None]:
@@ -315,47 +241,6 @@ def _parts(sample: Sample) -> tuple[Image.Image, Tensor | None]:
 
 def _boxes(boxes: Tensor, given: _Input) -> tv_tensors.BoundingBoxes:
     return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=given.size)
-
-
-def _patch(given: _Input, image: Image.Image, place: _Place, shown: tuple[int, int, int, int]) -> Image.Image:
-    """The visible part of the image. It is cut out and scaled in one call, so it is resampled once, with antialiasing;
-    flips and rotation by 90° do not resample."""
-    left, top, right, bottom = shown
-    sides = (image.width, image.height) if place.turned else (image.height, image.width)
-    per_row, per_column = (side / length for side, length in zip(sides, place.scaled, strict=True))
-    box = (
-        (left - place.left) * per_column,
-        (top - place.top) * per_row,
-        min(sides[1], (right - place.left) * per_column),
-        min(sides[0], (bottom - place.top) * per_row),
-    )
-    size = (right - left, bottom - top)
-    if place.turned:
-        size, box = size[::-1], (max(0.0, image.width - box[3]), box[0], image.width - box[1], box[2])
-    patch = image if box == (0, 0, *image.size) and size == image.size else image.resize(size, given.resampling, box)
-    if place.turned:
-        patch = patch.transpose(Image.Transpose.ROTATE_90)
-    if place.mirrored:
-        patch = patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return patch.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if place.upside_down else patch
-
-
-def _moved(
-    boxes: Tensor, place: _Place, shown: tuple[int, int, int, int], height: int, width: int
-) -> tuple[Tensor, Tensor]:
-    """Boxes (N, 4) in an image of this size, moved with it and not clipped; and the scale (2,), vertical and
-    horizontal in the image."""
-    if place.turned:
-        left, top, right, bottom = boxes.unbind(-1)
-        boxes = torch.stack([top, width - right, bottom, width - left], -1)
-        height, width = width, height
-    scale = torch.tensor([place.scaled[0] / height, place.scaled[1] / width])
-    boxes = boxes * scale[[1, 0, 1, 0]] + torch.tensor([place.left, place.top] * 2)
-    if place.mirrored:
-        boxes[:, 0::2] = shown[0] + shown[2] - boxes[:, [2, 0]]
-    if place.upside_down:
-        boxes[:, 1::2] = shown[1] + shown[3] - boxes[:, [3, 1]]
-    return boxes, scale.flip(0) if place.turned else scale
 
 
 def _area(boxes: Tensor) -> Tensor:
