@@ -25,7 +25,7 @@ from vismoe.moe import (
 from vismoe.vit import densify, optimize, upcycle
 from vismoe.weights import create_model, list_models, load, save
 
-from . import weights
+from . import detection, weights
 
 if TYPE_CHECKING:
     from vismoe.adapt import finetune
@@ -51,6 +51,7 @@ __all__ = [
     "condition",
     "create_model",
     "densify",
+    "detection",
     "evaluate",
     "export_onnx",
     "finetune",

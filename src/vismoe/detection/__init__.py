@@ -1,5 +1,22 @@
 """Detection: networks that find objects, their loss, and the decoding of their outputs into boxes."""
 
+from .decode import decode
 from .detections import Detections
+from .detector import DETECTOR, Detector, make_detector
+from .head import CentreHead, Outputs
+from .loss import Targets, detection_loss, targets
+from .neck import Neck
 
-__all__ = ["Detections"]
+__all__ = [
+    "DETECTOR",
+    "CentreHead",
+    "Detections",
+    "Detector",
+    "Neck",
+    "Outputs",
+    "Targets",
+    "decode",
+    "detection_loss",
+    "make_detector",
+    "targets",
+]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Float
 from timm.layers import HybridEmbed, LayerNorm2d, to_2tuple
 from timm.layers.format import nchw_to
 from timm.models.vision_transformer_hybrid import ConvStem
@@ -73,15 +74,24 @@ class ConvEmbed(MaskedEmbedding, HybridEmbed):
         self.conditions, self.prefix_tokens = Conditions(), 0
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = self.pixel_mask(x)
-        if mask is None:
-            embedded: Tensor = super().forward(x)
-            return embedded
+        return self.as_tokens(self.maps(x)[-1])
+
+    def maps(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
+        """The output of each convolution. The last one is the patch embedding, as a map; those before have more
+        detail."""
+        mask, maps = self.pixel_mask(x), []
         # Each convolution sees zeros beyond the image, as beyond the border: so padding is set to 0 before each.
-        x = zero_padding(x, mask)
+        x = x if mask is None else zero_padding(x, mask)
         for convolution in self.backbone.children():
-            x, mask = convolution(x), patch_mask(mask, (2, 2))
-            x = zero_padding(x, mask)
+            x = convolution(x)
+            if mask is not None:
+                mask = patch_mask(mask, (2, 2))
+                x = zero_padding(x, mask)
+            maps.append(x)
+        return maps
+
+    def as_tokens(self, x: Float[Tensor, "B d h w"]) -> Tensor:
+        """The patch embedding as the network reads it: rows of tokens, unless `output_fmt` says otherwise."""
         return x.flatten(2).mT if self.flatten else nchw_to(x, self.output_fmt)
 
     def feat_ratio(self, as_scalar: bool = True) -> tuple[int, int] | int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from vismoe.files import read_json
@@ -129,30 +130,36 @@ def set_max_level(model: Any, max_level: int) -> None:
     model.pretrained_cfg |= {"max_level": max_level}
 
 
-def set_image_size(model: Any, image_size: int, source: str) -> None:
+def set_image_size(model: Any, image_size: int | tuple[int, int], source: str) -> None:
     """Sets the image size of a trained network; learned position embeddings are resized.
 
     **Arguments:**
 
     - `model`: the network, changed in place.
-    - `image_size`: height and width in pixels.
+    - `image_size`: height and width in pixels: one number for both, or (height, width).
     - `source`: the name of the network in error messages.
 
-    **Raises:** ValueError if the network has a fixed size, or the size is not a multiple of the patch size (with a
-    convolutional stem it need not be).
+    **Raises:** ValueError if the network has a fixed size, or accepts only square images, or the size is not a multiple
+    of the patch size (with a convolutional stem it need not be).
     """
     patch_embed = getattr(model, "patch_embed", None)
     patch = getattr(patch_embed, "patch_size", (1, 1))
-    fits = isinstance(patch_embed, ConvEmbed) or not any(image_size % side for side in patch)
-    if image_size < 1 or not fits:
+    size = to_2tuple(image_size)
+    fits = isinstance(patch_embed, ConvEmbed) or not any(
+        length % side for length, side in zip(size, patch, strict=True)
+    )
+    if min(size) < 1 or not fits:
         raise ValueError(f"image_size={image_size}: for {source} it must be a multiple of the patch size {patch[0]}")
     input_size = data_config(model)["input_size"]
-    if isinstance(model, TransformersNetwork) and model.resizable:
-        model.set_input_size(image_size)  # the network's own size may differ from that of its preprocessing
-    if (image_size, image_size) == tuple(input_size[1:]):
+    if isinstance(model, TransformersNetwork):
+        if size[0] != size[1]:
+            raise ValueError(f"image_size={image_size}: {source}, of transformers', accepts only square images")
+        if model.resizable:
+            model.set_input_size(size[0])  # the network's own size may differ from that of its preprocessing
+    if size == tuple(input_size[1:]):
         return
     if not getattr(model, "resizable", True):
         raise ValueError(f"image_size={image_size}: {source} accepts only {input_size[1]} × {input_size[2]}")
-    if hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=image_size)
-    model.pretrained_cfg |= {"input_size": (input_size[0], image_size, image_size), "crop_pct": 1.0}
+    if hasattr(model, "set_input_size") and not isinstance(model, TransformersNetwork):
+        model.set_input_size(img_size=size)
+    model.pretrained_cfg |= {"input_size": (input_size[0], *size), "crop_pct": 1.0}

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models import build_model_with_cfg, register_model
@@ -65,7 +65,7 @@ def _filter_as_parent(state: dict[str, Tensor], model: nn.Module) -> dict[str, T
 
 def rebuilding(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     """`architecture` and `model_args` that rebuild a network: its own, those of the dense parent if it is dense again,
-    or those of the entry point above.
+    or those of the entry point above. A network with a method `model_args`, such as a detector, knows its own.
 
     **Arguments:**
 
@@ -73,6 +73,8 @@ def rebuilding(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     - `config`: timm's configuration of it.
     """
     name, model_args = config["architecture"], dict(config.get("model_args", {}))
+    if hasattr(model, "model_args"):
+        return {"architecture": name, "model_args": cast(Any, model).model_args()}
     moe = getattr(model, "moe", None)
     if isinstance(model, SparseVisionTransformer):
         arguments = {key: value for key, value in model_args.items() if key not in (*OVERRIDES, "moe", "predictions")}

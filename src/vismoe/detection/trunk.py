@@ -1,0 +1,96 @@
+"""Feature maps of trunks: vision transformers, and other networks of timm's."""
+
+from typing import Any, cast
+
+from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vismoe.vit.stem import ConvEmbed
+
+MOST_PIXELS = 16
+"""The map with the most features whose cells have at most this side, in pixels, is used."""
+
+
+def stride_of(trunk: Any) -> tuple[int, tuple[int, int]]:
+    """The width of a trunk's features, and the (vertical, horizontal) side of a cell in pixels.
+
+    **Raises:** ValueError for a network without feature maps.
+    """
+    if hasattr(trunk, "blocks") and hasattr(trunk, "patch_embed"):
+        vertical, horizontal = trunk.patch_embed.patch_size
+        return int(trunk.embed_dim), (int(vertical), int(horizontal))
+    entry = trunk.feature_info[_map_of(trunk)]
+    return int(entry["num_chs"]), (int(entry["reduction"]),) * 2
+
+
+def _map_of(trunk: Any) -> int:
+    """The number of the map that is used."""
+    if not hasattr(trunk, "forward_intermediates") or not hasattr(trunk, "feature_info"):
+        raise ValueError(
+            f"{type(trunk).__name__} has no feature maps: accepted are networks of vismoe and timm that do"
+        )
+    strides = [int(entry["reduction"]) for entry in trunk.feature_info]
+    fitting = [index for index, stride in enumerate(strides) if stride <= MOST_PIXELS]
+    if not fitting:
+        raise ValueError(
+            f"{type(trunk).__name__} has no feature map with cells of at most {MOST_PIXELS} pixels: its maps have "
+            f"{', '.join(map(str, strides))}"
+        )
+    return fitting[-1]
+
+
+def detail_of(trunk: Any) -> int:
+    """The width of the map of fine detail that `embed` returns; 0: there is none."""
+    embedding = getattr(trunk, "patch_embed", None)
+    if not isinstance(trunk, VisionTransformer) or not isinstance(embedding, ConvEmbed):
+        return 0
+    convolutions = list(embedding.backbone.children())
+    return int(cast(Any, convolutions[-2]).out_channels) if len(convolutions) > 1 else 0
+
+
+def embed(
+    trunk: nn.Module, pixels: Float[Tensor, "B C H W"]
+) -> tuple[Float[Tensor, "B S d"], Float[Tensor, "B c 2h 2w"] | None]:
+    """The tokens of a vision transformer before its first block; and, of a convolutional stem, the map before its last
+    convolution, which has twice the resolution.
+
+    **Raises:** ValueError for another network.
+    """
+    vit: Any = _checked(trunk)
+    if detail_of(vit):
+        *_, detail, last = vit.patch_embed.maps(pixels)
+        embedded = vit.patch_embed.as_tokens(last)
+    else:
+        detail, embedded = None, vit.patch_embed(pixels)
+    return vit.norm_pre(vit.patch_drop(vit._pos_embed(embedded))), detail
+
+
+def run_blocks(trunk: nn.Module, tokens: Float[Tensor, "B S d"], start: int, end: int | None) -> Float[Tensor, "B S d"]:
+    """The tokens after some blocks of a vision transformer, numbers `start` to `end`, without `end`."""
+    for block in _checked(trunk).blocks[start:end]:
+        tokens = block(tokens)
+    return tokens
+
+
+def as_map(trunk: nn.Module, tokens: Float[Tensor, "B S d"]) -> Float[Tensor, "B d h w"]:
+    """The features of the patches as a map, from the tokens after the last block."""
+    vit: Any = _checked(trunk)
+    features: Tensor = vit.norm(tokens)[:, vit.num_prefix_tokens :]
+    return features.mT.unflatten(2, vit.patch_embed.grid_size)
+
+
+def map_of(trunk: Any, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B d h w"]:
+    """The features of any other network of timm's as a map."""
+    is_transformer = hasattr(trunk, "blocks") and hasattr(trunk, "patch_embed")
+    index = len(trunk.blocks) - 1 if is_transformer else _map_of(trunk)
+    (found,) = trunk.forward_intermediates(
+        pixels, indices=[index], norm=is_transformer, output_fmt="NCHW", intermediates_only=True
+    )
+    return cast(Tensor, found)
+
+
+def _checked(trunk: nn.Module) -> Any:
+    if not isinstance(trunk, VisionTransformer):
+        raise ValueError(f"{type(trunk).__name__} cannot start from tokens: expected a VisionTransformer of timm's")
+    return trunk

@@ -1,0 +1,119 @@
+"""A detector is a network like any other: saved and loaded, upcycled and made dense again, blind to padding.
+
+python -m pytest tests/detection/test_detector.py
+"""
+
+import pytest
+import timm
+import torch
+
+import vismoe
+from vismoe.detection import Detector, make_detector
+
+SIZE = (48, 80)
+
+
+def trunk(name="vmoe_pico_patch4_28_every2_e8", **options):
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=0, **options)
+
+
+def detector(trunk, **options):
+    torch.manual_seed(1)
+    made = make_detector(trunk, 3, SIZE, **options).eval()
+    with torch.no_grad():  # so that outputs differ from cell to cell
+        for layer in (made.head.centre, made.head.box):
+            layer.weight.normal_(std=0.5)
+    return made
+
+
+TRUNKS = {
+    "convolutional stem": lambda: trunk(pos_embed="sincos2d"),
+    "patches and class token": lambda: trunk(
+        "vmoe_vit", patch_size=8, embed_dim=32, depth=2, num_heads=2, img_size=32, moe={"num_experts": 4}
+    ),
+    "timm": lambda: timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, depth=2, embed_dim=48, num_heads=3, img_size=32
+    ),
+    "rotary": lambda: timm.create_model("eva02_tiny_patch14_224", num_classes=0, depth=2, img_size=28, patch_size=8),
+}
+
+
+def same_outputs(network, other, *inputs):
+    with torch.no_grad():
+        return all(map(torch.equal, network(*inputs)[:3], other(*inputs)[:3]))
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_padding_changes_no_bit_of_the_image(name):
+    network = detector(TRUNKS[name]())
+    pixels, mask = torch.randn(2, 3, *SIZE), torch.ones(2, *SIZE, dtype=torch.bool)
+    mask[0, 32:], mask[1, :, 48:] = False, False
+    spoiled = torch.where(mask[:, None], pixels, torch.nan)
+    with torch.no_grad():
+        clean, nan = network(pixels, mask), network(spoiled, mask)
+    inside = clean.inside
+    assert not inside.all()
+    for one, other in zip(clean[:3], nan[:3], strict=True):
+        assert torch.equal(one.movedim(1, -1)[inside], other.movedim(1, -1)[inside])
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_saved_and_loaded(name, tmp_path):
+    network = detector(TRUNKS[name]())
+    vismoe.save(network, tmp_path / "model", ["a", "b", "c"], problem_type="object-detection")
+    loaded = vismoe.load(tmp_path / "model")
+    assert isinstance(loaded, Detector)
+    assert loaded.pretrained_cfg["label_names"] == ["a", "b", "c"]
+    assert loaded.img_size == SIZE
+    assert same_outputs(network, loaded, torch.randn(1, 3, *SIZE))
+
+
+def test_upcycled_and_made_dense_again(tmp_path):
+    """The way there changes no output; the way back gives a dense network that a folder holds too."""
+    dense = detector(trunk("vmoe_pico_patch4_28_dense"))
+    pixels = torch.randn(2, 3, *SIZE)
+    sparse = vismoe.upcycle(dense, num_experts=4)
+    with torch.no_grad():
+        for one, other in zip(dense(pixels)[:3], sparse(pixels)[:3], strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-3)
+    vismoe.save(sparse, tmp_path / "sparse")
+    loaded = vismoe.load(tmp_path / "sparse")
+    assert loaded.moe.num_experts == 4
+    assert same_outputs(sparse, loaded, pixels)
+    again = vismoe.densify(sparse, [pixels])
+    vismoe.save(again, tmp_path / "dense")
+    assert vismoe.load(tmp_path / "dense").moe is None
+
+
+def test_tokens_stand_for_the_blocks_before():
+    network = detector(TRUNKS["patches and class token"]())
+    pixels, mask = torch.randn(2, 3, *SIZE), torch.ones(2, *SIZE, dtype=torch.bool)
+    mask[0, 30:] = False
+    with torch.no_grad():
+        tokens = network.tokens_before(1, pixels, mask)
+        whole, rest = network(pixels, mask), network(pixels, mask, tokens, 1)
+    assert all(map(torch.equal, whole[:3], rest[:3]))
+
+
+def test_convolutional_networks_are_trunks_too():
+    network = detector(timm.create_model("resnet18", num_classes=0))
+    assert network.stride == (8, 8)
+    assert network(torch.randn(1, 3, *SIZE)).centres.shape == (1, 3, 6, 10)
+
+
+def test_stacked_biases_get_no_weight_decay():
+    network = detector(TRUNKS["convolutional stem"]())
+    undecayed = network.no_weight_decay()
+    names = {name for name, parameter in network.named_parameters() if ".experts." in name and name.endswith("bias")}
+    assert names
+    assert names <= undecayed
+
+
+def test_bad_trunks_are_refused():
+    with pytest.raises(ValueError, match="an ensemble has no feature map"):
+        make_detector(trunk(ensemble_size=2), 3, SIZE)
+    with pytest.raises(ValueError, match="my net is a Linear, which has no feature maps"):
+        make_detector(torch.nn.Linear(1, 1), 3, SIZE, "my net")
+    with pytest.raises(ValueError, match=r"image_size=\(47, 80\).*multiple of the patch size 16"):
+        make_detector(TRUNKS["timm"](), 3, (47, 80), "my net")
