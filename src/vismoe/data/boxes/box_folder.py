@@ -9,14 +9,19 @@ from pathlib import Path
 from vismoe.files import readable
 
 from ..folders.layout import Split
+from ..folders.metadata import TABLES, read_tables
 from ..image_set import Data, ImageSet
 from ..images import Listing, Unreadable
 from .annotations import Annotations, BoxFolder, Found
-from .formats import find_annotations
+from .coco import find_coco
 from .matching import ImageIndex, split_of_path
+from .metadata_objects import find_metadata_objects
 from .objects import Objects
 from .placed import PlacedImage, Report, place, read_sized
+from .voc import find_voc
+from .yolo import find_yolo
 
+FORMATS = (find_coco, find_voc, find_yolo, find_metadata_objects)
 SHOWN = 5
 """Number of names in a note."""
 
@@ -53,8 +58,9 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     splits, notes = _used(root, splits)
     classes, notes_of_classes = _classes(root, annotations, splits)
     unlisted, notes_of_unlisted = _unlisted(listing, annotations, report, paths)
-    sets = {split: _image_set(images, paths, classes) for split, images in splits.items()}
-    # The files of the annotations are read: the notes of the listing name only the others.
+    columns, notes_of_tables, missing = _columns(root, listing, annotations, paths)
+    sets = {split: _image_set(images, paths, classes, columns) for split, images in splits.items()}
+    # The notes of the listing name the files that are not read, so not those of the annotations.
     others = [path for path in listing.other_files if path not in set(annotations.files)]
     notes = [
         _note_of_found(found, splits),
@@ -64,6 +70,7 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
         *notes_of_classes,
         *notes,
         *notes_of_unlisted,
+        *notes_of_tables,
         *replace(listing, other_files=others).notes,
     ]
     train, validation, test = (sets.get(split) for split in ("train", "validation", "test"))
@@ -73,9 +80,21 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     else:
         val, is_unsplit = validation, False
     assert val is not None
-    left_out = (*listing.left_out, *annotations.left_out, *report.unreadable, *unlisted)
+    left_out = (*listing.left_out, *annotations.left_out, *report.unreadable, *unlisted, *missing)
     data = Data(str(root), classes, train, val, left_out=left_out, test=test, notes=tuple(notes))
     return data, is_unsplit
+
+
+def find_annotations(folder: BoxFolder) -> Found | None:
+    """The annotations of a folder; None if it has none.
+
+    **Raises:** ValueError if it has annotations in several formats, or an annotation file is broken.
+    """
+    found = [annotations for find in FORMATS if (annotations := find(folder)) is not None]
+    if len(found) > 1:
+        listed = " and ".join(f"{each.kind} ({each.source})" for each in found)
+        raise ValueError(f"{folder.root} has boxes in several formats, {listed}: remove the files of all but one")
+    return found[0] if found else None
 
 
 def _used(
@@ -148,7 +167,26 @@ def _unlisted(
     return [Unreadable(file, annotations.unlisted) for file in unlisted if file not in of_others], notes
 
 
-def _image_set(images: Sequence[PlacedImage], paths: Mapping[str, Path], classes: Sequence[str]) -> ImageSet:
+def _columns(
+    root: Path, listing: Listing, annotations: Annotations, paths: Mapping[str, Path]
+) -> tuple[dict[str, Mapping[str, str]], list[str], list[Unreadable]]:
+    """The columns of tables beside the annotations by image, notes, and images in tables that are missing."""
+    found = [path for path in listing.other_files if path.name in TABLES and path not in set(annotations.files)]
+    folders = ["" if path.parent == root else path.parent.relative_to(root).as_posix() for path in found]
+    tables, missing = read_tables(root, folders, paths, [entry.file for entry in listing.left_out])
+    rows = {file: row for table in tables.values() for file, row in table.items()}
+    notes = []
+    if any(row.labels is not None for row in rows.values()):
+        notes.append(f"labels in {found[0].name} are not used: classes are those of the boxes")
+    return {file: row.columns for file, row in rows.items()}, notes, missing
+
+
+def _image_set(
+    images: Sequence[PlacedImage],
+    paths: Mapping[str, Path],
+    classes: Sequence[str],
+    columns: Mapping[str, Mapping[str, str]],
+) -> ImageSet:
     numbers = {name: number for number, name in enumerate(classes)}
     objects = Objects.of(
         [(height, width) for width, height in (image.size for image in images)],
@@ -157,12 +195,13 @@ def _image_set(images: Sequence[PlacedImage], paths: Mapping[str, Path], classes
             for image in images
         ],
     )
-    names = sorted({name for image in images for name in image.image.columns})
+    values = [{**image.image.columns, **columns.get(image.image.file, {})} for image in images]
+    names = sorted({name for of_image in values for name in of_image})
     return ImageSet(
         objects.labels(len(classes)),
         partial(read_sized, [paths[image.image.file] for image in images], [image.size for image in images]),
         [image.image.file for image in images],
-        {name: [image.image.columns.get(name, "") for image in images] for name in names},
+        {name: [of_image.get(name, "") for of_image in values] for name in names},
         objects.further(),
     )
 
