@@ -171,7 +171,7 @@ def test_polygons_are_read_as_the_boxes_around_them(tmp_path):
     (tmp_path / "labels" / "train" / "a0.txt").write_text("1 0.25 0.5 0.5 0.25 0.75 1.0\n0 0.5 0.5 0.5 0.5\n")
     data = open_data(str(tmp_path))
     assert data.train.sample(0)["boxes"].tolist() == [[16, 8, 48, 32], [16, 8, 48, 24]]
-    assert any(note.startswith("1 lines have polygons, such as in labels/train/a0.txt") for note in data.notes)
+    assert any(note.startswith("lines with polygons, such as in labels/train/a0.txt, are") for note in data.notes)
 
 
 def test_objects_as_a_list(tmp_path):

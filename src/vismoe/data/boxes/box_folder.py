@@ -14,7 +14,7 @@ from ..image_set import Data, ImageSet
 from ..images import Listing, Unreadable
 from .annotations import Annotations, BoxFolder, Found
 from .coco import find_coco
-from .matching import ImageIndex, split_of_path
+from .matching import SPLIT_NAMES, ImageIndex, split_of_path
 from .metadata_objects import find_metadata_objects
 from .objects import Objects
 from .placed import PlacedImage, Report, place, read_sized
@@ -52,8 +52,8 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     }
     if report.other_size:
         raise ValueError(
-            f"{root}: {len(report.other_size)} annotated images have another size than their annotations say, such as "
-            f"{report.other_size[0]}: their boxes would be misplaced; put the annotated images into the folder"
+            f"{root}: the annotations of {len(report.other_size)} images give another size than the image has, such as "
+            f"{report.other_size[0]}; put the annotated images into the folder"
         )
     splits, notes = _used(root, splits)
     classes, notes_of_classes = _classes(root, annotations, splits)
@@ -103,8 +103,7 @@ def _used(
     """The splits that are used, and notes: evaluation needs a validation split, which may be the test split."""
     for split, images in splits.items():
         if not images:
-            name = f"the split {split}" if split else "the folder"
-            raise ValueError(f"{root}: {name} has no readable image with annotations")
+            raise ValueError(f"{root}: the {SPLIT_NAMES[split]} has no readable image with annotations")
     used, notes = dict(splits), []
     if "validation" not in used and "test" in used:
         used["validation"] = used.pop("test")
@@ -124,11 +123,12 @@ def _classes(
     }
     first = next(split for split in (None, "train", "validation") if split in names)
     if not names[first]:
-        raise ValueError(f"{root}: the {first or 'images'} {'split has' if first else 'have'} no boxes")
+        raise ValueError(f"{root}: the {SPLIT_NAMES[first]} has no boxes")
     for split, of_split in names.items():
         if unknown := sorted(of_split - names[first]):
             raise ValueError(
-                f"{root}: the {split} split has classes that the {first} split lacks: {', '.join(unknown)}"
+                f"{root}: the {SPLIT_NAMES[split]} has classes that the {SPLIT_NAMES[first]} lacks: "
+                + ", ".join(unknown)
             )
     classes = [name for name in annotations.order if name in names[first]]
     classes += sorted(names[first].difference(classes))
@@ -160,7 +160,7 @@ def _unlisted(
             if split is not None and split not in annotations.splits:
                 others[split].append(file)
     notes = [
-        f"{len(files):,} images of the {split} split such as {files[0]} are not used: they have no annotations"
+        f"{len(files):,} images of the {SPLIT_NAMES[split]} such as {files[0]} are not used: they have no annotations"
         for split, files in others.items()
     ]
     of_others = {file for files in others.values() for file in files}
@@ -209,7 +209,9 @@ def _image_set(
 def _note_of_found(found: Found, splits: Mapping[Split | None, Sequence[PlacedImage]]) -> str:
     images = [image for of_split in splits.values() for image in of_split]
     boxes = sum(len(image.objects) for image in images)
-    return f"boxes from {found.kind}: {found.source}, {boxes:,} boxes on {len(images):,} images"
+    objects = "1 box" if boxes == 1 else f"{boxes:,} boxes"
+    files = "1 image" if len(images) == 1 else f"{len(images):,} images"
+    return f"boxes from {found.kind}: {found.source}, {objects} on {files}"
 
 
 def _notes_of_objects(splits: Mapping[Split | None, Sequence[PlacedImage]]) -> list[str]:

@@ -15,7 +15,7 @@ from ..folders.layout import Split
 from ..images import Unreadable
 from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object
 from .json_values import four_numbers, is_length, shown
-from .matching import split_of_path, split_of_stem
+from .matching import SPLIT_NAMES, split_of_path, split_of_stem
 
 KIND = "COCO JSON"
 OTHER_TASKS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")
@@ -74,7 +74,7 @@ def _by_split(folder: BoxFolder, paths: Sequence[Path]) -> dict[Split | None, Pa
     for path in paths:
         split = split_of_path(folder.relative(path)) or split_of_stem(path.stem)
         if split in splits:
-            meaning = f"of the split {split}" if split else "without the name of a split"
+            meaning = f"of the {SPLIT_NAMES[split]}" if split else "without the name of a split"
             raise ValueError(
                 f"{folder.root} has two COCO files {meaning}, {folder.listed([splits[split], path])}: remove one, or "
                 "name them train.json, val.json and test.json"
@@ -150,8 +150,8 @@ def _images(
             images[file] = AnnotatedImage(file, objects[entry["id"]], size, columns)
     if entries and not images:
         raise ValueError(
-            f"{path}: none of its {len(entries)} images is in {folder.root}, such as {entries[0]['file_name']!r}: put "
-            "the images into this folder"
+            f"{path}: none of the images in the list, such as {entries[0]['file_name']!r}, is in {folder.root}: put "
+            "them there"
         )
     return list(images.values())
 

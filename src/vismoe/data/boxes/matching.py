@@ -7,6 +7,14 @@ from pathlib import PurePosixPath
 
 from ..folders.layout import Split, split_of
 
+SPLIT_NAMES: Mapping[Split | None, str] = {
+    None: "set",
+    "train": "training split",
+    "validation": "validation split",
+    "test": "test split",
+}
+"""What messages call a split; None: a data set without splits."""
+
 
 class ImageIndex:
     """The images of a folder, found by the names that annotations give them.

@@ -55,12 +55,11 @@ def _read_document(path: Path) -> ElementTree.Element | None:
     content = path.read_bytes()
     try:
         root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDoctype()))
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError) as error:
         if b"<annotation" not in content and path.parent.name.lower() != "annotations":
             return None
-        raise ValueError(f"{path} is not XML: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        fault = " is not XML" if isinstance(error, ElementTree.ParseError) else ""
+        raise ValueError(f"{path}{fault}: {error}") from error
     return root if root.tag == "annotation" else None
 
 
@@ -83,7 +82,7 @@ def _read(folder: BoxFolder, roots: Mapping[Path, ElementTree.Element]) -> Annot
         size, objects = _content(path, root)
         images[file], of_file[file] = AnnotatedImage(file, objects, size), path
     if not images:
-        raise ValueError(f"{folder.root}: none of the images of its {len(roots)} XML files is there")
+        raise ValueError(f"{folder.root}: there are no images for the XML files, {folder.listed(list(roots))}")
     if renamed:
         notes.append(
             f"{len(renamed)} XML files such as {renamed[0]} name another image in <filename>: each is taken for the "

@@ -11,13 +11,15 @@ from pathlib import Path, PurePosixPath
 from ..folders.layout import Split
 from ..images import Unreadable
 from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object
-from .matching import by_split
+from .matching import SPLIT_NAMES, by_split
 from .yolo_config import CLASSES, YoloConfig, read_config
 
 KIND = "YOLO text files"
 FARTHEST = 0.5
 """How far outside the image a coordinate may be, as a fraction of its size. Farther away, it is not a fraction."""
 IMAGES, LABELS = "images", "labels"
+EXAMINED = 20
+"""Number of text files that are examined for the format."""
 
 
 def find_yolo(folder: BoxFolder) -> Found | None:
@@ -27,13 +29,14 @@ def find_yolo(folder: BoxFolder) -> Found | None:
     """
     texts = {folder.relative(path): path for path in folder.others if path.suffix.lower() == ".txt"}
     labels = {file: path for file in folder.images.files if (path := texts.get(_label_file(file))) is not None}
-    config = read_config(folder)
-    if config is not None and (labels or config.files[0].suffix != ".txt"):
+    # Text files beside images may be anything, such as captions.
+    example = next((path for path in list(labels.values())[:EXAMINED] if _is_label(path)), None)
+    config = read_config(folder, with_classes=example is not None)
+    if config is not None:
         source = f"{folder.listed(config.files[:1])}, {len(labels):,} files"
         return Found(KIND, source, partial(_read, folder, config, labels, texts))
-    in_folder = [path for path in labels.values() if path.parent.parts[-1] == LABELS or LABELS in path.parts]
-    if config is None and in_folder and _is_label(in_folder[0]):
-        return Found(KIND, folder.listed(in_folder), partial(_refuse_without_names, folder, in_folder[0]))
+    if example is not None:
+        return Found(KIND, folder.relative(example), partial(_refuse_without_names, folder, example))
     return None
 
 
@@ -70,8 +73,7 @@ def _read(folder: BoxFolder, config: YoloConfig, labels: Mapping[str, Path], tex
             if split == "test":
                 notes.append(f"the test split is not used: it has no label files ({expected})")
                 continue
-            of_split = f" of the {split} split" if split else ""
-            raise ValueError(f"{folder.root}: no image{of_split} has a label file: {expected}")
+            raise ValueError(f"{folder.root}: no image of the {SPLIT_NAMES[split]} has a label file: {expected}")
         images[split] = [
             AnnotatedImage(file, _objects(labels[file], config.names, polygons) if file in labels else ())
             for file in files
@@ -80,8 +82,8 @@ def _read(folder: BoxFolder, config: YoloConfig, labels: Mapping[str, Path], tex
         notes.append(f"{config.files[0].name}: several classes have one name and are one class: {repeated[0]}")
     if polygons:
         notes.append(
-            f"{len(polygons):,} lines have polygons, such as in {folder.relative(polygons[0])}: read as the boxes "
-            "around them"
+            f"lines with polygons, such as in {folder.relative(polygons[0])}, are read as the boxes around them: "
+            f"{len(polygons):,}"
         )
     read = set(labels.values())
     orphans = [path for name, path in texts.items() if LABELS in PurePosixPath(name).parts and path not in read]
@@ -115,8 +117,8 @@ def _splits(folder: BoxFolder, config: YoloConfig, notes: list[str]) -> Mapping[
         for file in files:
             if file in split_of_file:
                 raise ValueError(
-                    f"{folder.root}: {name} has {file} in the {split_of_file[file]} split and in the {split} split: "
-                    "keep one"
+                    f"{folder.root}: {name} has {file} in the {SPLIT_NAMES[split_of_file[file]]} and in the "
+                    f"{SPLIT_NAMES[split]}: keep one"
                 )
             split_of_file[file] = split
     return splits

@@ -35,16 +35,22 @@ class YoloConfig:
     notes: Sequence[str] = ()
 
 
-def read_config(folder: BoxFolder) -> YoloConfig | None:
+def read_config(folder: BoxFolder, with_classes: bool) -> YoloConfig | None:
     """Reads the data.yaml (a YAML file of any name in the folder, with `names`) or the classes.txt of a folder; None if
     it has neither.
+
+    **Arguments:**
+
+    - `folder`: the folder.
+    - `with_classes`: whether a classes.txt is read.
 
     **Raises:** ValueError if a file is broken, if there are several, or if they have different names.
     """
     documents = {path: document for path in folder.others if (document := _read_yaml(folder, path)) is not None}
     if len(documents) > 1:
         raise ValueError(f"{folder.root} has several descriptions of a YOLO data set, {_names(documents)}: keep one")
-    tables = {path: _read_classes(path) for path in folder.others if path.name.lower() == CLASSES}
+    lists = [path for path in folder.others if path.name.lower() == CLASSES and (documents or with_classes)]
+    tables = {path: _read_classes(path) for path in lists}
     names: dict[Path, Mapping[int, str]] = {path: _names_in(path, document) for path, document in documents.items()}
     names |= tables
     if not names:
