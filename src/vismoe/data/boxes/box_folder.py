@@ -130,10 +130,11 @@ def _classes(
                 f"{root}: the {SPLIT_NAMES[split]} has classes that the {SPLIT_NAMES[first]} lacks: "
                 + ", ".join(unknown)
             )
-    classes = [name for name in annotations.order if name in names[first]]
+    order = list(dict.fromkeys(annotations.order))
+    classes = [name for name in order if name in names[first]]
     classes += sorted(names[first].difference(classes))
     notes = []
-    if unused := [name for name in annotations.order if name not in names[first]]:
+    if unused := [name for name in order if name not in names[first]]:
         notes.append(f"classes without boxes are not used: {_listed(unused)}")
     by_plain: dict[str, list[str]] = defaultdict(list)
     for name in classes:
@@ -160,7 +161,7 @@ def _unlisted(
             if split is not None and split not in annotations.splits:
                 others[split].append(file)
     notes = [
-        f"{len(files):,} images of the {SPLIT_NAMES[split]} such as {files[0]} are not used: they have no annotations"
+        f"the {SPLIT_NAMES[split]} has no annotations, so it is not used: {len(files):,} images such as {files[0]}"
         for split, files in others.items()
     ]
     of_others = {file for files in others.values() for file in files}

@@ -61,7 +61,7 @@ def _read(folder: BoxFolder, documents: Mapping[Path, dict[str, Any]]) -> Annota
     for split, path in paths.items():
         document = documents[path]
         names = _categories(path, document)
-        order += [name for name in names.values() if name not in order]
+        order += names.values()
         if repeated := sorted(name for name, number in Counter(names.values()).items() if number > 1):
             notes.append(f"{folder.relative(path)}: several categories have one name and are one class: {repeated[0]}")
         splits[split] = _images(folder, path, split, document, names, left_out)

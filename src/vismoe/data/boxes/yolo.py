@@ -92,7 +92,7 @@ def _read(folder: BoxFolder, config: YoloConfig, labels: Mapping[str, Path], tex
     # Lists of images that data.yaml names are read too.
     lists = [path for path in texts.values() if path.parent == folder.root] if config.splits else []
     reason = f"in no split of {config.files[0].name}"
-    order = list(dict.fromkeys(name for _, name in sorted(config.names.items())))
+    order = [name for _, name in sorted(config.names.items())]
     files_read = [*config.files, *read, *orphans, *lists]
     return Annotations(images, files_read, reason, order, True, left_out, notes)
 
