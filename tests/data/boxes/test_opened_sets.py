@@ -172,6 +172,25 @@ def test_a_split_without_annotations_is_not_used_with_a_note(tmp_path):
     assert expected in data.notes
 
 
+def test_one_file_for_all_splits(tmp_path):
+    """Its images lie in the folders of the splits; an image in another format is listed once."""
+    images = {
+        f"{split}/{name}": (size, objects)
+        for split in ("train", "val")
+        for name, (size, objects) in scene((split,)).of(split).items()
+    }
+    for name, (size, _) in images.items():
+        save_image(tmp_path / f"{name}.png", size)
+    document = coco_document(images, ["ant", "bee"])
+    document["images"].append({"id": 99, "file_name": "val/x.heic"})
+    (tmp_path / "val" / "x.heic").write_bytes(b"heic")
+    (tmp_path / "all.json").write_text(json.dumps(document))
+    data = open_data(str(tmp_path))
+    assert [names(split) for split in (data.train, data.val)] == [["a0", "b0", "c0"], ["a0", "b0", "c0"]]
+    assert [entry.file for entry in data.left_out] == ["val/x.heic"]
+    assert "HEIC is not read" in data.left_out[0].reason
+
+
 def test_other_files_of_cocos_are_not_read(tmp_path):
     """Captions and keypoints lie beside the instances."""
     write_coco(tmp_path, scene(("train", "val")))

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vismoe.files import readable
 
@@ -58,10 +58,11 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     splits, notes = _used(root, splits)
     classes, notes_of_classes = _classes(root, annotations, splits)
     unlisted, notes_of_unlisted = _unlisted(listing, annotations, report, paths)
-    columns, notes_of_tables, missing = _columns(root, listing, annotations, paths)
+    read = set(annotations.files)
+    others = [path for path in listing.other_files if path not in read]
+    columns, notes_of_tables, missing = _columns(root, listing, others, paths)
     sets = {split: _image_set(images, paths, classes, columns) for split, images in splits.items()}
     # The notes of the listing name the files that are not read, so not those of the annotations.
-    others = [path for path in listing.other_files if path not in set(annotations.files)]
     notes = [
         _note_of_found(found, splits),
         *report.notes(),
@@ -80,7 +81,10 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     else:
         val, is_unsplit = validation, False
     assert val is not None
-    left_out = (*listing.left_out, *annotations.left_out, *report.unreadable, *unlisted, *missing)
+    # Images of other formats, and links, are not missing: the listing says why they are left out.
+    listed = {PurePosixPath(entry.file).name for entry in listing.left_out}
+    named = [entry for entry in annotations.left_out if PurePosixPath(entry.file).name not in listed]
+    left_out = (*listing.left_out, *named, *report.unreadable, *unlisted, *missing)
     data = Data(str(root), classes, train, val, left_out=left_out, test=test, notes=tuple(notes))
     return data, is_unsplit
 
@@ -169,10 +173,10 @@ def _unlisted(
 
 
 def _columns(
-    root: Path, listing: Listing, annotations: Annotations, paths: Mapping[str, Path]
+    root: Path, listing: Listing, others: Sequence[Path], paths: Mapping[str, Path]
 ) -> tuple[dict[str, Mapping[str, str]], list[str], list[Unreadable]]:
     """The columns of tables beside the annotations by image, notes, and images in tables that are missing."""
-    found = [path for path in listing.other_files if path.name in TABLES and path not in set(annotations.files)]
+    found = [path for path in others if path.name in TABLES]
     folders = ["" if path.parent == root else path.parent.relative_to(root).as_posix() for path in found]
     tables, missing = read_tables(root, folders, paths, [entry.file for entry in listing.left_out])
     rows = {file: row for table in tables.values() for file, row in table.items()}

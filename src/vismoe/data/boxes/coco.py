@@ -15,7 +15,7 @@ from ..folders.layout import Split
 from ..images import Unreadable
 from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object
 from .json_values import four_numbers, is_length, shown
-from .matching import SPLIT_NAMES, split_of_path, split_of_stem
+from .matching import SPLIT_NAMES, by_split, split_of_path, split_of_stem
 
 KIND = "COCO JSON"
 OTHER_TASKS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")
@@ -65,6 +65,12 @@ def _read(folder: BoxFolder, documents: Mapping[Path, dict[str, Any]]) -> Annota
         if repeated := sorted(name for name, number in Counter(names.values()).items() if number > 1):
             notes.append(f"{folder.relative(path)}: several categories have one name and are one class: {repeated[0]}")
         splits[split] = _images(folder, path, split, document, names, left_out)
+    if list(splits) == [None]:  # one file may name images in the folders of splits
+        images = {image.file: image for image in splits[None]}
+        try:
+            splits = {split: [images[file] for file in files] for split, files in by_split(images).items()}
+        except ValueError as error:
+            raise ValueError(f"{folder.root}: {error}") from error
     return Annotations(splits, list(documents), "not named in the COCO JSON", order, False, left_out, notes)
 
 

@@ -1,7 +1,7 @@
 """Checks values of JSON files."""
 
 import json
-import math
+import sys
 from typing import Any, TypeGuard
 
 
@@ -22,8 +22,10 @@ def four_numbers(place: str, box: Any) -> tuple[float, float, float, float]:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a finite number, which a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def is_length(value: Any) -> TypeGuard[int | float]:
@@ -33,5 +35,5 @@ def is_length(value: Any) -> TypeGuard[int | float]:
 
 def shown(value: Any) -> str:
     """A value as JSON, shortened, for messages."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}…"

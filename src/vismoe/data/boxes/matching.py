@@ -66,7 +66,8 @@ def _nearest(name: str, found: Iterable[str], near: str, split: Split | None) ->
         return None
     folders = PurePosixPath(near).parent.parts
     scores = {file: _common(folders, PurePosixPath(file).parent.parts) for file in found}
-    best = [file for file, score in scores.items() if score == max(scores.values())]
+    highest = max(scores.values())
+    best = [file for file, score in scores.items() if score == highest]
     if len(best) > 1:
         raise ValueError(
             f"{name!r} may be {best[0]} or {best[1]}: give images different names, or write the path of the image "

@@ -1,5 +1,6 @@
 """Reads which classes and splits a YOLO data set has: a data.yaml, or a classes.txt."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,8 @@ def _read_yaml(folder: BoxFolder, path: Path) -> dict[str, Any] | None:
 
 def _names_in(path: Path, document: Mapping[str, Any]) -> dict[int, str]:
     """The names of the classes in a data.yaml."""
+    if "kpt_shape" in document:
+        raise ValueError(f"{path}: keypoints (kpt_shape) are not read: remove them, so that a line has five numbers")
     names = document["names"]
     numbered = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(numbered, dict) or not numbered or not all(type(number) is int for number in numbered):
@@ -154,13 +157,15 @@ def _resolved(folder: BoxFolder, path: Path, document: Mapping[str, Any], entry:
     while ending.startswith("../"):
         ending = ending[3:]
     candidates = [*(each / plain for each in bases), path.parent / plain, path.parent / ending]
-    root = folder.root.resolve()
-    return next((each for each in candidates if each.exists() and each.resolve().is_relative_to(root)), None)
+    # Links are not resolved: images are listed by the path through a link.
+    root = os.path.abspath(folder.root)
+    absolute = [Path(os.path.abspath(each)) for each in candidates]
+    return next((each for each in absolute if each.is_relative_to(root) and os.path.exists(each)), None)
 
 
 def _images_of(folder: BoxFolder, place: Path, split: Split, left_out: list[Unreadable]) -> list[str]:
     """The images in a folder, or in a text file with their paths."""
-    relative = place.resolve().relative_to(folder.root.resolve()).as_posix()
+    relative = place.relative_to(os.path.abspath(folder.root)).as_posix()
     if place.is_dir():
         return [file for file in folder.images.files if relative == "." or file.startswith(f"{relative}/")]
     files = []
