@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 
-from vismoe.data import ImageSet, cache_bytes, cached_at_scale, cached_images, evaluation_transform
+from vismoe.data import ImageSet, cache_bytes, cached_at_scale, cached_images, cached_with_boxes, evaluation_transform
 
 IMAGES = [
     Image.effect_noise((100, 60), 80).convert("RGB"),
@@ -53,3 +54,43 @@ def test_images_kept_for_evaluation_are_evaluated_as_they_were(crop_pct, channel
         assert torch.equal(transform(kept.sample(index))["image"], transform(images.sample(index))["image"])
     assert kept.image(0) is kept.image(0)
     assert min(kept.image(0).size) == int(28 / crop_pct)
+
+
+def test_boxes_and_masks_are_kept_with_their_images():
+    """At the cached size an object is where its box is: pixels tell. Small images, classes and empty images stay."""
+    image = Image.new("L", (640, 320))
+    image.paste(255, (64, 32, 256, 160))
+    boxes = tv_tensors.BoundingBoxes([[64.0, 32, 256, 160]], format="XYXY", canvas_size=(320, 640))
+    mask = tv_tensors.Mask(torch.from_numpy(np.asarray(image) > 0))
+    none = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(20, 30))
+    small = Image.new("L", (30, 20))
+    further = {
+        "boxes": [boxes, none].__getitem__,
+        "classes": [torch.tensor([3]), torch.zeros(0, dtype=torch.int64)].__getitem__,
+        "mask": [mask, tv_tensors.Mask(torch.zeros(20, 30, dtype=torch.bool))].__getitem__,
+    }
+    images = ImageSet(torch.ones(2, 4, dtype=torch.bool), [image, small].__getitem__, further=further)
+    kept = cached_with_boxes(images, 160)
+    sample = kept.sample(0)
+    assert sample["image"].size == (160, 80)
+    assert (sample["boxes"].canvas_size, sample["boxes"].dtype) == ((80, 160), torch.float32)
+    assert tuple(sample["boxes"][0].tolist()) == sample["image"].getbbox() == (16, 8, 64, 40)
+    assert torch.equal(sample["mask"], torch.from_numpy(np.asarray(sample["image"]) > 0))
+    assert sample["classes"].tolist() == [3]
+    assert kept.sample(0)["image"] is sample["image"]
+    unchanged = kept.subset([1]).sample(0)
+    assert (unchanged["image"].size, unchanged["boxes"].canvas_size, len(unchanged["boxes"])) == ((30, 20), (20, 30), 0)
+    with pytest.raises(ValueError, match="cannot be cached"):
+        cached_with_boxes(ImageSet(torch.arange(1), image, further={"image": lambda index: image}), 160)
+
+
+@pytest.mark.parametrize("size", [(333, 77), (77, 333), (1000, 3), (161, 160)])
+def test_boxes_have_the_canvas_of_their_cached_image(size):
+    """Whatever the rounding of sides."""
+    boxes = tv_tensors.BoundingBoxes([[0.0, 0, *size]], format="XYXY", canvas_size=size[::-1])
+    images = ImageSet(torch.arange(1), [Image.new("L", size)].__getitem__, further={"boxes": [boxes].__getitem__})
+    sample = cached_with_boxes(images, 160).sample(0)
+    width, height = sample["image"].size
+    assert sample["boxes"].canvas_size == (height, width)
+    assert max(width, height) == 160
+    assert torch.allclose(sample["boxes"], torch.tensor([[0.0, 0, width, height]]), rtol=1e-6)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vismoe.data import list_folder, open_data
-from vismoe.data.folders import image_folder
+from vismoe.data import list_folder, open_data, sets
 from vismoe.data.splits.folder_split import draw_of_each_class
 
 
@@ -168,7 +167,7 @@ def test_a_folder_is_listed_once(tmp_path, monkeypatch):
     """Many files on a slow disk are listed once to open a folder and split it, and once for a folder of `val/` alone,
     which is not split."""
     listed = []
-    monkeypatch.setattr(image_folder, "list_folder", lambda root: listed.append(root) or list_folder(root))
+    monkeypatch.setattr(sets, "list_folder", lambda root: listed.append(root) or list_folder(root))
     lay(tmp_path / "whole", a=4, b=4)
     lay(tmp_path / "evaluated" / "val", a=4, b=4)
     for name, is_split in (("whole", True), ("evaluated", False)):

@@ -6,7 +6,7 @@ from vismoe.files.renamed import renamed_functions
 
 from .batches import Collate, check_batch_size, evaluation_batches, mix_seeds, training_batches
 from .box_transforms import box_evaluation_transform, box_training_transform, collate_boxes
-from .cached import cache_bytes, cached_at_scale, cached_images
+from .cached import cache_bytes, cached_at_scale, cached_images, cached_with_boxes
 from .image_set import Batch, Data, ImageSet, Sample
 from .images import MAX_LEVEL, Unreadable, eight_bits, flatten_alpha, list_folder, list_images, read_image
 from .sets import NAMED, open_data
@@ -48,6 +48,7 @@ __all__ = [
     "cache_bytes",
     "cached_at_scale",
     "cached_images",
+    "cached_with_boxes",
     "check_batch_size",
     "check_column",
     "check_groups",

@@ -80,6 +80,10 @@ def _of_subset(value: Callable[[int], Any], indices: Sequence[int], index: int) 
     return value(indices[index])
 
 
+def _renumbered(classes: Callable[[int], Tensor], new_numbers: Tensor, index: int) -> Tensor:
+    return new_numbers[classes(index)]
+
+
 def _of_joined(first: Callable[[int], Any], second: Callable[[int], Any], length: int, index: int) -> Any:
     """The value of a joined set; `length`: number of images of the first set."""
     return first(index) if index < length else second(index - length)
@@ -126,6 +130,11 @@ class Data:
     def multi_label(self) -> bool:
         """Whether an image may show several classes, or none."""
         return self.val.labels.ndim == 2
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the samples have boxes: "boxes", "classes" and "ignored" (see `vismoe.data.boxes`)."""
+        return "boxes" in self.val.further
 
     @property
     def train_and_val(self) -> list[ImageSet]:
@@ -179,7 +188,8 @@ class Data:
         return (others / sizes.clamp_min(1)).pow(power).float()
 
     def align_classes(self, classes: Sequence[str]) -> "Data":
-        """Renumbers the labels to match the classes of a network. The data set may lack some of these classes.
+        """Renumbers the labels, and the classes of boxes, to match the classes of a network. The data set may lack some
+        of these classes.
 
         **Arguments:**
 
@@ -199,7 +209,10 @@ class Data:
                 return replace(split, labels=new_numbers[split.labels])
             labels = torch.zeros(len(split), len(classes), dtype=torch.bool)
             labels[:, new_numbers] = split.labels
-            return replace(split, labels=labels)
+            further = dict(split.further)
+            if self.has_boxes:
+                further["classes"] = partial(_renumbered, further["classes"], new_numbers)
+            return replace(split, labels=labels, further=further)
 
         train, test = (None if split is None else renumbered(split) for split in (self.train, self.test))
         return replace(self, classes=list(classes), train=train, val=renumbered(self.val), test=test)

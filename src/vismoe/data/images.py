@@ -5,7 +5,7 @@ import re
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +122,13 @@ TURNS = {
 }
 """The operation that makes an image upright, by its EXIF orientation tag. Pillow's `exif_transpose` is not used: it
 also rewrites the tags, and fails if a tag has an unusual type."""
+SWAPS_SIDES = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
+"""The operations that exchange width and height."""
 UNREADABLE = (OSError, SyntaxError, ValueError, ArithmeticError, AttributeError, EOFError, LookupError, TypeError)
 """Errors that Pillow's decoders raise for damaged files."""
 
@@ -150,13 +157,13 @@ class Listing:
     - `images`: the image files, sorted by path.
     - `left_out`: image files of other formats, links that are not followed, pipes and devices.
     - `skipped`: relative paths of hidden folders and SYSTEM_FOLDERS, sorted.
-    - `others`: number of files that are not images, by suffix.
+    - `other_files`: the files that are not images, sorted by path.
     """
 
     images: list[Path]
     left_out: list[Unreadable]
     skipped: list[str]
-    others: Mapping[str, int]
+    other_files: list[Path]
 
     @property
     def notes(self) -> list[str]:
@@ -166,7 +173,8 @@ class Listing:
             shown = ", ".join(f"{name}/" for name in self.skipped[:SHOWN])
             more = f" and {len(self.skipped) - SHOWN} more" if len(self.skipped) > SHOWN else ""
             notes.append(f"hidden folders and system folders are not read: {shown}{more}")
-        others = {suffix: number for suffix, number in self.others.items() if suffix not in TABLE_SUFFIXES}
+        counts = Counter(path.suffix.lower() for path in self.other_files)
+        others = {suffix: number for suffix, number in counts.items() if suffix not in TABLE_SUFFIXES}
         if others:
             kinds = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in sorted(others.items()))
             notes.append(f"files that are not images are not read: {kinds}")
@@ -195,7 +203,7 @@ def list_folder(root: Path) -> Listing:
     images: list[Path] = []
     left_out: list[Unreadable] = []
     skipped: list[Path] = []
-    others: Counter[str] = Counter()
+    other_files: list[Path] = []
     for path in _walk(root, real_root, (real_root,), skipped):
         suffix = path.suffix.lower()
         if reason := _reason_not_to_open(path, real_root) or _kind_not_read(path):
@@ -203,9 +211,10 @@ def list_folder(root: Path) -> Listing:
         elif suffix in IMAGE_SUFFIXES:
             images.append(path)
         else:
-            others[suffix] += 1
+            other_files.append(path)
     skipped_names = sorted(readable(path.relative_to(root).as_posix()) for path in skipped)
-    return Listing(sorted(images), sorted(left_out, key=lambda entry: entry.file), skipped_names, others)
+    left_out.sort(key=lambda entry: entry.file)
+    return Listing(sorted(images), left_out, skipped_names, sorted(other_files))
 
 
 def is_skipped(name: str) -> bool:
@@ -297,6 +306,50 @@ def read_image(path: Path) -> Image.Image:
             if upright.mode in ("I", "F"):
                 raise ValueError("the range of its 32-bit grey levels is unknown: convert it to 8 or 16 bits")
             return upright
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}{FAILED}not an image of a known format") from error
+    except (*UNREADABLE, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}{FAILED}{error}") from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image file says.
+
+    - `width`, `height`: size of the stored image in pixels.
+    - `turn`: the operation that makes it upright; None if there is none.
+    """
+
+    width: int
+    height: int
+    turn: Image.Transpose | None = None
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height of the image as `read_image` returns it."""
+        return (self.height, self.width) if self.turn in SWAPS_SIDES else (self.width, self.height)
+
+
+def read_header(path: Path) -> Header:
+    """Reads the size and orientation of an image file without decoding it.
+
+    A PNG file may have its orientation after the pixels. It is not found there.
+
+    **Arguments:**
+
+    - `path`: the file.
+
+    **Raises:** ValueError if the file is not an image, or its header is damaged.
+    """
+    try:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path) as image,
+        ):
+            # Pillow decodes a PNG file without orientation to look for one after the pixels.
+            is_known = image.format != "PNG" or "exif" in image.info
+            turn = TURNS.get(image.getexif().get(ORIENTATION, 1)) if is_known else None
+            return Header(*image.size, turn)
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}{FAILED}not an image of a known format") from error
     except (*UNREADABLE, struct.error, Image.DecompressionBombError) as error:

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .boxes.box_folder import open_box_folder
 from .fashion_mnist import CLASSES, read_fashion_mnist
 from .folders.archive import archive_folder
 from .folders.image_folder import open_folder
 from .image_set import Data, ImageSet
+from .images import list_folder
 from .splits.folder_split import split_folder
 from .splits.groups import check_groups
 
@@ -37,6 +39,8 @@ def open_data(
     - "fashion-mnist": 60,000 training and 10,000 test images of clothes, 28 × 28 pixels.
     - a folder: with a folder of images for each class, or images and a `metadata.csv` or `metadata.jsonl`. It may have
       the splits `train/`, `val/` and `test/`; `docs/training.md` lists other accepted names.
+    - a folder of images with boxes: COCO JSON, Pascal VOC XML, YOLO text files, or a `metadata.jsonl` with objects;
+      `docs/boxes.md` describes them.
     - a zip of such a folder; it is unpacked into the cache.
 
     **Arguments:**
@@ -59,7 +63,7 @@ def open_data(
     if name in NAMED:
         data = _digits(split_seed or 0) if name == "digits" else fashion_mnist()
     elif path.is_dir():
-        data, is_unsplit = open_folder(path)
+        data, is_unsplit = _open(path)
     elif path.is_file() and path.suffix.lower() == ".zip":
         data, is_unsplit = _unpacked(path)
     else:
@@ -74,10 +78,16 @@ def open_data(
     return split_folder(data, split_seed, VALIDATION_SHARE, workers, moved)
 
 
+def _open(folder: Path) -> tuple[Data, bool]:
+    """The data set in a folder, and whether it can be split: with boxes if the folder has annotations."""
+    listing = list_folder(folder)
+    return open_box_folder(folder, listing) or open_folder(folder, listing)
+
+
 def _unpacked(path: Path) -> tuple[Data, bool]:
     folder = archive_folder(path)
     try:
-        data, is_unsplit = open_folder(folder)
+        data, is_unsplit = _open(folder)
         return replace(data, name=str(path)), is_unsplit
     except ValueError as error:
         raise ValueError(str(error).replace(str(folder), str(path))) from error

@@ -13,7 +13,7 @@ from PIL import Image
 from vismoe.files import readable
 
 from ..image_set import Data, ImageSet
-from ..images import IMAGE_SUFFIXES, Unreadable, list_folder, read_image
+from ..images import IMAGE_SUFFIXES, Listing, Unreadable, read_image
 from .layout import Layout, find_layout, split_of, subfolders
 from .metadata import METADATA, Row, find_table, read_tables
 
@@ -37,12 +37,13 @@ class Entry:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_folder(root: Path) -> tuple[Data, bool]:
+def open_folder(root: Path, listing: Listing) -> tuple[Data, bool]:
     """Opens a folder as a data set.
 
     **Arguments:**
 
     - `root`: the folder.
+    - `listing`: its content.
 
     **Returns:** the data set, and whether it can be split. If the folder has splits (see `find_layout`), they are kept.
     Otherwise all images are in `val`, `train` is None, and the data set can be split. A folder that has only `val/` or
@@ -52,7 +53,6 @@ def open_folder(root: Path) -> tuple[Data, bool]:
     followed, the validation or test split has classes that the training split lacks, a table cannot be read, or it is
     not clear which folders are splits and which are classes.
     """
-    listing = list_folder(root)
     paths = {readable(path.relative_to(root).as_posix()): path for path in listing.images}
     layout = find_layout(root, list(paths), find_table(root) is not None)
     layout = _without_unlabelled_test(root, layout)

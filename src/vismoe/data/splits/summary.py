@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..image_set import Data, ImageSet
 from ..images import Unreadable
+from .box_summary import count_boxes, format_boxes, summarise_boxes
 from .duplicates import Duplicates
 from .grouped_split import conflicts, leakage
 from .groups import count_groups
@@ -29,7 +30,8 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
     by split and number. "imbalance": size of the largest class ÷ size of the smallest class with images; "grey",
     "transparent": fractions of the images; "duplicate_groups": number of groups with two or more images; "leaks":
     images of `val` with a copy in `train`; "conflicts": exact copies with different labels; "one_group": classes whose
-    images are all of one group, only if the data set has a `group_column`.
+    images are all of one group, only if the data set has a `group_column`; "boxes": as `summarise_boxes` returns it,
+    only if the data set has boxes.
 
     **Raises:** ValueError if the duplicates are of another number of images.
     """
@@ -48,32 +50,37 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
     )
     sizes = [train + val for train, val in zip(trained, evaluated, strict=True) if train + val]
     labels = [_label_names(data, row) for split in data.train_and_val for row in split.labels]
-    return {
-        "name": data.name,
-        "pictures": {"train": training_images, "held_out": len(data.val)},
-        "multi_label": data.multi_label,
-        "classes": [
-            {"name": name, "train": train, "held_out": val}
-            for name, train, val in zip(data.classes, trained, evaluated, strict=True)
-        ],
-        "imbalance": max(sizes) / min(sizes) if sizes else 1.0,
-        "width": _spread([entry.width for entry in fingerprints]),
-        "height": _spread([entry.height for entry in fingerprints]),
-        "grey": sum(entry.grey for entry in fingerprints) / total,
-        "transparent": sum(entry.transparent for entry in fingerprints) / total,
-        "left_out": [{"file": entry.file, "reason": entry.reason} for entry in data.left_out],
-        "notes": list(data.notes),
-        "duplicate_groups": sum(number > 1 for number in Counter(duplicates.groups).values()),
-        "exact_duplicates": [[names[a], names[b]] for a, b in duplicates.exact],
-        "near_duplicates": [[names[a], names[b]] for a, b in duplicates.near],
-        "leaks": [
-            {"held_out": names[training_images + val], "train": names[train]}
-            for val, train in leakage(data, duplicates)
-        ],
-        "conflicts": [
-            {"files": [names[a], names[b]], "labels": [labels[a], labels[b]]} for a, b in conflicts(data, duplicates)
-        ],
-    } | _summary_of_groups(data)
+    return (
+        {
+            "name": data.name,
+            "pictures": {"train": training_images, "held_out": len(data.val)},
+            "multi_label": data.multi_label,
+            "classes": [
+                {"name": name, "train": train, "held_out": val}
+                for name, train, val in zip(data.classes, trained, evaluated, strict=True)
+            ],
+            "imbalance": max(sizes) / min(sizes) if sizes else 1.0,
+            "width": _spread([entry.width for entry in fingerprints]),
+            "height": _spread([entry.height for entry in fingerprints]),
+            "grey": sum(entry.grey for entry in fingerprints) / total,
+            "transparent": sum(entry.transparent for entry in fingerprints) / total,
+            "left_out": [{"file": entry.file, "reason": entry.reason} for entry in data.left_out],
+            "notes": list(data.notes),
+            "duplicate_groups": sum(number > 1 for number in Counter(duplicates.groups).values()),
+            "exact_duplicates": [[names[a], names[b]] for a, b in duplicates.exact],
+            "near_duplicates": [[names[a], names[b]] for a, b in duplicates.near],
+            "leaks": [
+                {"held_out": names[training_images + val], "train": names[train]}
+                for val, train in leakage(data, duplicates)
+            ],
+            "conflicts": [
+                {"files": [names[a], names[b]], "labels": [labels[a], labels[b]]}
+                for a, b in conflicts(data, duplicates)
+            ],
+        }
+        | _summary_of_groups(data)
+        | ({"boxes": summarise_boxes(data)} if data.has_boxes else {})
+    )
 
 
 def _named_splits(data: Data) -> list[tuple[str, ImageSet]]:
@@ -128,6 +135,8 @@ def format_summary(summary: dict[str, Any]) -> str:
         + f"; {format_imbalance(summary)}",
         f"{width} wide, {height} high; {summary['grey']:.0%} grey, {summary['transparent']:.0%} transparent",
     ]
+    if boxes := summary.get("boxes"):
+        lines += format_boxes(boxes, CLASSES)
     if left_out := summary["left_out"]:
         lines.append(
             f"left out: {_counted(len(left_out), 'file')}: {_first_of([_with_reason(entry) for entry in left_out])}"
@@ -176,11 +185,13 @@ def _lines_of_untested(summary: Mapping[str, Any]) -> list[str]:
 
 
 def format_classes(data: Data) -> str:
-    """The classes of a data set with their numbers of training images, as one line of text; "" without classes."""
+    """The classes of a data set with their numbers of training images, or of training boxes, as one line of text; ""
+    without classes."""
     if not data.classes:
         return ""
-    counts = zip(data.classes, _counts(data, data.train_and_val[0]), strict=True)
-    several = ", several per image" if data.multi_label else ""
+    split = data.train_and_val[0]
+    counts = zip(data.classes, (count_boxes if data.has_boxes else _counts)(data, split), strict=True)
+    several = ", boxes" if data.has_boxes else ", several per image" if data.multi_label else ""
     return f"{len(data.classes)} classes{several}: " + _first_of(
         [f"{name} {count:,}" for name, count in counts], CLASSES
     )

@@ -1,0 +1,1 @@
+"""Folders of images with boxes: COCO JSON, Pascal VOC XML, YOLO text files, and metadata.jsonl with objects."""
