@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from vismoe.files.renamed import renamed_functions
 
 from .batches import Collate, check_batch_size, evaluation_batches, mix_seeds, training_batches
+from .box_transforms import box_evaluation_transform, box_training_transform, collate_boxes
 from .cached import cache_bytes, cached_at_scale, cached_images
 from .image_set import Batch, Data, ImageSet, Sample
 from .images import MAX_LEVEL, Unreadable, eight_bits, flatten_alpha, list_folder, list_images, read_image
@@ -42,6 +43,8 @@ __all__ = [
     "SharedGroups",
     "Transform",
     "Unreadable",
+    "box_evaluation_transform",
+    "box_training_transform",
     "cache_bytes",
     "cached_at_scale",
     "cached_images",
@@ -49,6 +52,7 @@ __all__ = [
     "check_column",
     "check_groups",
     "check_images",
+    "collate_boxes",
     "conflicts",
     "count_groups",
     "eight_bits",

@@ -112,8 +112,8 @@ def training_batches(
     - `start`: number of samples to skip, for a resumed run; default 0.
     - `rank`: rank of this process; default 0.
     - `ranks`: number of processes that share each batch; default 1.
-    - `collate`: function that makes a batch from a list of samples; default: PyTorch's, which stacks values (not for
-      boxes, whose numbers differ between images).
+    - `collate`: function that makes a batch from a list of samples; default: PyTorch's, which stacks values. For
+      boxes, whose numbers differ between images, use `collate_boxes`.
 
     **Returns:** a loader of batches: dictionaries with the names of the samples. By default each value is a stacked
     tensor, or a list of texts.

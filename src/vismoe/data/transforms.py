@@ -124,7 +124,7 @@ def training_transform(
         interpolation=InterpolationMode.BILINEAR,
         fill={"others": 255, tv_tensors.Image: 1.0, tv_tensors.Mask: 0},
     )
-    normalize, erasing = _normalize(config, noise), v2.RandomErasing(erase)
+    normalize, erasing = normalization(config, noise), v2.RandomErasing(erase)
     # Applied to PIL images before they become tensors: for small images Pillow is several times faster.
     augmentations = [
         *([v2.RandomHorizontalFlip(flip)] if flip else []),
@@ -174,7 +174,7 @@ def _each(change: Callable[[Any], Any], spatial: Sample) -> Sample:
 
 def _evaluated(config: dict[str, Any], single: Callable[[Image.Image], Any], spatial: Sample) -> Sample:
     """The images, boxes and masks of a sample, transformed for evaluation."""
-    normalize, (_, *size) = _normalize(config, 0.0), config["input_size"]
+    normalize, (_, *size) = normalization(config, 0.0), config["input_size"]
 
     def change(value: Any) -> Any:
         if isinstance(value, Image.Image):
@@ -286,12 +286,26 @@ def _mode_of(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
 
 
 def _as_mode(channels: int, max_level: int, image: Image.Image) -> Image.Image:
+    return with_channels(channels, max_level, _cropped_to_middle(image))
+
+
+def with_channels(channels: int, max_level: int, image: Image.Image) -> Image.Image:
+    """Converts a PIL image to 8 bits and the given number of channels, on a white background if it is transparent.
+
+    **Arguments:**
+
+    - `channels`: 1 (grey) or 3 (colour).
+    - `max_level`: the level of 16-bit images that becomes white.
+    - `image`: the image, in any mode.
+
+    **Raises:** ValueError for another number of channels.
+    """
     if channels not in MODES:
         raise ValueError(
             f"the network takes {channels} channels, but PIL images have 1 (grey) or 3 (colour); use tv_tensors.Image "
             "for other numbers of channels"
         )
-    return flatten_alpha(eight_bits(_cropped_to_middle(image), max_level)).convert(MODES[channels])
+    return flatten_alpha(eight_bits(image, max_level)).convert(MODES[channels])
 
 
 def _cropped_to_middle(image: Image.Image) -> Image.Image:
@@ -309,7 +323,14 @@ def _middle(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + min(width, longest), top + min(height, longest)
 
 
-def _normalize(config: dict[str, Any], noise: float) -> Callable[[Any], Any]:
+def normalization(config: dict[str, Any], noise: float) -> Callable[[Any], Any]:
+    """Creates a function that makes a normalised float tensor (C, H, W) of a PIL image or an image tensor.
+
+    **Arguments:**
+
+    - `config`: timm's data configuration of the network.
+    - `noise`: standard deviation of Gaussian noise on each pixel before normalisation, where white is 1.
+    """
     channels = config["input_size"][0]
     mean, std = (list(map(float, config[name]))[:channels] for name in ("mean", "std"))
     return partial(_normalized, mean, std, noise)
