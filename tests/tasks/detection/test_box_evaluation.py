@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vismoe.tasks.detection import BoxScorer
+from vismoe.tasks.detection import evaluation as evaluation_module
 from vismoe.tasks.detection.evaluation import METRICS
 
 from .boxes import CLASSES, found, image_set, random_set, truth, truths
@@ -142,3 +143,26 @@ def test_processes_sum_up():
             assert torch.equal(one.boxes, other.boxes)
             assert torch.equal(one.scores, other.scores)
             assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize(
+    ("detections", "said"),
+    [
+        ([(0, 0, 9, 9, 0, 0.9), (20, 0, 29, 9, 1, 0.9)], None),
+        ([(0, 0, 9, 9, 0, 0.9), (0, 20, 9, 29, 1, 0.9)], "the model finds only 'cat'"),
+        ([(20, 0, 29, 9, 0, 0.9), (0, 0, 9, 9, 1, 0.9)], "the model finds no class"),
+        ([], "the model finds no object in any of the 2 images"),
+    ],
+)
+def test_a_useless_detector_is_told(detections, said):
+    """A detector that finds nothing, nothing right, or one class of several; none of it of one that finds both."""
+    images = image_set([truth((0, 0, 9, 9, 0), (20, 0, 29, 9, 1)), truth()])
+    weakness = evaluated(images, [found(*detections), found()]).weakness
+    assert weakness is None if said is None else said in weakness
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    """Without the extra, the error comes before the first image, and says what to install."""
+    monkeypatch.setattr(evaluation_module, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'vismoe\[detect\]'"):
+        BoxScorer(CLASSES, image_set([truth()]))
