@@ -102,7 +102,7 @@ def test_equals_pycocotools(options, seed, capsys):
 def test_nothing_found_is_zero():
     """Without any detection the average precision is 0, not undefined."""
     images, detections = random_set(0, crowd=0.0)
-    evaluation = evaluated(images, [each.above(2) for each in detections])
+    evaluation = evaluated(images, [each.above(2.0) for each in detections])
     assert evaluation.metrics["map"] == evaluation.metrics["mar100"] == 0
     assert "finds no object" in evaluation.weakness
 

@@ -16,7 +16,8 @@ ERROR = "#e8112d"
 LONGEST = 24
 """Largest number of characters of a class name in a label."""
 
-Rectangle = tuple[float, float, float, float]
+Rectangle = tuple[int, int, int, int]
+"""Left, top, right, bottom in whole pixels."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Mark:
     - `width`: width of the line, relative to the usual one; default 1.
     """
 
-    box: Sequence[float]
+    box: Sequence[float | int]
     colour: str
     label: str = ""
     dashed: bool = False
-    width: float = 1.0
+    width: float | int = 1
 
 
 def class_colour(number: int) -> str:

@@ -48,7 +48,7 @@ class BoxPrediction(Prediction):
     size: tuple[int, int]
     boxes: list[FoundBox]
 
-    def above(self, score: float) -> "BoxPrediction":
+    def above(self, score: float | int) -> "BoxPrediction":
         """The prediction with only the objects that have at least this score."""
         return replace(self, boxes=[each for each in self.boxes if each.score >= score])
 
