@@ -11,7 +11,7 @@ COMMANDS = {
         "train": "train a network by a recipe",
     },
     "inference": {
-        "predict": "classify images",
+        "predict": "classify images, or find the objects in them",
         "eval": "evaluate a model on a data set",
         "embed": "write the features of images to a file",
         "fewshot": "evaluate a model's features with a few labelled images per class",

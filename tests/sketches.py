@@ -41,6 +41,9 @@ SKETCHES: dict[tuple[str, str], Callable[..., Any]] = {
     ("vismoe.adapt.finetune", "routing_images"): _routing,
     ("vismoe.adapt.outcome", "draw_calibration"): _file,
     ("vismoe.adapt.outcome", "draw_mistakes"): _file,
+    ("vismoe.tasks.detection.report", "draw_precision_recall"): _file,
+    ("vismoe.tasks.detection.report", "draw_errors"): _file,
+    ("vismoe.tasks.detection.report", "draw_worst"): _file,
 }
 """By module and name, as the module that calls it knows it."""
 

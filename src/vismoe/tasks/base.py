@@ -118,6 +118,14 @@ class Prediction(ABC):
         """The prediction as a row of a printed table, by column."""
         return {name: str(value) for name, value in self.columns().items()}
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the prediction in a CSV file, at least one, all with the same columns; default: `columns`."""
+        return [self.columns()]
+
+    def table_rows(self) -> list[dict[str, str]]:
+        """The rows of the prediction in a printed table, at least one, all with the same columns; default: `cells`."""
+        return [self.cells()]
+
 
 class Task(ABC):
     """What a network is trained for. The default methods suit a network whose only input is "image".

@@ -1,6 +1,7 @@
 """vismoe eval"""
 
 import json as json_format
+import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from vismoe.adapt import split_of_files
 from vismoe.data import NAMED, Data, check_column, check_images
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
-from vismoe.tasks import ClassEvaluation, Evaluation, Group, by_group, group_lines, task_of
+from vismoe.tasks import ClassEvaluation, Evaluation, Group, Labels, by_group, group_lines, task_of
 from vismoe.training import Run, without_nan
 
 from ..shared.data import open_set, own_run
@@ -23,6 +24,19 @@ from ..shared.values import check_at_least
 
 CLASSES = 10
 """Number of classes that a note names."""
+TITLES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "calibration_error": "expected calibration error",
+    "map": "mAP",
+    "map50": "mAP50",
+    "map75": "mAP75",
+    "map_small": "mAP small",
+    "map_medium": "mAP medium",
+    "map_large": "mAP large",
+    "mar100": "mAR100",
+}
+"""Titles of metrics; of others, the name."""
 
 
 def evaluate_model(
@@ -37,20 +51,21 @@ def evaluate_model(
     batch_size: int = 256,
     workers: int = 0,
 ) -> None:
-    """Evaluate a model on a data set: print its metrics, the accuracy of each class and the load of the experts.
+    """Evaluate a model on a data set: print its metrics, also by class, and the load of the experts.
 
     Example: vismoe eval runs/demo --data digits
 
     Args:
         model: Run folder, model folder, .onnx file, timm:NAME, hf:ORG/NAME, PRESET.TAG, or preset (random weights).
-        data: digits, fashion-mnist, or a folder (or zip) of class folders, or of images with a metadata.csv.
+        data: digits, fashion-mnist, or a folder (or zip) of class folders, of images with a metadata.csv, or of images
+            with boxes.
             The test split is evaluated; without one the validation split, without that all images.
             Classes are matched by name. A run folder stands for its data set, with the run's splits.
             Default: the run's own data set, with the run's splits.
-        group: Column of metadata.csv: prints the accuracy for each value, worst first, with 95 % intervals.
-            Values that are significantly below the rest are marked.
+        group: Column of metadata.csv: prints a classifier's accuracy for each value, worst first, with 95 %
+            intervals. Values that are significantly below the rest are marked.
         max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
-        json: Print one JSON object; rates are between 0 and 1.
+        json: Print one JSON object; rates are between 0 and 1, null if they are undefined.
         device: Device: auto, cpu, cuda or mps.
         dtype: Data type of the computation; bfloat16 uses autocast.
         batch_size: Images per forward pass.
@@ -68,6 +83,8 @@ def evaluate_model(
     if run is not None:
         opened = replace(opened, train=None)
     if group is not None:
+        if not isinstance(task, Labels):
+            raise ValueError(f"group={group!r}: expected a classifier, got the task {task.name}: leave --group out")
         check_column(replace(opened, train=None), group, "group")
     opened = check_images(opened, max_unreadable, workers)
     note_set(opened, network, run is not None)
@@ -93,8 +110,7 @@ def evaluate_model(
     }
     groups: list[Group] = []
     if group is not None:
-        if not isinstance(result, ClassEvaluation):
-            raise ValueError(f"group={group!r}: expected a classifier, got the task {task.name}: leave --group out")
+        assert isinstance(result, ClassEvaluation)
         groups = by_group(result, list(opened.val.columns[group]))
         figures["groups"] = [asdict(each) for each in groups]
     if json:
@@ -136,15 +152,15 @@ def _note_trained(model: str, data: Data, split: str) -> None:
 
 def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
     """The metrics as lines of text."""
-    titles = {"top1": "top-1", "top5": "top-5", "calibration_error": "expected calibration error"}
     # With five classes or fewer, the top-5 accuracy is 1. The calibration error comes last.
     is_trivial = isinstance(result, ClassEvaluation) and len(result.classes) < 6
     shown = [name for name in result.metrics if not (name == "top5" and is_trivial)]
     names = sorted(shown, key=lambda name: name == "calibration_error")
-    metrics = [f"{titles.get(name, name.replace('_', ' '))} {result.metrics[name]:.4f}" for name in names]
+    metrics = [f"{TITLES.get(name, name.replace('_', ' '))} {_rounded(result.metrics[name])}" for name in names]
     left_out = f", {figures['unreadable']} more left out" if figures["unreadable"] else ""
     split_title = {"test": " of the test split", "held-out": " of the validation split", "all": ""}[figures["part"]]
-    speed = f"{figures['images_per_second']:.0f} images/s"
+    rate = figures["images_per_second"]
+    speed = f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
     lines = [f"{', '.join(metrics)} on {figures['images']} images{split_title}{left_out}, {speed}", *result.lines()]
     if result.weakness is not None:
         lines.insert(1, f"warning: {result.weakness}")
@@ -152,6 +168,10 @@ def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
         uneven = max(load) * len(load) / max(1, sum(load))
         lines.append(f"{name}: load of the experts {load}, largest ÷ mean {uneven:.2f} (1 is even)")
     return lines
+
+
+def _rounded(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.4f}"
 
 
 def main(arguments: list[str]) -> None:
