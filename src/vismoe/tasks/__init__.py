@@ -1,5 +1,5 @@
-"""Tasks: what a network is trained for. Classification with one or several labels per image is built in; other tasks
-are registered with `register_task`."""
+"""Tasks: what a network is trained for. Classification with one or several labels per image, and detection, are built
+in; other tasks are registered with `register_task`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from vismoe.data import Data, ImageSet, open_data
 
 from .base import Evaluation, Prediction, Scorer, Task
 from .classification import Classification
+from .detection import Detection
 from .groups import Group, by_group, group_lines
 from .labels import (
     ClassEvaluation,
@@ -24,7 +25,8 @@ from .multi_label import MultiLabel
 TASKS: dict[str, type[Task]] = {}
 """The registered tasks by name. Recipes and model folders use these names."""
 AUTO = "auto"
-"""Name of the default task: classification with one or several labels per image, as in the data set."""
+"""Name of the default task: detection if the data set has boxes, otherwise classification with one or several labels
+per image, as in the data set."""
 
 
 def register_task(task: type[Task]) -> type[Task]:
@@ -44,7 +46,7 @@ def register_task(task: type[Task]) -> type[Task]:
     return task
 
 
-for _task in (Classification, MultiLabel):
+for _task in (Classification, MultiLabel, Detection):
     register_task(_task)
 
 
@@ -88,8 +90,13 @@ def task_for(name: str, data: Data, settings: Mapping[str, Any]) -> Task:
     - `data`: the data set.
     - `settings`: fields of the recipe by name.
     """
-    kind = find_task(name) if name != AUTO else MultiLabel if data.multi_label else Classification
-    return kind.of_training(data, settings)
+    return (find_task(name) if name != AUTO else _task_of(data)).of_training(data, settings)
+
+
+def _task_of(data: Data) -> type[Task]:
+    if data.has_boxes:
+        return Detection
+    return MultiLabel if data.multi_label else Classification
 
 
 def classification_of(data: Data) -> Labels:
@@ -118,6 +125,7 @@ __all__ = [
     "ClassEvaluation",
     "ClassPrediction",
     "Classification",
+    "Detection",
     "Evaluation",
     "Group",
     "Labels",

@@ -231,6 +231,10 @@ class Task(ABC):
         """Arguments of `create_model` that depend on the data set."""
         return {"in_chans": data.channels}
 
+    def network(self, model: nn.Module) -> nn.Module:
+        """The network to train, made of the recipe's; default: the recipe's itself."""
+        return model
+
     def prepare(self, batch: Batch, seed: int) -> Batch:
         """Changes a training batch, for example by mixup, before it is divided into micro-batches. `seed` decides all
         random numbers."""

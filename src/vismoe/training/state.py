@@ -125,7 +125,7 @@ def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
             set_max_level(model, max_level)
     if recipe.max_level is not None:
         set_max_level(model, recipe.max_level)
-    return model
+    return task.network(model)
 
 
 def begin(model: nn.Module, recipe: Recipe) -> State:

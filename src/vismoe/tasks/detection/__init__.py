@@ -3,6 +3,7 @@
 from .evaluation import BoxEvaluation, BoxScorer, ClassPrecision, check_coco_eval
 from .predictions import BoxPrediction, FoundBox, box_predictions, coco_json, draw_predictions
 from .report import write_report
+from .task import Detection
 from .truth import TrueBoxes, true_boxes
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "BoxPrediction",
     "BoxScorer",
     "ClassPrecision",
+    "Detection",
     "FoundBox",
     "TrueBoxes",
     "box_predictions",
