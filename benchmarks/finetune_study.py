@@ -26,7 +26,7 @@ from processes import in_processes
 from table import Table
 
 from vismoe.adapt import Options, finetune
-from vismoe.adapt.initial_model import open_start
+from vismoe.adapt.classification.initial_model import open_start
 from vismoe.adapt.splits import open_splits
 from vismoe.features import L2_GRID, features, ridge
 

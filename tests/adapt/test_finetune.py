@@ -19,8 +19,8 @@ from torch import nn
 
 import vismoe
 from vismoe.adapt import Options, finetune, freeze
-from vismoe.adapt.calibrate import divide_logits, fit_temperature
-from vismoe.adapt.initial_model import initial_model
+from vismoe.adapt.classification.calibrate import divide_logits, fit_temperature
+from vismoe.adapt.classification.initial_model import initial_model
 from vismoe.adapt.reserve_run import check_run_folder, reserve
 from vismoe.adapt.splits import open_splits
 from vismoe.data import open_data
@@ -158,7 +158,7 @@ def test_the_routing_that_is_drawn_is_that_of_what_is_kept(folder, parent, tmp_p
         weights = {name: value.clone() for name, value in predictor.model.state_dict().items()}
         drawn.append((weights, note, path / "routing.png"))
 
-    for module in ("vismoe.adapt.finetune", "vismoe.training.report"):
+    for module in ("vismoe.adapt.classification.adaptation", "vismoe.training.report"):
         monkeypatch.setattr(sys.modules[module], "routing_images", watched)
 
     def last(name, **changes):
@@ -529,7 +529,7 @@ def test_a_choice_that_fails_leaves_no_claim(tmp_path, folder, parent, monkeypat
     def refuse(*arguments):
         raise ValueError("no list of blocks")
 
-    monkeypatch.setattr(sys.modules["vismoe.adapt.finetune"], "freeze", refuse)
+    monkeypatch.setattr(sys.modules["vismoe.adapt.classification.adaptation"], "freeze", refuse)
     with pytest.raises(ValueError, match="no list of blocks"):
         finetune(options(folder, parent), tmp_path / "mine", device="cpu")
     assert not (tmp_path / "mine").exists()

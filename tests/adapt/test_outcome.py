@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vismoe.adapt import outcome
+from vismoe.adapt.classification import outcome
 from vismoe.data import Data, ImageSet
 from vismoe.tasks import ClassEvaluation
 

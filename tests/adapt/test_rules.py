@@ -11,9 +11,17 @@ import torch
 from PIL import Image
 
 import vismoe
-from vismoe.adapt import Options, finetune, rules
-from vismoe.adapt.initial_model import initial_model
-from vismoe.adapt.rules import Work, choose, choose_image_size, is_better, larger_image_size, scratch_preset
+from vismoe.adapt import Options, finetune
+from vismoe.adapt.classification import rules
+from vismoe.adapt.classification.initial_model import initial_model
+from vismoe.adapt.classification.rules import (
+    Work,
+    choose,
+    choose_image_size,
+    is_better,
+    larger_image_size,
+    scratch_preset,
+)
 from vismoe.adapt.splits import open_splits
 from vismoe.data import check_batch_size
 from vismoe.inference import evaluate
@@ -110,7 +118,7 @@ def test_a_size_that_is_asked_for_is_kept(monkeypatch, tmp_path, detail, parent)
 
 def test_the_fitted_classifier_is_not_too_sure(monkeypatch, tmp_path, detail, parent):
     """Training begins at it: a higher temperature has no lower loss on the validation split."""
-    monkeypatch.setattr("vismoe.adapt.initial_model.ENOUGH", 2)
+    monkeypatch.setattr("vismoe.adapt.classification.initial_model.ENOUGH", 2)
     splits = open_splits(detail, 0, 0.1)
     model, probe = initial_model(Options(detail, parent), splits, tmp_path, CPU, 0, print)
     scores, labels = (found := evaluate(model, splits.fitting.val)).scores, found.labels
@@ -134,7 +142,7 @@ def test_the_time_of_everything_is_counted(parent, detail):
 @pytest.mark.parametrize(("image_size", "trained"), [(16, "last-third"), (32, "head")])
 def test_nothing_is_trained_where_nothing_is_wrong(monkeypatch, tmp_path, detail, parent, image_size, trained):
     """At 32 pixels the linear classifier has no error on the validation split, at 16 it has."""
-    monkeypatch.setattr(sys.modules["vismoe.adapt.finetune"], "ENOUGH", 2)
+    monkeypatch.setattr(sys.modules["vismoe.adapt.classification.adaptation"], "ENOUGH", 2)
     lines = []
     found = finetune(
         Options(detail, parent, image_size=image_size, epochs=1), tmp_path / "run", device="cpu", log=lines.append

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import vismoe
 from vismoe.adapt import Options, finetune, freeze
-from vismoe.adapt.initial_model import initial_model, open_start
+from vismoe.adapt.classification.initial_model import initial_model, open_start
 from vismoe.adapt.splits import open_splits
 from vismoe.data import open_data
 from vismoe.features import classifiers

@@ -85,6 +85,23 @@ def test_an_image_without_objects_has_a_finite_loss_and_gradient():
     assert torch.isfinite(centres.grad).all()
 
 
+def test_the_loss_of_a_batch_is_the_mean_of_its_images():
+    """So gradient accumulation and several processes change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    outputs, wanted = [], []
+    for count in (0, 1, 7):
+        boxes = random_boxes(count, 64, 80, generator)
+        kinds = torch.randint(2, (count,), generator=generator)
+        wanted.append(targets(boxes, kinds, torch.zeros(count, dtype=torch.bool), 2, (8, 10), (8.0, 8.0)))
+        found = random_boxes(80, 64, 80, generator).T.unflatten(1, (8, 10))
+        logits = torch.randn(3, 8, 10, generator=generator)
+        outputs.append((logits[:2], logits[2:], found))
+    whole = Outputs(*map(torch.stack, zip(*outputs, strict=True)), None, (8.0, 8.0))
+    alone = [Outputs(*(value[None] for value in one), None, (8.0, 8.0)) for one in outputs]
+    losses = [detection_loss(one, [target]) for one, target in zip(alone, wanted, strict=True)]
+    torch.testing.assert_close(detection_loss(whole, wanted), torch.stack(losses).mean())
+
+
 def test_pairwise_iou_is_the_diagonal_of_torchvision():
     generator = torch.Generator().manual_seed(0)
     one, other = random_boxes(50, 90, 120, generator), random_boxes(50, 90, 120, generator)

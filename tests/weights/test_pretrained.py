@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants
 
 import vismoe
-from vismoe.adapt.initial_model import open_start
+from vismoe.adapt.classification.initial_model import open_start
 from vismoe.cli import main
 from vismoe.cli.shared.model import open_model
 from vismoe.weights import PUBLISHED, Published, convert, open_trained, to_reference

@@ -11,17 +11,17 @@ from vismoe.vit.conversion.places import find_blocks
 
 from .options import Options, Trained
 
-SHARES = {"all": 1.0, "last-third": 1 / 3, "experts": 1 / 3, "head": 0.0}
+SHARES = {"all": 1.0, "last-third": 1 / 3, "last-two": 1 / 6, "experts": 1 / 3, "head": 0.0}
 """Fraction of the blocks that the backward pass goes through."""
 
 
-def choose_trained(options: Options, model: nn.Module, device: torch.device) -> Trained:
-    """The part of a network to train: as in the options, or for "auto" the last third of a trained network on a CPU,
+def choose_trained(options: Options, model: nn.Module, device: torch.device, on_cpu: Trained = "last-third") -> Trained:
+    """The part of a network to train: as in the options, or for "auto" `on_cpu` of a trained network on a CPU,
     otherwise all."""
     if options.train != "auto":
         return options.train
-    on_cpu = options.trained and device.type == "cpu"
-    return "last-third" if on_cpu and find_blocks(model) is not None else "all"
+    is_limited = options.trained and device.type == "cpu"
+    return on_cpu if is_limited and find_blocks(model) is not None else "all"
 
 
 def experts_are_equal(model: nn.Module) -> bool:
@@ -46,6 +46,7 @@ def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:
     - `train`: the trained part.
         - "all": all parameters.
         - "last-third": the last third of the blocks (rounded up), the modules after them, and the head.
+        - "last-two": the last two blocks, the modules after them, and the head.
         - "experts": sparse layers and the head.
         - "head": only the classifier.
     - `router`: whether routers are trained; default True. False freezes also their balancing.
@@ -63,8 +64,8 @@ def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:
     for layer in layers:
         layer.router.requires_grad_(True)  # for routers without parameters, which the next line does not reach
     model.requires_grad_(train == "all")
-    if train == "last-third":
-        for part in _from_the_last_third_on(model):
+    if train in ("last-third", "last-two"):
+        for part in _last_blocks(model, train):
             part.requires_grad_(True)
     if train == "experts":
         for layer in layers:
@@ -79,14 +80,15 @@ def freeze(model: nn.Module, train: Trained, router: bool = True) -> None:
             layer.router.requires_grad_(False)
 
 
-def _from_the_last_third_on(model: nn.Module) -> list[nn.Module]:
-    """The last third of the blocks and the modules registered after them."""
+def _last_blocks(model: nn.Module, train: Trained) -> list[nn.Module]:
+    """The last third of the blocks, or the last two, and the modules registered after them."""
     path = find_blocks(model)
     if path is None:
-        raise ValueError(f'train="last-third": {type(model).__name__} has no list of blocks; use "all" or "head"')
+        raise ValueError(f'train="{train}": {type(model).__name__} has no list of blocks; use "all" or "head"')
     blocks, following, outer = list(model.get_submodule(path).children()), [], model
     for name in path.split("."):
         names = [child for child, _ in outer.named_children()]
         following += [outer.get_submodule(child) for child in names[names.index(name) + 1 :]]
         outer = outer.get_submodule(name)
-    return [*blocks[len(blocks) * 2 // 3 :], *following]
+    first = len(blocks) * 2 // 3 if train == "last-third" else max(0, len(blocks) - 2)
+    return [*blocks[first:], *following]

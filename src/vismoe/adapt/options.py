@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from vismoe.files.renamed import renamed_argument, renamed_property
 from vismoe.weights import parse_source
 
-Trained = Literal["all", "last-third", "experts", "head"]
+Trained = Literal["all", "last-third", "last-two", "experts", "head"]
 TrainingDtype = Literal["float32", "bfloat16"]
 LARGEST = 4096
 """Largest side of an image in pixels."""
@@ -32,7 +32,8 @@ class Options:
     """True: a dense network is upcycled; without a source, a sparse preset is trained. False: the network must be
     dense. None: a network is not changed, and a preset is dense, unless an option of experts is given."""
     train: Trained | Literal["auto"] = "auto"
-    """Part of the network that is trained. "auto": the last third of a trained network on a CPU, otherwise all."""
+    """Part of the network that is trained. "auto": on a CPU the last third of a trained network, of a detector's trunk
+    the last two blocks; otherwise all."""
     freeze_router: bool = False
     """Whether routers and their balancing are frozen."""
     num_experts: int | None = None

@@ -58,6 +58,8 @@ class Splits:
     @property
     def score(self) -> str:
         """The name of the primary metric."""
+        if self.fitting.has_boxes:
+            return "map"
         return "mean_average_precision" if self.fitting.multi_label else "top1"
 
     @property
@@ -135,7 +137,7 @@ def open_splits(
     """
     opened = open_data(name, group_column=group_column)
     whole = opened.for_testing  # `val` is the test split if the set has one
-    if len(opened.classes) < 2:
+    if len(opened.classes) < 2 and not opened.has_boxes:
         raise ValueError(f"{name} has one class, {opened.classes[0]}: a classifier needs at least two")
     check_groups(whole, fewest=2 if whole.train is not None else 3)
     sides = {} if parent is None else _sides_of_parent(parent)

@@ -98,30 +98,35 @@ def focal_loss(logits: Tensor, wanted: Targets) -> Tensor:
 
 
 def detection_loss(outputs: Outputs, wanted: Sequence[Targets]) -> Tensor:
-    """The mean loss of a batch per object: centres, boxes and their quality.
+    """The mean loss of B images. The loss of an image is its mean per object, so it does not depend on the other images
+    of a batch, and gradients are the same with gradient accumulation and with several processes.
 
     **Arguments:**
 
     - `outputs`: outputs of the head for B images.
     - `wanted`: (B,), the targets of each.
     """
-    objects = max(1, sum(int(target.is_centre.sum()) for target in wanted))
-    centre_loss = torch.stack(
-        [focal_loss(logits, target) for logits, target in zip(outputs.centres, wanted, strict=True)]
-    ).sum()
-    rows = [boxes.flatten(1).T[target.cells] for boxes, target in zip(outputs.boxes, wanted, strict=True)]
-    qualities = [values.flatten()[target.cells] for values, target in zip(outputs.quality, wanted, strict=True)]
-    found, quality = torch.cat(rows), torch.cat(qualities)
-    true, weights = torch.cat([target.boxes for target in wanted]), torch.cat([target.weights for target in wanted])
-    total = weights.sum().clamp_min(1e-6)
-    giou = (generalized_box_iou_loss(found, true) * weights).sum() / total
-    scale = found.new_tensor(outputs.stride[::-1])
-    found_sides, true_sides = (((box[:, 2:] - box[:, :2]) / scale).clamp_min(1e-3).log() for box in (found, true))
-    side_loss = (F.smooth_l1_loss(found_sides, true_sides, reduction="none").sum(1) * weights).sum() / total
-    with torch.no_grad():
-        iou = pairwise_iou(found, true)
-    quality_loss = (F.binary_cross_entropy_with_logits(quality, iou, reduction="none") * weights).sum() / total
-    return centre_loss / objects + BOX_WEIGHT * giou + SIDES_WEIGHT * side_loss + QUALITY_WEIGHT * quality_loss
+    images = zip(outputs.centres, outputs.quality, outputs.boxes, wanted, strict=True)
+    return torch.stack([_loss_of_image(*image, outputs.stride) for image in images]).mean()
+
+
+def _loss_of_image(
+    centres: Float[Tensor, "K h w"],
+    quality: Float[Tensor, "1 h w"],
+    boxes: Float[Tensor, "4 h w"],
+    wanted: Targets,
+    stride: tuple[float, float],
+) -> Tensor:
+    centre_loss = focal_loss(centres, wanted) / wanted.is_centre.sum().clamp_min(1)
+    found, expected = boxes.flatten(1).T[wanted.cells], quality.flatten()[wanted.cells]
+    shares = wanted.weights / wanted.weights.sum().clamp_min(1e-6)
+    giou = (generalized_box_iou_loss(found, wanted.boxes) * shares).sum()
+    scale = found.new_tensor(stride[::-1])
+    sides, true_sides = (((box[:, 2:] - box[:, :2]) / scale).clamp_min(1e-3).log() for box in (found, wanted.boxes))
+    side_loss = (F.smooth_l1_loss(sides, true_sides, reduction="none").sum(1) * shares).sum()
+    iou = pairwise_iou(found.detach(), wanted.boxes)
+    quality_loss = (F.binary_cross_entropy_with_logits(expected, iou, reduction="none") * shares).sum()
+    return centre_loss + BOX_WEIGHT * giou + SIDES_WEIGHT * side_loss + QUALITY_WEIGHT * quality_loss
 
 
 def pairwise_iou(boxes: Float[Tensor, "P 4"], others: Float[Tensor, "P 4"]) -> Float[Tensor, " P"]:

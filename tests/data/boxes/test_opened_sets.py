@@ -254,7 +254,7 @@ def test_copies_stay_in_one_split_and_images_without_boxes_are_in_both(tmp_path)
     again = open_data(str(tmp_path), split_seed=0, moved=data.moved)
     assert again.val.files == data.val.files
     whole = open_data(str(tmp_path))
-    divided, _ = split_data(whole, find_duplicates(fingerprint_all(whole, 0)[1]), seed=1)
+    divided, _ = split_data(whole, find_duplicates(fingerprint_all(whole, 0.0)[1]), seed=1)
     assert len(divided.train) + len(divided.val) == 20
     assert {row.any().item() for row in divided.val.labels} == {True, False}
 
@@ -292,7 +292,7 @@ def test_a_summary_counts_boxes(tmp_path):
         save_image(tmp_path / f"{name}.png", (128, 128))
         (tmp_path / f"{name}.xml").write_text(voc_document(name[-1], (128, 128), of_image))
     data = open_data(str(tmp_path))
-    summary = summarise(data, find_duplicates(fingerprint_all(data, 0)[1]))
+    summary = summarise(data, find_duplicates(fingerprint_all(data, 0.0)[1]))
     assert summary["boxes"] == {
         "classes": [
             {"name": "ant", "train": 2, "held_out": 1, "width": 96, "height": 95},

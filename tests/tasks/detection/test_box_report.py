@@ -66,16 +66,16 @@ def test_nothing_to_draw(tmp_path):
 
 def test_errors_are_red():
     """A wrong detection is red at its place in the shrunk image, a right one has the colour of its class."""
-    images = image_set([truth((200, 200, 800, 800, 1))], (1440, 1440))
-    detections = [found((200, 200, 800, 800, 1, 0.9), (1000, 1000, 1400, 1400, 1, 0.95))]
+    images = image_set([truth((200, 200, 800, 800, 1))], (1280, 1280))
+    detections = [found((200, 200, 800, 800, 1, 0.9), (1000, 1000, 1240, 1240, 1, 0.95))]
     evaluation = evaluated(images, detections)
     (mistakes,) = find_mistakes(evaluation).images
     image = image_with_mistakes(evaluation, mistakes, images, 0)
-    assert image.size == (720, 720)
+    assert image.size == (640, 640)
     red, blue = (
         tuple(int(colour[start : start + 2], 16) for start in (1, 3, 5)) for colour in (ERROR, class_colour(1))
     )
-    assert image.getpixel((600, 699)) == red
+    assert image.getpixel((560, 619)) == red
     assert image.getpixel((200, 399)) == blue
 
 

@@ -3,20 +3,27 @@
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vismoe.data import list_images
+from vismoe.files import whole_folder
 from vismoe.inference import Predictor
 from vismoe.parallel import resolve_device
-from vismoe.tasks import Prediction
+from vismoe.tasks import Prediction, Task
+from vismoe.tasks.detection import BoxPrediction, Detection, coco_json, draw_predictions
 
 from ..shared.model import open_model
-from ..shared.notes import note_left_out
+from ..shared.notes import note, note_left_out, refuse_existing
+
+TOPK, MIN_SCORE = 5, 0.3
+"""The defaults of a classifier and of a detector."""
 
 
 def predict_images(
@@ -25,38 +32,90 @@ def predict_images(
         list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="(required)")
     ],
     /,
-    topk: int = 5,
-    format: Literal["table", "json", "csv"] = "table",
+    topk: int | None = None,
+    min_score: float | None = None,
+    format: Literal["table", "json", "csv", "coco"] = "table",
+    draw: Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
-    """Classify images: print the most likely classes of each image with their probabilities.
+    """Classify images, or find the objects in them: print the most likely classes of each image with their
+    probabilities, or the box, class and score of each object.
 
     Example: vismoe predict runs/demo runs/demo/samples --topk 3
 
     Args:
         model: Run folder, model folder, .onnx file, timm:NAME, hf:ORG/NAME, PRESET.TAG, or preset (random weights).
         images: Image files or folders of images; damaged files in folders are listed and left out.
-        topk: Number of classes to print per image.
-        format: Output format: table, json (one array) or csv (with a header).
+        topk: Classifiers only: number of classes to print per image. Default: 5.
+        min_score: Detectors only: least score of an object, 0 to 1. Default: 0.3.
+        format: Output format: table, json (one array), csv (with a header), or, of detectors, coco (one data set in
+            COCO's JSON format).
+        draw: Detectors only: new folder for the images with the boxes drawn on them.
         device: Device: auto, cpu, cuda or mps.
         batch_size: Images per forward pass; default: 64, for detectors 16.
         dtype: Data type of weights and products on a CPU; bfloat16 needs AVX512-BF16 or AMX.
     """
     if not images or Path("") in images:
         raise ValueError(f"no images given: name image files or folders: vismoe predict {model} IMAGE…")
+    if draw is not None:
+        refuse_existing(draw)
     network = open_model(model, exported=True)
     where = resolve_device(device)
     predictor = Predictor(network, device=where, batch_size=batch_size, optimized=True, dtype=dtype)
-    predictions = predictor.predict(images, topk, note_left_out)
+    _check_options(predictor.task, topk, min_score, format, draw)
+    predictions = predictor.predict(images, TOPK if topk is None else topk, note_left_out)
     if not predictions:
         raise ValueError("none of the images can be read: name at least one readable image")
+    if isinstance(predictor.task, Detection):
+        found = _shown(predictions, MIN_SCORE if min_score is None else min_score)
+        if draw is not None:
+            with whole_folder(draw) as folder:
+                draw_predictions(found, _files(images), folder)
+            note(f"the images with boxes are in {draw}")
+        if format == "coco":
+            print(json.dumps(coco_json(found, predictor.task.classes), indent=2, ensure_ascii=False))
+            return
+        predictions = list(found)
     {"table": _table, "json": _json, "csv": _csv}[format](predictions)
 
 
+def _check_options(task: Task, topk: int | None, min_score: float | None, format: str, draw: Path | None) -> None:
+    """Raises ValueError for an option that the task does not have."""
+    if isinstance(task, Detection):
+        if topk is not None:
+            raise ValueError(f"topk={topk} is for classifiers, and this model finds objects: use --min-score")
+        if min_score is not None and not 0 <= min_score <= 1:
+            raise ValueError(f"min_score={min_score}: accepted are 0 to 1")
+        return
+    given = {
+        f"min_score={min_score}": min_score is not None,
+        "format=coco": format == "coco",
+        f"draw={draw}": draw is not None,
+    }
+    if wrong := [text for text, is_given in given.items() if is_given]:
+        raise ValueError(f"{wrong[0]} is for models that find objects, and the task of this model is {task.name}")
+
+
+def _shown(predictions: Sequence[Prediction], least: float) -> list[BoxPrediction]:
+    """The predictions with only the objects of at least this score. If there are none, prints a note."""
+    everything = [cast(BoxPrediction, prediction) for prediction in predictions]
+    shown = [prediction.above(least) for prediction in everything]
+    if not any(prediction.boxes for prediction in shown):
+        scores = [box.score for prediction in everything for box in prediction.boxes]
+        best = f"; the largest score is {max(scores):.3f}" if scores else ""
+        note(f"no object has a score of at least {least:g} (--min-score){best}")
+    return shown
+
+
+def _files(images: Sequence[Path]) -> list[Path]:
+    """The files, and those in the folders."""
+    return [path for each in images for path in (list_images(each)[0] if each.is_dir() else [each])]
+
+
 def _table(predictions: list[Prediction]) -> None:
-    rows = [prediction.cells() for prediction in predictions]
+    rows = [row for prediction in predictions for row in prediction.table_rows()]
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*map(escape, row.values()))
@@ -68,7 +127,7 @@ def _json(predictions: list[Prediction]) -> None:
 
 
 def _csv(predictions: list[Prediction]) -> None:
-    rows = [prediction.columns() for prediction in predictions]
+    rows = [row for prediction in predictions for row in prediction.rows()]
     writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

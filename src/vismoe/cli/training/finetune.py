@@ -6,11 +6,19 @@ from typing import Annotated, Literal
 import tyro
 
 from vismoe.adapt import Finetuned, Options, finetune
-from vismoe.tasks import Group, group_lines
 
 from ..shared.progress import TrainingProgress
 
-FIGURES = ("mistakes.png", "confusion.png", "calibration.png", "curves.png", "routing.png")
+FIGURES = (
+    "mistakes.png",
+    "confusion.png",
+    "calibration.png",
+    "worst_images.png",
+    "precision_recall.png",
+    "false_positives.png",
+    "curves.png",
+    "routing.png",
+)
 
 
 def finetune_folder(
@@ -19,7 +27,7 @@ def finetune_folder(
     sparse: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False,
     dense: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")] = False,
     out: Path | None = None,
-    train: Literal["auto", "all", "last-third", "experts", "head"] = "auto",
+    train: Literal["auto", "all", "last-third", "last-two", "experts", "head"] = "auto",
     freeze_router: bool = False,
     num_experts: int | None = None,
     moe_layers: Annotated[str | None, tyro.conf.arg(aliases=["--layers"])] = None,
@@ -113,14 +121,7 @@ def finetune_folder(
 def _print_result(finetuned: Finetuned, options: Options) -> None:
     """Prints the result, where it is, and the next commands."""
     report = finetuned.report
-    name, test, (low, high) = report["score"], report["test"], report["interval"]
-    print(
-        f"test split: {name.replace('_', ' ')} {test[name]:.4f}, right on {report['right']} of "
-        f"{report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}), "
-        f"calibration error {test['calibration_error']:.4f}"
-    )
-    if report["groups"]:
-        print(*group_lines(report["group_column"], [Group(**group) for group in report["groups"]]), sep="\n")
+    print(*finetuned.lines, sep="\n")
     path = finetuned.run.path
     written = [name for name in ("model/", "report.json", "classes.csv", *FIGURES) if (path / name).exists()]
     print(f"everything is in {path}: {', '.join(written)}, …")
@@ -129,7 +130,7 @@ def _print_result(finetuned: Finetuned, options: Options) -> None:
     else:
         print(f"warning: {report['weakness']}")
         source = "" if options.trained else " --from a trained network,"
-        print(f"next:{source} more images or --epochs N; {path}/mistakes.png shows which classes are confused")
+        print(f"next:{source} more images or --epochs N; {path} has figures of the mistakes")
 
 
 def main(arguments: list[str]) -> None:

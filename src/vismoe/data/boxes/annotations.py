@@ -80,6 +80,17 @@ class Found:
     read: Callable[[], Annotations]
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    **Raises:** ValueError if it is not in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8: {error}") from error
+
+
 @dataclass(frozen=True)
 class BoxFolder:
     """The content of a folder in which annotations are searched.

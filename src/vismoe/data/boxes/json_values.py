@@ -35,5 +35,5 @@ def is_length(value: Any) -> TypeGuard[int | float]:
 
 def shown(value: Any) -> str:
     """A value as JSON, shortened, for messages."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..folders.metadata import FILE, METADATA_LINES
 from ..images import Unreadable
-from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object
+from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object, read_lines
 from .json_values import four_numbers, shown
 from .matching import by_split
 
@@ -42,12 +42,8 @@ def _has_boxes(objects: Any) -> bool:
 
 def _lines(path: Path) -> dict[int, dict[str, Any]]:
     """The objects in a file of JSON lines, by the numbers of their lines."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8: {error}") from error
     entries = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         try:

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from ..folders.layout import Split
 from ..images import Unreadable
-from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object
+from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object, read_lines
 from .matching import by_split, split_of_path
 
 KIND = "Pascal VOC XML"
@@ -206,6 +206,6 @@ def _is_list(path: Path) -> bool:
 
 def _stems(path: Path) -> Iterator[tuple[int, str]]:
     """The names in a list with the numbers of their lines. Lists of VOC may have a number after the name."""
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if stem := re.sub(r"\s+-?[01]$", "", line.strip()):
             yield number, stem

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ..folders.layout import Split
 from ..images import Unreadable
-from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object
+from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object, read_lines
 from .matching import SPLIT_NAMES, by_split
 from .yolo_config import CLASSES, YoloConfig, read_config
 
@@ -126,12 +126,8 @@ def _splits(folder: BoxFolder, config: YoloConfig, notes: list[str]) -> Mapping[
 
 def _objects(path: Path, names: Mapping[int, str], polygons: list[Path]) -> list[Object]:
     """The objects in a text file, in fractions; adds the file to `polygons` for each polygon."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from error
     objects = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if words := line.split():
             try:
                 objects.append(_object(words, names))

@@ -10,8 +10,7 @@ import yaml
 
 from ..folders.layout import Split
 from ..images import Unreadable
-from .annotations import BoxFolder
-from .json_values import shown
+from .annotations import BoxFolder, read_lines
 
 KEYS: Mapping[str, Split] = {"train": "train", "val": "validation", "valid": "validation", "test": "test"}
 """Keys of data.yaml, and their splits."""
@@ -93,23 +92,21 @@ def _names_in(path: Path, document: Mapping[str, Any]) -> dict[int, str]:
     names = document["names"]
     numbered = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(numbered, dict) or not numbered or not all(type(number) is int for number in numbered):
-        raise ValueError(f"{path}: names: expected a list of names, or names by number, found {shown(names)}")
+        raise ValueError(f"{path}: names: expected a list of names, or names by number, found {names!r:.60}")
     for number, name in numbered.items():
         if not isinstance(name, str | int | float) or isinstance(name, bool) or not str(name).strip():
-            raise ValueError(f"{path}: names: {shown(name)} is not a name: put the name of class {number} in quotes")
+            raise ValueError(f"{path}: names: {name!r:.60} is not a name: put the name of class {number} in quotes")
     count = document.get("nc", len(numbered))
     if count != len(numbered):
-        raise ValueError(f"{path}: nc is {shown(count)}, but there are {len(numbered)} names: correct one of them")
+        raise ValueError(f"{path}: nc is {count!r:.60}, but there are {len(numbered)} names: correct one of them")
     return {number: str(name) for number, name in numbered.items()}
 
 
 def _read_classes(path: Path) -> dict[int, str]:
     """The names of the classes in a classes.txt, one a line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8: {error}") from error
-    names = [line.strip() for line in lines]
+    names = [line.strip() for line in read_lines(path)]
+    while names and not names[-1]:
+        names.pop()
     if not all(names):
         raise ValueError(f"{path}, line {names.index('') + 1}: expected the name of a class, found an empty line")
     return dict(enumerate(names))
@@ -129,7 +126,7 @@ def _splits_in(
         files: dict[str, None] = {}
         for entry in entries if isinstance(entries, list) else [entries]:
             if not isinstance(entry, str):
-                raise ValueError(f"{path}: {key}: expected a folder or a list of folders, found {shown(entry)}")
+                raise ValueError(f"{path}: {key}: expected a folder or a list of folders, found {entry!r:.60}")
             place = _resolved(folder, path, document, entry)
             if place is None and split == "test":
                 notes.append(f"{path.name}: test: {entry!r} is not there, so there is no test split")
@@ -140,7 +137,7 @@ def _splits_in(
         if files:
             splits[split] = list(files)
         elif split != "test":
-            raise ValueError(f"{path}: {key}: there are no images in {shown(entries)}")
+            raise ValueError(f"{path}: {key}: there are no images in {entries!r:.60}")
     return splits, left_out, notes
 
 
@@ -169,7 +166,7 @@ def _images_of(folder: BoxFolder, place: Path, split: Split, left_out: list[Unre
     if place.is_dir():
         return [file for file in folder.images.files if relative == "." or file.startswith(f"{relative}/")]
     files = []
-    for number, line in enumerate(place.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(read_lines(place), start=1):
         if name := line.strip():
             try:
                 file = folder.images.named(name, relative, split)

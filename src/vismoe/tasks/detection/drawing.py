@@ -102,7 +102,7 @@ def _draw_label(
     size: tuple[int, int],
     taken: Sequence[Rectangle],
 ) -> Rectangle:
-    """Draws the label of a box where it covers no other label, if there is such a place. Returns the place."""
+    """Draws the label of a box where it covers the least of other labels. Returns the place."""
     margin = max(1, round(font.size / 6))
     width = math.ceil(draw.textlength(mark.label, font)) + 2 * margin
     ascent, descent = font.getmetrics()
@@ -113,15 +113,17 @@ def _draw_label(
         (min(max(0, left), max(0, size[0] - width)), min(max(0, top), max(0, size[1] - height)))
     ]
     rectangles = [(x, y, x + width, y + height) for x, y in inside]
-    place = next((each for each in rectangles if not any(_overlap(each, other) for other in taken)), rectangles[0])
+    place = min(rectangles, key=lambda each: sum(_overlap(each, other) for other in taken))
     draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=mark.colour)
     draw.text((place[0] + margin, place[1]), mark.label, fill=_readable_on(mark.colour), font=font)
     return place
 
 
-def _overlap(first: Rectangle, second: Rectangle) -> bool:
-    horizontal = first[0] < second[2] and second[0] < first[2]
-    return horizontal and first[1] < second[3] and second[1] < first[3]
+def _overlap(first: Rectangle, second: Rectangle) -> int:
+    """The number of pixels that two rectangles share."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return max(0, width) * max(0, height)
 
 
 def _readable_on(colour: str) -> str:

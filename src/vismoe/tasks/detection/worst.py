@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SHOWN, COLUMNS = 9, 3
 """Number of images, and of columns."""
-SIDE = 720
+SIDE = 640
 """Pixels of the longer side of each image in the figure."""
 NAMED = 8
 """Largest number of classes in the legend."""
@@ -52,11 +52,11 @@ def draw_worst(evaluation: BoxEvaluation, mistakes: Mistakes, images: ImageSet, 
         axes.set_axis_off()
         axes.set_anchor("N")
     for axes, panel, number in zip(figure.axes, panels, numbers, strict=False):
-        axes.imshow(panel, interpolation="lanczos")
+        axes.imshow(panel, interpolation="bilinear")
         axes.set_title(_caption(mistakes.images[number], images, number), fontsize=8)
     figure.suptitle("Images with the most errors, at the threshold of each class with the largest F1", fontsize=11)
     _add_legend(figure, evaluation, numbers)
-    save_figure(figure, path, dpi=130)
+    save_figure(figure, path, dpi=120)
     return True
 
 

@@ -14,17 +14,18 @@ from vismoe.inference import evaluate
 from vismoe.moe import MoE
 from vismoe.tasks import ClassEvaluation, classification_of
 from vismoe.training.run import INITIAL
-from vismoe.vit import upcycle
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
 from vismoe.weights import create_model, load_network, open_trained, set_image_size, set_max_level
 from vismoe.weights.folders.format import CONFIG
 
+from ..budget import choose_dtype
+from ..experts import refuse_other_experts, upcycled
+from ..freezing import SHARES, choose_trained
+from ..options import LAYERS, Options
+from ..reserve_run import reserve
+from ..splits import Splits
 from .calibrate import ENOUGH, divide_logits, fit_temperature
-from .freezing import SHARES, choose_trained
-from .options import EXPERTS, LAYERS, NUM_EXPERTS, Options
-from .reserve_run import reserve
-from .rules import FEWEST_EPOCHS, Work, choose_dtype, choose_image_size, is_better, larger_image_size, scratch_preset
-from .splits import Splits
+from .rules import FEWEST_EPOCHS, Work, choose_image_size, is_better, larger_image_size, scratch_preset
 
 
 def initial_model(
@@ -50,11 +51,11 @@ def initial_model(
         if sparse and options.sparse is False:
             raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
         if sparse:
-            _refuse_other_experts(options, network)
+            refuse_other_experts(options, network)
         if options.trained:
             network = _fitted_at_best_size(network, options, splits, device, workers, log)
         if options.makes_sparse and not sparse:
-            network = _upcycled(network, options)
+            network = upcycled(network, options, LAYERS)
         reserve(options, path)
         classification_of(data).save(network.cpu(), folder)
     if not options.trained:
@@ -100,40 +101,6 @@ def _fitted_at_best_size(
         )
     )
     return cast(nn.Module, candidates[chosen])
-
-
-def _refuse_other_experts(options: Options, network: Any) -> None:
-    """Raises ValueError if the options ask for other experts than a sparse network has. The message says how to get
-    them."""
-    numbers = sorted({module.router.num_experts for module in network.modules() if isinstance(module, MoE)})
-    asked = [name for name in options.of_experts if name != "freeze_router"]
-    if not asked or (asked == ["num_experts"] and numbers == [options.num_experts]):
-        return
-    given = ", ".join(f"{name}={getattr(options, name)!r}" for name in asked)
-    name = options.source or network.pretrained_cfg["architecture"]
-    has = f"{name} is sparse already, with {' and '.join(map(str, numbers))} experts per layer, which do not change"
-    if not options.trained:
-        raise ValueError(f"{given}: {has}: leave it out; `vismoe train` has --num-experts and --model-options")
-    dense = (
-        f"`vismoe densify {name} DENSE --data {options.data}` makes it dense; --from DENSE then gives it new experts"
-    )
-    fewer = "num_experts" in asked and options.num_experts is not None and options.num_experts < min(numbers)
-    remedy = f"`vismoe densify … --num-experts {options.num_experts}` keeps that many of them; or " if fewer else ""
-    raise ValueError(f"{given}: {has}: {remedy}{dense}")
-
-
-def _upcycled(model: nn.Module, options: Options) -> nn.Module:
-    try:
-        return upcycle(
-            model,
-            NUM_EXPERTS if options.num_experts is None else options.num_experts,
-            LAYERS if options.moe_layers is None else options.moe_layers,
-            experts=EXPERTS if options.experts is None else options.experts,
-            seed=options.seed,
-            inplace=True,
-        )
-    except ValueError as error:
-        raise ValueError(f"{options.source} cannot be made sparse ({error}): --dense trains it as it is") from error
 
 
 @torch.no_grad()

@@ -6,18 +6,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vismoe.data import ImageSet, cache_bytes
 from vismoe.parallel import free_memory
 from vismoe.training import Recipe
 from vismoe.vit import cost
 from vismoe.weights import data_config
 
-from .options import Options, TrainingDtype
-from .splits import Splits
+from ..budget import BUDGET, choose_dtype
+from ..options import Options, TrainingDtype
+from ..splits import Splits
 
-BUDGET = {"float32": 3e13, "bfloat16": 5e13}
-"""Max MACs of a run on a CPU, including features and evaluations: about eight minutes of two cores. (Training the last
-third of a ViT-S/14 at 112 pixels runs at 25 images/s in float32, 50 in bfloat16.)"""
 EPOCHS = {True: 12, False: 80}
 """Max number of epochs; True: for a trained network, False: from scratch."""
 FEWEST_EPOCHS = 4
@@ -233,30 +230,6 @@ def choose(
         keep="best",
     )
     return Choice(recipe, reasons)
-
-
-def choose_dtype(options: Options, device: torch.device) -> TrainingDtype:
-    """The autocast dtype of the training: as in the options, or for "auto" the faster one."""
-    if options.dtype != "auto":
-        return options.dtype
-    return "bfloat16" if multiplies_bfloat16(device) else "float32"
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 faster than float32: GPUs with tensor cores for it, and CPUs with
-    instructions for it. Other devices emulate it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-
-
-def kept_side(images: ImageSet, image_size: int) -> int | None:
-    """The shorter side, in pixels, of training images that are cached in memory: twice the network's image size, so
-    that crops of half the area keep their detail. None (no cache) if this needs more than a quarter of the free
-    memory."""
-    side = 2 * image_size
-    return side if cache_bytes(images, side) < free_memory(torch.device("cpu")) / 4 else None
 
 
 def _micro_batches(model: nn.Module, batch: int, size: tuple[int, int, int], device: torch.device) -> int:

@@ -19,9 +19,9 @@ from vismoe.tasks import ClassEvaluation, Labels, by_group, classification_of, w
 from vismoe.training import Run
 from vismoe.training.run import MODEL
 
+from ..splits import Splits
 from .calibrate import ENOUGH, divide_logits, fit_temperature
 from .card import write_card
-from .splits import Splits
 
 MISTAKES, BINS = 24, 10
 

@@ -1,0 +1,5 @@
+"""Fine-tuning of classifiers."""
+
+from .adaptation import ClassifierAdaptation
+
+__all__ = ["ClassifierAdaptation"]

@@ -1,0 +1,5 @@
+"""Fine-tuning of detectors."""
+
+from .adaptation import DetectorAdaptation
+
+__all__ = ["DetectorAdaptation"]

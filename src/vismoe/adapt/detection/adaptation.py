@@ -1,0 +1,205 @@
+"""The fine-tuning of a detector."""
+
+import shutil
+import time
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vismoe.data import Data
+from vismoe.detection import Detector, make_detector
+from vismoe.moe import MoE
+from vismoe.parallel import free_memory
+from vismoe.tasks import Detection
+from vismoe.training import Recipe, Run
+from vismoe.training.run import CHECKPOINTS, INITIAL
+from vismoe.weights import create_model, data_config, load_network, open_trained, set_max_level
+from vismoe.weights.folders.format import CONFIG
+
+from ..adaptation import Adaptation, ending_of, origin_of
+from ..budget import choose_dtype
+from ..experts import refuse_other_experts, upcycled
+from ..freezing import choose_trained, freeze
+from ..options import Options, Trained
+from ..reserve_run import REPORT, reserve
+from .kept import bytes_of_tokens, keep_tokens
+from .outcome import result_lines, write_outcome
+from .rules import SCRATCH, Work, choose_recipe, choose_size
+
+KEPT = "kept"
+"""Folder of a run with the tokens of frozen blocks, until it is finished."""
+VIEWS = 4
+"""Max number of augmented views of each training image whose tokens are kept."""
+ON_CPU: Trained = "last-two"
+"""Part of a trained network that is trained on a CPU."""
+
+
+class DetectorAdaptation(Adaptation):
+    """The fine-tuning of a detector: a network becomes its trunk; the blocks that are not trained run only once."""
+
+    network: Detector
+
+    @property
+    def advice(self) -> str:
+        return (
+            "no --from: a small network is trained from scratch; with few images, a trained network may find more of "
+            "the rare classes"
+        )
+
+    @property
+    def task(self) -> Detection:
+        return Detection(self.splits.fitting.classes)
+
+    def build(self) -> None:
+        """Makes the initial network."""
+        built: list[Any] = []
+        self.mesh.run_on_main(lambda: built.append(self._initial_model()))
+        self.network = built[0] if built else self._initial_model()  # the others load what main wrote
+        if not any(isinstance(module, MoE) for module in self.network.modules()):
+            self.log("the network is dense; --sparse replaces some of its MLPs by experts")
+        elif self.options.source is None:
+            self.log("the network is sparse; --dense trains one without experts")
+
+    def _initial_model(self) -> Detector:
+        options, folder = self.options, self.path / INITIAL
+        if (folder / CONFIG).exists():
+            return cast(Detector, load_network(folder)).to(self.device)
+        torch.manual_seed(options.seed)
+        network = self._detector(_trunk(options))
+        if options.max_level is not None:
+            set_max_level(network, options.max_level)
+        is_sparse = any(isinstance(module, MoE) for module in network.modules())
+        if is_sparse and options.sparse is False:
+            raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
+        if is_sparse:
+            refuse_other_experts(options, network)
+        elif options.makes_sparse:
+            depth = len(getattr(network.trunk, "blocks", ()))
+            network = cast(Detector, upcycled(network, options, f"{depth - 2},{depth - 1}"))
+        reserve(options, self.path)
+        self.task.save(network.cpu(), folder)
+        return network.to(self.device)
+
+    def _detector(self, trunk: nn.Module) -> Detector:
+        """A detector with this trunk, or, if it is a detector itself, with a head for the classes of the set."""
+        classes, options = self.splits.fitting.classes, self.options
+        if isinstance(trunk, Detector):
+            if list(cast(Any, trunk).pretrained_cfg.get("label_names") or ()) != classes:
+                trunk.reset_classifier(len(classes))
+            self.log(f"input of {trunk.img_size[0]} × {trunk.img_size[1]} pixels, as {options.source}")
+            return trunk
+        embedding = getattr(trunk, "patch_embed", None)
+        patch = tuple(getattr(embedding, "patch_size", (16, 16)))
+        size = choose_size(options, self.splits, cast(Any, patch), self.device)
+        self.log(size.reason)
+        return make_detector(trunk, len(classes), (size.height, size.width), str(options.source or SCRATCH))
+
+    def choose_part(self) -> Trained:
+        """Chooses which blocks are trained. Neck and head always are."""
+        part = choose_trained(self.options, self.network, self.device, ON_CPU)
+        freeze(self.network, part, not self.options.freeze_router)
+        for module in (self.network.neck, self.network.head):
+            module.requires_grad_(True)
+        return "all" if part == "head" else part  # "head": neck and head are trained, so there is a training
+
+    @cached_property
+    def work(self) -> Work:
+        """The multiplications of a training image."""
+        return Work.of(self.network, first_trained(self.network), self._can_keep_tokens)
+
+    @property
+    def _can_keep_tokens(self) -> bool:
+        """Whether the blocks before the first trained one can run only once."""
+        network, images = self.network, len(self.splits.fitting.train_and_val[0])
+        if not isinstance(network.trunk, VisionTransformer) or network.neck.detail is not None:
+            return False
+        needed = bytes_of_tokens(network, VIEWS * images + len(self.splits.fitting.val))
+        return first_trained(network) > 0 and needed < free_memory(torch.device("cpu")) / 4
+
+    def choose_recipe(self) -> Recipe:
+        """The recipe that the rules choose. Logs the reasons."""
+        dtype = choose_dtype(self.options, self.device)
+        recipe, reasons = choose_recipe(
+            self.options, self.network, self.splits, self.device, dtype, self.work, self.mesh.size
+        )
+        recipe = self.mesh.run_on_main(lambda: recipe)  # other processes may see another amount of free memory
+        blocks = len(getattr(self.network.trunk, "blocks", ()))
+        trained = blocks - first_trained(self.network)
+        what = "the whole network" if first_trained(self.network) == 0 else f"the last {trained} of {blocks} blocks"
+        self.log(f"training {what if trained else 'neck and head'}: {'; '.join(reasons)}")
+        return recipe
+
+    def data_of_training(self) -> Data:
+        """The set with the tokens of the blocks that are not trained, or with its images."""
+        data, recipe = self.splits.fitting, self.recipe
+        images = len(data.train_and_val[0])
+        views = min(VIEWS, recipe.steps * recipe.batch_size // images) if self.work.keeps_tokens else 0
+        if views < 2:
+            return data
+        config = data_config(self.network)
+        transforms = (
+            self.task.training_transform(config, recipe.augmentation),
+            self.task.evaluation_transform(config),
+        )
+        block = first_trained(self.network)
+        self.log(
+            f"the first {block} blocks are not trained: they run once, for {views} augmented views of each image, and "
+            "their tokens are kept"
+        )
+        folder = self.path / KEPT
+        dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
+
+        def keep() -> Data:
+            folder.mkdir(exist_ok=True)
+            return keep_tokens(self.network, block, data, transforms, views, recipe.seed, dtype, folder)
+
+        kept: list[Data] = []
+        self.mesh.run_on_main(lambda: kept.append(keep()))
+        return kept[0] if kept else keep()  # the others read what main wrote
+
+    def report(self, run: Run) -> dict[str, Any]:
+        """Evaluates the network on the test split, and writes the report."""
+        network = run.load_model()
+        self.log(ending_of(run, self.splits.score, is_kept=True))
+        origin = origin_of(self.options, self.part, self.network, [])
+        report = write_outcome(run, network, self.splits, origin, self.workers)
+        report |= {"trained": self.part, "minutes": round((time.monotonic() - self.started) / 60, 2)}
+        run.write(REPORT, report)
+        for name in (CHECKPOINTS, INITIAL, KEPT):  # large, and a finished run does not need them
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        return report
+
+    def result(self, report: dict[str, Any]) -> list[str]:
+        return result_lines(report)
+
+
+def _trunk(options: Options) -> nn.Module:
+    """The network that the options name; without one, a small preset."""
+    if options.source is None:
+        name = f"{SCRATCH}_{'every2_e8' if options.makes_sparse else 'dense'}"
+        return create_model(name, num_classes=0, pos_embed="sincos2d")
+    return open_trained(options.source) if options.trained else create_model(options.source, num_classes=0)
+
+
+def first_trained(network: Detector) -> int:
+    """The number of the first block with a trained parameter; 0 if something before the blocks is trained too; the
+    number of blocks if none is."""
+    blocks = list(getattr(network.trunk, "blocks", ()))
+    within = {parameter for block in blocks for parameter in block.parameters()}
+    after = {parameter for name in ("norm", "fc_norm", "head") for parameter in _parameters(network.trunk, name)}
+    if any(parameter.requires_grad for parameter in {*network.trunk.parameters()} - within - after):
+        return 0
+    trained = [
+        number
+        for number, block in enumerate(blocks)
+        if any(parameter.requires_grad for parameter in block.parameters())
+    ]
+    return min(trained, default=len(blocks))
+
+
+def _parameters(trunk: nn.Module, name: str) -> list[nn.Parameter]:
+    module = getattr(trunk, name, None)
+    return list(module.parameters()) if isinstance(module, nn.Module) else []

@@ -1,0 +1,142 @@
+"""Tokens of frozen blocks, computed once and kept: training then runs only the blocks after them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision import tv_tensors
+
+from vismoe.data import Data, Sample, Transform, collate_boxes
+from vismoe.data.batches import Samples
+from vismoe.detection import Detector
+from vismoe.files.atomic import whole_file
+from vismoe.tasks.detection.task import BLOCK, TOKENS
+from vismoe.vit import evaluating
+
+BATCH = 4
+"""Images per forward pass."""
+ROWS = ("boxes", "classes", "ignored")
+"""Values of a sample with one row for each box."""
+WHOLE = ("mask", "size", "scale", TOKENS)
+"""Values of a sample with the same shape for each image."""
+
+
+def keep_tokens(
+    network: Detector,
+    block: int,
+    data: Data,
+    transforms: tuple[Transform, Transform],
+    views: int,
+    seed: int,
+    dtype: torch.dtype,
+    folder: Path,
+) -> Data:
+    """Computes the tokens before a block: of several augmented views of each training image, and of each validation
+    image. They are written to files, so that a resumed run reads the same.
+
+    **Arguments:**
+
+    - `network`: the detector; its blocks before `block` are frozen.
+    - `block`: number of the first block that is trained.
+    - `data`: the training and the validation split.
+    - `transforms`: the transforms of training and of evaluation.
+    - `views`: number of views of each training image.
+    - `seed`: decides the augmentation.
+    - `dtype`: autocast dtype of the frozen blocks; the tokens are stored in bfloat16.
+    - `folder`: folder of the files.
+
+    **Returns:** the data set whose samples have tokens in place of images; each view is a training image.
+    """
+    training, validation = data.train_and_val[0], data.val
+    keys = [(view, index) for view in range(views) for index in range(len(training))]
+    train = _Kept(folder / "training.safetensors", block)
+    train.fill(network, Samples(training, transforms[0], seed), keys, dtype)
+    val = _Kept(folder / "validation.safetensors", block)
+    val.fill(network, Samples(validation, transforms[1]), [(0, index) for index in range(len(validation))], dtype)
+    repeated = training.subset(list(range(len(training))) * views)
+    return replace(
+        data,
+        train=replace(repeated, further={name: partial(train.value, name) for name in (*ROWS, *WHOLE, "image", BLOCK)}),
+        # The boxes of the validation split stay those of the original images, which the evaluation reads.
+        val=replace(
+            validation,
+            further={**validation.further, **{name: partial(val.value, name) for name in (*WHOLE, "image", BLOCK)}},
+        ),
+    )
+
+
+@torch.no_grad()
+def _computed(
+    network: Detector,
+    block: int,
+    samples: Samples,
+    keys: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The values of the transformed samples with these keys, by name; those with one row for each box follow each
+    other, with "counts" (N,), the number of boxes of each image."""
+    device = next(network.parameters()).device
+    found: dict[str, list[Tensor]] = {name: [] for name in (*ROWS, *WHOLE, "counts")}
+    with evaluating(network), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        for start in range(0, len(keys), BATCH):
+            prepared: list[Sample] = [samples[key] for key in keys[start : start + BATCH]]
+            batch = collate_boxes(prepared)
+            pixels, mask = batch["image"].to(device), batch["mask"].to(device)
+            tokens = network.tokens_before(block, pixels, None if bool(mask.all()) else mask)
+            batch |= {TOKENS: tokens.to("cpu", torch.bfloat16), "counts": torch.tensor([*map(len, batch["boxes"])])}
+            for name, values in found.items():
+                values += [value.as_subclass(Tensor) for value in batch[name]] if name in ROWS else [batch[name]]
+    return {name: torch.cat(values).contiguous() for name, values in found.items()}
+
+
+class _Kept:
+    """Reads the values of a file image by image. It can be pickled; each process opens the file itself."""
+
+    def __init__(self, path: Path, block: int):
+        self.path, self.block = path, block
+
+    def fill(self, network: Detector, samples: Samples, keys: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
+        """Writes the file, unless it is there."""
+        if not self.path.exists():
+            with whole_file(self.path) as aside:
+                save_file(_computed(network, self.block, samples, keys, dtype), aside)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Kept, (self.path, self.block)
+
+    @cached_property
+    def _file(self) -> Any:
+        return safe_open(self.path, "pt")
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Where the boxes of each image end."""
+        ends: list[int] = self._file.get_tensor("counts").cumsum(0).tolist()
+        return ends
+
+    def value(self, name: str, index: int) -> Tensor:
+        """A value of the i-th image. "image" is empty: the tokens stand for it."""
+        if name == "image":
+            return torch.empty(0)
+        if name == BLOCK:
+            return torch.tensor(self.block)
+        if name not in ROWS:
+            whole: Tensor = self._file.get_slice(name)[index : index + 1][0]
+            return whole.float() if name == TOKENS else whole
+        rows: Tensor = self._file.get_slice(name)[self._ends[index - 1] if index else 0 : self._ends[index]]
+        if name != "boxes":
+            return rows
+        height, width = self._file.get_slice("mask").get_shape()[1:]
+        return tv_tensors.BoundingBoxes(rows, format="XYXY", canvas_size=(height, width))
+
+
+def bytes_of_tokens(network: Detector, images: int) -> int:
+    """Estimated size of the kept tokens of a number of images, in bytes."""
+    embedding: Any = network.trunk.patch_embed
+    return images * 2 * (embedding.num_patches + 1) * int(network.trunk.embed_dim)  # type: ignore[arg-type]
