@@ -28,7 +28,7 @@ def routing_images(
     predictor: Predictor, images: ImageSet, classes: Sequence[str], folder: Path, note: str = ""
 ) -> Path | None:
     """Plots `routing.png`: the expert of each patch of sample images, layer by layer, and, if images have classes, the
-    distribution of each class's tokens over the experts.
+    distribution of each class's tokens over the experts. Of a detector it shows the trunk; padding is black.
 
     **Arguments:**
 
@@ -40,7 +40,8 @@ def routing_images(
 
     **Returns:** the file; None, without a file, for a dense model or one whose tokens are not a grid of patches.
     """
-    grid_size: tuple[int, int] | None = getattr(getattr(predictor.model, "patch_embed", None), "grid_size", None)
+    trunk = getattr(predictor.model, "trunk", predictor.model)
+    grid_size: tuple[int, int] | None = getattr(getattr(trunk, "patch_embed", None), "grid_size", None)
     if grid_size is None or not (routing := route(predictor, images)):
         return None
     samples, rows = _samples(images.labels, SAMPLES), 1 + len(routing)
@@ -56,10 +57,12 @@ def routing_images(
     first = " first" if any(layer.expert.shape[2] > 1 for layer in routing.values()) else ""
     has_prefix = any(layer.expert.shape[1] > grid_size[0] * grid_size[1] for layer in routing.values())
     frame = " (frame: the class token)" if has_prefix else ""
-    title = f"Which expert each patch went to{first}{frame}"
+    shown = [predictor.prepare(images.sample(number)) for number in samples]
+    padding = " (black: padding)" if any("mask" in sample and not sample["mask"].all() for sample in shown) else ""
+    title = f"Which expert each patch went to{first}{frame}{padding}"
     upper.suptitle(f"{title}\n{note}" if note else title, fontsize=10)
-    for column, number in enumerate(samples):
-        image = _pixels(predictor.prepare(images.sample(number))["image"], config)
+    for column, (number, sample) in enumerate(zip(samples, shown, strict=True)):
+        image = _pixels(sample["image"], config)
         _show(grid[0, column], image)
         if classes:
             grid[0, column].set_title(_title_of(images.labels[number], classes), fontsize=9)
@@ -99,7 +102,7 @@ def _title_of(label: Tensor, classes: Sequence[str]) -> str:
 
 
 def _title(name: str) -> str:
-    return name.removesuffix(".mlp").replace("blocks.", "block ") or "layer"
+    return name.removeprefix("trunk.").removesuffix(".mlp").replace("blocks.", "block ") or "layer"
 
 
 def _pixels(tensor: Tensor, config: dict[str, Any]) -> np.ndarray:
@@ -116,8 +119,9 @@ def _overlay(axes: Axes, image: np.ndarray, layer: LayerRouting, number: int, gr
     expert = layer.expert[number, :, 0]
     patches, prefix = expert[-grid[0] * grid[1] :], expert[: -grid[0] * grid[1]]
     colours = _colours(layer.num_experts)
-    height, width = image.shape[0] // grid[0], image.shape[1] // grid[1]
+    height, width = (-(-side // patches_of_side) for side, patches_of_side in zip(image.shape, grid, strict=False))
     tint = colours[patches.numpy()].reshape(*grid, 3).repeat(height, 0).repeat(width, 1)
+    tint = tint[: image.shape[0], : image.shape[1]]  # a convolutional stem pads the last row and column of patches
     # The image only darkens the colours a little, so that they stay distinct.
     ink = image.mean(-1, keepdims=True)
     _show(axes, tint * (0.62 + 0.38 * ink))

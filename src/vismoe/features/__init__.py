@@ -1,7 +1,7 @@
 """Features of a frozen network, and classifiers on them: few-shot, linear classifier, nearest neighbours."""
 
 from .embeddings import check_embeddings, class_names, file_names, open_images, whole, write_embeddings
-from .features import VIEWS, classifiers, features
+from .features import VIEWS, check_features, classifiers, features
 from .fewshot import FewShot, check_shots, draw, few_shot
 from .neighbours import nearest_neighbours
 from .probe import linear_probe
@@ -12,6 +12,7 @@ __all__ = [
     "VIEWS",
     "FewShot",
     "check_embeddings",
+    "check_features",
     "check_shots",
     "class_names",
     "classifiers",

@@ -73,7 +73,7 @@ def whole(data: Data, parts: Mapping[str, str] | None = None) -> Data:
         part_of_image = ["train"] * len(data.train) + ["held-out"] * len(data.val)
     if parts:
         part_of_image = [parts.get(file, "") for file in images.files]
-    images = replace(images, columns={PART: part_of_image} if any(part_of_image) else {})
+    images = replace(images, columns={PART: part_of_image} if any(part_of_image) else {}, further={})
     return Data(data.name, data.classes, None, images, data.channels, data.left_out, notes=data.notes)
 
 

@@ -1,6 +1,7 @@
 """Features of images: the input of the classifier, the linear layer that computes the logits."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -8,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vismoe.data import Batch, ImageSet
+from vismoe.data.box_transforms import LISTED
+from vismoe.detection import Detector
 from vismoe.inference import Predictor
 from vismoe.kernels import PackedLinear
 from vismoe.moe.record import unwrap
@@ -49,9 +52,12 @@ def features(
 
     **Returns:** (N, d) float32, in the order of `images`.
 
-    **Raises:** ValueError for unknown views, and for networks that do not return one vector per image.
+    **Raises:** ValueError for unknown views, and for networks that do not return one vector per image, as detectors.
     """
     _check_views(views)
+    check_features(model)
+    further = {name: value for name, value in images.further.items() if name not in LISTED}
+    images = replace(images, further=further)  # the numbers of boxes differ, so they cannot be stacked
     predictor = Predictor(unwrap(model), batch_size=batch_size, preprocessing=preparation)
 
     def forward(network: nn.Module, batch: Batch) -> Tensor:
@@ -63,6 +69,15 @@ def features(
         vectors.append(output.outputs)
         watch(sum(map(len, vectors)), len(images))
     return torch.cat(vectors).clone()  # not an inference tensor: a head may be trained on it
+
+
+def check_features(model: nn.Module) -> None:
+    """Raises ValueError for a detector, which has no features of whole images."""
+    if isinstance(unwrap(model), Detector):
+        raise ValueError(
+            "a detector has features of cells, not one vector per image: name a classifier, or the network that the "
+            "detector was made of (in Python its attribute trunk)"
+        )
 
 
 def classifiers(model: nn.Module) -> list[nn.Module]:

@@ -87,6 +87,8 @@ def check_shots(data: Data, shots: Sequence[int], protocol: Protocol = "validate
         raise ValueError(f"{data.name} has no training split: expected train/ and val/, or a folder without splits")
     if len(data.classes) < 2:
         raise ValueError(f"{data.name} has one class, {data.classes[0]}: few-shot accuracy needs at least two")
+    if data.has_boxes:
+        raise ValueError(f"{data.name} has boxes: few-shot accuracy needs images with one class each")
     if data.multi_label:
         raise ValueError(f"{data.name} has several classes per image: few-shot accuracy needs one")
     if not shots or min(shots) < 1:

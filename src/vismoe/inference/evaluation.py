@@ -16,7 +16,7 @@ from .predictor import Predictor, open_network
 def evaluate(
     model: nn.Module | str | Path,
     images: ImageSet | str | Path,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     mesh: Mesh | None = None,
     task: Task | None = None,
@@ -30,7 +30,7 @@ def evaluate(
       PRESET.TAG.
     - `images`: the images; or the name or path of a data set, whose validation split is used, or all its images if it
       has no splits.
-    - `batch_size`: number of images per forward pass; default 256.
+    - `batch_size`: number of images per forward pass; default None: 256, for detectors 16.
     - `workers`: number of processes that prepare images; default 0: this process.
     - `mesh`: processes that share the work; all of them must call this function. Default: this process alone.
     - `task`: the task to evaluate; default: the network's. For classification, one or several labels per image are as
@@ -47,7 +47,8 @@ def evaluate(
     if not len(images):
         raise ValueError("there are no images to evaluate on")
     mesh = Mesh() if mesh is None or mesh.size > len(images) else mesh
-    predictor = Predictor(model, task or task_for_set(model, images), batch_size=batch_size)
+    task = task or task_for_set(model, images)
+    predictor = Predictor(model, task, batch_size=task.largest_batch if batch_size is None else batch_size)
     predictor.task.check_model(predictor.model)
     scorer = predictor.task.scorer(images)
     load: dict[str, Tensor] = {}

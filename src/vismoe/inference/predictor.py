@@ -22,6 +22,8 @@ from vismoe.tasks import Prediction, Task, task_of
 from vismoe.vit import evaluating, optimize, reason_against
 from vismoe.weights import as_network, data_config, open_source, open_trained, parse_source
 
+BATCH_SIZE = 64
+"""Number of images per forward pass, unless the task allows fewer."""
 ImageInput = str | Path | Image.Image
 """An image file, a folder of image files, or an image."""
 Forward = Callable[[nn.Module, Batch], Any]
@@ -58,7 +60,7 @@ class Predictor:
       hf:ORG/NAME, PRESET.TAG.
     - `task`: the task; default: the one that the model was trained for.
     - `device`: device to run on; default: the model's current device.
-    - `batch_size`: number of images per forward pass; default 64.
+    - `batch_size`: number of images per forward pass; default None: 64, for detectors 16.
     - `preprocessing`: fields of timm's data configuration (input_size, mean, std, interpolation, crop_pct) that replace
       the model's; default: none.
     - `optimized`: whether the model becomes the form that `vismoe.optimize` makes, on a CPU with compiled kernels. Its
@@ -74,19 +76,19 @@ class Predictor:
         model: nn.Module | str | Path,
         task: Task | None = None,
         device: str | torch.device | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         preprocessing: Mapping[str, Any] | None = None,
         optimized: bool | None = None,
         dtype: str | torch.dtype = "float32",
     ):
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: it must be at least 1")
         self.model = as_network(model) if isinstance(model, nn.Module) else open_network(str(model))
         if device is not None:
             self.model.to(device)
         self._optimize(not isinstance(model, nn.Module) if optimized is None else optimized, dtype)
         self.task = task_of(self.model) if task is None else task
-        self.batch_size = batch_size
+        self.batch_size = min(BATCH_SIZE, self.task.largest_batch) if batch_size is None else batch_size
         config = data_config(self.model) | dict(preprocessing or {})
         self._transform = self.task.evaluation_transform(config)
         self._lock = threading.Lock()
@@ -210,17 +212,18 @@ def predict(
     model: nn.Module,
     images: ImageInput | Iterable[ImageInput],
     topk: int = 5,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     left_out: Callable[[Unreadable], None] | None = None,
 ) -> list[Prediction]:
-    """Predicts the classes of images. The prediction of an ensemble is the mean of its members' probabilities.
+    """Predicts the classes of images, or finds the objects in them. The prediction of an ensemble is the mean of its
+    members' probabilities.
 
     **Arguments:**
 
     - `model`: a trained network.
     - `images`: image files, folders of image files, or PIL images; one or several.
     - `topk`: number of classes in each prediction; default 5.
-    - `batch_size`: number of images per forward pass; default 64.
+    - `batch_size`: number of images per forward pass; default None: 64, for detectors 16.
     - `left_out`: called with each unreadable file in a folder; such a file has no prediction. Default: an unreadable
       file is an error.
 

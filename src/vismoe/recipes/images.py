@@ -8,6 +8,8 @@ def images() -> Recipe:
 
     Usage: vismoe train images --data FOLDER
 
+    A folder with boxes trains a detector, whose trunk is this network; small objects need a larger --image-size.
+
     Training starts from random weights. With few images a pretrained network is much better: vismoe finetune --data
     FOLDER --from timm:NAME.
     """

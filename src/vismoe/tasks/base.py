@@ -137,12 +137,17 @@ class Task(ABC):
     - `metric_title`: title of the primary metric in plots.
     - `training_metric`: name of the score of training batches in the log; default None: there is no score. If it equals
       `metric_title`, both curves are drawn in one plot.
+    - `unused_settings`: fields of a recipe that the task does not have, each with the value that stands for that.
+      Training uses these values, says so, and refuses others than a recipe's defaults. Default: none.
+    - `largest_batch`: number of images per forward pass, at most, if the caller names none; default 256.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
     metric_title: ClassVar[str]
     training_metric: ClassVar[str | None] = None
+    unused_settings: ClassVar[Mapping[str, Any]] = {}
+    largest_batch: ClassVar[int] = 256
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Accepts subclasses that override methods by their old names, for one version."""

@@ -148,6 +148,8 @@ class Labels(Task):
         return cls(label_names(model), named=known_names(model) is not None)
 
     def check(self, data: Data) -> None:
+        if data.has_boxes:
+            raise ValueError(f"task={self.name}: {data.name} has boxes; accepted are auto, object-detection")
         if len(data.classes) < 2:
             raise ValueError(f"{data.name} has one class, {data.classes[0]}: a classifier needs at least two")
         if data.multi_label != (self.probability == "sigmoid"):
@@ -197,6 +199,8 @@ class Labels(Task):
         """The probabilities (B, K) for logits (B, K)."""
 
     def scorer(self, images: ImageSet) -> "ScoreTable":
+        if "boxes" in images.further:
+            raise ValueError("the images have boxes: expected images with classes alone, or a detector")
         return ScoreTable(self, images)
 
     def predictions(self, outputs: Tensor, titles: Sequence[str], topk: int) -> list[Prediction]:
@@ -220,9 +224,14 @@ class Labels(Task):
         """Renumbers the labels to match the network's classes, by name. The data set may lack some of these classes. If
         the network has no class names, a data set with the same number of classes is returned unchanged.
 
-        **Raises:** ValueError if the data set has classes that the network lacks, or only one of the two has several
-        labels per image.
+        **Raises:** ValueError if the data set has boxes or classes that the network lacks, or only one of the two has
+        several labels per image.
         """
+        if data.has_boxes:
+            raise ValueError(
+                f"the model is a classifier, but {data.name} has boxes: name a folder without annotations of boxes, or "
+                "a detector (vismoe finetune trains one)"
+            )
         if not self.named and len(data.classes) == len(self.classes):
             return data
         multi_label = self.probability == "sigmoid"

@@ -158,6 +158,9 @@ def fit(
             _check_group_column(opened)
         task = task_for(recipe.task, opened, recipe.to_json())
         task.check(opened)
+        recipe, changes = recipe.without(task.unused_settings, task.name)
+        if changes and mesh.is_main:
+            _warn(f"note: {changes}")
         extra_eval = _check_extra_eval(extra_eval or {}, task)
         check_batch_size(recipe.batch_size, mesh.size)
         state = begin((build(recipe, opened, task) if network is None else network()).to(device), recipe)
@@ -473,14 +476,18 @@ class AverageBalance:
             if place == 0 and len(batches) * _bytes_of(batch) > free_memory(torch.device("cpu")) / 4:
                 kept = None
             if kept is not None:  # tensors of data workers are copied: their shared memory is scarce
-                kept.append({name: value.clone() if _is_shared(value) else value for name, value in batch.items()})
+                kept.append({name: _unshared(value) for name, value in batch.items()})
             yield batch
         self._kept = kept
 
 
 def _bytes_of(batch: Batch) -> int:
-    return sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
+    values = [value for given in batch.values() for value in (given if isinstance(given, list) else [given])]
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
-def _is_shared(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_shared()
+def _unshared(value: Any) -> Any:
+    """A value of a batch, with copies of tensors, and of those in lists, that are in shared memory."""
+    if isinstance(value, list):
+        return [_unshared(each) for each in value]
+    return value.clone() if isinstance(value, Tensor) and value.is_shared() else value

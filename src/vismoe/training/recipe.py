@@ -1,8 +1,8 @@
 """The recipe: everything that defines a training run."""
 
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 Optimizer = Literal["adamw", "sgd", "momentum"]
@@ -89,9 +89,10 @@ class Recipe:
     block."""
     data: str = "digits"
     """Data set: digits, fashion-mnist, or a folder that has a folder of images for each class, or images and a
-    metadata.csv with the columns file_name and label."""
+    metadata.csv with the columns file_name and label, or images with boxes (COCO, Pascal VOC, YOLO)."""
     task: str = "auto"
-    """Name of the task; auto: classification, with one or several labels per image as in the data set."""
+    """Name of the task; auto: detection if the data set has boxes, otherwise classification with one or several labels
+    per image, as in the data set."""
     max_unreadable: float = 0.1
     """Largest fraction of unreadable image files, 0 to 1. They are left out; if there are more, training does not
     start."""
@@ -146,19 +147,20 @@ class Recipe:
     """Loss. auto: softmax cross-entropy, or, with several labels per image, binary cross-entropy averaged over classes;
     sigmoid: binary cross-entropy summed over classes."""
     label_smoothing: float = 0.05
-    """Label smoothing: fraction of the target that is spread evenly over all classes, at least 0 and below 1."""
+    """Label smoothing: fraction of the target that is spread evenly over all classes, at least 0 and below 1; 0 with
+    boxes."""
     class_weights: float = 0.0
     """Class weights in the loss: (mean class size ÷ class size) to the power of this value; 0: equal weights."""
     clip_norm: float = 1.0
     """Gradient clipping: largest norm of the gradient; 0: no clipping."""
     degrees: float = 10.0
-    """Augmentation: largest rotation in degrees, in either direction."""
+    """Augmentation: largest rotation in degrees, in either direction; 0 with boxes."""
     translate: float = 0.08
     """Augmentation: largest shift, as a fraction of the image size."""
     scale: float = 0.1
     """Augmentation: random scale factor within 1 ± this."""
     shear: float = 5.0
-    """Augmentation: largest shear in degrees, in either direction."""
+    """Augmentation: largest shear in degrees, in either direction; 0 with boxes."""
     flip: float = 0.0
     """Augmentation: probability of a horizontal flip."""
     crop: float = 1.0
@@ -284,6 +286,28 @@ class Recipe:
         named = {name: getattr(self, name) for name in names}
         named |= {"drop_path_rate": self.drop_path or None, "img_size": self.image_size}
         return {name: value for name, value in named.items() if value not in (None, "preset")}
+
+    def without(self, unused: Mapping[str, Any], task: str) -> tuple["Recipe", str]:
+        """The recipe for a task that does not have some fields.
+
+        **Arguments:**
+
+        - `unused`: these fields, each with the value that it gets.
+        - `task`: the name of the task in messages.
+
+        **Returns:** the recipe, and what has changed, as text; "" if nothing has.
+
+        **Raises:** ValueError if such a field has another value than this one or the default.
+        """
+        defaults = {known.name: known.default for known in fields(self)}
+        changes = []
+        for name, value in unused.items():
+            if (given := getattr(self, name)) not in (value, defaults[name]):
+                raise ValueError(f"{name}={given}: the task {task} does not have it; set it to {value}")
+            if given != value:
+                changes.append(f"{name}={value} instead of {given}")
+        text = f"{', '.join(changes)}, because the task {task} does not have {'them' if changes[1:] else 'it'}"
+        return replace(self, **unused), text if changes else ""
 
     @property
     def augmentation(self) -> dict[str, float]:

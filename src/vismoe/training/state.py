@@ -1,5 +1,6 @@
 """The training state: everything that changes during training."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,12 +62,14 @@ class State:
 
         **Arguments:**
 
-        - `score`: validation score; larger is better.
+        - `score`: validation score; larger is better. NaN, an undefined score, is never the best.
         - `loss`: validation loss, which decides between equal scores; None: there is none, and the earlier step is
           kept.
 
         **Returns:** whether this step is the best so far.
         """
+        if math.isnan(score):
+            return False
         if score > self.best_score:
             self.best_score_step = self.step
         elif score < self.best_score or loss is None or self.best_loss is None or not loss < self.best_loss:

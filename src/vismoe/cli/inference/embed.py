@@ -7,7 +7,16 @@ import tyro
 
 from vismoe.adapt import split_of_files
 from vismoe.data import Data, check_images, open_data
-from vismoe.features import check_embeddings, class_names, features, file_names, open_images, whole, write_embeddings
+from vismoe.features import (
+    check_embeddings,
+    check_features,
+    class_names,
+    features,
+    file_names,
+    open_images,
+    whole,
+    write_embeddings,
+)
 from vismoe.parallel import resolve_device
 
 from ..shared.data import own_run
@@ -57,6 +66,7 @@ def embed(
     check_at_least(0, workers=workers)
     check_embeddings(out, format)
     network = open_resized(model, image_size).to(resolve_device(device))
+    check_features(network)  # before images are decoded
     opened = check_images(open_images(images) if data is None else _whole(model, data), 1.0, workers)
     note_set(opened, network, data is not None and own_run(model, data) is not None)
     with ImageProgress("features") as progress:

@@ -48,7 +48,7 @@ def evaluate_model(
     json: bool = False,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
 ) -> None:
     """Evaluate a model on a data set: print its metrics, also by class, and the load of the experts.
@@ -68,10 +68,10 @@ def evaluate_model(
         json: Print one JSON object; rates are between 0 and 1, null if they are undefined.
         device: Device: auto, cpu, cuda or mps.
         dtype: Data type of the computation; bfloat16 uses autocast.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; default: 256, for detectors 16.
         workers: Number of data loading worker processes; 0: the main process.
     """
-    check_at_least(1, batch_size=batch_size)
+    check_at_least(1, batch_size=1 if batch_size is None else batch_size)
     check_at_least(0, workers=workers)
     run = own_run(model, data)
     data = data or (run.recipe.data if run is not None else "")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vismoe.data import check_images
-from vismoe.features import check_shots, few_shot
+from vismoe.features import check_features, check_shots, few_shot
 from vismoe.parallel import resolve_device
 from vismoe.training import Run
 
@@ -66,6 +66,7 @@ def fewshot(
     run, run_of_set = Run.of(model), own_run(model, data)
     data = data or (run_of_set.recipe.data if run_of_set is not None else "")
     network = open_resized(model, image_size).to(resolve_device(device))
+    check_features(network)  # before images are decoded
     opened = open_set(model, data, 0 if run is None else run.recipe.split_seed, workers=workers)
     opened = check_images(opened, max_unreadable, workers)
     note_set(opened, network, run_of_set is not None)

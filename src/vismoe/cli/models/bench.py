@@ -72,11 +72,12 @@ def bench(
     networks: dict[str, nn.Module] = {}
     for name in _with_twins(models) if twins else dict.fromkeys(models):
         network = _open(name, image_size)
+        _, height, width = data_config(network)["input_size"]
         counted = cost(network, data_config(network)["input_size"])
         row = {
             "model": name,
             "form": "as it is",
-            "image_size": data_config(network)["input_size"][1],
+            "image_size": height if height == width else f"{height} × {width}",
             "parameters": counted.parameters,
             "active_parameters": counted.active_parameters,
             "macs": counted.multiplications,

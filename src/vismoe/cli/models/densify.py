@@ -1,16 +1,14 @@
 """vismoe densify"""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from torch import Tensor, nn
 
 from vismoe import densify, save
-from vismoe.data import Data, check_images, evaluation_batches, evaluation_transform
-from vismoe.inference import evaluate
-from vismoe.tasks import task_of
+from vismoe.data import check_images, evaluation_batches
+from vismoe.inference import Predictor, evaluate
+from vismoe.tasks import Evaluation, task_of
 from vismoe.vit import check_reducible, cost, measure_usage, reduce_experts
 from vismoe.weights import data_config
 
@@ -28,12 +26,12 @@ def densify_model(
     num_experts: int = 0,
     how: Literal["merge", "expert"] = "merge",
     images: int = 512,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     max_unreadable: float = 0.1,
 ) -> None:
     """Turn a sparse model into a dense one, or into one with fewer experts, for the images of a data set.
 
-    The use of the experts is measured on the training split (without one, on all images). Loss and score before and
+    The use of the experts is measured on the training split (without one, on all images). The metrics before and
     after are printed for the validation split; for a run of finetune, for the test split.
 
     Example: vismoe densify runs/digits dense --data digits
@@ -48,10 +46,10 @@ def densify_model(
             expert: keep the most used experts unchanged, and drop the others.
             Low-rank experts (finetune --sparse) can be merged into a dense model, but not into fewer experts.
         images: Largest number of images on which the use of the experts is measured.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; default: 64, for detectors 16.
         max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
     """
-    check_at_least(1, images=images, batch_size=batch_size)
+    check_at_least(1, images=images, batch_size=1 if batch_size is None else batch_size)
     check_at_least(0, num_experts=num_experts)
     refuse_existing(destination)
     network = open_model(model)
@@ -59,25 +57,29 @@ def densify_model(
     task = task_of(network)
     opened = check_images(task.align_classes(open_set(model, data, task=task)), max_unreadable)
     note_set(opened, network, own_run(model, data) is not None)
-    for path, usage in measure_usage(network, _pixels(network, opened, images, batch_size)).items():
+    predictor = Predictor(network, task, batch_size=batch_size, optimized=False)
+    split = opened.train_and_val[0]
+    chosen = split.subset(range(0, len(split), max(1, -(-len(split) // images))))
+    batches = evaluation_batches(chosen, predictor.prepare, predictor.batch_size, collate=task.collate)
+    for path, usage in measure_usage(network, batches, task.forward).items():
         print(f"{path}: fraction of the tokens per expert {' '.join(f'{share:.3f}' for share in usage.share.tolist())}")
-    batches = _pixels(network, opened, images, batch_size)
-    small = reduce_experts(network, num_experts, batches, how) if num_experts else densify(network, batches, how)
+    if num_experts:
+        small = reduce_experts(network, num_experts, batches, how, forward=task.forward)
+    else:
+        small = densify(network, batches, how, forward=task.forward)
     lines = []
     for title, candidate in (("before", network), ("after", small)):
-        evaluation, size = evaluate(candidate, opened.val, batch_size), data_config(candidate)["input_size"]
-        name, score = next(iter(evaluation.metrics.items()))
-        figures = f"{name.replace('_', ' ')} {score:.4f}, loss {evaluation.metrics['loss']:.4f}"
-        lines.append(f"{title}: {figures} on {len(opened.val)} images, {cost(candidate, size).parameters:,} parameters")
+        evaluation = evaluate(candidate, opened.val, predictor.batch_size)
+        parameters = cost(candidate, data_config(candidate)["input_size"]).parameters
+        lines.append(f"{title}: {_figures(evaluation)} on {len(opened.val)} images, {parameters:,} parameters")
     save(small, destination)
     print(*lines, f"written: {destination}", sep="\n")
 
 
-def _pixels(model: nn.Module, data: Data, images: int, batch_size: int) -> Iterator[Tensor]:
-    split = data.train_and_val[0]
-    chosen = split.subset(range(0, len(split), max(1, -(-len(split) // images))))
-    for batch in evaluation_batches(chosen, evaluation_transform(data_config(model)), batch_size):
-        yield batch["image"]
+def _figures(evaluation: Evaluation) -> str:
+    """The primary metric, and the loss of a task that has one."""
+    names = [next(iter(evaluation.metrics)), *(["loss"] if "loss" in evaluation.metrics else [])]
+    return ", ".join(f"{name.replace('_', ' ')} {evaluation.metrics[name]:.4f}" for name in names)
 
 
 def main(arguments: list[str]) -> None:

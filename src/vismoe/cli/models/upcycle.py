@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
+from torch.utils._pytree import tree_leaves
 
 from vismoe import save, upcycle
 from vismoe.vit import cost
@@ -62,7 +63,8 @@ def upcycle_model(
     size = data_config(parent)["input_size"]
     images = torch.randn(IMAGES, *size, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
-        difference = (model(images) - parent(images)).abs().max().item()
+        pairs = zip(tree_leaves(model(images)), tree_leaves(parent(images)), strict=True)
+        difference = max((one - other).abs().max().item() for one, other in pairs if isinstance(one, torch.Tensor))
     lines = [
         f"{title}: {figure.parameters:,} parameters, {figure.active_parameters:,} active per token, "
         f"{figure.multiplications:,} MACs per image"

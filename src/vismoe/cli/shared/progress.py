@@ -17,7 +17,7 @@ QUIET = 10.0
 
 
 class TrainingProgress:
-    """A context that shows each status of `fit`: step, loss, accuracy, images/s, time left, load of each expert."""
+    """A context that shows each status of `fit`: step, loss, scores, images/s, time left, load of each expert."""
 
     def __init__(self, title: str, console: Console | None = None):
         self.console = console or Console()
@@ -109,7 +109,9 @@ def _line(status: Status) -> str:
 def _score(status: Status) -> str:
     """The score of the last evaluation, with its step if that is not the step of the status."""
     of_step = "" if status.score_step in (None, status.step) else f" (of step {status.score_step})"
-    return "–" if status.score is None else f"{status.score:.4f}{of_step}"
+    if status.score is None:
+        return "–"
+    return f"{'undefined' if math.isnan(status.score) else f'{status.score:.4f}'}{of_step}"
 
 
 def _load(status: Status) -> str:
@@ -123,7 +125,7 @@ def _load(status: Status) -> str:
 
 
 def _place(layer: str) -> str:
-    return layer.removesuffix(".mlp").replace("blocks.", "block ")
+    return layer.removeprefix("trunk.").removesuffix(".mlp").replace("blocks.", "block ")
 
 
 def _figures(status: Status) -> Table:

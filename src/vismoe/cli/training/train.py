@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> None:
         if run.writes:
             name, score = next(iter(run.summary.items()))
             test = run.summary.get("test")
-            tested = "" if test is None else f"; test split, {test['images']:,} images: {test[name]:.4f}"
-            print(f"validation: {name.replace('_', ' ')} {score:.4f}{tested}; everything is in {run.path}")
+            tested = "" if test is None else f"; test split, {test['images']:,} images: {_rounded(test[name])}"
+            print(f"validation: {name.replace('_', ' ')} {_rounded(score)}{tested}; everything is in {run.path}")
             images = run.data["training_images"]
             remedy = f"use --steps {run.recipe.enough_steps(images)} or more"
             warn_of_weakness(run.summary["weakness"], run.recipe.shortage(images), remedy)
@@ -58,6 +58,10 @@ def main(arguments: list[str]) -> None:
     tyro.cli(
         command, args=rest, prog=f"vismoe train {name}", description=f"{getdoc(RECIPES[name])}\n\n{_example(name)}"
     )
+
+
+def _rounded(score: float | None) -> str:
+    return "undefined" if score is None else f"{score:.4f}"
 
 
 def _example(name: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,16 @@ class Detection(Task):
 
     name = "object-detection"
     metric, metric_title = "map", "mAP"
+    unused_settings: ClassVar[Mapping[str, Any]] = {
+        "degrees": 0.0,  # boxes would no longer be tight around their objects
+        "shear": 0.0,
+        "label_smoothing": 0.0,
+        "class_weights": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "loss": "auto",
+    }
+    largest_batch = 16  # larger ones are not faster, and need 10 to 20 MB for each image
     collate = staticmethod(collate_boxes)
 
     def __init__(self, classes: Sequence[str]):
@@ -122,6 +132,8 @@ class Detection(Task):
         return detection_loss(outputs, wanted)
 
     def scorer(self, images: ImageSet) -> BoxScorer:
+        if "boxes" not in images.further:
+            raise ValueError("the images have no boxes: expected a data set with boxes, or a classifier")
         return BoxScorer(self.classes, images)
 
     def predictions(self, outputs: list[Detections], titles: Sequence[str], topk: int) -> list[Prediction]:

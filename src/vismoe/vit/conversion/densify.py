@@ -1,6 +1,6 @@
 """Measures which experts a data set uses, and makes a model with fewer experts, or none, from it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -30,13 +30,16 @@ class Usage:
 
 
 @torch.no_grad()
-def measure_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usage]:
+def measure_usage(
+    model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any] | None = None
+) -> dict[str, Usage]:
     """Runs a model on batches, in evaluation mode, and measures how much each expert of each layer is used.
 
     **Arguments:**
 
     - `model`: a network; it is not changed.
-    - `batches`: model inputs, (B, C, H, W) each.
+    - `batches`: model inputs, (B, C, H, W) each, or what `forward` takes.
+    - `forward`: (model, batch) -> anything, runs the network; default: `model(batch)`.
 
     **Returns:** the usage of each sparse layer, by its name.
 
@@ -48,7 +51,7 @@ def measure_usage(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Usag
     with evaluating(model):
         for batch in batches:
             with record(model) as routing:
-                model(batch)
+                model(batch) if forward is None else forward(model, batch)
             for name, calls in routing.layers.items():
                 for call in calls:
                     plan = call.plan
@@ -69,7 +72,13 @@ def _sums_of_weights(plan: SparsePlan) -> Float[Tensor, " E"]:
     return plan.weight.new_zeros(len(plan.count)).index_add(0, expert, plan.weight[:live]).double()
 
 
-def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inplace: bool = False) -> nn.Module:
+def densify(
+    model: nn.Module,
+    batches: Iterable[Any],
+    how: How = "merge",
+    inplace: bool = False,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> nn.Module:
     """Makes a dense model: each sparse layer becomes an MLP of the class and the size that the layer replaced.
 
     The accuracy usually changes: evaluate the result. The command `vismoe densify` does so.
@@ -77,19 +86,20 @@ def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inp
     **Arguments:**
 
     - `model`: an upcycled or sparse network, but not an ensemble.
-    - `batches`: model inputs, (B, C, H, W) each, on which the use of the experts is measured.
+    - `batches`: model inputs, (B, C, H, W) each, or what `forward` takes, on which the use of the experts is measured.
     - `how`: the weights of the MLP; default "merge".
         - "merge": the mean of all experts' weights, weighted by how much each is used.
         - "expert": those of the most used expert. If an expert is a part of an MLP (`split` of `upcycle`), as many
           experts as form a whole MLP.
     - `inplace`: whether `model` itself is changed; default False: a copy.
+    - `forward`: (model, batch) -> anything, runs the network; default: `model(batch)`.
 
     **Returns:** the dense model.
 
     **Raises:** ValueError if there is no sparse layer or no batch, for layers with a shared expert, and for ensembles.
     """
     check_reducible(model, 0, how)
-    usage = measure_usage(model, batches)
+    usage = measure_usage(model, batches, forward)
     model = model if inplace else copy_of(model)
     for path, layer in sparse_layers(model).items():
         restore_mlp(model, path, _one_mlp(layer, usage[path], how))
@@ -98,7 +108,12 @@ def densify(model: nn.Module, batches: Iterable[Tensor], how: How = "merge", inp
 
 
 def reduce_experts(
-    model: nn.Module, num_experts: int, batches: Iterable[Tensor], how: How = "merge", inplace: bool = False
+    model: nn.Module,
+    num_experts: int,
+    batches: Iterable[Any],
+    how: How = "merge",
+    inplace: bool = False,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
 ) -> nn.Module:
     """Makes a sparse model with fewer experts: each layer keeps those that are used most on `batches`.
 
@@ -106,12 +121,13 @@ def reduce_experts(
 
     - `model`: an upcycled or sparse network, but not an ensemble.
     - `num_experts`: number of experts to keep in each layer, at least k.
-    - `batches`: model inputs, (B, C, H, W) each, on which the use of the experts is measured.
+    - `batches`: model inputs, (B, C, H, W) each, or what `forward` takes, on which the use of the experts is measured.
     - `how`: what happens to the other experts; default "merge".
         - "merge": each is merged, weighted by its use, into the kept expert with the most similar router row (Li et
           al. 2023, *Merge, Then Compress*).
         - "expert": they are removed.
     - `inplace`: whether `model` itself is changed; default False: a copy.
+    - `forward`: (model, batch) -> anything, runs the network; default: `model(batch)`.
 
     **Returns:** the smaller model.
 
@@ -119,7 +135,7 @@ def reduce_experts(
     layer has, and for merging experts that are low-rank or parts of MLPs.
     """
     check_reducible(model, num_experts, how)
-    usage = measure_usage(model, batches)
+    usage = measure_usage(model, batches, forward)
     model = model if inplace else copy_of(model)
     for path, layer in sparse_layers(model).items():
         kept = usage[path].share.argsort(descending=True, stable=True)[:num_experts].sort().values
