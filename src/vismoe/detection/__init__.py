@@ -1,6 +1,6 @@
 """Detection: networks that find objects, their loss, and the decoding of their outputs into boxes."""
 
-from .decode import decode
+from .decode import PaddedDetections, decode, decode_padded
 from .detections import Detections
 from .detector import DETECTOR, Detector, make_detector
 from .head import CentreHead, Outputs
@@ -14,8 +14,10 @@ __all__ = [
     "Detector",
     "Neck",
     "Outputs",
+    "PaddedDetections",
     "Targets",
     "decode",
+    "decode_padded",
     "detection_loss",
     "make_detector",
     "targets",

@@ -22,7 +22,8 @@ def export(
     batch_size: int = 1,
     json: bool = False,
 ) -> None:
-    """Write a model to an ONNX file. Its outputs are compared with the model's before the file is written.
+    """Write a classifier or a detector to an ONNX file. Its outputs are compared with the model's before the file is
+    written.
 
     Example: vismoe export runs/demo digits.onnx --dynamic-batch
 
@@ -39,12 +40,21 @@ def export(
 
 
 def _report(exported: OnnxExport) -> str:
-    ties = exported.left_out
-    left_out = f" ({ties} more left out: a router's choice between two experts was too close to call)" if ties else ""
-    return (
-        f"{exported.path}: {exported.size / 1e6:,.1f} MB; in ONNX Runtime its logits differ from the model's by at "
-        f"most {exported.difference:.1e} on {exported.images} random images{left_out}"
-    )
+    compared = f"{exported.images} random images"
+    if exported.objects is None:
+        result = (
+            f"in ONNX Runtime its logits differ from the model's by at most {exported.difference:.1e} on {compared}"
+        )
+    elif exported.objects:
+        result = (
+            f"in ONNX Runtime it finds the model's {exported.objects:,} objects in {compared}; scores differ by at "
+            f"most {exported.difference:.1e}, boxes by {exported.box_difference:.1e} pixels"
+        )
+    else:
+        result = f"in ONNX Runtime it finds nothing in {compared}, as the model: boxes and scores were not compared"
+    ties = "; ".join(f"{number}: {decision}" for decision, number in exported.close_calls.items())
+    left_out = f" ({exported.left_out} more left out, a decision was too close to call: {ties})" if ties else ""
+    return f"{exported.path}: {exported.size / 1e6:,.1f} MB; {result}{left_out}"
 
 
 def main(arguments: list[str]) -> None:

@@ -97,7 +97,7 @@ class Detection(Task):
         outputs = network(batch["image"], mask, *kept)
         if network.training:
             return cast(Outputs, outputs)
-        found = decode(outputs) if isinstance(outputs, Outputs) else outputs
+        found = decode(outputs) if isinstance(outputs, tuple) else outputs
         return [
             in_original(each, size, scale)
             for each, size, scale in zip(found, batch["size"], batch["scale"], strict=True)
