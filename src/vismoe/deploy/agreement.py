@@ -1,5 +1,6 @@
 """Compares the logits of an exported graph with those of its network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -67,6 +68,11 @@ def compare(
         f"in each of {left_out} random images some router's choice between two experts is closer than {TIE}, so the "
         "exported network cannot be compared: export a network with trained routers"
     )
+
+
+def named_calls(close_calls: Mapping[str, int]) -> str:
+    """Decisions with their numbers of images, as text."""
+    return ", ".join(f"{decision} (in {number})" for decision, number in close_calls.items())
 
 
 def batches(batch_size: int | None) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from vismoe.detection.decode import (
 from vismoe.moe import record
 from vismoe.weights.exported.description import DETECTOR
 
-from .agreement import DRAWS, EXPERTS, TIE, Agreement, batches, clear_choices
+from .agreement import DRAWS, EXPERTS, TIE, Agreement, batches, clear_choices, named_calls
 
 BOX_TOLERANCE = 1e-3
 """The largest accepted difference of a box, in pixels of the input; of a box with a side of more than 100 pixels, for
@@ -92,16 +92,11 @@ def compare_boxes(
             break
     if not images:
         raise ValueError(
-            f"in each of {close.total()} random images a decision is too close to call ({named(close)}), so the "
+            f"in each of {close.total()} random images a decision is too close to call ({named_calls(close)}), so the "
             "exported network cannot be compared: export a trained network"
         )
     scores, boxes = (max(column) for column in zip(*differences, strict=True))
     return BoxAgreement(scores, images, close.total(), dict(close), boxes, objects)
-
-
-def named(close_calls: dict[str, int]) -> str:
-    """Decisions with their numbers of images, as text."""
-    return "; ".join(f"{number} × {decision}" for decision, number in close_calls.items())
 
 
 def random_images(

@@ -25,7 +25,7 @@ from vismoe.vit import evaluating, using_backend
 from vismoe.weights.exported.description import KEY, Description, describe_model
 from vismoe.weights.exported.onnx_model import OnnxModel, open_session
 
-from .agreement import TOLERANCE, Agreement, compare
+from .agreement import TOLERANCE, Agreement, compare, named_calls
 from .box_agreement import BOX_TOLERANCE, BoxAgreement, compare_boxes
 from .graphs import LogitsOnly, ObjectsOnly
 from .product import ONNX_OPERATORS
@@ -59,6 +59,23 @@ class OnnxExport:
     close_calls: dict[str, int] = field(default_factory=dict)
     box_difference: float | None = None
     objects: int | None = None
+
+    @property
+    def summary(self) -> str:
+        """The file and the comparison, as text."""
+        images, start = f"{self.images} random images", f"{self.path}: {self.size / 1e6:,.1f} MB; in ONNX Runtime"
+        if self.objects is None:
+            result = f"its logits differ from the model's by at most {self.difference:.1e} on {images}"
+        elif self.objects:
+            result = (
+                f"it finds the model's {self.objects:,} objects in {images}; scores differ by at most "
+                f"{self.difference:.1e}, boxes by {self.box_difference:.1e} pixels"
+            )
+        else:
+            result = f"it finds nothing in {images}, like the model: boxes and scores could not be compared"
+        if self.left_out:
+            result += f"; {self.left_out} more left out, too close to call: {named_calls(self.close_calls)}"
+        return f"{start} {result}"
 
 
 def export_onnx(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vismoe.deploy import OnnxExport, export_onnx
+from vismoe.deploy import export_onnx
 
 from ..shared.model import open_model
 from ..shared.notes import note_step
@@ -36,25 +36,7 @@ def export(
         json: Print the result as one JSON object.
     """
     exported = export_onnx(open_model(model, exported=True), dst, dynamic_batch, batch_size, log=note_step)
-    print(json_format.dumps(asdict(exported) | {"path": str(exported.path)}) if json else _report(exported))
-
-
-def _report(exported: OnnxExport) -> str:
-    compared = f"{exported.images} random images"
-    if exported.objects is None:
-        result = (
-            f"in ONNX Runtime its logits differ from the model's by at most {exported.difference:.1e} on {compared}"
-        )
-    elif exported.objects:
-        result = (
-            f"in ONNX Runtime it finds the model's {exported.objects:,} objects in {compared}; scores differ by at "
-            f"most {exported.difference:.1e}, boxes by {exported.box_difference:.1e} pixels"
-        )
-    else:
-        result = f"in ONNX Runtime it finds nothing in {compared}, as the model: boxes and scores were not compared"
-    ties = "; ".join(f"{number}: {decision}" for decision, number in exported.close_calls.items())
-    left_out = f" ({exported.left_out} more left out, a decision was too close to call: {ties})" if ties else ""
-    return f"{exported.path}: {exported.size / 1e6:,.1f} MB; {result}{left_out}"
+    print(json_format.dumps(asdict(exported) | {"path": str(exported.path)}) if json else exported.summary)
 
 
 def main(arguments: list[str]) -> None:
