@@ -22,6 +22,8 @@ from vismoe.detection import Outputs, decode, decode_padded, make_detector
 from vismoe.moe import MoE, loop
 from vismoe.weights.exported.onnx_model import OnnxModel
 
+from .test_docs_lines import lines
+
 SIZE = (48, 80)
 NAMES = ["red", "green", "blue"]
 
@@ -178,6 +180,23 @@ def test_commands(folder, exported, images, capsys):
         for one, other in zip(ours["boxes"], theirs["boxes"], strict=True):
             assert other["score"] == pytest.approx(one["score"], abs=1e-5)
             assert other["box"] == pytest.approx(one["box"], abs=1e-2)
+
+
+def test_the_lines_of_the_page_find_what_predict_finds(exported, images, capsys):
+    """The lines of docs/export.md that need no vismoe, for images of other shapes than the input."""
+    for image in images.glob("*.png"):
+        found: dict = {}
+        exec(lines("cells.onnx").replace("cells.onnx", str(exported)).replace("photo.jpg", str(image)), found)
+        (expected,) = vismoe.Predictor(exported).predict(image)
+        ours = [
+            (found["about"]["label_names"][label], score)
+            for label, score in zip(found["labels"], found["scores"], strict=True)
+        ]
+        assert ours[:10] == [(each.name, pytest.approx(each.score, abs=1e-5)) for each in expected.boxes[:10]]
+        for box, each in zip(found["boxes"], expected.boxes[:10], strict=False):
+            assert box.tolist() == pytest.approx(each.box, abs=1e-2)
+        printed = capsys.readouterr().out.splitlines()
+        assert sum(line.split()[0] in NAMES for line in printed) == len(expected.above(0.3).boxes)
 
 
 def test_fixed_batch(exported, tmp_path):
@@ -360,9 +379,11 @@ OTHERS = {
         depth=1, moe={"moe_layers": [0], "num_experts": 3, "experts_per_token": 2, "combine": "renormalized"}
     ),
     "image router": lambda: detector(depth=1, moe={"moe_layers": [0], "num_experts": 3, "router": "image"}),
-    "upcycled": lambda: vismoe.upcycle(detector("vmoe_pico_patch4_28_dense", depth=2), num_experts=2).eval(),
+    "upcycled": lambda: vismoe.upcycle(
+        detector("vmoe_pico_patch4_28_dense", depth=2), num_experts=2, moe_layers=[1]
+    ).eval(),
     "upcycled timm": lambda: vismoe.upcycle(
-        detector("vit_tiny_patch16_224", depth=2, embed_dim=48, num_heads=3, img_size=32), num_experts=2
+        detector("vit_tiny_patch16_224", depth=2, embed_dim=48, num_heads=3, img_size=32), num_experts=2, moe_layers=[1]
     ).eval(),
     "rotary": lambda: detector("eva02_tiny_patch14_224", depth=2, img_size=28, patch_size=8),
     "convolutional network": lambda: detector("resnet18"),

@@ -16,11 +16,10 @@ from onnx_ir.passes.common import (
 from onnxscript.optimizer import fold_constants
 from torch import nn
 
-from vismoe.detection import Detector
+from vismoe.detection import PROBLEM_TYPE, Detector
 from vismoe.files import whole_file
 from vismoe.moe import MoE, TopKRouter
 from vismoe.moe.record import unwrap
-from vismoe.tasks import Detection, label_names
 from vismoe.vit import evaluating, using_backend
 from vismoe.weights.exported.description import KEY, Description, describe_model
 from vismoe.weights.exported.onnx_model import OnnxModel, open_session
@@ -123,8 +122,8 @@ def export_onnx(
     description, batch = describe_model(model, preprocessing), None if dynamic_batch else batch_size
     network: LogitsOnly | ObjectsOnly = LogitsOnly(model)
     if isinstance(model, Detector):
-        names = description.label_names or list(label_names(model))
-        description, network = replace(description, label_names=names, problem_type=Detection.name), ObjectsOnly(model)
+        names = description.label_names or [str(number) for number in range(model.num_classes)]
+        description, network = replace(description, label_names=names, problem_type=PROBLEM_TYPE), ObjectsOnly(model)
     input_size = tuple(description.preprocessing["input_size"])
     with evaluating(network):
         log("exporting the model")
