@@ -30,7 +30,7 @@ from .outcome import result_lines, write_outcome
 from .rules import SCRATCH, Work, choose_recipe, choose_size
 
 KEPT = "kept"
-"""Folder of a run with the tokens of frozen blocks, until it is finished."""
+"""Folder beside the initial model with the tokens of frozen blocks, until the run is finished."""
 VIEWS = 4
 """Max number of augmented views of each training image whose tokens are kept."""
 ON_CPU: Trained = "last-two"
@@ -149,7 +149,7 @@ class DetectorAdaptation(Adaptation):
             f"the first {block} blocks are not trained: they run once, for {views} augmented views of each image, and "
             "their tokens are kept"
         )
-        folder = self.path / KEPT
+        folder = self.path / INITIAL / KEPT
         dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
 
         def keep() -> Data:
@@ -168,7 +168,7 @@ class DetectorAdaptation(Adaptation):
         report = write_outcome(run, network, self.splits, origin, self.workers)
         report |= {"trained": self.part, "minutes": round((time.monotonic() - self.started) / 60, 2)}
         run.write(REPORT, report)
-        for name in (CHECKPOINTS, INITIAL, KEPT):  # large, and a finished run does not need them
+        for name in (CHECKPOINTS, INITIAL):  # large, and a finished run does not need them
             shutil.rmtree(self.path / name, ignore_errors=True)
         return report
 
