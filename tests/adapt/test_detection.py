@@ -159,7 +159,7 @@ def test_a_set_of_one_class_is_enough(tmp_path):
 
 
 def test_options_that_do_not_fit(scenes, tmp_path, parent):
-    with pytest.raises(ValueError, match="num_experts=4: .* is sparse already"):
+    with pytest.raises(ValueError, match=r"num_experts=4: .* is sparse already"):
         finetune(options(scenes, source="vmoe_pico_patch4_28_every2_e8", num_experts=4), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert adaptation.ON_CPU == "last-two"
