@@ -12,7 +12,7 @@ import torch
 import vismoe
 from tests.detection.scenes import write_scenes
 from vismoe.adapt import Options, finetune
-from vismoe.adapt.detection import adaptation, rules
+from vismoe.adapt.detection import rules
 from vismoe.adapt.detection.kept import keep_tokens
 from vismoe.data import open_data
 from vismoe.detection import Detector, make_detector
@@ -158,8 +158,10 @@ def test_a_set_of_one_class_is_enough(tmp_path):
     assert vismoe.load(tmp_path / "run").num_classes == 1
 
 
-def test_options_that_do_not_fit(scenes, tmp_path, parent):
+def test_options_that_do_not_fit(scenes, tmp_path):
     with pytest.raises(ValueError, match=r"num_experts=4: .* is sparse already"):
         finetune(options(scenes, source="vmoe_pico_patch4_28_every2_e8", num_experts=4), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert adaptation.ON_CPU == "last-two"
+    with pytest.raises(ValueError, match=r"class_weights=0\.5: a detector has none"):
+        finetune(options(scenes, class_weights=0.5), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -54,7 +54,12 @@ class DetectorAdaptation(Adaptation):
         return Detection(self.splits.fitting.classes)
 
     def build(self) -> None:
-        """Makes the initial network."""
+        """Makes the initial network.
+
+        **Raises:** ValueError for options that a detector does not have.
+        """
+        if self.options.class_weights:
+            raise ValueError(f"class_weights={self.options.class_weights}: a detector has none; leave them out")
         built: list[Any] = []
         self.mesh.run_on_main(lambda: built.append(self._initial_model()))
         self.network = built[0] if built else self._initial_model()  # the others load what main wrote
