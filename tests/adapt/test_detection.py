@@ -90,7 +90,7 @@ def test_kept_tokens_stand_for_the_images(scenes, parent, tmp_path):
     network = make_detector(vismoe.load(parent), 2, (48, 64)).eval()
     task, config = Detection(data.classes), data_config(network)
     transforms = task.training_transform(config, {}), task.evaluation_transform(config)
-    kept = keep_tokens(network, 2, data, transforms, 2, 0, torch.float32, tmp_path)
+    kept = keep_tokens(network, 2, data, transforms, 2, 0, torch.float32, tmp_path, print)
     assert len(kept.train) == 2 * len(data.train)
     samples = [kept.val.sample(index) for index in range(3)]
     with torch.no_grad():

@@ -159,7 +159,7 @@ class DetectorAdaptation(Adaptation):
 
         def keep() -> Data:
             folder.mkdir(exist_ok=True)
-            return keep_tokens(self.network, block, data, transforms, views, recipe.seed, dtype, folder)
+            return keep_tokens(self.network, block, data, transforms, views, recipe.seed, dtype, folder, self.log)
 
         kept: list[Data] = []
         self.mesh.run_on_main(lambda: kept.append(keep()))
