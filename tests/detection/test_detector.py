@@ -9,6 +9,7 @@ import torch
 
 import vismoe
 from vismoe.detection import Detector, make_detector
+from vismoe.detection.trunk import run_in_windows
 
 SIZE = (48, 80)
 
@@ -94,6 +95,41 @@ def test_tokens_stand_for_the_blocks_before():
         tokens = network.tokens_before(1, pixels, mask)
         whole, rest = network(pixels, mask), network(pixels, mask, tokens, 1)
     assert all(map(torch.equal, whole[:3], rest[:3]))
+
+
+@pytest.mark.parametrize(("size", "window"), [((48, 80), 2), ((48, 80), 4), ((40, 72), 4), ((48, 80), 16)])
+def test_windows_equal_a_slow_oracle(size, window):
+    """Each window on its own, token by token of the grid; a window as large as the image is no window at all."""
+    torch.manual_seed(0)
+    vit = TRUNKS["patches and class token"]()
+    network = make_detector(vit, 3, size, windowed_blocks=1, window=window).eval()
+    pixels = torch.randn(2, 3, *size)
+    height, width = size[0] // 8, size[1] // 8
+    with torch.no_grad():
+        before = network.tokens_before(1, pixels)[:, 1:].unflatten(1, (height, width))
+        after = torch.zeros_like(before)
+        for top in range(0, height, window):
+            for left in range(0, width, window):
+                part = before[:, top : top + window, left : left + window]
+                done = network.trunk.blocks[1](part.flatten(1, 2))
+                after[:, top : top + window, left : left + window] = done.unflatten(1, part.shape[1:3])
+        found = run_in_windows(network.trunk, network.tokens_before(1, pixels), 1, window, None)
+        torch.testing.assert_close(found, after.flatten(1, 2), rtol=1e-4, atol=1e-5)
+        whole = network(pixels)
+        rest = network(pixels, None, network.tokens_before(1, pixels), 1)
+    assert all(map(torch.equal, whole[:3], rest[:3]))
+
+
+def test_windows_are_blind_to_padding_and_saved(tmp_path):
+    network = make_detector(TRUNKS["patches and class token"](), 3, SIZE, windowed_blocks=2, window=4).eval()
+    pixels, mask = torch.randn(1, 3, *SIZE), torch.ones(1, *SIZE, dtype=torch.bool)
+    mask[:, 20:], mask[:, :, 50:] = False, False
+    with torch.no_grad():
+        one, other = network(pixels, mask), network(torch.where(mask[:, None], pixels, torch.nan), mask)
+    inside = one.inside
+    assert torch.equal(one.boxes.movedim(1, -1)[inside], other.boxes.movedim(1, -1)[inside])
+    vismoe.save(network, tmp_path / "model")
+    assert same_outputs(network, vismoe.load(tmp_path / "model"), pixels, mask)
 
 
 def test_convolutional_networks_are_trunks_too():

@@ -21,10 +21,10 @@ from vismoe.weights.folders.upcycled import rebuilding
 
 from .head import CentreHead, Outputs
 from .neck import Neck
-from .trunk import as_map, detail_of, embed, map_of, run_blocks, stride_of
+from .trunk import as_map, detail_of, embed, map_of, run_blocks, run_in_windows, stride_of
 
 DETECTOR = "vmoe_detector"
-WIDTH, DEPTH = 128, 2
+WIDTH, DEPTH, WINDOW = 128, 2, 8
 PREPROCESSING = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 default_cfgs = generate_default_cfgs(
     {DETECTOR: PREPROCESSING | {"input_size": (3, 224, 224), "fixed_input_size": True, "classifier": "head.centre"}}
@@ -45,8 +45,12 @@ class Detector(nn.Module):
     - `head_depth`: number of 3 × 3 convolutions in the head; default 2.
     - `detail`: whether fine detail of a convolutional stem is added to the features; default True. Without such a stem
       there is none.
+    - `windowed_blocks`: number of the last blocks in which a patch attends only to the patches of its window; default
+      0.
+    - `window`: height and width of these windows in patches; default 8.
 
-    **Raises:** ValueError for a trunk without feature maps, and for an ensemble.
+    **Raises:** ValueError for a trunk without feature maps, for an ensemble, and for windows in another network than a
+    vision transformer.
     """
 
     def __init__(
@@ -58,12 +62,18 @@ class Detector(nn.Module):
         width: int = WIDTH,
         head_depth: int = DEPTH,
         detail: bool = True,
+        windowed_blocks: int = 0,
+        window: int = WINDOW,
     ):
         super().__init__()
         if getattr(trunk, "ensemble_size", 0):
             raise ValueError("an ensemble has no feature map of an image: expected a network with one member")
         self.trunk, self.num_classes, self.img_size, self.in_chans = trunk, num_classes, img_size, in_chans
-        self.reads_masks = read_masks(trunk)
+        if windowed_blocks and not isinstance(trunk, VisionTransformer):
+            raise ValueError(
+                f"windowed_blocks={windowed_blocks}: {type(trunk).__name__} is no VisionTransformer of timm's"
+            )
+        self.reads_masks, self.windowed_blocks, self.window = read_masks(trunk), windowed_blocks, window
         dim, (vertical, horizontal) = stride_of(trunk)
         self.stride = (vertical / 2, horizontal / 2)
         self.num_features, self.width, self.head_depth, self.detail = width, width, head_depth, detail
@@ -105,11 +115,20 @@ class Detector(nn.Module):
             if tokens is None:
                 features = map_of(self.trunk, pixels)
             else:
-                features = as_map(self.trunk, run_blocks(self.trunk, tokens, start, None))
+                features = as_map(self.trunk, self._after_blocks(tokens, start, mask))
         if mask is not None:
             features = torch.where(self._cells(mask, 1)[:, None], features, 0)
         outputs: Outputs = self.head(self.neck(features, detail))
         return outputs._replace(inside=None if mask is None else self._cells(mask, 2))
+
+    def _after_blocks(self, tokens: Tensor, start: int, mask: Tensor | None) -> Tensor:
+        """The tokens after all blocks, from those before block `start`."""
+        first = len(cast(Any, self.trunk).blocks) - self.windowed_blocks
+        tokens = run_blocks(self.trunk, tokens, start, max(start, first))
+        if not self.windowed_blocks:
+            return tokens
+        inside = None if mask is None else self._cells(mask, 1)
+        return run_in_windows(self.trunk, tokens, max(start, first), self.window, inside)
 
     def tokens_before(
         self, block: int, pixels: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B H W"] | None = None
@@ -163,6 +182,8 @@ class Detector(nn.Module):
             "width": self.width,
             "head_depth": self.head_depth,
             "detail": self.detail,
+            "windowed_blocks": self.windowed_blocks,
+            "window": self.window,
         }
 
 

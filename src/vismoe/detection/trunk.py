@@ -1,11 +1,15 @@
 """Feature maps of trunks: vision transformers, and other networks of timm's."""
 
+from contextlib import nullcontext
 from typing import Any, cast
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from vismoe.moe import condition
 from vismoe.vit.stem import ConvEmbed
 
 MOST_PIXELS = 16
@@ -73,10 +77,51 @@ def run_blocks(trunk: nn.Module, tokens: Float[Tensor, "B S d"], start: int, end
     return tokens
 
 
+def run_in_windows(
+    trunk: nn.Module,
+    tokens: Float[Tensor, "B S d"],
+    start: int,
+    side: int,
+    mask: Bool[Tensor, "B h w"] | None,
+) -> Float[Tensor, "B N d"]:
+    """The tokens of the patches after the blocks from `start` on, in which a patch attends only to the patches of its
+    window of `side` × `side`.
+
+    **Arguments:**
+
+    - `trunk`: a vision transformer.
+    - `tokens`: the tokens before the first of these blocks; those before the patches (class token, …) are left out.
+    - `start`: number of the first of these blocks.
+    - `side`: height and width of a window, in patches.
+    - `mask`: which patches have a pixel of the image; None: all.
+    """
+    vit: Any = _checked(trunk)
+    height, width = vit.patch_embed.grid_size
+    grid = tokens[:, vit.num_prefix_tokens :].unflatten(1, (height, width))
+    below, right = -height % side, -width % side
+    if mask is None and (below or right):
+        mask = torch.ones(tokens.shape[0], height, width, dtype=torch.bool, device=tokens.device)
+    windows = _cut(F.pad(grid, (0, 0, 0, right, 0, below)), side)
+    inside = None if mask is None else _cut(F.pad(mask, (0, right, 0, below))[..., None], side)[..., 0]
+    with nullcontext() if inside is None else condition(trunk, inside):
+        windows = run_blocks(trunk, windows, start, None)
+    rows, columns = (height + below) // side, (width + right) // side
+    grid = windows.unflatten(0, (-1, rows, columns)).unflatten(3, (side, side)).transpose(2, 3)
+    return grid.flatten(1, 2).flatten(2, 3)[:, :height, :width].flatten(1, 2)
+
+
+def _cut(grid: Tensor, side: int) -> Tensor:
+    """A grid (B, h, w, …) cut into windows, (B · windows, side², …), row by row."""
+    rows, columns = grid.shape[1] // side, grid.shape[2] // side
+    windows = grid.unflatten(2, (columns, side)).unflatten(1, (rows, side)).transpose(2, 3)
+    return windows.flatten(0, 2).flatten(1, 2)
+
+
 def as_map(trunk: nn.Module, tokens: Float[Tensor, "B S d"]) -> Float[Tensor, "B d h w"]:
     """The features of the patches as a map, from the tokens after the last block."""
     vit: Any = _checked(trunk)
-    features: Tensor = vit.norm(tokens)[:, vit.num_prefix_tokens :]
+    patches = vit.patch_embed.grid_size[0] * vit.patch_embed.grid_size[1]
+    features: Tensor = vit.norm(tokens)[:, -patches:]
     return features.mT.unflatten(2, vit.patch_embed.grid_size)
 
 
