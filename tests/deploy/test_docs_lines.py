@@ -61,9 +61,9 @@ def images(tmp_path_factory):
     return sorted(place.iterdir())
 
 
-def lines():
+def lines(file="digits.onnx"):
     blocks = PAGE.read_text().split("```python\n")[1:]
-    (block,) = [block.partition("```")[0] for block in blocks if "onnxruntime.InferenceSession" in block]
+    (block,) = [block.partition("```")[0] for block in blocks if f'onnxruntime.InferenceSession("{file}")' in block]
     assert "vismoe" not in block.replace('custom_metadata_map["vismoe"]', "")
     return block
 

@@ -24,7 +24,8 @@ class Options:
     """
 
     data: str
-    """Folder of class folders, or of images with a metadata.csv; a zip of one; "digits" or "fashion-mnist"."""
+    """Folder of class folders, of images with a metadata.csv, or of images with boxes; a zip of one; "digits" or
+    "fashion-mnist"."""
     source: str | None = None
     """Network to start from: a run or model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG, or a preset (random weights).
     None: a small preset."""
@@ -39,24 +40,27 @@ class Options:
     num_experts: int | None = None
     """Number of experts per layer when upcycling. None: 8."""
     moe_layers: str | None = None
-    """Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as "8,10". None: last-2."""
+    """Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as "8,10". None: last-2; of
+    a detector, the last two blocks."""
     experts: Literal["full", "low-rank"] | None = None
     """Kind of experts when upcycling. "full": copies of the network's MLP. "low-rank": low-rank differences from the
     frozen MLP; they were no worse, and have fewer trained parameters (docs/finetune.md). None: "low-rank"."""
     image_size: int | None = None
     """Height and width in pixels. None: the network's own, at most 112 on a CPU and 224 elsewhere; up to twice that if
     the images are larger and a linear classifier is better there. From scratch: the size nearest to the images' that
-    has at most eight patches per side."""
+    has at most eight patches per side. Of a detector, the longer side; None: where small objects have enough pixels."""
     max_level: int | None = None
     """White level of 16-bit grey images, such as 4095 for 12-bit data. None: the network's own, or 65535."""
     epochs: int | None = None
-    """Number of epochs, rounded up to whole steps. None: at most 12 (80 from scratch), on a CPU limited by `BUDGET`."""
+    """Number of epochs, rounded up to whole steps. None: at most 12 (80 from scratch), of a detector 40 or more; on a
+    CPU limited by the multiplications that it affords."""
     batch_size: int | None = None
-    """Images per step. None: 32 for a trained network, 64 from scratch."""
+    """Images per step. None: 32 for a trained network, 64 from scratch, 4 to 32 for a detector."""
     learning_rate: float | None = None
-    """Peak learning rate. None: 2e-4 for a trained network, 2e-3 from scratch."""
+    """Peak learning rate. None: 2e-4 for a trained network (1e-3 if a detector is made of it), 2e-3 from scratch."""
     class_weights: float = 0.0
-    """Weight of a class in the loss: (mean class size ÷ its size) to this power; 0: all classes have equal weight."""
+    """Weight of a class in the loss: (mean class size ÷ its size) to this power; 0: all classes have equal weight. Must
+    be 0 for a detector."""
     dtype: TrainingDtype | Literal["auto"] = "auto"
     """Autocast dtype in training. "auto": bfloat16 if the device has instructions for it, which is twice as fast."""
     seed: int = 0

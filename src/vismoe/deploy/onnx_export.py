@@ -1,7 +1,7 @@
 """Exports a network to an ONNX file. Both are compared before the file is written."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from onnx_ir.passes.common import (
     RemoveUnusedNodesPass,
 )
 from onnxscript.optimizer import fold_constants
-from torch import Tensor, nn
+from torch import nn
 
+from vismoe.detection import PROBLEM_TYPE, Detector
 from vismoe.files import whole_file
 from vismoe.moe import MoE, TopKRouter
 from vismoe.moe.record import unwrap
@@ -23,8 +24,10 @@ from vismoe.vit import evaluating, using_backend
 from vismoe.weights.exported.description import KEY, Description, describe_model
 from vismoe.weights.exported.onnx_model import OnnxModel, open_session
 
-from .agreement import TOLERANCE, compare
-from .product import ONNX_OPERATORS, export_product
+from .agreement import TOLERANCE, Agreement, compare, named_calls
+from .box_agreement import BOX_TOLERANCE, BoxAgreement, compare_boxes
+from .graphs import LogitsOnly, ObjectsOnly
+from .product import ONNX_OPERATORS
 
 LARGEST = 2**31 - 2**20
 """Max size of the weights in bytes: a protobuf, and so an ONNX file, holds less than 2 GiB."""
@@ -36,9 +39,15 @@ class OnnxExport:
 
     - `path`: the file.
     - `size`: its size in bytes.
-    - `difference`: max absolute difference between the file's logits, in ONNX Runtime, and the network's.
+    - `difference`: max absolute difference between the file's logits, in ONNX Runtime, and the network's; of a
+      detector, between the scores of matched objects.
     - `images`: number of random images compared.
-    - `left_out`: number of random images left out, because a choice between two experts was too close to call.
+    - `left_out`: number of random images left out, because a decision was too close to call: a choice between two
+      experts, or what a detector finds.
+    - `close_calls`: the same number by decision.
+    - `box_difference`: of a detector, max absolute difference between matched boxes, in pixels of the input; of a box
+      with a side of more than 100 pixels, for each 100 pixels of its longer side.
+    - `objects`: of a detector, number of objects compared.
     """
 
     path: Path
@@ -46,6 +55,26 @@ class OnnxExport:
     difference: float
     images: int
     left_out: int
+    close_calls: dict[str, int] = field(default_factory=dict)
+    box_difference: float | None = None
+    objects: int | None = None
+
+    @property
+    def summary(self) -> str:
+        """The file and the comparison, as text."""
+        images, start = f"{self.images} random images", f"{self.path}: {self.size / 1e6:,.1f} MB; in ONNX Runtime"
+        if self.objects is None:
+            result = f"its logits differ from the model's by at most {self.difference:.1e} on {images}"
+        elif self.objects:
+            result = (
+                f"it finds the model's {self.objects:,} objects in {images}; scores differ by at most "
+                f"{self.difference:.1e}, boxes by {self.box_difference:.1e} pixels"
+            )
+        else:
+            result = f"it finds nothing in {images}, like the model: boxes and scores could not be compared"
+        if self.left_out:
+            result += f"; {self.left_out} more left out, too close to call: {named_calls(self.close_calls)}"
+        return f"{start} {result}"
 
 
 def export_onnx(
@@ -58,13 +87,15 @@ def export_onnx(
 ) -> OnnxExport:
     """Writes an ONNX file of standard operators, in which each expert computes only its own tokens.
 
-    The input `pixels` is float32 (batch, C, H, W), normalised; the output `logits` is float32 (batch, classes). The
+    The input `pixels` is float32 (batch, C, H, W), normalised; the output `logits` is float32 (batch, classes). A
+    detector has a second input `mask`, bool (batch, H, W), False where an image is padding; its outputs are `boxes`
+    (batch, 100, 4), `scores` (batch, 100) and `labels` (batch, 100), see `vismoe.detection.PaddedDetections`. The
     metadata entry "vismoe" has the preprocessing and the class names. The model is not changed.
 
     **Arguments:**
 
-    - `model`: a network from `create_model` (vismoe's or timm's), a loaded one, or one of transformers' for image
-      classification; on the CPU, in float32.
+    - `model`: a network from `create_model` (vismoe's or timm's), a loaded one, one of transformers' for image
+      classification, or a detector; on the CPU, in float32.
     - `path`: file to write, with the suffix .onnx; it must not exist.
     - `dynamic_batch`: whether batches may have any size; default False: always `batch_size`.
     - `batch_size`: images per batch; default 1.
@@ -75,7 +106,8 @@ def export_onnx(
     **Returns:** an `OnnxExport`: the file, its size and its difference from the model.
 
     **Raises:** ValueError if the path exists or does not end in .onnx, if the model drops tokens, or if the file's
-    logits in ONNX Runtime differ from the model's by more than 1e-4. Nothing is written then.
+    logits in ONNX Runtime differ from the model's by more than 1e-4 (a detector's scores by more than 1e-4, or its
+    boxes by more than 1e-3 pixels, or 1e-5 of a box's longer side). Nothing is written then.
     """
     path, model = Path(path), unwrap(model)
     if isinstance(model, OnnxModel):
@@ -87,36 +119,41 @@ def export_onnx(
     if batch_size < 1 or (dynamic_batch and batch_size != 1):
         raise ValueError(f"batch_size={batch_size}: accepted are numbers ≥ 1, and only 1 with dynamic_batch")
     _check_exportable(model)
-    description = describe_model(model, preprocessing)
-    network, batch = LogitsOnly(model), None if dynamic_batch else batch_size
+    description, batch = describe_model(model, preprocessing), None if dynamic_batch else batch_size
+    network: LogitsOnly | ObjectsOnly = LogitsOnly(model)
+    if isinstance(model, Detector):
+        names = description.label_names or [str(number) for number in range(model.num_classes)]
+        description, network = replace(description, label_names=names, problem_type=PROBLEM_TYPE), ObjectsOnly(model)
     input_size = tuple(description.preprocessing["input_size"])
     with evaluating(network):
         log("exporting the model")
         data = _serialise(network, description, batch)
         log("verifying the file in ONNX Runtime")
-        agreement = compare(network, open_session(data), input_size, batch)
-    if agreement.difference > TOLERANCE:
+        if isinstance(network, ObjectsOnly):
+            agreement: Agreement = compare_boxes(model, open_session(data), input_size, batch)
+        else:
+            agreement = compare(network, open_session(data), input_size, batch)
+    _check_agreement(agreement)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as aside:
+        aside.write_bytes(data)
+    return OnnxExport(path, len(data), **vars(agreement))
+
+
+def _check_agreement(agreement: Agreement) -> None:
+    if isinstance(agreement, BoxAgreement):
+        if agreement.difference > TOLERANCE or agreement.box_difference > BOX_TOLERANCE:
+            raise ValueError(
+                f"the objects that the exported network finds differ from the model's on {agreement.images} random "
+                f"images: scores by up to {agreement.difference:.2g}, accepted is {TOLERANCE:.0e}; boxes by up to "
+                f"{agreement.box_difference:.2g} pixels, accepted is {BOX_TOLERANCE:.0e} (inf: another number of "
+                "objects): nothing was written"
+            )
+    elif agreement.difference > TOLERANCE:
         raise ValueError(
             f"the exported network's logits differ from the model's by up to {agreement.difference:.2g} on "
             f"{agreement.images} random images, more than {TOLERANCE:.0e}: nothing was written"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as aside:
-        aside.write_bytes(data)
-    return OnnxExport(path, len(data), agreement.difference, agreement.images, agreement.left_out)
-
-
-class LogitsOnly(nn.Module):
-    """A network that returns only its logits; transformers' networks return other outputs too."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        output = self.model(pixels)
-        logits: Tensor = output if isinstance(output, Tensor) else output.logits
-        return logits
 
 
 def _check_exportable(model: nn.Module) -> None:
@@ -152,17 +189,18 @@ def _check_exportable(model: nn.Module) -> None:
         )
 
 
-def _serialise(network: nn.Module, description: Description, batch_size: int | None) -> bytes:
+def _serialise(network: LogitsOnly | ObjectsOnly, description: Description, batch_size: int | None) -> bytes:
     # The example's dynamic dimension must not be 1: torch would treat 1 as the only value.
-    pixels = torch.zeros(2 if batch_size is None else batch_size, *description.preprocessing["input_size"])
-    shapes = ({0: torch.export.Dim("batch", min=1)},) if batch_size is None else None
-    with torch.no_grad(), using_backend(network, export_product):
-        program = torch.export.export(network, (pixels,), dynamic_shapes=shapes, strict=False)
+    example = network.example(2 if batch_size is None else batch_size, description.preprocessing["input_size"])
+    dim = torch.export.Dim("batch", min=1)
+    shapes = ({0: dim},) * len(example) if batch_size is None else None
+    with torch.no_grad(), using_backend(network, network.product):
+        program = torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
         exported = torch.onnx.export(
             program,
             dynamo=True,
-            input_names=["pixels"],
-            output_names=["logits"],
+            input_names=network.inputs,
+            output_names=network.outputs,
             custom_translation_table=ONNX_OPERATORS,
             optimize=True,
             verbose=False,

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+PROBLEM_TYPE = "object-detection"
+"""The `problem_type` of detectors in model folders and exported files."""
+
 
 @dataclass(frozen=True)
 class Detections:

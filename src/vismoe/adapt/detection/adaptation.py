@@ -30,7 +30,7 @@ from .outcome import result_lines, write_outcome
 from .rules import SCRATCH, Work, choose_recipe, choose_size
 
 KEPT = "kept"
-"""Folder of a run with the tokens of frozen blocks, until it is finished."""
+"""Folder beside the initial model with the tokens of frozen blocks, until the run is finished."""
 VIEWS = 4
 """Max number of augmented views of each training image whose tokens are kept."""
 ON_CPU: Trained = "last-two"
@@ -54,7 +54,12 @@ class DetectorAdaptation(Adaptation):
         return Detection(self.splits.fitting.classes)
 
     def build(self) -> None:
-        """Makes the initial network."""
+        """Makes the initial network.
+
+        **Raises:** ValueError for options that a detector does not have.
+        """
+        if self.options.class_weights:
+            raise ValueError(f"class_weights={self.options.class_weights}: a detector has none; leave them out")
         built: list[Any] = []
         self.mesh.run_on_main(lambda: built.append(self._initial_model()))
         self.network = built[0] if built else self._initial_model()  # the others load what main wrote
@@ -149,12 +154,12 @@ class DetectorAdaptation(Adaptation):
             f"the first {block} blocks are not trained: they run once, for {views} augmented views of each image, and "
             "their tokens are kept"
         )
-        folder = self.path / KEPT
+        folder = self.path / INITIAL / KEPT
         dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
 
         def keep() -> Data:
             folder.mkdir(exist_ok=True)
-            return keep_tokens(self.network, block, data, transforms, views, recipe.seed, dtype, folder)
+            return keep_tokens(self.network, block, data, transforms, views, recipe.seed, dtype, folder, self.log)
 
         kept: list[Data] = []
         self.mesh.run_on_main(lambda: kept.append(keep()))
@@ -168,7 +173,7 @@ class DetectorAdaptation(Adaptation):
         report = write_outcome(run, network, self.splits, origin, self.workers)
         report |= {"trained": self.part, "minutes": round((time.monotonic() - self.started) / 60, 2)}
         run.write(REPORT, report)
-        for name in (CHECKPOINTS, INITIAL, KEPT):  # large, and a finished run does not need them
+        for name in (CHECKPOINTS, INITIAL):  # large, and a finished run does not need them
             shutil.rmtree(self.path / name, ignore_errors=True)
         return report
 

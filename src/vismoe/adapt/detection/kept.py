@@ -1,6 +1,7 @@
 """Tokens of frozen blocks, computed once and kept: training then runs only the blocks after them."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from vismoe.vit import evaluating
 
 BATCH = 4
 """Images per forward pass."""
+SAID_EVERY = 30
+"""Seconds between two lines of text."""
 ROWS = ("boxes", "classes", "ignored")
 """Values of a sample with one row for each box."""
 WHOLE = ("mask", "size", "scale", TOKENS)
@@ -36,6 +39,7 @@ def keep_tokens(
     seed: int,
     dtype: torch.dtype,
     folder: Path,
+    log: Callable[[str], None],
 ) -> Data:
     """Computes the tokens before a block: of several augmented views of each training image, and of each validation
     image. They are written to files, so that a resumed run reads the same.
@@ -50,15 +54,17 @@ def keep_tokens(
     - `seed`: decides the augmentation.
     - `dtype`: autocast dtype of the frozen blocks; the tokens are stored in bfloat16.
     - `folder`: folder of the files.
+    - `log`: called with a line of text from time to time.
 
     **Returns:** the data set whose samples have tokens in place of images; each view is a training image.
     """
     training, validation = data.train_and_val[0], data.val
     keys = [(view, index) for view in range(views) for index in range(len(training))]
     train = _Kept(folder / "training.safetensors", block)
-    train.fill(network, Samples(training, transforms[0], seed), keys, dtype)
+    train.fill(network, Samples(training, transforms[0], seed), keys, dtype, log)
     val = _Kept(folder / "validation.safetensors", block)
-    val.fill(network, Samples(validation, transforms[1]), [(0, index) for index in range(len(validation))], dtype)
+    keys = [(0, index) for index in range(len(validation))]
+    val.fill(network, Samples(validation, transforms[1]), keys, dtype, log)
     repeated = training.subset(list(range(len(training))) * views)
     return replace(
         data,
@@ -78,10 +84,12 @@ def _computed(
     samples: Samples,
     keys: Sequence[tuple[int, int]],
     dtype: torch.dtype,
+    log: Callable[[str], None],
 ) -> dict[str, Tensor]:
     """The values of the transformed samples with these keys, by name; those with one row for each box follow each
     other, with "counts" (N,), the number of boxes of each image."""
     device = next(network.parameters()).device
+    said = time.monotonic()
     found: dict[str, list[Tensor]] = {name: [] for name in (*ROWS, *WHOLE, "counts")}
     with evaluating(network), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         for start in range(0, len(keys), BATCH):
@@ -92,6 +100,9 @@ def _computed(
             batch |= {TOKENS: tokens.to("cpu", torch.bfloat16), "counts": torch.tensor([*map(len, batch["boxes"])])}
             for name, values in found.items():
                 values += [value.as_subclass(Tensor) for value in batch[name]] if name in ROWS else [batch[name]]
+            if time.monotonic() - said > SAID_EVERY:
+                said = time.monotonic()
+                log(f"tokens of {start + len(prepared):,} of {len(keys):,} views are kept")
     return {name: torch.cat(values).contiguous() for name, values in found.items()}
 
 
@@ -101,11 +112,18 @@ class _Kept:
     def __init__(self, path: Path, block: int):
         self.path, self.block = path, block
 
-    def fill(self, network: Detector, samples: Samples, keys: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
+    def fill(
+        self,
+        network: Detector,
+        samples: Samples,
+        keys: Sequence[tuple[int, int]],
+        dtype: torch.dtype,
+        log: Callable[[str], None],
+    ) -> None:
         """Writes the file, unless it is there."""
         if not self.path.exists():
             with whole_file(self.path) as aside:
-                save_file(_computed(network, self.block, samples, keys, dtype), aside)
+                save_file(_computed(network, self.block, samples, keys, dtype, log), aside)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Kept, (self.path, self.block)

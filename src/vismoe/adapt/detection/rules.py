@@ -168,6 +168,7 @@ def choose_recipe(
         dtype=dtype,
         learning_rate=options.learning_rate or RATE[trained],
         warmup_steps=max(1, min(50, steps // 10)),
+        label_smoothing=0.0,
         average_decay=0.99,
         average_warmup=True,
         drop_path=0.0,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vismoe.deploy import OnnxExport, export_onnx
+from vismoe.deploy import export_onnx
 
 from ..shared.model import open_model
 from ..shared.notes import note_step
@@ -22,7 +22,8 @@ def export(
     batch_size: int = 1,
     json: bool = False,
 ) -> None:
-    """Write a model to an ONNX file. Its outputs are compared with the model's before the file is written.
+    """Write a classifier or a detector to an ONNX file. Its outputs are compared with the model's before the file is
+    written.
 
     Example: vismoe export runs/demo digits.onnx --dynamic-batch
 
@@ -35,16 +36,7 @@ def export(
         json: Print the result as one JSON object.
     """
     exported = export_onnx(open_model(model, exported=True), dst, dynamic_batch, batch_size, log=note_step)
-    print(json_format.dumps(asdict(exported) | {"path": str(exported.path)}) if json else _report(exported))
-
-
-def _report(exported: OnnxExport) -> str:
-    ties = exported.left_out
-    left_out = f" ({ties} more left out: a router's choice between two experts was too close to call)" if ties else ""
-    return (
-        f"{exported.path}: {exported.size / 1e6:,.1f} MB; in ONNX Runtime its logits differ from the model's by at "
-        f"most {exported.difference:.1e} on {exported.images} random images{left_out}"
-    )
+    print(json_format.dumps(asdict(exported) | {"path": str(exported.path)}) if json else exported.summary)
 
 
 def main(arguments: list[str]) -> None:

@@ -45,36 +45,41 @@ def finetune_folder(
     workers: int = 0,
     device: str = "auto",
 ) -> None:
-    """Train a classifier on your own images: check them, split them, train, test, and write everything to a run folder.
+    """Train a classifier, or with boxes a detector, on your own images: check them, split them, train, test, and write
+    everything to a run folder.
 
     To continue an interrupted run, give the same command again.
 
     Example: vismoe finetune --data digits --epochs 2
 
     Args:
-        data: Folder with one folder of images per class, or of images with a metadata.csv (file_name, label).
+        data: Folder with one folder of images per class, or of images with a metadata.csv (file_name, label);
+            or of images with boxes: COCO JSON, Pascal VOC XML, YOLO text files, metadata.jsonl with objects.
             A zip of such a folder, digits and fashion-mnist are accepted too.
         source: Network to start from: a run or model folder, timm:NAME, hf:ORG/NAME, PRESET.TAG, or a preset.
             Without it, a small network is trained from scratch, which is usually much less accurate.
         sparse: Replace MLPs of a dense network by experts (upcycling), or train a sparse network from scratch.
         dense: Train a dense network. This is the default, unless the network is sparse or options of experts are given.
         out: Run folder; default: the first free one of runs/finetune, runs/finetune-2, …
-        train: Trained weights: all; last-third (last third of the blocks, and the head); experts (and the head); head.
-            auto: last-third for a trained network on a CPU, otherwise all.
+        train: Trained weights: all; last-third (last third of the blocks, and the head); last-two (blocks, and the
+            head); experts (and the head); head.
+            auto: for a trained network on a CPU last-third, of a detector last-two; otherwise all.
         freeze_router: Freeze the routers and their load balancing.
         num_experts: Number of experts per sparse layer when upcycling; default: 8.
         moe_layers: Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as 8,10.
-            Default: last-2.
+            Default: last-2; of a detector, the last two blocks.
         experts: low-rank: each expert adds a trained low-rank difference to the frozen MLP.
             full: each expert is a trained copy of the MLP. Default: low-rank.
         image_size: Height and width in pixels; default: at most 112 on a CPU and 224 elsewhere.
             If the images are larger, up to twice that, if a linear classifier is better there.
+            Of a detector the longer side; default: where small objects have enough pixels, at most 448 on a CPU.
         max_level: White level of 16-bit grey images, such as 4095 for 12-bit data; default: the network's, or 65535.
         epochs: Number of epochs; default: at most 12 (from scratch 80), on a CPU limited to about 8 minutes of 2 cores.
-        batch_size: Images per step; default: 32, from scratch 64.
-        learning_rate: Peak learning rate; default: 2e-4, from scratch 2e-3.
+            Of a detector 40, or 5,000 images if these are more, on a CPU limited to about 8 minutes of one core.
+        batch_size: Images per step; default: 32, from scratch 64, of a detector 4 to 32.
+        learning_rate: Peak learning rate; default: 2e-4, of a detector 1e-3, from scratch 2e-3.
         class_weights: Class weights in the loss: (mean class size / class size) to this power; 0: all weigh the same.
-            With 0.5, rare classes are found more often and common ones less often.
+            With 0.5, rare classes are found more often and common ones less often. Detectors have none.
         dtype: Autocast dtype in training; auto: bfloat16 if the device has instructions for it.
         seed: Seed of the split, new weights, order and augmentation.
             If --from is a run on the same images, its split is kept.

@@ -18,7 +18,7 @@ from vismoe.data import (
     box_training_transform,
     collate_boxes,
 )
-from vismoe.detection import Detections, Detector, Outputs, decode, detection_loss, make_detector, targets
+from vismoe.detection import PROBLEM_TYPE, Detections, Detector, Outputs, decode, detection_loss, make_detector, targets
 from vismoe.moe.record import unwrap
 from vismoe.weights import data_config, save
 
@@ -43,7 +43,7 @@ class Detection(Task):
     - `classes`: names of the K classes, in the order of the network's outputs.
     """
 
-    name = "object-detection"
+    name = PROBLEM_TYPE
     metric, metric_title = "map", "mAP"
     unused_settings: ClassVar[Mapping[str, Any]] = {
         "degrees": 0.0,  # boxes would no longer be tight around their objects
@@ -107,7 +107,7 @@ class Detection(Task):
         outputs = network(batch["image"], mask, *kept)
         if network.training:
             return cast(Outputs, outputs)
-        found = decode(outputs) if isinstance(outputs, Outputs) else outputs
+        found = decode(outputs) if isinstance(outputs, tuple) else outputs
         return [
             in_original(each, size, scale)
             for each, size, scale in zip(found, batch["size"], batch["scale"], strict=True)

@@ -13,6 +13,10 @@ from torch import nn
 KEY = "vismoe"
 """The entry of an ONNX file's metadata_props that holds the description, as JSON."""
 FORMAT_VERSION = 1
+CLASSIFIER = ("pixels",), ("logits",)
+"""Names of the inputs and of the outputs of an exported classifier."""
+DETECTOR = ("pixels", "mask"), ("boxes", "scores", "labels")
+"""The same of an exported detector."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Description:
     - `preprocessing`: known entries of timm's data configuration (input_size, mean, std, interpolation, crop_pct);
       always with input_size.
     - `label_names`: class names in order; None if the classes have no names.
-    - `problem_type`: "multi_label_classification" if an image may have several classes; otherwise None.
+    - `problem_type`: "multi_label_classification" if an image may have several classes; "object-detection" for a
+      detector; otherwise None.
     - `version`: version of vismoe.
     - `format`: version of this description's format.
     """

@@ -1,0 +1,167 @@
+"""finetune on a folder with boxes trains a detector.
+
+python -m pytest tests/adapt/test_detection.py
+"""
+
+import json
+
+import pytest
+import timm
+import torch
+
+import vismoe
+from tests.detection.scenes import write_scenes
+from vismoe.adapt import Options, finetune
+from vismoe.adapt.detection import rules
+from vismoe.adapt.detection.kept import keep_tokens
+from vismoe.data import open_data
+from vismoe.detection import Detector, make_detector
+from vismoe.tasks import Detection
+from vismoe.training import TrainingStoppedError
+from vismoe.weights import data_config
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "set")
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """A folder with a small ViT with a class token; its weights count as trained."""
+    torch.manual_seed(0)
+    network = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=2, depth=4, embed_dim=32, num_heads=2, patch_size=8, img_size=32
+    )
+    return vismoe.save(network, tmp_path_factory.mktemp("parent") / "model")
+
+
+def options(scenes, **changes):
+    return Options(str(scenes), **{"image_size": 48, "epochs": 2, "batch_size": 4} | changes)
+
+
+def test_from_scratch(scenes, tmp_path):
+    lines = []
+    done = finetune(options(scenes, sparse=True), tmp_path / "run", device="cpu", log=lines.append)
+    network = vismoe.load(tmp_path / "run")
+    assert isinstance(network, Detector)
+    assert network.pretrained_cfg["label_names"] == ["red", "blue"]
+    assert network.moe.num_experts == 8
+    text = "\n".join(lines)
+    assert "input of 48 × 48 pixels" in text or "input of 32 × 48 pixels" in text or "input of 48 × 64 pixels" in text
+    assert "training the whole network" in text
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["score"] == "map"
+    assert set(report["test"]) >= {"map", "map50", "map_small"}
+    assert report["images"] == {
+        "train": len(done.run.read("split.json")["files"]) - 5 - report["images"]["validation"]
+    } | {
+        "validation": report["images"]["validation"],
+        "test": 5,
+    }
+    assert done.lines[0].startswith("test split: mAP")
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files >= {"classes.csv", "false_positives.png", "curves.png", "routing.png", "model"}
+    assert not files & {"kept", "initial", "checkpoints"}
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "pipeline_tag: object-detection" in card
+    assert "A detector of 2 classes" in card
+    with torch.no_grad():
+        (prediction,) = vismoe.predict(network, scenes / "images" / "val" / "0.png")
+    assert prediction.size == (open_data(str(scenes)).val.image(0).height, open_data(str(scenes)).val.image(0).width)
+
+
+def test_from_a_trained_network_the_frozen_blocks_run_once(scenes, parent, tmp_path):
+    lines = []
+    finetune(options(scenes, source=str(parent), num_experts=4), tmp_path / "run", device="cpu", log=lines.append)
+    text = "\n".join(lines)
+    assert "training the last 2 of 4 blocks" in text
+    assert "the first 2 blocks are not trained: they run once, for 2 augmented views" in text
+    network, trunk = vismoe.load(tmp_path / "run"), vismoe.load(parent)
+    assert network.moe.moe_layers == "2,3"
+    for name in ("blocks.0.mlp.fc1.weight", "blocks.1.attn.qkv.weight"):
+        assert torch.equal(network.trunk.state_dict()[name], trunk.state_dict()[name])
+    assert not torch.equal(network.trunk.blocks[3].attn.qkv.weight, trunk.blocks[3].attn.qkv.weight)
+
+
+def test_kept_tokens_stand_for_the_images(scenes, parent, tmp_path):
+    """With tokens in float32 the outputs and the loss are those of the images."""
+    data = open_data(str(scenes))
+    network = make_detector(vismoe.load(parent), 2, (48, 64)).eval()
+    task, config = Detection(data.classes), data_config(network)
+    transforms = task.training_transform(config, {}), task.evaluation_transform(config)
+    kept = keep_tokens(network, 2, data, transforms, 2, 0, torch.float32, tmp_path, print)
+    assert len(kept.train) == 2 * len(data.train)
+    samples = [kept.val.sample(index) for index in range(3)]
+    with torch.no_grad():
+        found = task.forward(network, task.collate(samples))
+        expected = task.forward(network, task.collate([transforms[1](data.val.sample(index)) for index in range(3)]))
+    for one, other in zip(found, expected, strict=True):
+        assert one.size == other.size
+        assert len(one) == len(other)
+        torch.testing.assert_close(one.scores, other.scores, rtol=0.05, atol=1e-3)  # tokens are stored in bfloat16
+    views = [kept.train.sample(index) for index in (0, len(data.train))]
+    assert not torch.equal(views[0]["tokens"], views[1]["tokens"])
+    assert [len(view["boxes"]) for view in views] == [len(view["classes"]) for view in views]
+
+
+@pytest.mark.parametrize("source", [None, "parent"])
+def test_a_stopped_run_ends_bit_equal(scenes, parent, tmp_path, monkeypatch, source):
+    monkeypatch.setattr(rules, "EVALUATIONS", 4)
+    given = options(scenes, source=None if source is None else str(parent), sparse=True)
+    finetune(given, tmp_path / "whole", device="cpu")
+
+    def stop(status):
+        if status.step >= 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, TrainingStoppedError)):
+        finetune(given, tmp_path / "stopped", device="cpu", on_status=stop)
+    lines = []
+    finetune(given, tmp_path / "stopped", device="cpu", log=lines.append)
+    assert any(line.startswith("resuming after step") for line in lines)
+    whole, again = (vismoe.load(tmp_path / name).state_dict() for name in ("whole", "stopped"))
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_a_detector_is_trained_further(scenes, tmp_path):
+    first = finetune(options(scenes, epochs=1), tmp_path / "first", device="cpu")
+    lines = []
+    finetune(
+        options(scenes, image_size=None, source=str(first.run.path), epochs=1), tmp_path / "second", log=lines.append
+    )
+    assert any("the split is that of" in line for line in lines)
+    assert any(line.startswith("input of") and line.endswith(str(first.run.path)) for line in lines)
+
+
+def test_the_input_has_the_shape_of_the_images(scenes):
+    """And small objects get a few cells, within the limits of a CPU."""
+    from vismoe.adapt.splits import open_splits
+
+    splits = open_splits(str(scenes), 0, 0.1)
+    cpu = torch.device("cpu")
+    chosen = rules.choose_size(Options(str(scenes)), splits, (16, 16), cpu)
+    assert max(chosen.height, chosen.width) == 160
+    width, height = splits.summary["width"]["median"], splits.summary["height"]["median"]
+    assert chosen.width / chosen.height == pytest.approx(width / height, rel=0.1)
+    given = rules.choose_size(Options(str(scenes), image_size=320), splits, (16, 16), cpu)
+    assert max(given.height, given.width) == 320
+    assert "as given" in given.reason
+
+
+def test_a_set_of_one_class_is_enough(tmp_path):
+    folder = write_scenes(tmp_path / "set")
+    for path in folder.glob("labels/*/*.txt"):
+        path.write_text("".join(f"0{line[1:]}\n" for line in path.read_text().splitlines()))
+    (folder / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [thing]\n")
+    finetune(options(folder, epochs=1), tmp_path / "run", device="cpu")
+    assert vismoe.load(tmp_path / "run").num_classes == 1
+
+
+def test_options_that_do_not_fit(scenes, tmp_path):
+    with pytest.raises(ValueError, match=r"num_experts=4: .* is sparse already"):
+        finetune(options(scenes, source="vmoe_pico_patch4_28_every2_e8", num_experts=4), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"class_weights=0\.5: a detector has none"):
+        finetune(options(scenes, class_weights=0.5), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
