@@ -223,6 +223,21 @@ def test_disagreement_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Undecided(nn.Module):
+    """What it computes depends on the values of pixels."""
+
+    num_classes, pretrained_cfg = 5, {"input_size": (3, 2, 2)}
+
+    def forward(self, pixels):
+        return pixels.flatten(1)[:, :5] if pixels.sum() > 0 else pixels.flatten(1)[:, 5:10]
+
+
+def test_what_pytorch_cannot_export_is_said_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"PyTorch cannot export this Undecided to ONNX: [^\n]+$"):
+        export_onnx(Undecided(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 class Session:
     """In the place of ONNX Runtime's: gives the network's own logits, but far off where `tie` says so."""
 

@@ -105,9 +105,10 @@ def export_onnx(
 
     **Returns:** an `OnnxExport`: the file, its size and its difference from the model.
 
-    **Raises:** ValueError if the path exists or does not end in .onnx, if the model drops tokens, or if the file's
-    logits in ONNX Runtime differ from the model's by more than 1e-4 (a detector's scores by more than 1e-4, or its
-    boxes by more than 1e-3 pixels, or 1e-5 of a box's longer side). Nothing is written then.
+    **Raises:** ValueError if the path exists or does not end in .onnx, if the model drops tokens or has operations that
+    PyTorch cannot export, or if the file's logits in ONNX Runtime differ from the model's by more than 1e-4 (a
+    detector's scores by more than 1e-4, or its boxes by more than 1e-3 pixels, or 1e-5 of a box's longer side). Nothing
+    is written then.
     """
     path, model = Path(path), unwrap(model)
     if isinstance(model, OnnxModel):
@@ -194,17 +195,21 @@ def _serialise(network: LogitsOnly | ObjectsOnly, description: Description, batc
     example = network.example(2 if batch_size is None else batch_size, description.preprocessing["input_size"])
     dim = torch.export.Dim("batch", min=1)
     shapes = ({0: dim},) * len(example) if batch_size is None else None
-    with torch.no_grad(), using_backend(network, network.product):
-        program = torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            input_names=network.inputs,
-            output_names=network.outputs,
-            custom_translation_table=ONNX_OPERATORS,
-            optimize=True,
-            verbose=False,
-        )
+    try:
+        with torch.no_grad(), using_backend(network, network.product):
+            program = torch.export.export(network, example, dynamic_shapes=shapes, strict=False)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=network.inputs,
+                output_names=network.outputs,
+                custom_translation_table=ONNX_OPERATORS,
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's errors have no common base class
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"PyTorch cannot export this {type(network.model).__name__} to ONNX: {reason}") from error
     assert exported is not None
     model = exported.model
     # Slices each expert's weights once, not at every run of the graph.
