@@ -20,7 +20,7 @@ from vismoe.weights import data_config, set_image_size
 from vismoe.weights.folders.upcycled import rebuilding
 
 from .head import CentreHead, Outputs
-from .neck import Neck
+from .neck import Neck, PixelDetail
 from .trunk import as_map, detail_of, embed, map_of, run_blocks, run_in_windows, stride_of
 
 DETECTOR = "vmoe_detector"
@@ -43,8 +43,8 @@ class Detector(nn.Module):
     - `in_chans`: number of channels of the input; default 3.
     - `width`: width of neck and head; default 128.
     - `head_depth`: number of 3 × 3 convolutions in the head; default 2.
-    - `detail`: whether fine detail of a convolutional stem is added to the features; default True. Without such a stem
-      there is none.
+    - `detail`: whether fine detail is added to the features: of a convolutional stem, or, without one, of the pixels;
+      default True.
     - `windowed_blocks`: number of the last blocks in which a patch attends only to the patches of its window; default
       0.
     - `window`: height and width of these windows in patches; default 8.
@@ -77,7 +77,11 @@ class Detector(nn.Module):
         dim, (vertical, horizontal) = stride_of(trunk)
         self.stride = (vertical / 2, horizontal / 2)
         self.num_features, self.width, self.head_depth, self.detail = width, width, head_depth, detail
-        self.neck = Neck(dim, detail_of(trunk) if detail else 0, width)
+        stem = detail_of(trunk)
+        cell = vertical // 2, horizontal // 2
+        self.reads_pixels = detail and not stem and (2 * cell[0], 2 * cell[1]) == (vertical, horizontal)
+        fine = nn.Conv2d(stem, width, 1) if stem else PixelDetail(in_chans, width, cell) if self.reads_pixels else None
+        self.neck = Neck(dim, fine if detail else None, width)
         self.head = CentreHead(width, num_classes, self.stride, head_depth)
         for part in (self.neck, self.head):  # as tokens lie, so nothing is copied between trunk and head
             part.to(memory_format=torch.channels_last)
@@ -104,8 +108,8 @@ class Detector(nn.Module):
 
         - `pixels`: normalised images.
         - `mask`: False for padding, which then changes no output of a cell with an image; default None: no padding.
-        - `tokens`: what `tokens_before` returned for the same images; default None: they are computed. Only for a
-          network that uses no fine detail.
+        - `tokens`: what `tokens_before` returned for the same images; default None: they are computed. A network with a
+          convolutional stem needs None: tokens do not have its fine detail.
         - `start`: the number of the block that the tokens are for; default 0.
         """
         detail = None
@@ -118,6 +122,8 @@ class Detector(nn.Module):
                 features = as_map(self.trunk, self._after_blocks(tokens, start, mask))
         if mask is not None:
             features = torch.where(self._cells(mask, 1)[:, None], features, 0)
+        if self.reads_pixels:
+            detail = pixels if mask is None else torch.where(mask[:, None], pixels, 0)
         outputs: Outputs = self.head(self.neck(features, detail))
         return outputs._replace(inside=None if mask is None else self._cells(mask, 2))
 

@@ -4,32 +4,56 @@ from jaxtyping import Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+PIXEL_WIDTH = 64
+"""Width of the features of pixels."""
+
+
+class PixelDetail(nn.Sequential):
+    """Features of the pixels of each cell of the map, for trunks whose patches are too coarse for small objects.
+
+    **Arguments:**
+
+    - `in_chans`: number of channels of the images.
+    - `width`: width of the map.
+    - `cell`: (height, width) of a cell in pixels.
+    """
+
+    def __init__(self, in_chans: int, width: int, cell: tuple[int, int]):
+        super().__init__(
+            nn.Conv2d(in_chans, PIXEL_WIDTH, cell, stride=cell),
+            LayerNorm2d(PIXEL_WIDTH),
+            nn.GELU(),
+            nn.Conv2d(PIXEL_WIDTH, width, 3, padding=1),
+        )
+
 
 class Neck(nn.Module):
-    """Doubles the resolution of a trunk's features by a transposed convolution, adds the fine detail of its stem if
-    there is any, and mixes neighbours.
+    """Doubles the resolution of a trunk's features by a transposed convolution, adds fine detail if there is any, and
+    mixes neighbours.
 
     **Arguments:**
 
     - `dim`: width of the features, d.
-    - `detail_dim`: width of the fine detail, c; 0: there is none.
+    - `detail`: makes fine detail, (B, width, H, W), of a map of twice the resolution or of pixels; None: there is none.
     - `width`: width of the map.
     """
 
-    def __init__(self, dim: int, detail_dim: int, width: int):
+    def __init__(self, dim: int, detail: nn.Module | None, width: int):
         super().__init__()
         self.norm = LayerNorm2d(dim)
         self.up = nn.ConvTranspose2d(dim, width, 2, stride=2)
-        self.detail = nn.Conv2d(detail_dim, width, 1) if detail_dim else None
+        self.detail = detail
         self.mix = nn.Sequential(LayerNorm2d(width), nn.GELU(), nn.Conv2d(width, width, 3, padding=1))
 
     def forward(
-        self, features: Float[Tensor, "B d h w"], detail: Float[Tensor, "B c H W"] | None = None
+        self, features: Float[Tensor, "B d h w"], fine: Float[Tensor, "B c H W"] | None = None
     ) -> Float[Tensor, "B width 2h 2w"]:
-        """The map. `detail` has the size of the map, or, if the sides of an image are odd, one row or column less."""
+        """The map. What `detail` makes of `fine` has the size of the map, or, if the sides of an image are odd, one row
+        or column less."""
         mixed: Tensor = self.up(self.norm(features))
-        if self.detail is not None and detail is not None:
-            fine = self.detail(detail)
-            rows, columns = mixed.shape[2] - fine.shape[2], mixed.shape[3] - fine.shape[3]
-            mixed = mixed + nn.functional.pad(fine, (0, columns, 0, rows))
-        return self.mix(mixed)
+        if self.detail is not None and fine is not None:
+            added = self.detail(fine)
+            rows, columns = mixed.shape[2] - added.shape[2], mixed.shape[3] - added.shape[3]
+            mixed = mixed + nn.functional.pad(added, (0, columns, 0, rows))
+        mapped: Tensor = self.mix(mixed)
+        return mapped

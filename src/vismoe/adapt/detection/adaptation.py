@@ -119,7 +119,8 @@ class DetectorAdaptation(Adaptation):
     def _can_keep_tokens(self) -> bool:
         """Whether the blocks before the first trained one can run only once."""
         network, images = self.network, len(self.splits.fitting.train_and_val[0])
-        if not isinstance(network.trunk, VisionTransformer) or network.neck.detail is not None:
+        has_stem_detail = network.neck.detail is not None and not network.reads_pixels
+        if not isinstance(network.trunk, VisionTransformer) or has_stem_detail:
             return False
         needed = bytes_of_tokens(network, VIEWS * images + len(self.splits.fitting.val))
         return first_trained(network) > 0 and needed < free_memory(torch.device("cpu")) / 4

@@ -26,8 +26,10 @@ SAID_EVERY = 30
 """Seconds between two lines of text."""
 ROWS = ("boxes", "classes", "ignored")
 """Values of a sample with one row for each box."""
-WHOLE = ("mask", "size", "scale", TOKENS)
+WHOLE = ("mask", "size", "scale", TOKENS, "image")
 """Values of a sample with the same shape for each image."""
+HALF = (TOKENS, "image")
+"""Those that are stored in bfloat16."""
 
 
 def keep_tokens(
@@ -52,7 +54,7 @@ def keep_tokens(
     - `transforms`: the transforms of training and of evaluation.
     - `views`: number of views of each training image.
     - `seed`: decides the augmentation.
-    - `dtype`: autocast dtype of the frozen blocks; the tokens are stored in bfloat16.
+    - `dtype`: autocast dtype of the frozen blocks; tokens, and pixels if the neck reads them, are stored in bfloat16.
     - `folder`: folder of the files.
     - `log`: called with a line of text from time to time.
 
@@ -68,11 +70,11 @@ def keep_tokens(
     repeated = training.subset(list(range(len(training))) * views)
     return replace(
         data,
-        train=replace(repeated, further={name: partial(train.value, name) for name in (*ROWS, *WHOLE, "image", BLOCK)}),
+        train=replace(repeated, further={name: partial(train.value, name) for name in (*ROWS, *WHOLE, BLOCK)}),
         # The boxes of the validation split stay those of the original images, which the evaluation reads.
         val=replace(
             validation,
-            further={**validation.further, **{name: partial(val.value, name) for name in (*WHOLE, "image", BLOCK)}},
+            further={**validation.further, **{name: partial(val.value, name) for name in (*WHOLE, BLOCK)}},
         ),
     )
 
@@ -97,7 +99,10 @@ def _computed(
             batch = collate_boxes(prepared)
             pixels, mask = batch["image"].to(device), batch["mask"].to(device)
             tokens = network.tokens_before(block, pixels, None if bool(mask.all()) else mask)
-            batch |= {TOKENS: tokens.to("cpu", torch.bfloat16), "counts": torch.tensor([*map(len, batch["boxes"])])}
+            if not network.reads_pixels:
+                batch["image"] = batch["image"].new_zeros(len(prepared), 1)
+            batch |= {TOKENS: tokens.cpu(), "counts": torch.tensor([*map(len, batch["boxes"])])}
+            batch |= {name: batch[name].bfloat16() for name in HALF}
             for name, values in found.items():
                 values += [value.as_subclass(Tensor) for value in batch[name]] if name in ROWS else [batch[name]]
             if time.monotonic() - said > SAID_EVERY:
@@ -139,14 +144,12 @@ class _Kept:
         return ends
 
     def value(self, name: str, index: int) -> Tensor:
-        """A value of the i-th image. "image" is empty: the tokens stand for it."""
-        if name == "image":
-            return torch.empty(0)
+        """A value of the i-th image. If the neck reads no pixels, "image" has none: the tokens stand for it."""
         if name == BLOCK:
             return torch.tensor(self.block)
         if name not in ROWS:
             whole: Tensor = self._file.get_slice(name)[index : index + 1][0]
-            return whole.float() if name == TOKENS else whole
+            return whole.float() if name in HALF else whole
         rows: Tensor = self._file.get_slice(name)[self._ends[index - 1] if index else 0 : self._ends[index]]
         if name != "boxes":
             return rows
@@ -155,6 +158,7 @@ class _Kept:
 
 
 def bytes_of_tokens(network: Detector, images: int) -> int:
-    """Estimated size of the kept tokens of a number of images, in bytes."""
+    """Estimated size of the kept values of a number of images, in bytes."""
     embedding: Any = network.trunk.patch_embed
-    return images * 2 * (embedding.num_patches + 1) * int(network.trunk.embed_dim)  # type: ignore[arg-type]
+    pixels = network.in_chans * network.img_size[0] * network.img_size[1] if network.reads_pixels else 0
+    return images * 2 * pixels + images * 2 * (embedding.num_patches + 1) * int(network.trunk.embed_dim)  # type: ignore[arg-type]
