@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vismoe.cli import main
+from vismoe.data import open_data
 from vismoe.inference import Predictor
 from vismoe.tasks import Detection
 from vismoe.training import Run, fit, loop, report
@@ -53,6 +54,12 @@ def test_what_boxes_cannot_have_is_refused(changes, scenes, tmp_path):
 def test_a_task_for_classes_does_not_take_boxes(scenes, tmp_path):
     with pytest.raises(ValueError, match="has boxes; accepted are auto, object-detection"):
         fit(tiny(scenes, task="multi_label_classification"), tmp_path / "run")
+
+
+def test_further_images_need_boxes(scenes, tmp_path):
+    with pytest.raises(ValueError, match=r"extra_eval\['night'\] has no boxes"):
+        fit(tiny(scenes), tmp_path / "run", extra_eval={"night": open_data("digits").val})
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_undefined_score_is_never_the_best():

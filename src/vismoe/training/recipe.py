@@ -158,13 +158,14 @@ class Recipe:
     translate: float = 0.08
     """Augmentation: largest shift, as a fraction of the image size."""
     scale: float = 0.1
-    """Augmentation: random scale factor within 1 ± this."""
+    """Augmentation: random scale factor within 1 ± this; with boxes between 1 − this and 1 ÷ √crop."""
     shear: float = 5.0
     """Augmentation: largest shear in degrees, in either direction; 0 with boxes."""
     flip: float = 0.0
     """Augmentation: probability of a horizontal flip."""
     crop: float = 1.0
-    """Augmentation: smallest area of the random crop, as a fraction of the image; 1: centre crop, as in evaluation."""
+    """Augmentation: smallest area of the random crop, as a fraction of the image; 1: centre crop, as in evaluation.
+    With boxes: the smallest part of an image that stays visible when it is enlarged; 1: it is not enlarged."""
     color_jitter: float = 0.0
     """Augmentation: random factors within 1 ± this for brightness, contrast and saturation."""
     noise: float = 0.0

@@ -72,6 +72,10 @@ class Detection(Task):
         if not data.has_boxes:
             raise ValueError(f"task={self.name}: {data.name} has no boxes; accepted are auto, classification")
 
+    def check_extra_eval(self, name: str, images: ImageSet) -> None:
+        if "boxes" not in images.further:
+            raise ValueError(f"extra_eval[{name!r}] has no boxes: expected images with boxes")
+
     def align_classes(self, data: Data) -> Data:
         if not data.has_boxes:
             raise ValueError(f"the model finds objects, but {data.name} has no boxes: name a folder with boxes")
