@@ -82,7 +82,7 @@ def test_it_trains(run):
     assert not any("accuracy" in line for line in lines)
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary)[:2] == ["within_one", "val_loss"]
-    assert {path.name for path in run.glob("*.png")} == {"curves.png"}
+    assert {path.name for path in run.glob("*.png")} == {"curves.png", "routing.png"}
 
 
 def test_killed_it_resumes_bit_equal(run, pairs, forked, tmp_path):

@@ -9,7 +9,7 @@ import timm
 import torch
 from jaxtyping import Bool, Float
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._input import get_model_args  # under no public name
+from timm.models._input import get_model_args, update_model_input_size  # under no public name
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ from vismoe.weights.folders.upcycled import rebuilding
 
 from .head import CentreHead, Outputs
 from .neck import Neck, PixelDetail
-from .trunk import as_map, detail_of, embed, map_of, run_blocks, run_in_windows, stride_of
+from .trunk import as_map, detail_of, embed, map_of, remove_unused, run_blocks, run_in_windows, stride_of
 
 DETECTOR = "vmoe_detector"
 WIDTH, DEPTH, WINDOW = 128, 2, 8
@@ -75,6 +75,7 @@ class Detector(nn.Module):
             )
         self.reads_masks, self.windowed_blocks, self.window = read_masks(trunk), windowed_blocks, window
         dim, (vertical, horizontal) = stride_of(trunk)
+        remove_unused(trunk)
         self.stride = (vertical / 2, horizontal / 2)
         self.num_features, self.width, self.head_depth, self.detail = width, width, head_depth, detail
         stem = detail_of(trunk)
@@ -172,6 +173,19 @@ class Detector(nn.Module):
         self.num_classes = num_classes
         head = CentreHead(self.width, num_classes, self.stride, self.head_depth)
         self.head = head.to(memory_format=torch.channels_last).to(device)
+
+    def set_input_size(self, img_size: tuple[int, int]) -> None:
+        """Sets the size of the input, as timm's networks do. Position embeddings of the trunk are resized.
+
+        **Arguments:**
+
+        - `img_size`: (height, width) in pixels.
+
+        **Raises:** ValueError if the trunk does not accept the size.
+        """
+        set_image_size(self.trunk, img_size, "the trunk")
+        self.img_size = img_size
+        update_model_input_size(self, img_size)
 
     def model_args(self) -> dict[str, Any]:
         """The arguments with which `timm.create_model` builds this network again."""

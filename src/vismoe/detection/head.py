@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple  # under no public name
 
 PRIOR = 0.02
 """Score of every class in every cell before training: most cells have no object (Lin et al. 2017, section 4.1)."""
@@ -31,6 +32,9 @@ class Outputs(NamedTuple):
     boxes: Float[Tensor, "B 4 h w"]
     inside: Bool[Tensor, "B h w"] | None = None
     stride: tuple[float, float] = (1.0, 1.0)
+
+
+_register_namedtuple(Outputs, serialized_type_name="vismoe.detection.Outputs")  # so that torch.export saves it
 
 
 class CentreHead(nn.Module):

@@ -21,11 +21,29 @@ def stride_of(trunk: Any) -> tuple[int, tuple[int, int]]:
 
     **Raises:** ValueError for a network without feature maps.
     """
-    if hasattr(trunk, "blocks") and hasattr(trunk, "patch_embed"):
+    if _is_transformer(trunk):
         vertical, horizontal = trunk.patch_embed.patch_size
         return int(trunk.embed_dim), (int(vertical), int(horizontal))
     entry = trunk.feature_info[_map_of(trunk)]
     return int(entry["num_chs"]), (int(entry["reduction"]),) * 2
+
+
+def remove_unused(trunk: Any) -> None:
+    """Removes the parts of a trunk that its feature map does not need. Their parameters would get no gradient, and
+    training with several processes needs one for every parameter."""
+    if _is_transformer(trunk):
+        for name in ("fc_norm", "representation"):  # a method that resets the classifier would change the pooling too
+            if isinstance(getattr(trunk, name, None), nn.Module):
+                setattr(trunk, name, nn.Identity())
+        if getattr(trunk, "attn_pool", None) is not None:
+            trunk.attn_pool = None
+    elif hasattr(trunk, "prune_intermediate_layers"):
+        trunk.prune_intermediate_layers([_map_of(trunk)], prune_norm=True, prune_head=True)
+
+
+def _is_transformer(trunk: Any) -> bool:
+    """Whether all blocks have patches of one size."""
+    return hasattr(trunk, "blocks") and hasattr(getattr(trunk, "patch_embed", None), "patch_size")
 
 
 def _map_of(trunk: Any) -> int:
@@ -127,7 +145,7 @@ def as_map(trunk: nn.Module, tokens: Float[Tensor, "B S d"]) -> Float[Tensor, "B
 
 def map_of(trunk: Any, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B d h w"]:
     """The features of any other network of timm's as a map."""
-    is_transformer = hasattr(trunk, "blocks") and hasattr(trunk, "patch_embed")
+    is_transformer = _is_transformer(trunk)
     index = len(trunk.blocks) - 1 if is_transformer else _map_of(trunk)
     (found,) = trunk.forward_intermediates(
         pixels, indices=[index], norm=is_transformer, output_fmt="NCHW", intermediates_only=True

@@ -107,14 +107,19 @@ def condition(
             )
     pixels = mask if mask is not None and mask.ndim == 3 else None
     tokens = mask if pixels is None else _token_mask(modules, pixels)
-    entry = (threading.get_ident(), Condition(tokens, context, pixels))
+    # Compilers cannot trace the number of the thread, and a compiled forward reads all conditions.
+    compiled = torch.compiler.is_compiling()
+    entry = (0 if compiled else threading.get_ident(), Condition(tokens, context, pixels))
     for module in modules:
         module.conditions.held.append(entry)
     try:
         yield
     finally:
         for module in modules:
-            module.conditions.held.remove(entry)
+            if compiled:
+                module.conditions.held.pop()
+            else:
+                module.conditions.held.remove(entry)
 
 
 def _token_mask(modules: list[Any], pixels: Bool[Tensor, "B H W"]) -> Bool[Tensor, "B S"]:
