@@ -10,6 +10,7 @@ one is making is skipped.
 """
 
 import fcntl
+import itertools
 import resource
 import shutil
 import time
@@ -26,9 +27,10 @@ from processes import in_processes
 from table import Table
 
 from vismoe.adapt import Options, finetune
-from vismoe.adapt.splits import open_splits
+from vismoe.data.images import read_image
 from vismoe.inference import Predictor
 from vismoe.training import Run, Status
+from vismoe.training.run import SPLIT
 
 RESULTS = Path(__file__).parent / "results" / "detection.csv"
 ARMS = {
@@ -104,7 +106,7 @@ def run_one(study: Study, data: Path, parent: Path | None, out: Path, csv: Path,
             "kept_minutes": round(minutes.kept, 2),
             "minutes": round((time.monotonic() - started) / 60, 2),
         }
-        row |= figures(done.run, done.report) | speed(done.run, options)
+        row |= figures(done.run, done.report) | speed(done.run, data)
         Table(csv).append(row)
     return row
 
@@ -143,22 +145,19 @@ def _rounded(value: float | None) -> float | str:
     return "" if value is None else round(value, 4)
 
 
-def speed(run: Run, options: Options) -> dict[str, Any]:
-    """The input size, and the time from a decoded image to its boxes, in milliseconds: the median CPU time of one
+def speed(run: Run, data: Path) -> dict[str, Any]:
+    """The input size, and the time from a decoded test image to its boxes, in milliseconds: the median CPU time of one
     thread, in the form that `vismoe predict` runs."""
     predictor = Predictor(str(run.path))
     height, width = predictor.model.img_size  # type: ignore[misc]
-    splits = open_splits(options.data, options.seed, 0.1, group_column=options.group_column)
-    images = [splits.test.val.image(number % len(splits.test.val)) for number in range(WARM_UP + TIMED)]
+    files = itertools.islice(itertools.cycle(run.read(SPLIT)["test"]), WARM_UP + TIMED)
     threads, times = torch.get_num_threads(), []
     torch.set_num_threads(1)
-    try:
-        for image in images:
-            began = time.process_time()
-            predictor.predict(image)
-            times.append(time.process_time() - began)
-    finally:
-        torch.set_num_threads(threads)
+    for image in [read_image(data / file) for file in files]:
+        began = time.process_time()
+        predictor.predict(image)
+        times.append(time.process_time() - began)
+    torch.set_num_threads(threads)
     return {"input_size": f"{height} × {width}", "milliseconds": round(1e3 * median(times[WARM_UP:]), 1)}
 
 
