@@ -138,6 +138,22 @@ def test_convolutional_networks_are_trunks_too():
     assert network(torch.randn(1, 3, *SIZE)).centres.shape == (1, 3, 6, 10)
 
 
+def test_activation_recompute_changes_no_gradient():
+    gradients = []
+    for recompute in (False, True):
+        network = detector(TRUNKS["convolutional stem"]()).train()
+        network.set_grad_checkpointing(recompute)
+        torch.manual_seed(0)
+        pixels = torch.randn(2, 3, *SIZE)
+        network(pixels).centres.square().mean().backward()
+        gradients.append([parameter.grad for parameter in network.trunk.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="a mask, and activation recompute"):
+        network(pixels, torch.ones(2, *SIZE, dtype=torch.bool))
+
+
 def test_stacked_biases_get_no_weight_decay():
     network = detector(TRUNKS["convolutional stem"]())
     undecayed = network.no_weight_decay()

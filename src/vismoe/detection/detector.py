@@ -113,6 +113,11 @@ class Detector(nn.Module):
           convolutional stem needs None: tokens do not have its fine detail.
         - `start`: the number of the block that the tokens are for; default 0.
         """
+        if mask is not None and getattr(self.trunk, "grad_checkpointing", False) and self.training:
+            raise ValueError(
+                "a mask, and activation recompute: it runs in backward, where the mask is not known any more; train with "
+                "images of the input's size, or without set_grad_checkpointing"
+            )
         detail = None
         with self._masked(mask):
             if tokens is None and isinstance(self.trunk, VisionTransformer):
@@ -162,6 +167,10 @@ class Detector(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that get no weight decay, besides vectors."""
         return {f"trunk.{name}" for name in without_weight_decay(self.trunk)}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Sets whether the trunk's blocks are computed again in backward, which saves memory."""
+        self.trunk.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     def get_classifier(self) -> nn.Module:
         """The layer that scores the classes."""

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from vismoe.moe import condition
 from vismoe.vit.stem import ConvEmbed
@@ -90,8 +91,10 @@ def embed(
 
 def run_blocks(trunk: nn.Module, tokens: Float[Tensor, "B S d"], start: int, end: int | None) -> Float[Tensor, "B S d"]:
     """The tokens after some blocks of a vision transformer, numbers `start` to `end`, without `end`."""
-    for block in _checked(trunk).blocks[start:end]:
-        tokens = block(tokens)
+    vit: Any = _checked(trunk)
+    recomputes = vit.grad_checkpointing and torch.is_grad_enabled()
+    for block in vit.blocks[start:end]:
+        tokens = checkpoint(block, tokens, use_reentrant=False) if recomputes else block(tokens)
     return tokens
 
 

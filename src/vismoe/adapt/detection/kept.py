@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -54,7 +54,7 @@ def keep_tokens(
     - `transforms`: the transforms of training and of evaluation.
     - `views`: number of views of each training image.
     - `seed`: decides the augmentation.
-    - `dtype`: autocast dtype of the frozen blocks; tokens, and pixels if the neck reads them, are stored in bfloat16.
+    - `dtype`: autocast dtype of the frozen blocks; tokens and pixels are stored in bfloat16.
     - `folder`: folder of the files.
     - `log`: called with a line of text from time to time.
 
@@ -99,8 +99,6 @@ def _computed(
             batch = collate_boxes(prepared)
             pixels, mask = batch["image"].to(device), batch["mask"].to(device)
             tokens = network.tokens_before(block, pixels, None if bool(mask.all()) else mask)
-            if not network.reads_pixels:
-                batch["image"] = batch["image"].new_zeros(len(prepared), 1)
             batch |= {TOKENS: tokens.cpu(), "counts": torch.tensor([*map(len, batch["boxes"])])}
             batch |= {name: batch[name].bfloat16() for name in HALF}
             for name, values in found.items():
@@ -144,7 +142,7 @@ class _Kept:
         return ends
 
     def value(self, name: str, index: int) -> Tensor:
-        """A value of the i-th image. If the neck reads no pixels, "image" has none: the tokens stand for it."""
+        """A value of the i-th image."""
         if name == BLOCK:
             return torch.tensor(self.block)
         if name not in ROWS:
@@ -160,5 +158,5 @@ class _Kept:
 def bytes_of_tokens(network: Detector, images: int) -> int:
     """Estimated size of the kept values of a number of images, in bytes."""
     embedding: Any = network.trunk.patch_embed
-    pixels = network.in_chans * network.img_size[0] * network.img_size[1] if network.reads_pixels else 0
-    return images * 2 * pixels + images * 2 * (embedding.num_patches + 1) * int(network.trunk.embed_dim)  # type: ignore[arg-type]
+    tokens = (embedding.num_patches + 1) * cast(int, network.trunk.embed_dim)
+    return images * 2 * (tokens + network.in_chans * network.img_size[0] * network.img_size[1])
