@@ -57,7 +57,8 @@ class Options:
     batch_size: int | None = None
     """Images per step. None: 32 for a trained network, 64 from scratch, 4 to 32 for a detector."""
     learning_rate: float | None = None
-    """Peak learning rate. None: 2e-4 for a trained network (1e-3 if a detector is made of it), 2e-3 from scratch."""
+    """Peak learning rate. None: 2e-4 for a trained network, 2e-3 from scratch and for a detector, whose trained
+    trunk gets a twentieth of it."""
     class_weights: float = 0.0
     """Weight of a class in the loss: (mean class size ÷ its size) to this power; 0: all classes have equal weight. Must
     be 0 for a detector."""

@@ -115,8 +115,8 @@ class Detector(nn.Module):
         """
         if mask is not None and getattr(self.trunk, "grad_checkpointing", False) and self.training:
             raise ValueError(
-                "a mask, and activation recompute: it runs in backward, where the mask is not known any more; train with "
-                "images of the input's size, or without set_grad_checkpointing"
+                "a mask, and activation recompute: it runs in backward, where the mask is not known any more; train "
+                "with images of the input's size, or without set_grad_checkpointing"
             )
         detail = None
         with self._masked(mask):

@@ -35,6 +35,8 @@ VIEWS = 4
 """Max number of augmented views of each training image whose tokens are kept."""
 ON_CPU: Trained = "last-two"
 """Part of a trained network that is trained on a CPU."""
+WINDOWED = 2
+"""Number of blocks of a trained network, the last ones, that attend within windows on a CPU."""
 
 
 class DetectorAdaptation(Adaptation):
@@ -100,7 +102,14 @@ class DetectorAdaptation(Adaptation):
         patch = tuple(getattr(embedding, "patch_size", (16, 16)))
         size = choose_size(options, self.splits, cast(Any, patch), self.device)
         self.log(size.reason)
-        return make_detector(trunk, len(classes), (size.height, size.width), str(options.source or SCRATCH))
+        windowed = 0
+        if options.trained and self.device.type == "cpu" and isinstance(trunk, VisionTransformer):
+            windowed = WINDOWED
+            self.log(
+                f"patches attend only within windows of 8 × 8 patches in the last {windowed} blocks, which is faster"
+            )
+        source = str(options.source or SCRATCH)
+        return make_detector(trunk, len(classes), (size.height, size.width), source, windowed_blocks=windowed)
 
     def choose_part(self) -> Trained:
         """Chooses which blocks are trained. Neck and head always are."""

@@ -77,7 +77,8 @@ def finetune_folder(
         epochs: Number of epochs; default: at most 12 (from scratch 80), on a CPU limited to about 8 minutes of 2 cores.
             Of a detector 40, or 5,000 images if these are more, on a CPU limited to about 8 minutes of one core.
         batch_size: Images per step; default: 32, from scratch 64, of a detector 4 to 32.
-        learning_rate: Peak learning rate; default: 2e-4, of a detector 1e-3, from scratch 2e-3.
+        learning_rate: Peak learning rate; default: 2e-4, from scratch 2e-3.
+            Of a detector 2e-3; a trained trunk gets a twentieth of it.
         class_weights: Class weights in the loss: (mean class size / class size) to this power; 0: all weigh the same.
             With 0.5, rare classes are found more often and common ones less often. Detectors have none.
         dtype: Autocast dtype in training; auto: bfloat16 if the device has instructions for it.
