@@ -4,10 +4,12 @@ python -m pytest tests/adapt/test_detection.py
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import vismoe
 from tests.detection.scenes import write_scenes
@@ -90,7 +92,7 @@ def test_kept_tokens_stand_for_the_images(scenes, parent, tmp_path):
     network = make_detector(vismoe.load(parent), 2, (48, 64)).eval()
     task, config = Detection(data.classes), data_config(network)
     transforms = task.training_transform(config, {}), task.evaluation_transform(config)
-    kept = keep_tokens(network, 2, data, transforms, 2, 0, torch.float32, tmp_path, print)
+    kept = keep_tokens(network, 2, data, transforms, 2, 0, torch.float32, tmp_path, "", print)
     assert len(kept.train) == 2 * len(data.train)
     samples = [kept.val.sample(index) for index in range(3)]
     with torch.no_grad():
@@ -132,6 +134,69 @@ def test_a_detector_is_trained_further(scenes, tmp_path):
     )
     assert any("the split is that of" in line for line in lines)
     assert any(line.startswith("input of") and line.endswith(str(first.run.path)) for line in lines)
+
+
+def test_a_detector_keeps_what_it_knows_of_shared_classes(scenes, tmp_path):
+    """With other classes only the layer that scores them changes; --image-size changes the input."""
+    first = finetune(options(scenes, epochs=1), tmp_path / "first", device="cpu")
+    other = write_scenes(tmp_path / "other")
+    (other / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [green, red]\n")
+    for path in other.glob("labels/*/*.txt"):  # what was red, number 0, is number 1 now
+        path.write_text("".join(f"{1 - int(line[0])}{line[1:]}\n" for line in path.read_text().splitlines()))
+    lines = []
+    given = options(other, image_size=64, source=str(first.run.path), epochs=1, learning_rate=1e-9)
+    finetune(given, tmp_path / "second", device="cpu", log=lines.append)
+    assert "1 classes of" in "\n".join(lines)
+    assert "new classes: green" in "\n".join(lines)
+    before, after = vismoe.load(tmp_path / "first"), vismoe.load(tmp_path / "second")
+    assert max(after.img_size) == 64
+    torch.testing.assert_close(after.head.centre.weight[1], before.head.centre.weight[0])
+    torch.testing.assert_close(after.head.box.weight, before.head.box.weight)
+
+
+def test_kept_tokens_of_something_else_are_made_anew(scenes, parent, tmp_path):
+    data = open_data(str(scenes))
+    network = make_detector(vismoe.load(parent), 2, (48, 64)).eval()
+    task, config = Detection(data.classes), data_config(network)
+    transforms = task.training_transform(config, {}), task.evaluation_transform(config)
+    few = replace(data, train=data.train.subset(range(4)))
+    whole = keep_tokens(network, 2, data, transforms, 2, 0, torch.float32, tmp_path, "all", print)
+    second_view = whole.train.sample(len(data.train))["tokens"]
+    kept = keep_tokens(network, 2, few, transforms, 2, 0, torch.float32, tmp_path, "few", print)
+    assert len(kept.train) == 8
+    assert torch.equal(kept.train.sample(4)["tokens"], second_view)
+
+
+def test_a_validation_split_without_objects_keeps_the_last_weights(tmp_path):
+    folder = write_scenes(tmp_path / "set")
+    for kind, suffix in (("images", "png"), ("labels", "txt")):
+        (folder / kind / "val").rename(folder / kind / "test")
+        (folder / kind / "val").mkdir()
+        assert list((folder / kind / "test").glob(f"*.{suffix}"))
+    for number in range(3):
+        image = Image.effect_noise((48, 40), 40 + 60 * number)
+        image.convert("RGB").save(folder / "images" / "val" / f"{number}.png")
+        (folder / "labels" / "val" / f"{number}.txt").touch()
+    (folder / "data.yaml").write_text(
+        "path: .\ntrain: images/train\nval: images/val\ntest: images/test\nnames: [red, blue]\n"
+    )
+    lines = []
+    done = finetune(options(folder), tmp_path / "run", device="cpu", log=lines.append)
+    assert any(line.startswith("note: no validation image has an object") for line in lines)
+    assert done.report["validation"] is None
+    assert done.run.recipe.keep == "last"
+
+
+@pytest.mark.parametrize("part", ["head", "experts", "last-third", "all"])
+def test_every_part_can_be_trained(scenes, parent, tmp_path, part):
+    sparse = part == "experts"
+    given = options(scenes, source=str(parent), train=part, sparse=sparse or None, epochs=1)
+    done = finetune(given, tmp_path / "run", device="cpu")
+    assert done.report["trained"] == part
+    network, trunk = vismoe.load(tmp_path / "run"), vismoe.load(parent)
+    changed = not torch.equal(network.trunk.blocks[3].attn.qkv.weight, trunk.blocks[3].attn.qkv.weight)
+    assert changed == (part in ("last-third", "all"))
+    assert not torch.equal(network.head.box.bias, torch.zeros(5))
 
 
 def test_the_input_has_the_shape_of_the_images(scenes):

@@ -85,6 +85,16 @@ def test_an_image_without_objects_has_a_finite_loss_and_gradient():
     assert torch.isfinite(centres.grad).all()
 
 
+def test_an_object_inside_a_crowd_is_learnt():
+    boxes = torch.tensor([[0.0, 0, 64, 64], [20, 20, 40, 40]])
+    wanted = targets(boxes, torch.tensor([0, 1]), torch.tensor([True, False]), 2, (8, 8), (8.0, 8.0))
+    centres = torch.full((1, 2, 8, 8), -4.0, requires_grad=True)
+    found = torch.tensor([0.0, 0, 8, 8])[:, None, None].expand(4, 8, 8)[None]
+    detection_loss(Outputs(centres, torch.zeros(1, 1, 8, 8), found, None, (8.0, 8.0)), [wanted]).backward()
+    assert (centres.grad[0, 1] != 0).sum() == 1
+    assert not centres.grad[0, 0].any()
+
+
 def test_the_loss_of_a_batch_is_the_mean_of_its_images():
     """So gradient accumulation and several processes change nothing."""
     generator = torch.Generator().manual_seed(0)

@@ -42,6 +42,7 @@ class Adaptation(ABC):
     network: nn.Module
     part: Trained
     recipe: Recipe
+    is_resumed: bool
 
     def __init__(
         self,
@@ -114,6 +115,7 @@ class Adaptation(ABC):
             saved_recipe = self.mesh.run_on_main(
                 lambda: Run(self.path).recipe if Run.of(self.path) == Run(self.path) else None
             )
+            self.is_resumed = saved_recipe is not None
             recipe = self._of_options(self.choose_recipe()) if saved_recipe is None else saved_recipe
             if self.part != "head":
                 check_batch_size(recipe.batch_size, self.mesh.size)
@@ -201,8 +203,9 @@ def public_name(source: str | None) -> str:
 def ending_of(run: Run, score: str, is_kept: bool) -> str:
     """A line with the last step of the training, and, if its weights are kept at all, the step whose weights are."""
     evaluated = [line for line in run.metrics if score in line]
+    defined = [line for line in evaluated if line[score] is not None]
     last, recipe = evaluated[-1]["step"], run.recipe
-    best = max(evaluated, key=lambda line: (line[score], -line.get("val_loss", 0)))
+    best = max(defined or evaluated[-1:], key=lambda line: (line[score], -line.get("val_loss", 0)))
     kept = best if recipe.keep == "best" else evaluated[-1]
     early = f" ({recipe.patience} evaluations without a better score)" if last < recipe.steps else ""
     weights = f"; the weights of step {kept['step']} are kept" if is_kept else ""

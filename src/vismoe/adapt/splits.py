@@ -235,7 +235,8 @@ def _with_validation(data: Data, duplicates: Duplicates, seed: int, sides: Mappi
             fitting, _ = split_data(whole, duplicates, seed + 1, VALIDATION)
     except ValueError:
         fitting = whole
-    if fitting.train is None or len(fitting.val) < 2 * len(data.classes):
+    enough = 2 if data.has_boxes else 2 * len(data.classes)  # an image with boxes shows several classes
+    if fitting.train is None or len(fitting.val) < enough:
         return replace(whole, train=data.train), False
     return fitting, True
 

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vismoe.moe import condition
-from vismoe.vit.masks import patch_mask, read_masks
+from vismoe.vit.masks import patch_mask, read_masks, zero_padding
 from vismoe.vit.weight_decay import without_weight_decay
 from vismoe.weights import data_config, set_image_size
 from vismoe.weights.folders.upcycled import rebuilding
@@ -118,6 +118,8 @@ class Detector(nn.Module):
                 "a mask, and activation recompute: it runs in backward, where the mask is not known any more; train "
                 "with images of the input's size, or without set_grad_checkpointing"
             )
+        if mask is not None and not self.reads_masks:
+            pixels = zero_padding(pixels, mask)
         detail = None
         with self._masked(mask):
             if tokens is None and isinstance(self.trunk, VisionTransformer):
@@ -129,7 +131,7 @@ class Detector(nn.Module):
         if mask is not None:
             features = torch.where(self._cells(mask, 1)[:, None], features, 0)
         if self.reads_pixels:
-            detail = pixels if mask is None else torch.where(mask[:, None], pixels, 0)
+            detail = pixels if mask is None else zero_padding(pixels, mask)
         outputs: Outputs = self.head(self.neck(features, detail))
         return outputs._replace(inside=None if mask is None else self._cells(mask, 2))
 
@@ -151,7 +153,11 @@ class Detector(nn.Module):
 
         - `block`: number of the block, from 0.
         - `pixels`, `mask`: as for `forward`.
+
+        **Raises:** ValueError for a block after the first one that attends within windows.
         """
+        if block > (last := len(cast(Any, self.trunk).blocks) - self.windowed_blocks):
+            raise ValueError(f"block={block}: blocks from {last} on attend within windows, accepted are 0 to {last}")
         with self._masked(mask):
             return run_blocks(self.trunk, embed(self.trunk, pixels)[0], 0, block)
 
@@ -177,11 +183,11 @@ class Detector(nn.Module):
         return self.head.centre
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replaces the head by a new one for other classes."""
+        """Replaces the layer that scores the classes by a new one. The rest of the head stays."""
         device = next(self.head.parameters()).device
         self.num_classes = num_classes
         head = CentreHead(self.width, num_classes, self.stride, self.head_depth)
-        self.head = head.to(memory_format=torch.channels_last).to(device)
+        self.head.centre = head.centre.to(memory_format=torch.channels_last).to(device)
 
     def set_input_size(self, img_size: tuple[int, int]) -> None:
         """Sets the size of the input, as timm's networks do. Position embeddings of the trunk are resized.

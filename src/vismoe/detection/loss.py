@@ -94,7 +94,7 @@ def focal_loss(logits: Tensor, wanted: Targets) -> Tensor:
     at_centres = (1 - found).square() * log_found
     elsewhere = (1 - wanted.centres) ** 4 * found.square() * log_free
     losses = torch.where(wanted.is_centre, at_centres, elsewhere)
-    return -torch.where(wanted.counted, losses, 0).sum()
+    return -torch.where(wanted.counted | wanted.is_centre, losses, 0).sum()
 
 
 def detection_loss(outputs: Outputs, wanted: Sequence[Targets]) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -279,7 +279,7 @@ def _decoded(
 ) -> Iterator[tuple[str, Sample]]:
     for item, folder in listed:
         if isinstance(item, Image.Image):
-            yield str(getattr(item, "filename", "") or "image"), {"image": item}
+            yield str(getattr(item, "filename", "") or "image"), {"image": ImageOps.exif_transpose(item)}
             continue
         try:
             sample = read(item)

@@ -82,7 +82,7 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         run = Run(path)
         run.write(ENVIRONMENT, environment())
-        run.write(DATA, describe(data) | {"sizes": _digest_of_sizes(data)})
+        run.write(DATA, describe(data) | {"sizes": digest_of_sizes(data)})
         run.write(RECIPE, recipe.to_json())  # written last: a folder that has it is a run
         return run
 
@@ -120,7 +120,7 @@ class Run:
                 "file names, labels, or the split, which depends on the images' contents, are others; restore it, or "
                 "choose another --out"
             )
-        if recorded.get("sizes") not in (None, _digest_of_sizes(data)):  # None: earlier versions did not record it
+        if recorded.get("sizes") not in (None, digest_of_sizes(data)):  # None: earlier versions did not record it
             raise ValueError(
                 f"images of {data.name} have changed since {path} was started: their files have other sizes in bytes; "
                 "restore them, or choose another --out"
@@ -302,10 +302,14 @@ def without_nan(value: Any) -> Any:
 
 def describe(data: Data) -> dict[str, Any]:
     """Describes a data set as a dictionary for JSON: name, classes, numbers of images, files left out, and "digest",
-    the SHA-256 of the classes, file names and labels, in order. "held_out_images" is the number of images in `val`."""
+    the SHA-256 of the classes, file names, labels and boxes, in order. "held_out_images" is the number of images in
+    `val`."""
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     for split in data.train_and_val:
         digest.update(json.dumps([split.labels.int().tolist(), list(split.files)]).encode())
+        if data.has_boxes:
+            named = [split.further[name] for name in ("boxes", "classes", "ignored")]
+            digest.update(json.dumps([[of(i).tolist() for of in named] for i in range(len(split))]).encode())
     return {
         "name": data.name,
         "classes": data.classes,
@@ -319,7 +323,7 @@ def describe(data: Data) -> dict[str, Any]:
     }
 
 
-def _digest_of_sizes(data: Data) -> str | None:
+def digest_of_sizes(data: Data) -> str | None:
     """The SHA-256 of the sizes in bytes of the image files, in order, or of the zip; None for a set without files."""
     path = Path(data.name)
     splits = [*data.train_and_val, *([] if data.test is None else [data.test])]

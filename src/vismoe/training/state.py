@@ -64,7 +64,7 @@ class State:
 
         - `score`: validation score; larger is better. NaN, an undefined score, is never the best.
         - `loss`: validation loss, which decides between equal scores; None: there is none, and the earlier step is
-          kept.
+          kept, except if the score is 0: nothing is learnt yet, and later weights are better.
 
         **Returns:** whether this step is the best so far.
         """
@@ -72,10 +72,16 @@ class State:
             return False
         if score > self.best_score:
             self.best_score_step = self.step
-        elif score < self.best_score or loss is None or self.best_loss is None or not loss < self.best_loss:
+        elif score < self.best_score or not self._is_better_tie(score, loss):
             return False
         self.best_score, self.best_loss, self.best_step = score, loss, self.step
         return True
+
+    def _is_better_tie(self, score: float, loss: float | None) -> bool:
+        """Whether this step is better than the best one, which has the same score."""
+        if loss is None:
+            return score == 0
+        return self.best_loss is not None and loss < self.best_loss
 
     def state_dict(self) -> dict[str, Any]:
         """The state by name: model.*, average.*, optimizer.PARAMETER.ENTRY, optimizer.groups, and the numbers. Tensors

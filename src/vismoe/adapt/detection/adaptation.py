@@ -1,21 +1,22 @@
 """The fine-tuning of a detector."""
 
+import json
 import shutil
 import time
-from functools import cached_property
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from vismoe.data import Data
+from vismoe.data import Data, ImageSet
 from vismoe.detection import Detector, make_detector
 from vismoe.moe import MoE
 from vismoe.parallel import free_memory
 from vismoe.tasks import Detection
-from vismoe.training import Recipe, Run
-from vismoe.training.run import CHECKPOINTS, INITIAL
+from vismoe.training import Recipe, Run, describe
+from vismoe.training.run import CHECKPOINTS, INITIAL, digest_of_sizes
 from vismoe.weights import create_model, data_config, load_network, open_trained, set_max_level
 from vismoe.weights.folders.format import CONFIG
 
@@ -27,7 +28,7 @@ from ..options import Options, Trained
 from ..reserve_run import REPORT, reserve
 from .kept import bytes_of_tokens, keep_tokens
 from .outcome import result_lines, write_outcome
-from .rules import SCRATCH, Work, choose_recipe, choose_size
+from .rules import SCRATCH, InputSize, Work, choose_recipe, choose_size
 
 KEPT = "kept"
 """Folder beside the initial model with the tokens of frozen blocks, until the run is finished."""
@@ -43,6 +44,14 @@ class DetectorAdaptation(Adaptation):
     """The fine-tuning of a detector: a network becomes its trunk; the blocks that are not trained run only once."""
 
     network: Detector
+    described: Trained
+    work: Work
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if self.splits.validated and not _has_objects(self.splits.fitting.val):
+            self.log("note: no validation image has an object: the last weights are kept, and not the best ones")
+            self.splits = replace(self.splits, validated=False)
 
     @property
     def advice(self) -> str:
@@ -94,16 +103,16 @@ class DetectorAdaptation(Adaptation):
         """A detector with this trunk, or, if it is a detector itself, with a head for the classes of the set."""
         classes, options = self.splits.fitting.classes, self.options
         if isinstance(trunk, Detector):
-            if list(cast(Any, trunk).pretrained_cfg.get("label_names") or ()) != classes:
-                trunk.reset_classifier(len(classes))
-            self.log(f"input of {trunk.img_size[0]} × {trunk.img_size[1]} pixels, as {options.source}")
+            self._keep_classes(trunk)
+            if options.image_size is None:
+                self.log(f"input of {trunk.img_size[0]} × {trunk.img_size[1]} pixels, as {options.source}")
+            else:
+                size = self._size_for(trunk.trunk)
+                trunk.set_input_size((size.height, size.width))
             return trunk
-        embedding = getattr(trunk, "patch_embed", None)
-        patch = tuple(getattr(embedding, "patch_size", (16, 16)))
-        size = choose_size(options, self.splits, cast(Any, patch), self.device)
-        self.log(size.reason)
-        windowed = 0
-        if options.trained and self.device.type == "cpu" and isinstance(trunk, VisionTransformer):
+        size, windowed = self._size_for(trunk), 0
+        trains_blocks = options.train not in ("head", "experts")
+        if options.trained and trains_blocks and self.device.type == "cpu" and isinstance(trunk, VisionTransformer):
             windowed = WINDOWED
             self.log(
                 f"patches attend only within windows of 8 × 8 patches in the last {windowed} blocks, which is faster"
@@ -111,18 +120,35 @@ class DetectorAdaptation(Adaptation):
         source = str(options.source or SCRATCH)
         return make_detector(trunk, len(classes), (size.height, size.width), source, windowed_blocks=windowed)
 
+    def _size_for(self, trunk: nn.Module) -> InputSize:
+        """The input size for a trunk. Logs the reason."""
+        patch = tuple(getattr(getattr(trunk, "patch_embed", None), "patch_size", (16, 16)))
+        size = choose_size(self.options, self.splits, cast(Any, patch), self.device)
+        self.log(size.reason)
+        return size
+
+    def _keep_classes(self, detector: Detector) -> None:
+        """Gives a trained detector a layer for the classes of the set, with the weights of those that it knows."""
+        classes, known = self.splits.fitting.classes, list(cast(Any, detector).pretrained_cfg.get("label_names") or ())
+        if known == classes:
+            return
+        old = detector.head.centre
+        detector.reset_classifier(len(classes))
+        shared = [name for name in classes if name in known]
+        with torch.no_grad():
+            for name in shared:
+                for new, before in zip(detector.head.centre.parameters(), old.parameters(), strict=True):
+                    new[classes.index(name)] = before[known.index(name)]
+        new_names = ", ".join(name for name in classes if name not in known) or "none"
+        self.log(f"{len(shared)} classes of {self.options.source} are kept; new classes: {new_names}")
+
     def choose_part(self) -> Trained:
         """Chooses which blocks are trained. Neck and head always are."""
-        part = choose_trained(self.options, self.network, self.device, ON_CPU)
+        self.described = part = choose_trained(self.options, self.network, self.device, ON_CPU)
         freeze(self.network, part, not self.options.freeze_router)
         for module in (self.network.neck, self.network.head):
             module.requires_grad_(True)
         return "all" if part == "head" else part  # "head": neck and head are trained, so there is a training
-
-    @cached_property
-    def work(self) -> Work:
-        """The multiplications of a training image."""
-        return Work.of(self.network, first_trained(self.network), self._can_keep_tokens)
 
     @property
     def _can_keep_tokens(self) -> bool:
@@ -132,27 +158,40 @@ class DetectorAdaptation(Adaptation):
         if not isinstance(network.trunk, VisionTransformer) or has_stem_detail:
             return False
         needed = bytes_of_tokens(network, VIEWS * images + len(self.splits.fitting.val))
-        return first_trained(network) > 0 and needed < free_memory(torch.device("cpu")) / 4
+        space = min(free_memory(torch.device("cpu")) / 4, shutil.disk_usage(self.path).free / 2)
+        return first_trained(network) > 0 and needed < space
 
     def choose_recipe(self) -> Recipe:
         """The recipe that the rules choose. Logs the reasons."""
-        dtype = choose_dtype(self.options, self.device)
-        recipe, reasons = choose_recipe(
-            self.options, self.network, self.splits, self.device, dtype, self.work, self.mesh.size
+        dtype, start = choose_dtype(self.options, self.device), first_trained(self.network)
+        # Other processes may see another amount of free memory.
+        self.work = self.mesh.run_on_main(lambda: Work.of(self.network, start, self._can_keep_tokens))
+        recipe, reasons = self.mesh.run_on_main(
+            lambda: choose_recipe(
+                self.options, self.network, self.splits, self.device, dtype, self.work, self.mesh.size
+            )
         )
-        recipe = self.mesh.run_on_main(lambda: recipe)  # other processes may see another amount of free memory
         blocks = len(getattr(self.network.trunk, "blocks", ()))
-        trained = blocks - first_trained(self.network)
-        what = "the whole network" if first_trained(self.network) == 0 else f"the last {trained} of {blocks} blocks"
-        self.log(f"training {what if trained else 'neck and head'}: {'; '.join(reasons)}")
+        what = f"the last {blocks - start} of {blocks} blocks"
+        if self.described == "all":
+            what = "the whole network"
+        elif self.described == "head":
+            what = "neck and head"
+        elif not 0 < start < blocks:
+            what = f"{self.described}, neck and head"
+        self.log(f"training {what}: {'; '.join(reasons)}")
         return recipe
+
+    def _keeps_tokens(self) -> bool:
+        """Whether tokens are kept: as when the run was started, if it is resumed."""
+        return (self.path / INITIAL / KEPT).is_dir() if self.is_resumed else self.work.keeps_tokens
 
     def data_of_training(self) -> Data:
         """The set with the tokens of the blocks that are not trained, or with its images."""
         data, recipe = self.splits.fitting, self.recipe
         images = len(data.train_and_val[0])
-        views = min(VIEWS, recipe.steps * recipe.batch_size // images) if self.work.keeps_tokens else 0
-        if views < 2:
+        views = min(VIEWS, recipe.steps * recipe.batch_size // images)
+        if not self.mesh.run_on_main(self._keeps_tokens) or views < 2:
             return data
         config = data_config(self.network)
         transforms = (
@@ -166,10 +205,14 @@ class DetectorAdaptation(Adaptation):
         )
         folder = self.path / INITIAL / KEPT
         dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
+        made_of = [describe(data)["digest"], digest_of_sizes(data), recipe.augmentation, self.network.img_size]
+        identity = json.dumps([*made_of, block, views, recipe.seed, recipe.dtype])
 
         def keep() -> Data:
             folder.mkdir(exist_ok=True)
-            return keep_tokens(self.network, block, data, transforms, views, recipe.seed, dtype, folder, self.log)
+            return keep_tokens(
+                self.network, block, data, transforms, views, recipe.seed, dtype, folder, identity, self.log
+            )
 
         kept: list[Data] = []
         self.mesh.run_on_main(lambda: kept.append(keep()))
@@ -179,9 +222,9 @@ class DetectorAdaptation(Adaptation):
         """Evaluates the network on the test split, and writes the report."""
         network = run.load_model()
         self.log(ending_of(run, self.splits.score, is_kept=True))
-        origin = origin_of(self.options, self.part, self.network, [])
+        origin = origin_of(self.options, self.described, self.network, [])
         report = write_outcome(run, network, self.splits, origin, self.workers)
-        report |= {"trained": self.part, "minutes": round((time.monotonic() - self.started) / 60, 2)}
+        report |= {"trained": self.described, "minutes": round((time.monotonic() - self.started) / 60, 2)}
         run.write(REPORT, report)
         for name in (CHECKPOINTS, INITIAL):  # large, and a finished run does not need them
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -189,6 +232,11 @@ class DetectorAdaptation(Adaptation):
 
     def result(self, report: dict[str, Any]) -> list[str]:
         return result_lines(report)
+
+
+def _has_objects(images: ImageSet) -> bool:
+    """Whether an image has an object that counts."""
+    return any(bool((~images.further["ignored"](index)).any()) for index in range(len(images)))
 
 
 def _trunk(options: Options) -> nn.Module:
@@ -212,7 +260,8 @@ def first_trained(network: Detector) -> int:
         for number, block in enumerate(blocks)
         if any(parameter.requires_grad for parameter in block.parameters())
     ]
-    return min(trained, default=len(blocks))
+    # Blocks that attend within windows are not run to make tokens.
+    return max(0, min([*trained, len(blocks) - network.windowed_blocks]))
 
 
 def _parameters(trunk: nn.Module, name: str) -> list[nn.Parameter]:

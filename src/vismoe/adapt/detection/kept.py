@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision import tv_tensors
@@ -41,6 +41,7 @@ def keep_tokens(
     seed: int,
     dtype: torch.dtype,
     folder: Path,
+    identity: str,
     log: Callable[[str], None],
 ) -> Data:
     """Computes the tokens before a block: of several augmented views of each training image, and of each validation
@@ -56,6 +57,7 @@ def keep_tokens(
     - `seed`: decides the augmentation.
     - `dtype`: autocast dtype of the frozen blocks; tokens and pixels are stored in bfloat16.
     - `folder`: folder of the files.
+    - `identity`: what the files were made of, as text. Files of something else are made anew.
     - `log`: called with a line of text from time to time.
 
     **Returns:** the data set whose samples have tokens in place of images; each view is a training image.
@@ -63,10 +65,10 @@ def keep_tokens(
     training, validation = data.train_and_val[0], data.val
     keys = [(view, index) for view in range(views) for index in range(len(training))]
     train = _Kept(folder / "training.safetensors", block)
-    train.fill(network, Samples(training, transforms[0], seed), keys, dtype, log)
+    train.fill(network, Samples(training, transforms[0], seed), keys, dtype, identity, log)
     val = _Kept(folder / "validation.safetensors", block)
     keys = [(0, index) for index in range(len(validation))]
-    val.fill(network, Samples(validation, transforms[1]), keys, dtype, log)
+    val.fill(network, Samples(validation, transforms[1]), keys, dtype, identity, log)
     repeated = training.subset(list(range(len(training))) * views)
     return replace(
         data,
@@ -121,12 +123,21 @@ class _Kept:
         samples: Samples,
         keys: Sequence[tuple[int, int]],
         dtype: torch.dtype,
+        identity: str,
         log: Callable[[str], None],
     ) -> None:
-        """Writes the file, unless it is there."""
-        if not self.path.exists():
+        """Writes the file, unless it is there and was made of the same.
+
+        **Raises:** OSError if it cannot be written.
+        """
+        if self.path.exists() and safe_open(self.path, "pt").metadata() == {"identity": identity}:
+            return
+        values = _computed(network, self.block, samples, keys, dtype, log)
+        try:
             with whole_file(self.path) as aside:
-                save_file(_computed(network, self.block, samples, keys, dtype, log), aside)
+                save_file(values, aside, {"identity": identity})
+        except SafetensorError as error:
+            raise OSError(f"{self.path} cannot be written: {error}") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Kept, (self.path, self.block)

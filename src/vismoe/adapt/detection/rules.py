@@ -82,8 +82,11 @@ def _multiple(length: float, patch: int) -> int:
 def smallest_objects(splits: Splits) -> float:
     """The median side, in pixels, of the objects of the class in which it is smallest: the square root of the area."""
     images = splits.fitting.train_and_val[0]
-    boxes = torch.cat([images.further["boxes"](index) for index in range(len(images))]).float()
-    classes = torch.cat([images.further["classes"](index) for index in range(len(images))])
+    boxes, classes, ignored = (
+        torch.cat([images.further[name](index) for index in range(len(images))])
+        for name in ("boxes", "classes", "ignored")
+    )
+    boxes, classes = boxes.as_subclass(torch.Tensor).float()[~ignored], classes[~ignored]
     sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
     return min(float(sides[classes == number].median()) for number in classes.unique().tolist())
 
