@@ -81,7 +81,7 @@ def test_what_the_terminal_is_told(own_split):
         "duplicates: 1 exact, 1 near, in 2 groups: train/cat/1.png = train/dog/twin.bmp, "
         "train/cat/2.png ≈ val/cat/again.jpg",
         "classes without test images: dog (too few images that are not copies)",
-        "warning: the test split has only the class cat: its accuracy says nothing",
+        "warning: the test split has only the class cat: its metrics say nothing about the others",
         "test images with copies among the training images (metrics would be too good): 1: "
         "val/cat/again.jpg ≈ train/cat/2.png",
         "copies with different labels: 1: train/cat/1.png (cat) = train/dog/twin.bmp (dog)",

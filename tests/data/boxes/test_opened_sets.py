@@ -168,7 +168,7 @@ def test_a_split_without_annotations_is_not_used_with_a_note(tmp_path):
     save_image(tmp_path / "test" / "x.png", (8, 8))
     data = open_data(str(tmp_path))
     assert (data.test, data.left_out) == (None, ())
-    expected = "the test split has no annotations, so it is not used: 1 images such as test/x.png"
+    expected = "the test split is not in the annotations, so it is not used: 1 images such as test/x.png"
     assert expected in data.notes
 
 

@@ -29,7 +29,7 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "---",
         f"library_name: {_library(path.parent)}",
         "pipeline_tag: image-classification",
-        "tags: [image-classification, mixture-of-experts, vismoe]",
+        f"tags: [image-classification, {'mixture-of-experts, ' if report['load'] else ''}vismoe]",
         "---",
         "",
         f"# A classifier of {len(classes)} classes",

@@ -1,5 +1,6 @@
 """The report of a fine-tuned detector on the test split: metrics, tables, figures and the model card."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,11 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _rate(value: float) -> str:
+    """A rate as text; NaN means that there is nothing to measure it on."""
+    return "no such objects" if math.isnan(value) else f"{value:.4f}"
+
+
 def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
     """Writes a model card, a README.md with front matter for model hubs.
 
@@ -90,13 +96,13 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
     """
     classes, test, images = report["classes"], report["test"], report["images"]
     names = ", ".join(row["class"] for row in classes[:30]) + (", …" if len(classes) > 30 else "")
-    sizes = ", ".join(f"{size} {test[f'map_{size}']:.4f}" for size in ("small", "medium", "large"))
+    sizes = ", ".join(f"{size} {_rate(test[f'map_{size}'])}" for size in ("small", "medium", "large"))
     rows = sorted((row for row in classes if row["objects"]), key=lambda row: row["ap"])
     lines = [
         "---",
         "library_name: timm",
         "pipeline_tag: object-detection",
-        "tags: [object-detection, mixture-of-experts, vismoe]",
+        f"tags: [object-detection, {'mixture-of-experts, ' if report['load'] else ''}vismoe]",
         "---",
         "",
         f"# A detector of {len(classes)} {'class' if len(classes) == 1 else 'classes'}",

@@ -180,7 +180,7 @@ def _lines_of_untested(summary: Mapping[str, Any]) -> list[str]:
     lines = [f"classes without test images: {'; '.join(reasons)}"]
     if len(untested) == len(classes) - 1:
         (tested,) = (entry["name"] for entry in classes if entry["held_out"])
-        lines.append(f"warning: the test split has only the class {tested}: its accuracy says nothing")
+        lines.append(f"warning: the test split has only the class {tested}: its metrics say nothing about the others")
     return lines
 
 
