@@ -126,7 +126,7 @@ def test_a_class_of_one_patient_is_said(tmp_path):
     folder = table(cells(tmp_path / "set"), lambda name, number: "p0" if name == "long" else f"p{number}")
     text = format_summary(open_splits(str(folder), 0, 0.1, group_column="patient").summary)
     assert "classes without test images: long (all images of a class are of one patient)" in text
-    assert "warning: the test split has only the class round: its accuracy says nothing" in text
+    assert "warning: the test split has only the class round: its metrics say nothing about the others" in text
 
 
 def test_a_patient_s_copies_bring_the_next_one_along(tmp_path):
