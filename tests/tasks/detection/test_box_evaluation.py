@@ -166,3 +166,13 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(evaluation_module, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'vismoe\[detect\]'"):
         BoxScorer(CLASSES, image_set([truth()]))
+
+
+def test_crowded_images_are_told():
+    """With more than 100 objects of a class in an image, the average precision cannot be 1, and a line says why."""
+    corners = [(20 * (number % 15), 20 * (number // 15)) for number in range(120)]
+    boxes = [(left, top, left + 9, top + 9, 0) for left, top in corners]
+    evaluation = evaluated(image_set([truth(*boxes), truth()]), [found(*[(*box, 0.5) for box in boxes]), found()])
+    assert evaluation.score == pytest.approx(84 / 101)  # of the recalls 0, 0.01, …, 83 hundredths are reached
+    assert evaluation.lines()[1].startswith("1 of 2 images have more than 100 objects of one class")
+    assert len(evaluated(image_set([truth(*boxes[:100])]), [found()]).lines()) == 1

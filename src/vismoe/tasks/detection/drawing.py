@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -54,7 +55,7 @@ def short_name(name: str) -> str:
 
 def draw_boxes(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     """Draws boxes on a copy of an image. Lines lie inside the boxes; labels lie above them, or below or inside where
-    there is no room. Lines and letters grow with the image.
+    there is no room. Lines and letters grow with the image; letters are smaller where most boxes are small.
 
     **Arguments:**
 
@@ -68,7 +69,9 @@ def draw_boxes(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     draw = ImageDraw.Draw(drawn)
     for mark in marks:
         _draw_rectangle(draw, mark, max(1, round(mark.width * scale / 270)))
-    font = _font(max(10, round(scale / 42)))
+    labelled = [mark.box for mark in marks if mark.label]
+    side = median(min(box[2] - box[0], box[3] - box[1]) for box in labelled) if labelled else scale
+    font = _font(round(max(10, min(scale / 42, max(scale / 90, side / 3)))))
     taken: list[Rectangle] = []
     for mark in reversed(marks):
         if mark.label:

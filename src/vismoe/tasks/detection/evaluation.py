@@ -28,6 +28,8 @@ METRICS = {
 """torchmetrics' name of each metric."""
 RECALLS = 101
 """Number of recalls at which COCO takes the precision."""
+MOST = 100
+"""Largest number of detections of a class in an image that COCO's metrics count."""
 USELESS = 0.01
 """A class with an AP50 below this is not found."""
 
@@ -93,7 +95,14 @@ class BoxEvaluation(Evaluation):
     def lines(self) -> list[str]:
         present = sorted((each.ap, each.name, each.ap50) for each in self.per_class if each.objects)
         shown = ", ".join(f"{name} {ap:.4f} ({ap50:.4f})" for ap, name, ap50 in present)
-        return [f"AP (AP50) by class, worst first: {shown}"] if present else []
+        lines = [f"AP (AP50) by class, worst first: {shown}"] if present else []
+        crowded = sum(bool((each.labels[~each.ignored].bincount() > MOST).any()) for each in self.truth)
+        if crowded:
+            lines.append(
+                f"{crowded} of {len(self.truth)} images have more than {MOST} objects of one class: COCO's metrics "
+                f"count only the {MOST} best detections of a class in an image"
+            )
+        return lines
 
 
 class BoxScorer(Scorer):

@@ -23,6 +23,8 @@ SHOWN, COLUMNS = 9, 3
 """Number of images, and of columns."""
 SIDE = 640
 """Pixels of the longer side of each image in the figure."""
+CROWDED = 40
+"""Of an image with more detections, only errors have labels."""
 NAMED = 8
 """Largest number of classes in the legend."""
 
@@ -63,9 +65,9 @@ def draw_worst(evaluation: BoxEvaluation, mistakes: Mistakes, images: ImageSet, 
 def image_with_mistakes(
     evaluation: BoxEvaluation, mistakes: ImageMistakes, images: ImageSet, number: int
 ) -> Image.Image:
-    """An image of the set with its boxes: true boxes dashed, missed ones with a label; detections solid, wrong ones in
-    red with class, score and kind of error. Large images are shrunk and small ones enlarged, so that labels are
-    readable on each."""
+    """An image of the set with its boxes: true boxes dashed, missed ones with a label; detections solid with their
+    score, wrong ones in red with class, score and kind of error. If there are many, only errors have labels. Large
+    images are shrunk and small ones enlarged, so that labels are readable on each."""
     image = flatten_alpha(eight_bits(images.image(number))).convert("RGB")
     scale = SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -76,13 +78,14 @@ def image_with_mistakes(
         missed, name = bool(mistakes.missed[place]), short_name(evaluation.classes[label])
         text = f"missed {name}" if missed else f"ignored {name}" if bool(truth.ignored[place]) else ""
         marks.append(Mark(box, class_colour(label), text, dashed=True, width=1.6 if missed else 1))
+    is_crowded = int(mistakes.shown.sum()) > CROWDED
     rows = list(zip((detections.boxes * scale).tolist(), detections.labels.tolist(), strict=True))
     for place in range(len(detections) - 1, -1, -1):
         if not bool(mistakes.shown[place]):
             continue
         (box, label), kind, score = rows[place], int(mistakes.kinds[place]), float(detections.scores[place])
         if kind < 0:
-            marks.append(Mark(box, class_colour(label), f"{score:.2f}"))
+            marks.append(Mark(box, class_colour(label), "" if is_crowded else f"{score:.2f}"))
         else:
             text = f"{short_name(evaluation.classes[label])} {score:.2f}: {KINDS[kind]}"
             marks.append(Mark(box, ERROR, text, width=1.6))
