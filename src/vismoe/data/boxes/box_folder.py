@@ -165,7 +165,8 @@ def _unlisted(
             if split is not None and split not in annotations.splits:
                 others[split].append(file)
     notes = [
-        f"the {SPLIT_NAMES[split]} is not in the annotations, so it is not used: {len(files):,} images such as {files[0]}"
+        f"the {SPLIT_NAMES[split]} is not in the annotations, so it is not used: {len(files):,} images such as "
+        f"{files[0]}"
         for split, files in others.items()
     ]
     of_others = {file for files in others.values() for file in files}
