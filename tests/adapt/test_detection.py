@@ -44,7 +44,7 @@ def options(scenes, **changes):
 
 def test_from_scratch(scenes, tmp_path):
     lines = []
-    done = finetune(options(scenes, sparse=True), tmp_path / "run", device="cpu", log=lines.append)
+    done = finetune(options(scenes, sparse=True, epochs=1), tmp_path / "run", device="cpu", log=lines.append)
     network = vismoe.load(tmp_path / "run")
     assert isinstance(network, Detector)
     assert network.pretrained_cfg["label_names"] == ["red", "blue"]
@@ -107,7 +107,7 @@ def test_kept_tokens_stand_for_the_images(scenes, parent, tmp_path):
     assert [len(view["boxes"]) for view in views] == [len(view["classes"]) for view in views]
 
 
-@pytest.mark.parametrize("source", [None, "parent"])
+@pytest.mark.parametrize("source", [pytest.param(None, marks=pytest.mark.slow), "parent"])
 def test_a_stopped_run_ends_bit_equal(scenes, parent, tmp_path, monkeypatch, source):
     monkeypatch.setattr(rules, "EVALUATIONS", 4)
     given = options(scenes, source=None if source is None else str(parent), sparse=True)
@@ -126,6 +126,7 @@ def test_a_stopped_run_ends_bit_equal(scenes, parent, tmp_path, monkeypatch, sou
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
+@pytest.mark.slow
 def test_a_detector_is_trained_further(scenes, tmp_path):
     first = finetune(options(scenes, epochs=1), tmp_path / "first", device="cpu")
     lines = []
@@ -136,6 +137,7 @@ def test_a_detector_is_trained_further(scenes, tmp_path):
     assert any(line.startswith("input of") and line.endswith(str(first.run.path)) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_detector_keeps_what_it_knows_of_shared_classes(scenes, tmp_path):
     """With other classes only the layer that scores them changes; --image-size changes the input."""
     first = finetune(options(scenes, epochs=1), tmp_path / "first", device="cpu")
@@ -187,7 +189,9 @@ def test_a_validation_split_without_objects_keeps_the_last_weights(tmp_path):
     assert done.run.recipe.keep == "last"
 
 
-@pytest.mark.parametrize("part", ["head", "experts", "last-third", "all"])
+@pytest.mark.parametrize(
+    "part", ["head", *(pytest.param(name, marks=pytest.mark.slow) for name in ("experts", "last-third", "all"))]
+)
 def test_every_part_can_be_trained(scenes, parent, tmp_path, part):
     sparse = part == "experts"
     given = options(scenes, source=str(parent), train=part, sparse=sparse or None, epochs=1)
@@ -214,6 +218,7 @@ def test_the_input_has_the_shape_of_the_images(scenes):
     assert "as given" in given.reason
 
 
+@pytest.mark.slow
 def test_a_set_of_one_class_is_enough(tmp_path):
     folder = write_scenes(tmp_path / "set")
     for path in folder.glob("labels/*/*.txt"):

@@ -67,6 +67,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_they_have_the_gradient_of_the_whole_batch(folder):
     """Numbers of objects differ, so a mean over objects of each part would not be that of the batch."""
     whole = gradients(folder / "scenes", Mesh(), 1)
@@ -77,6 +78,7 @@ def test_they_have_the_gradient_of_the_whole_batch(folder):
             assert (part[name] - value).abs().max() <= 1e-6, name
 
 
+@pytest.mark.slow
 def test_the_run_is_that_of_one_process(folder, monkeypatch):
     """Losses, loads and metrics of every step, with an average of weights and accumulation; one process writes."""
     monkeypatch.setattr(loop, "REBALANCE_BATCHES", 2)

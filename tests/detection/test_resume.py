@@ -90,7 +90,7 @@ def whole(scenes, drive, tmp_path_factory):
 @pytest.mark.parametrize(
     ("workers", "number"),
     [
-        (2, signal.SIGKILL),
+        pytest.param(2, signal.SIGKILL, marks=pytest.mark.slow),
         (0, signal.SIGTERM),
         pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow),

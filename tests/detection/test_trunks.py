@@ -22,7 +22,12 @@ TRUNKS = {
 }
 
 
-@pytest.mark.parametrize("name", TRUNKS)
+SLOW = ("blocks of several sizes", "convolutions")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TRUNKS]
+)
 def test_every_parameter_has_a_gradient(name, tmp_path):
     """Several processes need that: what the map does not use, such as a norm after pooling, is not in the network. It
     can be saved and loaded without."""
