@@ -25,7 +25,7 @@ test-marked: setup
 
 # With every annotation of shapes checked, the rooms that hand tensors to each other; `make test` checks moe's.
 test-shapes: setup
-	VISMOE_CHECK_SHAPES=1 $(PYTEST) $(addprefix tests/,vit data tasks inference explain parallel recipes \
+	VISMOE_CHECK_SHAPES=1 $(PYTEST) $(addprefix tests/,vit data detection tasks inference explain parallel recipes \
 		training/test_fit.py weights/test_convert.py)
 
 # Whatever its mark, and with every annotation of shapes checked.

@@ -63,7 +63,8 @@ def test_further_images_need_boxes(scenes, tmp_path):
 
 
 def test_an_undefined_score_is_never_the_best():
-    state = State(torch.nn.Identity(), None, None)
+    network = torch.nn.Linear(1, 1)
+    state = State(network, torch.optim.SGD(network.parameters()), None)
     state.best_loss = 2.0
     for step, (score, loss, best) in enumerate(
         [(math.nan, 1.0, None), (0.1, None, 2), (math.nan, 0.5, 2), (0.2, None, 4)], start=1

@@ -47,7 +47,7 @@ class Neck(nn.Module):
 
     def forward(
         self, features: Float[Tensor, "B d h w"], fine: Float[Tensor, "B c H W"] | None = None
-    ) -> Float[Tensor, "B width 2h 2w"]:
+    ) -> Float[Tensor, "B width 2*h 2*w"]:
         """The map. What `detail` makes of `fine` has the size of the map, or, if the sides of an image are odd, one row
         or column less."""
         mixed: Tensor = self.up(self.norm(features))

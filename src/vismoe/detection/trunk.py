@@ -74,7 +74,7 @@ def detail_of(trunk: Any) -> int:
 
 def embed(
     trunk: nn.Module, pixels: Float[Tensor, "B C H W"]
-) -> tuple[Float[Tensor, "B S d"], Float[Tensor, "B c 2h 2w"] | None]:
+) -> tuple[Float[Tensor, "B S d"], Float[Tensor, "B c rows columns"] | None]:
     """The tokens of a vision transformer before its first block; and, of a convolutional stem, the map before its last
     convolution, which has twice the resolution.
 
