@@ -1,5 +1,7 @@
 """What a network computes as a graph: its inputs, its outputs, and its product."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ class LogitsOnly(nn.Module):
         """The experts' product in the graph."""
         return export_product
 
-    def example(self, batch: int, input_size: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def example(self, batch: int, input_size: Sequence[int]) -> tuple[Tensor, ...]:
         """Inputs for a batch of images of size (C, H, W)."""
         return (torch.zeros(batch, *input_size),)
 
@@ -48,7 +50,7 @@ class ObjectsOnly(nn.Module):
         """The experts' product in the graph."""
         return masked_export_product
 
-    def example(self, batch: int, input_size: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def example(self, batch: int, input_size: Sequence[int]) -> tuple[Tensor, ...]:
         """Inputs for a batch of images of size (C, H, W)."""
         return torch.zeros(batch, *input_size), torch.ones(batch, *input_size[1:], dtype=torch.bool)
 
