@@ -4,7 +4,8 @@ torchvision's FCOS (Tian et al. 2019) over a simple feature pyramid (Li et al. 2
     VISMOE_BCCD=FOLDER python benchmarks/detection_heads.py --head centre --seconds 480
 
 prints average precision on the validation split of BCCD. Both heads get the same trunk, augmentation, optimiser and
-schedule; each learning rate is the better one of two (docs/boxes.md has the results, and those of the loser).
+schedule; the same learning rate unless
+`--learning-rate` says otherwise. docs/detection.md has the results.
 """
 
 import argparse

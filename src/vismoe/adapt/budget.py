@@ -1,4 +1,4 @@
-"""What a device affords: the multiplications of a run, the type to multiply in, the memory for images."""
+"""What a device affords: the MACs of a run, the autocast dtype, the memory for images."""
 
 import torch
 

@@ -53,7 +53,7 @@ class Options:
     """White level of 16-bit grey images, such as 4095 for 12-bit data. None: the network's own, or 65535."""
     epochs: int | None = None
     """Number of epochs, rounded up to whole steps. None: at most 12 (80 from scratch), of a detector 40 or more; on a
-    CPU limited by the multiplications that it affords."""
+    CPU limited to a number of MACs."""
     batch_size: int | None = None
     """Images per step. None: 32 for a trained network, 64 from scratch, 4 to 32 for a detector."""
     learning_rate: float | None = None

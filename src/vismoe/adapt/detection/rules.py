@@ -139,7 +139,7 @@ def choose_recipe(
     - `splits`: the splits of the set.
     - `device`: the device of the training.
     - `dtype`: the autocast dtype.
-    - `work`: the multiplications of an image.
+    - `work`: the MACs of a training image.
     - `processes`: number of processes that share each batch.
 
     **Returns:** the recipe, and the reasons for it as texts.
