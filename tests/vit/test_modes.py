@@ -11,7 +11,7 @@ from torch import nn
 import vismoe
 from vismoe.deploy import export_onnx
 from vismoe.moe import LocalExchange, MoE, grouped, loop, padded
-from vismoe.vit import cost, evaluating, measure_usage, reduce_experts, using_backend
+from vismoe.vit import cost, evaluating, measure_usage, reduce_experts, unfused_attention, using_backend
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -119,3 +119,32 @@ def test_a_set_that_fails():
     with pytest.raises(RuntimeError, match="on purpose"):
         measure_usage(model, broken_batches())
     assert state(model) == before
+
+
+def test_short_attention_is_not_fused(monkeypatch):
+    """Only inside the context, only with few tokens, with the same gradients, also when activations are computed again
+    in backward."""
+    model = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", in_chans=3, num_classes=5, img_size=8)
+    model.set_grad_checkpointing()
+    attention = model.blocks[0].attn
+    attention.fused_attn = model.blocks[1].attn.fused_attn = True
+    model.blocks[2].attn.fused_attn = False
+
+    def gradient():
+        model.zero_grad()
+        model(IMAGES).square().sum().backward()
+        return attention.qkv.weight.grad
+
+    expected, fused = gradient(), []
+    attention.attn_drop.register_forward_pre_hook(lambda *_: fused.append(False))  # only unfused attention calls it
+    with unfused_attention(model):
+        torch.testing.assert_close(gradient(), expected)
+        assert fused
+        with monkeypatch.context() as patch:
+            patch.setattr("vismoe.vit.modes.MOST_TOKENS", 16)
+            fused.clear()
+            gradient()
+    assert not fused
+    gradient()
+    assert not fused
+    assert [block.attn.fused_attn for block in model.blocks[:3]] == [True, True, False]

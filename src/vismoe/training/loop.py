@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from vismoe.inference import evaluate
 from vismoe.moe import biased_routers, keeping_balance, rebalance
 from vismoe.parallel import free_memory, join_mesh, resolve_device
 from vismoe.tasks import Evaluation, Task, open_for, task_for
-from vismoe.vit import evaluating
+from vismoe.vit import evaluating, unfused_attention
 from vismoe.weights import data_config
 
 from .checkpointer import Checkpointer
@@ -173,7 +174,8 @@ def fit(
         task = task_for(recipe.task, data, recipe.to_json())
         if log is not None and mesh.is_main:
             _describe(data, state.model, log)
-        with run.lock(), Stop() as stop:
+        unfuses = device.type == "cpu" and recipe.dtype == "bfloat16"
+        with run.lock(), Stop() as stop, unfused_attention(state.model) if unfuses else nullcontext():
             checkpointer = Checkpointer(run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _warn)
             if (saved := checkpointer.newest()) is not None:
                 state.load_state_dict(saved)

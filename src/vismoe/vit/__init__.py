@@ -8,7 +8,7 @@ from .cost import Cost, cost
 from .ensemble import ensemble_loss, ensemble_metrics, mean_logits, mean_of_images, member_loss
 from .masks import accept_masks
 from .model import SparseVisionTransformer
-from .modes import evaluating, using_backend
+from .modes import evaluating, unfused_attention, using_backend
 from .presets import PRESETS, Preset, dense_twin
 from .weight_decay import without_weight_decay
 
@@ -35,6 +35,7 @@ __all__ = [
     "optimize",
     "reason_against",
     "reduce_experts",
+    "unfused_attention",
     "upcycle",
     "using_backend",
     "without_weight_decay",
