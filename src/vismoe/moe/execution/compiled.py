@@ -21,6 +21,7 @@ from vismoe.kernels import (
 
 from ..experts.stacked import MLPExperts, StackedLinear, StackedNorm, tanh_gelu
 from ..plan import Plan, SoftPlan
+from ..resident import local
 from ..routers.sigmoid import SigmoidRouter
 from ..routers.top_k import TopKRouter
 from .exchange import Rows, inside_transform
@@ -168,10 +169,11 @@ def expert_tensors(experts: nn.Module) -> ExpertTensors | None:
         down.weight,
         down.bias,
     )
+    tensors = (*map(local, tensors),)
     if not all(map(_is_resident, tensors)):
         return None
     return ExpertTensors(
-        module.num_experts, module.dim, module.hidden_dim, *tensors, 0.0 if norm is None else norm.eps, activation
+        len(tensors[0]), module.dim, module.hidden_dim, *tensors, 0.0 if norm is None else norm.eps, activation
     )
 
 

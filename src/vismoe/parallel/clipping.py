@@ -1,0 +1,57 @@
+"""Gradient clipping of distributed networks."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_
+
+from vismoe.moe.resident import local
+
+
+@torch.no_grad()
+def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> Tensor:
+    """`torch.nn.utils.clip_grad_norm_` also for networks whose parameters are distributed over several meshes, as
+    `vismoe.parallelize` does, for which PyTorch's raises an error. The norm is that of the whole network's gradient, in
+    every process.
+
+    **Arguments:**
+
+    - `parameters`: parameters, or a parameter; those without gradient are ignored.
+    - `max_norm`: the largest norm that is left as it is.
+
+    **Returns:** the norm before clipping, a scalar tensor.
+    """
+    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    clipped: dict[Any, list[Tensor]] = {}
+    for parameter in given:
+        if parameter.grad is not None:
+            clipped.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
+    grads = [parameter.grad for some in clipped.values() for parameter in some]
+    norm = _norm([grad for grad in grads if grad is not None])
+    for some in clipped.values():  # those of one mesh together
+        clip_grads_with_norm_(some, max_norm, norm)
+    return norm
+
+
+def _norm(grads: list[Tensor]) -> Tensor:
+    """The norm of all gradients, whose parts are added up in one sum over all processes."""
+    if not grads:
+        return torch.zeros(())
+    squares = [local(grad).float().square().sum() / _copies(grad) for grad in grads]
+    total = torch.stack([square.to(squares[0].device) for square in squares]).sum()
+    if any(isinstance(grad, DTensor) for grad in grads):
+        dist.all_reduce(total)
+    return total.sqrt()
+
+
+def _copies(grad: Tensor) -> float:
+    """In how many processes each part of a gradient is."""
+    if not isinstance(grad, DTensor):
+        return dist.get_world_size() if dist.is_initialized() else 1
+    parts = [size for size, kind in zip(grad.device_mesh.shape, grad.placements, strict=True) if kind.is_shard()]
+    return dist.get_world_size() / math.prod(parts)
