@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from vismoe.adapt import finetune
     from vismoe.deploy import export_onnx
     from vismoe.inference import Predictor, evaluate, predict
+    from vismoe.parallel.clipping import clip_grad_norm_
+    from vismoe.parallel.sharding import parallelize
     from vismoe.recipes import train
 
 __version__ = "0.1.0"
@@ -48,6 +50,7 @@ __all__ = [
     "SigmoidRouter",
     "SoftRouter",
     "TopKRouter",
+    "clip_grad_norm_",
     "condition",
     "create_model",
     "densify",
@@ -59,6 +62,7 @@ __all__ = [
     "list_models",
     "load",
     "optimize",
+    "parallelize",
     "predict",
     "rebalance",
     "record",
@@ -69,18 +73,21 @@ __all__ = [
     "weights",
 ]
 
-# Names that need more than torch, timm, safetensors and jaxtyping are imported at their first use.
+# Names that need more than torch, timm, safetensors and jaxtyping, or seconds, are imported at their first use.
 _LATER = {
     "Predictor": "vismoe.inference",
+    "clip_grad_norm_": "vismoe.parallel.clipping",
     "evaluate": "vismoe.inference",
     "export_onnx": "vismoe.deploy",
     "finetune": "vismoe.adapt",
+    "parallelize": "vismoe.parallel.sharding",
     "predict": "vismoe.inference",
     "train": "vismoe.recipes",
 }
 
-_EXTRA = {"export_onnx": "export"}
-_MODULES = {
+_EXTRA = {"clip_grad_norm_": "", "export_onnx": "export", "parallelize": ""}
+_MODULES: dict[str, tuple[str, ...]] = {
+    "": (),
     "train": ("matplotlib", "PIL", "rich", "scipy", "sklearn", "torchmetrics", "torchvision", "tyro"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
 }

@@ -1,4 +1,4 @@
-"""The exchange between processes: each process has some of the experts, and sends its rows to those that have theirs."""
+"""The exchange between processes: each has some of the experts, and sends its rows to those that have theirs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd, wait_tensor
+from torch.distributed.distributed_c10d import GroupName
 from torch.nn import functional as F
 
 from vismoe.moe import Exchange, LocalExchange, Plan, Rows
@@ -15,21 +16,29 @@ from vismoe.moe.plan import plan_from_choices
 
 
 @dataclass(frozen=True)
-class ReceivedRows(Rows):
-    """Rows of this process's experts that came from all processes. Further fields tell how they go back.
+class Way:
+    """How rows of all lengths arrived.
 
-    - `own`: this process's rows, sorted by all E experts, as they were before they were sent.
-    - `place`: (R,), where each received row is in `values`; None: they are in buffers of one size.
+    - `order`: (R,), which of the received rows each row is, after sorting by expert; `place`: its inverse.
     - `sent`, `received`: number of rows sent to, and received from, each process.
-    - `buffers`: the layout of the buffers; None: rows are exchanged as they are.
     """
 
-    own: Rows | None = None
-    place: Int[Tensor, " R"] | None = None
-    order: Int[Tensor, " R"] | None = None
-    sent: tuple[Any, ...] = ()
-    received: tuple[Any, ...] = ()
-    buffers: Buffers | None = None
+    order: Int[Tensor, " R"]
+    place: Int[Tensor, " R"]
+    sent: list[int]
+    received: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceivedRows(Rows):
+    """Rows of this process's experts that came from all processes.
+
+    - `own`: this process's rows, sorted by all E experts, as they were before they were sent.
+    - `way`: how they arrived, and so how outputs go back: with counts, or in buffers of one size.
+    """
+
+    own: Rows
+    way: Way | Buffers
 
 
 @dataclass(frozen=True)
@@ -59,19 +68,19 @@ class AllToAllExchange(Exchange):
         return self._in_buffers(own) if self.static else self._ragged(own)
 
     def combine(self, plan: Plan, rows: Rows, answers: Float[Tensor, "R d"]) -> Float[Tensor, "N d"]:
-        assert isinstance(rows, ReceivedRows) and rows.own is not None
-        answers = _scale_gradient(answers, 1 / self.processes)
-        if rows.buffers is not None:
-            by_process = _swap(answers.unflatten(0, (-1, self.processes, rows.own.bound)))
-            back = rows.buffers.take_out(self._send(by_process.flatten(0, 2)).unflatten(0, (-1, rows.own.bound)))
+        assert isinstance(rows, ReceivedRows)
+        answers, own, way = _scale_gradient(answers, 1 / self.processes), rows.own, rows.way
+        if isinstance(way, Buffers):
+            by_process = _swap(answers.unflatten(0, (-1, self.processes, own.bound)))
+            back = way.take_out(self._send(by_process.flatten(0, 2)).unflatten(0, (-1, own.bound)))
         else:
-            back = self._send(_permute(answers, rows.place, rows.order), rows.received, rows.sent)
-            back = F.pad(back, (0, 0, 0, len(rows.own.values) - len(back)))  # dead rows
-        return LocalExchange().combine(plan, rows.own, back)
+            back = self._send(_permute(answers, way.place, way.order), way.received, way.sent)
+            back = F.pad(back, (0, 0, 0, len(own.values) - len(back)))  # dead rows
+        return LocalExchange().combine(plan, own, back)
 
     def _ragged(self, own: Rows) -> ReceivedRows:
         """Exchanges the counts, then the live rows, and sorts what arrived by expert."""
-        counts = all_to_all_single(own.count, None, None, self.group)
+        counts = all_to_all_single(own.count, None, None, GroupName(self.group))
         counts_PE = wait_tensor(counts).view(self.processes, -1)
         sent: list[int] = own.count.view(self.processes, -1).sum(1).tolist()
         received: list[int] = counts_PE.sum(1).tolist()
@@ -81,11 +90,9 @@ class AllToAllExchange(Exchange):
         expert_R = number.repeat_interleave(counts_PE.flatten(), output_size=len(values))
         plan = plan_from_choices(expert_R[None, :, None], values.new_ones(1, len(values), 1), experts)
         assert plan.inverse is not None
-        order, place = plan.token, plan.inverse.flatten()
-        values = _scale_gradient(_permute(values, order, place), self.processes)
-        return ReceivedRows(
-            values, plan.count, len(values), own=own, place=place, order=order, sent=(*sent,), received=(*received,)
-        )
+        way = Way(plan.token, plan.inverse.flatten(), sent, received)
+        values = _scale_gradient(_permute(values, way.order, way.place), self.processes)
+        return ReceivedRows(values, plan.count, len(values), own=own, way=way)
 
     def _in_buffers(self, own: Rows) -> ReceivedRows:
         """Exchanges buffers of one size, also their empty slots, which count as rows."""
@@ -95,12 +102,13 @@ class AllToAllExchange(Exchange):
         values = _scale_gradient(by_expert.flatten(0, 2), self.processes)
         bound = self.processes * own.bound
         count = torch.full((len(own.count) // self.processes,), bound, device=values.device)
-        return ReceivedRows(values, count, bound, even=True, own=own, buffers=buffers)
+        return ReceivedRows(values, count, bound, even=True, own=own, way=buffers)
 
-    def _send(self, rows: Tensor, sent: Any = None, received: Any = None) -> Tensor:
-        """Sends rows, in the order of processes, and returns those received; all equally many if there are no counts."""
-        wire = rows.bfloat16() if self.bfloat16 else rows
-        arrived: Tensor = wait_tensor(all_to_all_single_autograd(wire.contiguous(), received, sent, self.group))
+    def _send(self, rows: Tensor, sent: list[int] | None = None, received: list[int] | None = None) -> Tensor:
+        """Sends rows, in the order of processes, and returns those received; equally many each if no numbers are
+        given."""
+        wire = (rows.bfloat16() if self.bfloat16 else rows).contiguous()
+        arrived: Tensor = wait_tensor(all_to_all_single_autograd(wire, received, sent, GroupName(self.group)))
         return arrived.to(rows.dtype)
 
 

@@ -42,9 +42,10 @@ def _norm(grads: list[Tensor]) -> Tensor:
     """The norm of all gradients, whose parts are added up in one sum over all processes."""
     if not grads:
         return torch.zeros(())
-    squares = [local(grad).float().square().sum() / _copies(grad) for grad in grads]
+    distributed = any(isinstance(grad, DTensor) for grad in grads)
+    squares = [local(grad).float().square().sum() / (_copies(grad) if distributed else 1) for grad in grads]
     total = torch.stack([square.to(squares[0].device) for square in squares]).sum()
-    if any(isinstance(grad, DTensor) for grad in grads):
+    if distributed:
         dist.all_reduce(total)
     return total.sqrt()
 
@@ -52,6 +53,6 @@ def _norm(grads: list[Tensor]) -> Tensor:
 def _copies(grad: Tensor) -> float:
     """In how many processes each part of a gradient is."""
     if not isinstance(grad, DTensor):
-        return dist.get_world_size() if dist.is_initialized() else 1
-    parts = [size for size, kind in zip(grad.device_mesh.shape, grad.placements, strict=True) if kind.is_shard()]
-    return dist.get_world_size() / math.prod(parts)
+        return dist.get_world_size()
+    kinds = zip(grad.device_mesh.shape, grad.placements, strict=True)
+    return dist.get_world_size() / math.prod(size for size, kind in kinds if not kind.is_replicate())

@@ -120,8 +120,8 @@ def _check(size: int, ep: int, replicate: int, layers: dict[str, MoE]) -> None:
         shared = [n for n, p in layer.experts.named_parameters() if id(p) not in stacked and p.requires_grad]
         if shared:
             raise ValueError(
-                f"ep={ep}: all experts of {name} share {', '.join(shared)}, which are trained; each process would train "
-                "them with its own experts' tokens only. Freeze them, or use ep=1"
+                f"ep={ep}: all experts of {name} share {', '.join(shared)}, which are trained, but each process would "
+                "train them by its own experts' tokens alone: freeze them, or use ep=1"
             )
 
 
