@@ -1,5 +1,6 @@
 """Evaluates a network on images."""
 
+import math
 import time
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def evaluate(
     scorer = predictor.task.scorer(images)
     load: dict[str, Tensor] = {}
     seconds = 0.0
-    for output in predictor.outputs(images, workers, (mesh.rank, mesh.size)):
+    rounds = math.ceil(math.ceil(len(images) / mesh.size) / predictor.batch_size)  # of the process with most images
+    for output in predictor.outputs(images, workers, (mesh.rank, mesh.size), rounds=rounds):
         scorer.update(output.places, output.outputs, output.batch)
         seconds += time.perf_counter() - output.started
         for name, calls in output.routing.layers.items():

@@ -143,6 +143,7 @@ class Predictor:
         workers: int = 0,
         share: tuple[int, int] = (0, 1),
         forward: Forward | None = None,
+        rounds: int = 0,
     ) -> Iterator[Output]:
         """Runs the network on all images, in order, and yields the outputs batch by batch.
 
@@ -152,16 +153,23 @@ class Predictor:
         - `workers`: number of processes that prepare images; default 0: this process.
         - `share`: (rank, size): only every size-th image, starting at rank; default (0, 1): all images.
         - `forward`: function that computes the outputs; default: the task's.
+        - `rounds`: least number of batches. After its own, a process runs its first batch again, without yielding its
+          outputs: in a network that is distributed over processes, each waits for the others' tokens. Default 0.
         """
         rank, size = share
         places = torch.arange(rank, len(images), size)
         shared = images if size == 1 else images.subset(places.tolist())
         batches = evaluation_batches(shared, self.prepare, self.batch_size, workers, self.task.collate)
+        first: Batch | None = None
         for batch_places, batch in zip(places.split(self.batch_size), batches, strict=True):
             started = time.perf_counter()
             with record(self.model) as routing:
                 outputs = self.run(batch, forward)
+            first = batch if first is None else first
             yield Output(batch_places, batch, outputs, routing, started)
+        for _ in range(rounds - -(-len(places) // self.batch_size)):
+            assert first is not None
+            self.run(first, forward)
 
     def predict(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_
 
@@ -27,6 +27,8 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> T
     **Returns:** the norm before clipping, a scalar tensor.
     """
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not any(isinstance(parameter.grad, DTensor) for parameter in given):
+        return nn.utils.clip_grad_norm_(given, max_norm)
     clipped: dict[Any, list[Tensor]] = {}
     for parameter in given:
         if parameter.grad is not None:
@@ -40,13 +42,9 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> T
 
 def _norm(grads: list[Tensor]) -> Tensor:
     """The norm of all gradients, whose parts are added up in one sum over all processes."""
-    if not grads:
-        return torch.zeros(())
-    distributed = any(isinstance(grad, DTensor) for grad in grads)
-    squares = [local(grad).float().square().sum() / (_copies(grad) if distributed else 1) for grad in grads]
+    squares = [local(grad).float().square().sum() / _copies(grad) for grad in grads]
     total = torch.stack([square.to(squares[0].device) for square in squares]).sum()
-    if distributed:
-        dist.all_reduce(total)
+    dist.all_reduce(total)
     return total.sqrt()
 
 

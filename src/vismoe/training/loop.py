@@ -192,8 +192,9 @@ def fit(
                     evaluation = _evaluate(trainer, balance, data.val)
                 tested = None if data.test is None else _evaluate(trainer, balance, data.test)
                 balance.update()
-            if mesh.is_main:
+            if mesh.is_main or recipe.expert_parallel > 1:  # all processes have a part of a distributed network
                 task.save(state.evaluated, run.path / MODEL)
+            if mesh.is_main:
                 write_report(run, state, task, data, evaluation, tested)
     return run
 

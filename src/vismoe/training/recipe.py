@@ -21,7 +21,7 @@ CHOICES = {
 }
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
-        "steps batch_size evaluate_every accumulate keep_checkpoints max_skipped",
+        "steps batch_size evaluate_every accumulate keep_checkpoints max_skipped expert_parallel",
         lambda value: value >= 1,
         "it must be at least 1",
     ),
@@ -199,6 +199,9 @@ class Recipe:
     """Device: cpu, cuda, cuda:NUMBER, mps, or auto (CUDA if available, then MPS, then CPU)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the forward pass in training (autocast); the weights stay float32."""
+    expert_parallel: int = 1
+    """Expert parallelism: number of processes that share the experts of each layer; all other weights are then sharded
+    over all processes (see `vismoe.parallelize`). 1: every process has the whole network."""
     workers: int = 0
     """Number of processes that load images; 0: the training process loads them. The result does not depend on it."""
     track: Tracker = "none"

@@ -29,8 +29,18 @@ from .schedule import learning_rate
 LOCK = ".lock"
 OPTIONS, INITIAL, SPLIT = "finetune.json", "initial", "split.json"
 """Additional files of a `finetune` run: its options, its initial network, and the split of each image file."""
-MAY_DIFFER = ("name", "workers", "device", "checkpoint_every", "keep_checkpoints", "max_unreadable", "track")
-"""Recipe fields that may change when a run is resumed: they do not change its result (on the same kind of device)."""
+MAY_DIFFER = (
+    "name",
+    "workers",
+    "device",
+    "expert_parallel",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_unreadable",
+    "track",
+)
+"""Recipe fields that may change when a run is resumed: they do not change its result, except for rounding (device,
+expert_parallel)."""
 LENGTH = ("steps", "cooldown_steps")
 """Recipe fields that may change if the steps already done would have been the same."""
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vismoe.data import Data
+from vismoe.parallel.sharding import parallelize
+from vismoe.parallel.whole import part_like, whole
 from vismoe.tasks import Task, task_for
 from vismoe.weights import create_model, data_config, open_trained, set_max_level, take_over
 
@@ -85,11 +87,15 @@ class State:
 
     def state_dict(self) -> dict[str, Any]:
         """The state by name: model.*, average.*, optimizer.PARAMETER.ENTRY, optimizer.groups, and the numbers. Tensors
-        are not copied."""
+        are not copied, except that distributed ones are gathered. All processes call it."""
         parts = {"model": self.model.state_dict(), "optimizer": named_state(self.model, self.optimizer)}
         if self.average is not None:
             parts["average"] = self.average.module.state_dict()
-        named = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+        named = {
+            f"{part}.{name}": whole(value) if isinstance(value, Tensor) else value
+            for part, values in parts.items()
+            for name, value in values.items()
+        }
         return named | {name: getattr(self, name) for name in NUMBERS}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -103,16 +109,31 @@ class State:
             if rest:
                 parts[part][rest] = value
         try:
-            self.model.load_state_dict(parts["model"])
+            self.model.load_state_dict(_distributed(self.model, parts["model"]))
             if self.average is not None:
-                self.average.module.load_state_dict(parts["average"])
-        except RuntimeError as error:
+                self.average.module.load_state_dict(_distributed(self.average.module, parts["average"]))
+            parts["optimizer"] = _distributed(self.model, parts["optimizer"])
+        except (RuntimeError, ValueError) as error:
             raise ValueError("the checkpoint is of another network than the recipe's") from error
         load_named_state(self.model, self.optimizer, parts["optimizer"])
         # Checkpoints of older versions have neither of these two.
         numbers = {"best_loss": None, "best_score_step": state["best_step"]} | dict(state)
         for name in NUMBERS:
             setattr(self, name, numbers[name])
+
+
+def _distributed(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state by name whose tensors, of a network's parameters or of an optimiser's entries with a parameter's shape,
+    are distributed as that parameter is."""
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    if not any(hasattr(parameter, "device_mesh") for parameter in parameters.values()):
+        return dict(state)
+    found = dict(state)
+    for name, value in state.items():
+        parameter = parameters.get(name, parameters.get(name.rpartition(".")[0]))
+        if parameter is not None and isinstance(value, Tensor) and (value.ndim or not parameter.ndim):
+            found[name] = part_like(value, parameter)
+    return found
 
 
 def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
@@ -138,11 +159,14 @@ def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
 
 
 def begin(model: nn.Module, recipe: Recipe) -> State:
-    """Creates the state before the first step. Freezes the parameters that match the recipe's `frozen`."""
+    """Creates the state before the first step. Freezes the parameters that match the recipe's `frozen`, and distributes
+    network and EMA over all processes if its `expert_parallel` is more than 1."""
     if recipe.frozen:
         freeze(model, recipe.frozen)
-    optimizer = make_optimizer(model, recipe)
-    average = None
-    if recipe.average_decay:
-        average = ModelEmaV3(model, recipe.average_decay, use_warmup=recipe.average_warmup)
-    return State(model, optimizer, average)
+    distributes, average = recipe.expert_parallel > 1, None
+    if recipe.average_decay:  # copied before the network is distributed; afterwards it cannot be
+        average = ModelEmaV3(model, recipe.average_decay, use_warmup=recipe.average_warmup, foreach=not distributes)
+    if distributes:
+        for network in (model, *([] if average is None else [average.module])):
+            parallelize(network, ep=recipe.expert_parallel)
+    return State(model, make_optimizer(model, recipe), average)

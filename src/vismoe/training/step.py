@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vismoe.data import Batch, mix_seeds
 from vismoe.moe import MoE, Recording, record
 from vismoe.parallel import Mesh
+from vismoe.parallel.clipping import clip_grad_norm_
 from vismoe.tasks import Task
 
 from .recipe import Recipe
@@ -53,7 +54,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, state: State, task: Task, mesh: Mesh, log: Callable[[dict[str, Any]], None]):
         self.recipe, self.state, self.task, self.mesh, self.log = recipe, state, task, mesh, log
         self.device = next(state.model.parameters()).device
-        self.network = mesh.replicate(state.model).train()
+        distributed = recipe.expert_parallel > 1
+        self.network = (state.model if distributed else mesh.replicate(state.model)).train()
         norms = [module for module in state.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
@@ -108,7 +110,7 @@ class Trainer:
 
     def _update(self, loss: Tensor, statistics: list[Tensor]) -> None:
         state, recipe = self.state, self.recipe
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_norm or math.inf)
+        norm = clip_grad_norm_(state.model.parameters(), recipe.clip_norm or math.inf)
         # The only time that a step waits for the device: whether the weights may change must be known before they do.
         if bool(torch.isfinite(torch.stack([loss, norm])).all()):
             state.in_a_row = 0
