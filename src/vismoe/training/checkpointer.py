@@ -3,6 +3,8 @@
 RUN/checkpoints/step-000030/tensors.safetensors   every tensor of the state, by name
                             state.json            all other values of the state, by name
                             manifest.json         SHA-256 of both, and of itself
+
+Of a distributed network, every process writes a file of its parts instead, shard-….safetensors.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,9 +25,13 @@ from vismoe.files.checksums import sha256_of
 from vismoe.parallel import Mesh
 
 TENSORS, VALUES, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-FORMAT_VERSION = 3
-"""Format 3 is the current one. Formats 1 and 2 have numbers instead of names for the parameters in the optimiser's
-state, and save only its tensors. Format 1 has best_top1 instead of best_score."""
+SHARD = r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors"
+FORMAT_VERSION = 4
+"""Format 4 is the current one. Format 3 has all tensors in one file. Formats 1 and 2 have numbers instead of names for
+the parameters in the optimiser's state, and save only its tensors. Format 1 has best_top1 instead of best_score."""
+
+
+Template = Callable[[str, torch.Size, torch.dtype], Tensor]
 
 
 class DamagedCheckpointError(ValueError):
@@ -34,8 +41,8 @@ class DamagedCheckpointError(ValueError):
 class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
-    A state maps names to tensors and JSON values. All processes of a run call every method. The main process writes;
-    every process reads the whole state.
+    A state maps names to tensors and JSON values. All processes of a run call every method. The main process writes,
+    and every process reads the whole state; tensors that are distributed are written and read by all, each its parts.
 
     **Arguments:**
 
@@ -50,7 +57,7 @@ class Checkpointer:
         self, folder: Path, keep: int = 3, mesh: Mesh | None = None, warn: Callable[[str], None] | None = None
     ):
         self.folder, self.keep, self.warn = folder, keep, warn
-        self.is_main = mesh is None or mesh.is_main
+        self.mesh = Mesh() if mesh is None else mesh
 
     def save(self, step: int, state: Mapping[str, Any], best_step: int | None = None) -> None:
         """Writes a checkpoint atomically, then removes old ones.
@@ -67,46 +74,69 @@ class Checkpointer:
         **Raises:** OSError if the checkpoint cannot be written (disk full, …); ValueError, with its name, for a value
         that JSON cannot store. In both cases earlier checkpoints are unchanged.
         """
-        if not self.is_main:
-            return
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         values = {name: value for name, value in state.items() if name not in tensors}
         for name, value in values.items():
             _check_value(name, value)
-        self._write(step, _storable(tensors), values)
-        self._remove_old(step, best_step)
+        if any(hasattr(tensor, "device_mesh") for tensor in tensors.values()):
+            self._write_shards(step, tensors, values)
+        elif self.mesh.is_main:
+            self._write(step, tensors, values)
+        if self.mesh.is_main:
+            self._remove_old(step, best_step)
 
-    def newest(self) -> dict[str, Any] | None:
-        """The state of the newest undamaged checkpoint; None if there is none.
+    def newest(self, template: Template | None = None) -> dict[str, Any] | None:
+        """The state of the newest undamaged checkpoint; None if there is none. `template`: as for `load`.
 
         **Raises:** ValueError for a checkpoint of a newer version of vismoe.
         """
         for step in reversed(self.steps()):
             try:
-                return self.load(step)
+                return self.load(step, template)
             except DamagedCheckpointError as error:
-                if self.warn is not None and self.is_main:
+                if self.warn is not None and self.mesh.is_main:
                     self.warn(f"{error}; using the previous checkpoint")
         return None
 
-    def load(self, step: int) -> dict[str, Any]:
+    def load(self, step: int, template: Template | None = None) -> dict[str, Any]:
         """The state in the checkpoint of a step, after its checksums are verified. In older formats, the optimiser
         state has `#NUMBER` in place of a parameter's name.
 
+        **Arguments:**
+
+        - `step`: number of the step.
+        - `template`: (name, shape, type) -> the tensor, whole or distributed, into which the checkpoint's is read;
+          default None: whole tensors.
+
         **Raises:** DamagedCheckpointError with the name of the damaged file; ValueError for a checkpoint of a newer
-        version of vismoe.
+        version of vismoe, and with `template` for one of formats 1 and 2.
         """
         path = self._path(step)
         version, sums = _read_manifest(path / MANIFEST)
-        for name, expected in sums.items():
-            try:
-                actual = sha256_of(path / name)
-            except OSError as error:
-                raise _damaged(path / name) from error
-            if actual != expected:
-                raise _damaged(path / name)
-        state = load_file(path / TENSORS) | json.loads((path / VALUES).read_text())
-        return {_current_name(name, version): value for name, value in state.items()}
+        self._verify(path, sums)
+        values: dict[str, Any] = json.loads((path / VALUES).read_text())
+        if template is not None and version < 3:
+            raise ValueError(
+                f"{path} has format {version}, which a distributed network cannot resume from: resume in one process "
+                "without expert_parallel, until the next checkpoint"
+            )
+        if template is None and TENSORS in sums:
+            tensors = load_file(path / TENSORS)
+        else:
+            from vismoe.parallel.shards import read_shards  # it imports much of PyTorch
+
+            tensors = read_shards(path, template or (lambda name, shape, dtype: torch.empty(shape, dtype=dtype)))
+        return {_current_name(name, version): value for name, value in (tensors | values).items()}
+
+    def _verify(self, path: Path, sums: Mapping[str, str]) -> None:
+        """Raises DamagedCheckpointError if a file does not have its checksum. Each process reads its share of files."""
+        names = sorted(sums)
+        damaged = 0
+        for number, name in enumerate(names):
+            if number % self.mesh.size == self.mesh.rank and not _has_checksum(path / name, sums[name]):
+                damaged = max(damaged, number + 1)
+        if damaged := self.mesh.all_reduce_max(damaged):
+            raise _damaged(path / names[damaged - 1])
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, damaged or not, in ascending order. Files with other names are ignored."""
@@ -117,25 +147,55 @@ class Checkpointer:
         return self.folder / f"step-{step:06d}"
 
     def _write(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        path, aside = self._path(step), self.folder / f".step-{step:06d}.new"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        """Writes whole tensors; called in the main process."""
+        path, aside = self._path(step), self._begin(step)
         try:
-            save_file(tensors, aside / TENSORS)
-            (aside / VALUES).write_text(json.dumps(values, indent=1))
-            sums = {name: sha256_of(aside / name) for name in (TENSORS, VALUES)}
-            (aside / MANIFEST).write_bytes(_manifest(sums))
-            for file in (aside / TENSORS, aside / VALUES, aside / MANIFEST, aside):
-                sync(file)
-            _remove(path)
-            aside.rename(path)
-            sync(self.folder)
+            save_file(_storable(tensors), aside / TENSORS)
+            sync(aside / TENSORS)
+            self._finish(step, {TENSORS: sha256_of(aside / TENSORS)}, values)
         except SafetensorError as error:  # save_file raises it if the disk is full
             raise OSError(f"{path} could not be written: {error}") from error
         except OSError as error:
             raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+    def _write_shards(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Writes distributed tensors: all processes their parts, then the main process the rest. An error in one
+        process is raised in all."""
+        from vismoe.parallel.shards import write_shards  # it imports much of PyTorch
+
+        try:
+            aside = self.mesh.run_on_main(lambda: self._begin(step))
+            sums = write_shards(aside, tensors)
+            self.mesh.run_on_main(lambda: self._finish(step, sums, values))
+        except OSError as error:
+            raise OSError(error.errno, f"{self._path(step)} could not be written: {error.strerror or error}") from error
+        finally:
+            if self.mesh.is_main:
+                shutil.rmtree(self._aside(step), ignore_errors=True)
+
+    def _aside(self, step: int) -> Path:
+        return self.folder / f".step-{step:06d}.new"
+
+    def _begin(self, step: int) -> Path:
+        """Makes the folder that becomes the checkpoint of a step."""
+        aside = self._aside(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        return aside
+
+    def _finish(self, step: int, sums: dict[str, str], values: dict[str, Any]) -> None:
+        """Writes the values and the manifest beside the tensors' files, which have these checksums, and makes the
+        folder the checkpoint."""
+        path, aside = self._path(step), self._aside(step)
+        (aside / VALUES).write_text(json.dumps(values, indent=1))
+        (aside / MANIFEST).write_bytes(_manifest(sums | {VALUES: sha256_of(aside / VALUES)}))
+        for file in (aside / VALUES, aside / MANIFEST, aside):
+            sync(file)
+        _remove(path)
+        aside.rename(path)
+        sync(self.folder)
 
     def _remove_old(self, step: int, best_step: int | None) -> None:
         steps = self.steps()
@@ -156,6 +216,13 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         storages.add(tensor.untyped_storage().data_ptr())
         storable[name] = tensor
     return storable
+
+
+def _has_checksum(path: Path, expected: str) -> bool:
+    try:
+        return sha256_of(path) == expected
+    except OSError:
+        return False
 
 
 def _check_value(name: str, value: Any) -> None:
@@ -190,7 +257,7 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, str]]:
         text = path.read_bytes()
         content = json.loads(text)
         version, sums = content["format"], content["files"]
-        if type(version) is not int or text != _manifest(sums, version) or set(sums) != {TENSORS, VALUES}:
+        if type(version) is not int or text != _manifest(sums, version) or not _are_files(sums):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path) from error
@@ -200,6 +267,13 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, str]]:
             "update vismoe"
         )
     return version, sums
+
+
+def _are_files(names: Mapping[str, str]) -> bool:
+    """Whether a manifest names the values, and files of tensors."""
+    tensors = set(names) - {VALUES}
+    shards = bool(tensors) and all(re.fullmatch(SHARD, name) for name in tensors)
+    return VALUES in names and (shards or tensors == {TENSORS})
 
 
 def _manifest(sums: dict[str, str], version: int = FORMAT_VERSION) -> bytes:

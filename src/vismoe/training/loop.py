@@ -177,7 +177,7 @@ def fit(
         unfuses = device.type == "cpu" and recipe.dtype == "bfloat16"
         with run.lock(), Stop() as stop, unfused_attention(state.model) if unfuses else nullcontext():
             checkpointer = Checkpointer(run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _warn)
-            if (saved := checkpointer.newest()) is not None:
+            if (saved := checkpointer.newest(state.template)) is not None:
                 state.load_state_dict(saved)
             run.truncate_metrics(state.step)
             run.update_length(recipe)
@@ -188,7 +188,7 @@ def fit(
                     checkpointer, trainer, balance, data, extra_eval, stop, on_status if mesh.is_main else None
                 )
                 if recipe.keep == "best" and (best_step := state.best_step) not in (None, state.step):
-                    state.load_state_dict(checkpointer.load(best_step))
+                    state.load_state_dict(checkpointer.load(best_step, state.template))
                     evaluation = _evaluate(trainer, balance, data.val)
                 tested = None if data.test is None else _evaluate(trainer, balance, data.test)
                 balance.update()

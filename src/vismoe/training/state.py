@@ -1,7 +1,7 @@
 """The training state: everything that changes during training."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from vismoe.data import Data
 from vismoe.parallel.sharding import parallelize
-from vismoe.parallel.whole import part_like, whole
 from vismoe.tasks import Task, task_for
 from vismoe.weights import create_model, data_config, open_trained, set_max_level, take_over
 
@@ -85,17 +84,30 @@ class State:
             return score == 0
         return self.best_loss is not None and loss < self.best_loss
 
+    @property
+    def template(self) -> Callable[[str, torch.Size, torch.dtype], Tensor] | None:
+        """Makes the tensors into which a checkpoint of a distributed network is read: those of a parameter, and of an
+        optimiser's entry of its shape, are distributed as the parameter is. None: the network is not distributed."""
+        parameters = dict(self.model.named_parameters())
+        if not any(hasattr(parameter, "device_mesh") for parameter in parameters.values()):
+            return None
+
+        def make(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+            part, _, rest = name.partition(".")
+            parameter = parameters.get(rest.rpartition(".")[0] if part == "optimizer" else rest)
+            if parameter is None or parameter.shape != shape:
+                return torch.empty(shape, dtype=dtype)
+            return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+
+        return make
+
     def state_dict(self) -> dict[str, Any]:
         """The state by name: model.*, average.*, optimizer.PARAMETER.ENTRY, optimizer.groups, and the numbers. Tensors
-        are not copied, except that distributed ones are gathered. All processes call it."""
+        are not copied."""
         parts = {"model": self.model.state_dict(), "optimizer": named_state(self.model, self.optimizer)}
         if self.average is not None:
             parts["average"] = self.average.module.state_dict()
-        named = {
-            f"{part}.{name}": whole(value) if isinstance(value, Tensor) else value
-            for part, values in parts.items()
-            for name, value in values.items()
-        }
+        named = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
         return named | {name: getattr(self, name) for name in NUMBERS}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -109,31 +121,16 @@ class State:
             if rest:
                 parts[part][rest] = value
         try:
-            self.model.load_state_dict(_distributed(self.model, parts["model"]))
+            self.model.load_state_dict(parts["model"])
             if self.average is not None:
-                self.average.module.load_state_dict(_distributed(self.average.module, parts["average"]))
-            parts["optimizer"] = _distributed(self.model, parts["optimizer"])
-        except (RuntimeError, ValueError) as error:
+                self.average.module.load_state_dict(parts["average"])
+        except RuntimeError as error:
             raise ValueError("the checkpoint is of another network than the recipe's") from error
         load_named_state(self.model, self.optimizer, parts["optimizer"])
         # Checkpoints of older versions have neither of these two.
         numbers = {"best_loss": None, "best_score_step": state["best_step"]} | dict(state)
         for name in NUMBERS:
             setattr(self, name, numbers[name])
-
-
-def _distributed(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state by name whose tensors, of a network's parameters or of an optimiser's entries with a parameter's shape,
-    are distributed as that parameter is."""
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    if not any(hasattr(parameter, "device_mesh") for parameter in parameters.values()):
-        return dict(state)
-    found = dict(state)
-    for name, value in state.items():
-        parameter = parameters.get(name, parameters.get(name.rpartition(".")[0]))
-        if parameter is not None and isinstance(value, Tensor) and (value.ndim or not parameter.ndim):
-            found[name] = part_like(value, parameter)
-    return found
 
 
 def build(recipe: Recipe, data: Data, task: Task | None = None) -> nn.Module:
