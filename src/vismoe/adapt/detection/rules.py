@@ -21,7 +21,7 @@ BUDGET: dict[bool, dict[TrainingDtype, float]] = {
 """Max MACs of a training on a CPU: about eight minutes of one core. True: for a trained network. (The last two blocks
 of a ViT-S/14 at 336 × 448 pixels train at 10 images/s of one core in bfloat16, a small network from scratch, with its
 narrow layers, at 12.)"""
-EPOCHS, FEWEST_IMAGES = 40, 5000
+EPOCHS, FEWEST_IMAGES = 100, 5000
 """Number of epochs, and the fewest images, each counted once per epoch, of a training without a limit."""
 FEWEST_STEPS = 1250
 """Batches are made so small that there are at least this many steps, because the head is always new."""
