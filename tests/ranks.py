@@ -1,4 +1,4 @@
-"""A function in two processes, for what is trained side by side."""
+"""A function in several processes, for what is trained side by side."""
 
 import subprocess
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from . import forks
 ROOT = Path(__file__).parents[1]
 
 
-def in_two_processes(work: Callable[..., None], *arguments: str) -> None:
-    """`work(rank, *arguments)` at ranks 0 and 1, each in a process forked from one that has imported vismoe.
+def in_processes(number: int, work: Callable[..., None], *arguments: str) -> None:
+    """`work(rank, *arguments)` at each rank, each in a process forked from one that has imported vismoe.
 
     **Raises:** AssertionError with what a process wrote, where one of them failed.
     """
@@ -19,7 +19,12 @@ def in_two_processes(work: Callable[..., None], *arguments: str) -> None:
         subprocess.Popen(
             [forks.command(), "-c", code, str(rank), *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
-        for rank in range(2)
+        for rank in range(number)
     ]
     errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert [process.returncode for process in processes] == [0] * number, "\n".join(errors)
+
+
+def in_two_processes(work: Callable[..., None], *arguments: str) -> None:
+    """`in_processes` with two of them."""
+    in_processes(2, work, *arguments)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_common import (  # of fully_shard's documentation, under no public name
@@ -19,6 +19,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from vismoe.moe import BalancedRouter, LocalExchange, MoE
 from vismoe.moe.experts.stacked import stacked_parts
+from vismoe.moe.resident import local
 
 from .all_to_all import AllToAllExchange
 from .mesh import backend_devices
@@ -80,12 +81,14 @@ def parallelize(
         for layer in layers.values():
             of_experts |= _distribute(layer.experts, apart["expert"])
             layer.exchange = AllToAllExchange(layer.exchange.bfloat16, group, ep, static)
-    where = ShardPlacementResult(None, _mesh_info(apart, replicate))
-    if shards == ep and replicate == 1:
+    info = _mesh_info(apart, replicate)
+    if shards == ep and replicate == 1 and mixed_precision is None:  # FSDP would only copy them
         ignored, of_experts = of_experts, set()
 
-    def placement(parameter: nn.Parameter) -> ShardPlacementResult | None:
-        return where if parameter in of_experts else None
+    def placement(parameter: nn.Parameter) -> ShardPlacementResult | Shard:
+        if parameter in of_experts:
+            return ShardPlacementResult(_shard(local(parameter), shards // ep), info)
+        return _shard(parameter, shards)
 
     options: dict[str, Any] = {"mesh": _axes(whole, replicate), "shard_placement_fn": placement}
     if mixed_precision is not None:
@@ -149,6 +152,12 @@ def _distribute(experts: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
             setattr(part, name, parameter)
             made.add(parameter)
     return made
+
+
+def _shard(parameter: Tensor, processes: int) -> Shard:
+    """The first dimension that the number of processes divides. If there is none the outermost: FSDP pads it."""
+    fits = (dim for dim, size in enumerate(parameter.shape) if size and size % processes == 0)
+    return Shard(next(fits, 0))
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

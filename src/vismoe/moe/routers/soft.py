@@ -1,6 +1,8 @@
 """Soft routing: experts process weighted means of tokens, and tokens get weighted means of the outputs (Puigcerver et
 al. 2023, *From Sparse to Soft Mixtures of Experts*)."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ class SoftRouter(Router):
     **Parameters:**
 
     - `weight`: (E·P, d), one direction per slot, ordered by expert.
-    - `scale`: (), initially 1.
+    - `scale`: (1,), initially 1. (Earlier versions stored it with shape (), which is still read.)
 
     **Raises:** ValueError for values out of range.
     """
@@ -41,13 +43,19 @@ class SoftRouter(Router):
             raise ValueError(f"slots_per_expert={slots_per_expert}: accepted are whole numbers ≥ 1")
         self.slots_per_expert, self.noise_std = slots_per_expert, check_noise(noise_std)
         self.weight = nn.Parameter(torch.empty(num_experts * slots_per_expert, dim))
-        self.scale = nn.Parameter(torch.empty(()))
+        self.scale = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialises the weight as `vismoe.TopKRouter` does (only its rows' directions matter), and the scale to 1."""
         draw_router(self.weight)
         nn.init.ones_(self.scale)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        scale = state.get(f"{prefix}scale")
+        if isinstance(scale, Tensor) and scale.ndim == 0:
+            state[f"{prefix}scale"] = scale.view(1)
+        super()._load_from_state_dict(state, prefix, *arguments)
 
     @property
     def experts_per_token(self) -> float:

@@ -94,7 +94,7 @@ def _member_router(name: str, path: str, router: MemberRouter) -> Places:
 def _soft_router(name: str, path: str, router: SoftRouter) -> Places:
     slots = (router.num_experts, router.slots_per_expert)
     yield f"{name}/mu", Place(f"{path}.weight", lambda weight: weight.T.unflatten(1, slots))
-    yield f"{name}/scale", Place(f"{path}.scale", _unchanged)
+    yield f"{name}/scale", Place(f"{path}.scale", lambda scale: scale[0])
 
 
 ROUTERS: dict[type[nn.Module], Callable[[str, str, Any], Places]] = {
