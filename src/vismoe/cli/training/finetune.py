@@ -75,7 +75,7 @@ def finetune_folder(
             Of a detector the longer side; default: where small objects have enough pixels, at most 448 on a CPU.
         max_level: White level of 16-bit grey images, such as 4095 for 12-bit data; default: the network's, or 65535.
         epochs: Number of epochs; default: at most 12 (from scratch 80), on a CPU limited to about 8 minutes of 2 cores.
-            Of a detector 40, or 5,000 images if these are more, on a CPU limited to about 8 minutes of one core.
+            Of a detector 100, or 5,000 images if these are more, on a CPU limited to about 8 minutes of one core.
         batch_size: Images per step; default: 32, from scratch 64, of a detector 4 to 32.
         learning_rate: Peak learning rate; default: 2e-4, from scratch 2e-3.
             Of a detector 2e-3; a trained trunk gets a twentieth of it.
