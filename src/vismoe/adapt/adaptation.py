@@ -14,7 +14,8 @@ from vismoe.tasks import AUTO, task_for
 from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.checkpointer import Checkpointer
 from vismoe.training.loop import signal_name
-from vismoe.training.run import CHECKPOINTS, MODEL, SPLIT
+from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
+from vismoe.weights import load_network
 
 from .options import Options, Trained
 from .reserve_run import withdraw
@@ -31,7 +32,7 @@ class Adaptation(ABC):
 
     - `options`: the options.
     - `path`: the run folder.
-    - `engine`: fields of the recipe that do not change the result: device, workers, max_unreadable.
+    - `engine`: fields of the recipe that do not change the result: device, workers, max_unreadable, expert_parallel.
     - `splits`: the splits of the set.
     - `parent`: the run on the same set from which the network comes; None: there is none.
     - `log`: called with each line about the set and the choices.
@@ -124,6 +125,8 @@ class Adaptation(ABC):
                 withdraw(self.path)
             raise
         self.recipe = replace(recipe, **self.engine)
+        if self.part == "head" and self.recipe.expert_parallel > 1:
+            self.log("note: only the head is fitted, by one process: expert_parallel has no effect")
         if self.part != "head" and (shortage := recipe.shortage(images := len(self.splits.fitting.train_and_val[0]))):
             # The fewest epochs that are enough steps, as an epoch's last batch is not always full.
             epochs = (recipe.enough_steps(images) - 1) * recipe.batch_size // images + 1
@@ -163,6 +166,7 @@ class Adaptation(ABC):
             return fit(self.recipe, path, on_status, resume=True, data=data, network=lambda: network)
         except TrainingStoppedError as error:
             if self.mesh.is_main and (saved := Checkpointer(path / CHECKPOINTS).newest()) is not None:
+                network = load_network(path / INITIAL)  # the one in training may be distributed
                 network.load_state_dict(_evaluated_weights(saved))
                 task_for(AUTO, data, self.recipe.to_json()).save(network, path / MODEL)
             raise TrainingStoppedError(

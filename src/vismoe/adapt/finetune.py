@@ -39,6 +39,7 @@ def finetune(
     device: str = "auto",
     workers: int = 0,
     max_unreadable: float = 0.1,
+    expert_parallel: int = 1,
     on_status: Callable[[Status], None] | None = None,
     log: Log = lambda text: None,
     **options: Any,
@@ -61,6 +62,8 @@ def finetune(
     - `device`: "auto", "cpu", "cuda" or "mps"; default "auto".
     - `workers`: number of processes that load images; default 0: the current process.
     - `max_unreadable`: largest fraction of files that may be unreadable, 0 to 1; default 0.1.
+    - `expert_parallel`: number of processes that share the experts of each layer, see `vismoe.parallelize`; default 1:
+      each has all.
     - `on_status`: called with a `Status` every few steps; default None: no call.
     - `log`: called with each line about the set and the choices; default: no call.
     - `options`: fields of `vismoe.adapt.Options`, such as source=, epochs=, image_size=, sparse=, seed=. `source` is
@@ -88,7 +91,13 @@ def finetune(
         parent = _parent_on(request)
         splits = open_splits(request.data, request.seed, max_unreadable, workers, request.group_column, parent)
         kind: type[Adaptation] = DetectorAdaptation if splits.fitting.has_boxes else ClassifierAdaptation
-        engine = {"device": device, "workers": workers, "max_unreadable": max_unreadable}
+        mesh.check_expert_parallel(expert_parallel)
+        engine = {
+            "device": device,
+            "workers": workers,
+            "max_unreadable": max_unreadable,
+            "expert_parallel": expert_parallel,
+        }
         work = kind(request, path, engine, splits, parent, log, mesh, started)
         work.describe_set()
         work.build()

@@ -18,6 +18,7 @@ from vismoe.data import Batch, ImageSet, Sample, Unreadable, evaluation_batches,
 from vismoe.files import readable
 from vismoe.kernels import kernels_in_use, native
 from vismoe.moe import Recording, record
+from vismoe.parallel import Mesh
 from vismoe.tasks import Prediction, Task, task_of
 from vismoe.vit import evaluating, optimize, reason_against
 from vismoe.weights import as_network, data_config, open_source, open_trained, parse_source
@@ -66,6 +67,8 @@ class Predictor:
     - `optimized`: whether the model becomes the form that `vismoe.optimize` makes, on a CPU with compiled kernels. Its
       weights cannot be changed then. Default None: only if the predictor opened it itself.
     - `dtype`: type of weights and products of that form, "float32" (default) or "bfloat16"; see `vismoe.optimize`.
+    - `mesh`: processes that share each batch of `predict`; all of them call it with the same images, and get all
+      predictions. Default: this process alone.
 
     **Raises:** ValueError, FileNotFoundError if the source is not a trained model; ValueError for bfloat16 where the
     model cannot be optimized or the processor does not have it.
@@ -80,6 +83,7 @@ class Predictor:
         preprocessing: Mapping[str, Any] | None = None,
         optimized: bool | None = None,
         dtype: str | torch.dtype = "float32",
+        mesh: Mesh | None = None,
     ):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: it must be at least 1")
@@ -91,6 +95,7 @@ class Predictor:
         self.batch_size = min(BATCH_SIZE, self.task.largest_batch) if batch_size is None else batch_size
         config = data_config(self.model) | dict(preprocessing or {})
         self._transform = self.task.evaluation_transform(config)
+        self._mesh = Mesh() if mesh is None else mesh
         self._lock = threading.Lock()
 
     def _optimize(self, wanted: bool, dtype: str | torch.dtype) -> None:
@@ -206,8 +211,12 @@ class Predictor:
         return predictions + (self._predict_batch(titles, samples, topk) if samples else [])
 
     def _predict_batch(self, titles: list[str], samples: list[Sample], topk: int) -> list[Prediction]:
+        size = self._mesh.size
+        own = range(self._mesh.rank, len(samples), size) or range(1)  # at least one, as experts may wait for its tokens
         with torch.inference_mode():
-            return self.task.predictions(self.run(self.collate(samples)), titles, topk)
+            outputs = self.run(self.collate([samples[place] for place in own]))
+            shares = self._mesh.gather(self.task.predictions(outputs, [titles[place] for place in own], topk))
+        return [shares[place % size][place // size] for place in range(len(samples))]
 
 
 def open_network(text: str) -> nn.Module:

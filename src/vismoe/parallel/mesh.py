@@ -148,6 +148,22 @@ class Mesh:
                 layer.balance_group = self.group
         return DistributedDataParallel(model, process_group=self.group)
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in the order of their ranks, in all processes."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def check_expert_parallel(self, number: int) -> None:
+        """Raises ValueError if experts cannot be distributed over groups of `number` of these processes."""
+        if number < 1 or self.size % number:
+            start = "" if self.size > 1 else ": start the command with torchrun --nproc-per-node N -m vismoe …"
+            raise ValueError(
+                f"expert_parallel={number}: it must divide the number of processes, which is {self.size}{start}"
+            )
+
     def no_sync(self, network: nn.Module) -> AbstractContextManager[Any]:
         """Context manager in which backward does not communicate; for all micro-batches of a step except the last."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()

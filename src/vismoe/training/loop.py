@@ -149,6 +149,7 @@ def fit(
     """
     check_tracker(recipe.track)
     with join_mesh() as mesh:
+        mesh.check_expert_parallel(recipe.expert_parallel)
         device = mesh.device(resolve_device(recipe.device))
         # Images are decoded only after the network is built, so that errors in the recipe are found first.
         open_set = partial(open_for, recipe.task, recipe.data, recipe.split_seed, group_column=recipe.group_column)

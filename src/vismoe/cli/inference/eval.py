@@ -13,12 +13,13 @@ import tyro
 from vismoe.adapt import split_of_files
 from vismoe.data import NAMED, Data, check_column, check_images
 from vismoe.inference import evaluate
-from vismoe.parallel import resolve_device
+from vismoe.parallel import Mesh, resolve_device
+from vismoe.parallel.sharding import parallelize
 from vismoe.tasks import ClassEvaluation, Evaluation, Group, Labels, by_group, group_lines, task_of
 from vismoe.training import Run, without_nan
 
 from ..shared.data import open_set, own_run
-from ..shared.model import open_model
+from ..shared.model import open_model, processes
 from ..shared.notes import note, note_set, note_step
 from ..shared.values import check_at_least
 
@@ -50,6 +51,7 @@ def evaluate_model(
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int | None = None,
     workers: int = 0,
+    expert_parallel: int = 1,
 ) -> None:
     """Evaluate a model on a data set: print its metrics, also by class, and the load of the experts.
 
@@ -70,12 +72,42 @@ def evaluate_model(
         dtype: Data type of the computation; bfloat16 uses autocast.
         batch_size: Images per forward pass; default: 256, for detectors 16.
         workers: Number of data loading worker processes; 0: the main process.
+        expert_parallel: Number of processes, started by torchrun, that share the experts of each layer.
     """
-    check_at_least(1, batch_size=1 if batch_size is None else batch_size)
+    check_at_least(1, batch_size=1 if batch_size is None else batch_size, expert_parallel=expert_parallel)
     check_at_least(0, workers=workers)
+    with processes(expert_parallel) as mesh:
+        figures, result, groups = _evaluate(
+            model, data, group, max_unreadable, device, dtype, batch_size, workers, expert_parallel, mesh
+        )
+        if json:
+            print(json_format.dumps(without_nan(figures), allow_nan=False))
+        else:
+            lines = _report(figures, result)
+            print(*lines, *(group_lines(group, groups) if group is not None else []), sep="\n")
+        sys.stdout.flush()
+
+
+def _evaluate(
+    model: str,
+    data: str | None,
+    group: str | None,
+    max_unreadable: float,
+    device: str,
+    dtype: Literal["float32", "bfloat16"],
+    batch_size: int | None,
+    workers: int,
+    expert_parallel: int,
+    mesh: Mesh,
+) -> tuple[dict[str, Any], Evaluation, list[Group]]:
+    """Evaluates as the options of `evaluate_model` say, with the processes of a mesh. Returns what is printed: the
+    figures by name, the evaluation, and the groups."""
     run = own_run(model, data)
     data = data or (run.recipe.data if run is not None else "")
-    network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
+    network = open_model(model, 10 if data in NAMED else None, exported=True)
+    network = network.to(mesh.device(resolve_device(device)))
+    if expert_parallel > 1:
+        parallelize(network, ep=expert_parallel)
     task = task_of(network)
     opened = task.align_classes(open_set(model, data, task=task))
     is_test = opened.val_is_test or (run is not None and run.test_files is not None)
@@ -95,7 +127,7 @@ def evaluate_model(
         note(f"{model} is another run than {data}: if it was trained on these images, the metrics are too good")
     note_step(f"evaluating on {len(opened.val):,} images")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        result = evaluate(network, opened.val, batch_size, workers)
+        result = evaluate(network, opened.val, batch_size, workers, mesh)
     figures: dict[str, Any] = {
         "model": model,
         "data": data,
@@ -113,12 +145,7 @@ def evaluate_model(
         assert isinstance(result, ClassEvaluation)
         groups = by_group(result, list(opened.val.columns[group]))
         figures["groups"] = [asdict(each) for each in groups]
-    if json:
-        print(json_format.dumps(without_nan(figures), allow_nan=False))
-    else:
-        lines = _report(figures, result)
-        print(*lines, *(group_lines(group, groups) if group is not None else []), sep="\n")
-    sys.stdout.flush()
+    return figures, result, groups
 
 
 def _note_classes(data: Data) -> None:

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -16,10 +16,11 @@ from vismoe.data import list_images
 from vismoe.files import whole_folder
 from vismoe.inference import Predictor
 from vismoe.parallel import resolve_device
+from vismoe.parallel.sharding import parallelize
 from vismoe.tasks import Prediction, Task
 from vismoe.tasks.detection import BoxPrediction, Detection, coco_json, draw_predictions
 
-from ..shared.model import open_model
+from ..shared.model import open_model, processes
 from ..shared.notes import note, note_left_out, refuse_existing
 
 TOPK, MIN_SCORE = 5, 0.3
@@ -39,6 +40,7 @@ def predict_images(
     device: str = "auto",
     batch_size: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    expert_parallel: int = 1,
 ) -> None:
     """Classify images, or find the objects in them: print the most likely classes of each image with their
     probabilities, or the box, class and score of each object.
@@ -56,26 +58,43 @@ def predict_images(
         device: Device: auto, cpu, cuda or mps.
         batch_size: Images per forward pass; default: 64, for detectors 16.
         dtype: Data type of weights and products on a CPU; bfloat16 needs AVX512-BF16 or AMX.
+        expert_parallel: Number of processes, started by torchrun, that share the experts of each layer.
     """
     if not images or Path("") in images:
         raise ValueError(f"no images given: name image files or folders: vismoe predict {model} IMAGE…")
     if draw is not None:
         refuse_existing(draw)
-    network = open_model(model, exported=True)
-    where = resolve_device(device)
-    predictor = Predictor(network, device=where, batch_size=batch_size, optimized=True, dtype=dtype)
-    _check_options(predictor.task, topk, min_score, format, draw)
-    predictions = predictor.predict(images, TOPK if topk is None else topk, note_left_out)
+    with processes(expert_parallel) as mesh:
+        network, where = open_model(model, exported=True), mesh.device(resolve_device(device))
+        if expert_parallel > 1:
+            network = parallelize(network.to(where), ep=expert_parallel)
+        options: dict[str, Any] = {"device": where, "batch_size": batch_size, "dtype": dtype, "mesh": mesh}
+        predictor = Predictor(network, optimized=expert_parallel == 1, **options)
+        _check_options(predictor.task, topk, min_score, format, draw)
+        predictions = predictor.predict(images, TOPK if topk is None else topk, note_left_out)
+        if mesh.is_main:
+            _write(predictor.task, predictions, images, min_score, format, draw)
+
+
+def _write(
+    task: Task,
+    predictions: list[Prediction],
+    images: Sequence[Path],
+    min_score: float | None,
+    format: Literal["table", "json", "csv", "coco"],
+    draw: Path | None,
+) -> None:
+    """Prints the predictions, and draws them, as the options of `predict_images` say."""
     if not predictions:
         raise ValueError("none of the images can be read: name at least one readable image")
-    if isinstance(predictor.task, Detection):
+    if isinstance(task, Detection):
         found = _shown(predictions, MIN_SCORE if min_score is None else min_score)
         if draw is not None:
             with whole_folder(draw) as folder:
                 draw_predictions(found, _files(images), folder)
             note(f"the images with boxes are in {draw}")
         if format == "coco":
-            print(json.dumps(coco_json(found, predictor.task.classes), indent=2, ensure_ascii=False))
+            print(json.dumps(coco_json(found, task.classes), indent=2, ensure_ascii=False))
             return
         predictions = list(found)
     {"table": _table, "json": _json, "csv": _csv}[format](predictions)

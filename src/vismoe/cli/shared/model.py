@@ -1,8 +1,13 @@
 """Opens the model that MODEL names."""
 
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+
 import torch
 from torch import nn
 
+from vismoe.parallel import Mesh, join_mesh
 from vismoe.training import Run
 from vismoe.training.run import OPTIONS
 from vismoe.weights import open_source, parse_source, set_image_size
@@ -21,6 +26,25 @@ def open_model(name: str, num_classes: int | None = None, exported: bool = False
         remedy = "give the same `vismoe finetune` command again" if (run.path / OPTIONS).is_file() else "finish it"
         note(f"{run.path} is not finished, so its model is neither fully trained nor tested: {remedy}")
     return open_source(source, num_classes, exported)
+
+
+@contextmanager
+def processes(expert_parallel: int) -> Iterator[Mesh]:
+    """Context with the processes that `torchrun` started, or this one alone. Only the main one prints.
+
+    **Arguments:**
+
+    - `expert_parallel`: number of processes that are to share experts.
+
+    **Raises:** ValueError if it does not divide the number of processes.
+    """
+    with join_mesh() as mesh, ExitStack() as stack:
+        mesh.check_expert_parallel(expert_parallel)
+        if not mesh.is_main:
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(silence))
+            stack.enter_context(redirect_stderr(silence))
+        yield mesh
 
 
 def open_resized(name: str, image_size: int | None) -> nn.Module:

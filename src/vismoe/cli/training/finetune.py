@@ -44,6 +44,7 @@ def finetune_folder(
     max_unreadable: float = 0.1,
     workers: int = 0,
     device: str = "auto",
+    expert_parallel: int = 1,
 ) -> None:
     """Train a classifier, or with boxes a detector, on your own images: check them, split them, train, test, and write
     everything to a run folder.
@@ -88,6 +89,7 @@ def finetune_folder(
         max_unreadable: Largest fraction of unreadable files, 0 to 1; they are listed and left out.
         workers: Number of data loading worker processes; 0: the main process.
         device: Device: auto, cpu, cuda or mps.
+        expert_parallel: Number of processes, started by torchrun, that share the experts of each layer.
     """
     if sparse and dense:
         raise ValueError("--sparse and --dense: give only one of them")
@@ -117,6 +119,7 @@ def finetune_folder(
             device=device,
             workers=workers,
             max_unreadable=max_unreadable,
+            expert_parallel=expert_parallel,
             on_status=progress,
             log=progress.log,
         )
