@@ -3,9 +3,10 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -226,9 +227,14 @@ def resolve_device(name: str) -> torch.device:
 
 
 def free_memory(device: torch.device) -> float:
-    """The free memory of a CUDA device, or of this machine, in bytes; infinite if the system does not say."""
+    """The memory that is available on a CUDA device, or on this machine, in bytes; infinite if the system does not say.
+    Memory that Linux uses to cache files counts, because it is freed where it is needed."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) * 1024
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return math.inf

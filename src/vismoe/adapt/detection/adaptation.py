@@ -159,6 +159,11 @@ class DetectorAdaptation(Adaptation):
             return False
         needed = bytes_of_tokens(network, VIEWS * images + len(self.splits.fitting.val))
         space = min(free_memory(torch.device("cpu")) / 4, shutil.disk_usage(self.path).free / 2)
+        if first_trained(network) > 0 and needed >= space:
+            self.log(
+                f"note: the tokens of the blocks that are not trained would need {needed / 2**30:.1f} GiB, and only "
+                f"{space / 2**30:.1f} GiB of free memory and disk are for them: these blocks run in every step"
+            )
         return first_trained(network) > 0 and needed < space
 
     def choose_recipe(self) -> Recipe:
