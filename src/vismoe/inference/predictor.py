@@ -19,6 +19,7 @@ from vismoe.files import readable
 from vismoe.kernels import kernels_in_use, native
 from vismoe.moe import Recording, record
 from vismoe.parallel import Mesh
+from vismoe.parallel.gathering import is_distributed
 from vismoe.tasks import Prediction, Task, task_of
 from vismoe.vit import evaluating, optimize, reason_against
 from vismoe.weights import as_network, data_config, open_source, open_trained, parse_source
@@ -139,7 +140,9 @@ class Predictor:
         on_device = {
             name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()
         }
-        with self._lock, torch.inference_mode(), evaluating(self.model):
+        # FSDP2, which distributes networks, does not support the inference mode.
+        mode = torch.no_grad() if is_distributed(self.model) else torch.inference_mode()
+        with self._lock, mode, evaluating(self.model):
             return (forward or self.task.forward)(self.model, on_device)
 
     def outputs(
@@ -213,7 +216,7 @@ class Predictor:
     def _predict_batch(self, titles: list[str], samples: list[Sample], topk: int) -> list[Prediction]:
         size = self._mesh.size
         own = range(self._mesh.rank, len(samples), size) or range(1)  # at least one, as experts may wait for its tokens
-        with torch.inference_mode():
+        with torch.no_grad():
             outputs = self.run(self.collate([samples[place] for place in own]))
             shares = self._mesh.gather(self.task.predictions(outputs, [titles[place] for place in own], topk))
         return [shares[place % size][place // size] for place in range(len(samples))]
