@@ -1,16 +1,19 @@
 """The exchange between processes: each has some of the experts, and sends its rows to those that have theirs."""
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd, wait_tensor
 from torch.distributed.distributed_c10d import GroupName
 from torch.nn import functional as F
 
-from vismoe.moe import Exchange, LocalExchange, Plan, Rows
+from vismoe.moe import Exchange, LocalExchange, MoE, Plan, Rows
 from vismoe.moe.execution.layouts import Buffers
 from vismoe.moe.plan import plan_from_choices
 
@@ -41,6 +44,18 @@ class ReceivedRows(Rows):
     way: Way | Buffers
 
 
+@dataclass(eq=False)
+class Clock:
+    """What a process did in exchanges.
+
+    - `seconds`: time in the exchanges of forward passes, most of which is waiting for the other processes.
+    - `rows`: number of rows that its experts got.
+    """
+
+    seconds: float = 0.0
+    rows: int = 0
+
+
 @dataclass(frozen=True)
 class AllToAllExchange(Exchange):
     """The exchange of expert parallelism. Process number p of the group has experts p·E/P to (p+1)·E/P, without the
@@ -57,15 +72,20 @@ class AllToAllExchange(Exchange):
     - `static`: whether every process sends a buffer of the plan's capacity to every expert: no counts are exchanged,
       and shapes do not depend on the routing, but all processes must have equally many tokens. A plan without capacity
       has buffers for all tokens. Default False: only live rows are sent, after their counts.
+    - `clock`: measures this process's exchanges, see `measured_exchanges`; default None: nothing is measured.
     """
 
     group: str = ""
     processes: int = 1
     static: bool = False
+    clock: Clock | None = None
 
     def dispatch(self, plan: Plan, tokens: Float[Tensor, "N d"]) -> Rows:
         own = LocalExchange().dispatch(plan, tokens)
-        return self._in_buffers(own) if self.static else self._ragged(own)
+        rows = self._in_buffers(own) if self.static else self._ragged(own)
+        if self.clock is not None:
+            self.clock.rows += len(rows.values)
+        return rows
 
     def combine(self, plan: Plan, rows: Rows, answers: Float[Tensor, "R d"]) -> Float[Tensor, "N d"]:
         assert isinstance(rows, ReceivedRows)
@@ -107,9 +127,38 @@ class AllToAllExchange(Exchange):
     def _send(self, rows: Tensor, sent: list[int] | None = None, received: list[int] | None = None) -> Tensor:
         """Sends rows, in the order of processes, and returns those received; equally many each if no numbers are
         given."""
+        started = None if self.clock is None else _now(rows)
         wire = (rows.bfloat16() if self.bfloat16 else rows).contiguous()
         arrived: Tensor = wait_tensor(all_to_all_single_autograd(wire, received, sent, GroupName(self.group)))
+        if self.clock is not None and started is not None:
+            self.clock.seconds += _now(rows) - started
         return arrived.to(rows.dtype)
+
+
+def _now(rows: Tensor) -> float:
+    """The time when everything is computed that was begun on the device of the rows."""
+    if rows.device.type != "cpu":
+        torch.accelerator.synchronize(rows.device)
+    return time.perf_counter()
+
+
+@contextmanager
+def measured_exchanges(model: nn.Module) -> Iterator[Clock]:
+    """Context that yields a `Clock` of this process's exchanges in a distributed network. It waits for the device at
+    each exchange, and cannot be compiled."""
+    clock = Clock()
+    layers = [
+        (layer, layer.exchange)
+        for layer in model.modules()
+        if isinstance(layer, MoE) and isinstance(layer.exchange, AllToAllExchange)
+    ]
+    for layer, exchange in layers:
+        layer.exchange = replace(exchange, clock=clock)
+    try:
+        yield clock
+    finally:
+        for layer, exchange in layers:
+            layer.exchange = exchange
 
 
 def _swap(rows: Tensor) -> Tensor:

@@ -386,7 +386,8 @@ def _is_due(recipe: Recipe, state: State, is_best: bool) -> bool:
 def _log_line(status: Status, task: Task) -> dict[str, Any]:
     """A status as a line of the run's metrics."""
     score = {} if status.accuracy is None else {str(task.training_metric): status.accuracy}
-    return {"step": status.step, "loss": status.loss} | score | {"load": status.load}
+    exchanges = {"exchanges": list(status.exchanges)} if status.exchanges else {}
+    return {"step": status.step, "loss": status.loss} | score | {"load": status.load} | exchanges
 
 
 def _batches(trainer: Trainer, data: Data) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,6 +26,8 @@ class Status:
     - `seconds_left`: estimated seconds until the last step.
     - `load`: by layer, the fraction of the tokens' choices that each expert got.
     - `score_step`: the step of the last evaluation; None before the first.
+    - `exchanges`: of a distributed network, by process: "rows", the number of rows that its experts got in this step,
+      and "share", the fraction of the step that it spent in the exchanges of its forward passes.
     """
 
     step: int
@@ -37,6 +39,7 @@ class Status:
     seconds_left: float
     load: dict[str, list[float]]
     score_step: int | None = None
+    exchanges: Sequence[dict[str, float]] = ()
 
 
 class Meter:
@@ -86,6 +89,7 @@ class Meter:
             seconds_left=elapsed / (step - self.first_step) * (self.recipe.steps - step),
             load={name: (counts / counts.sum()).tolist() for name, counts in load.items()},
             score_step=score_step,
+            exchanges=self.outcomes[-1].exchanges,
         )
         self.last_status, self.paused_seconds, self.outcomes = now, 0.0, []
         return status

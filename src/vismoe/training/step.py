@@ -1,6 +1,7 @@
 """One optimiser step."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from vismoe.data import Batch, mix_seeds
 from vismoe.moe import MoE, Recording, record
 from vismoe.parallel import Mesh
+from vismoe.parallel.all_to_all import measured_exchanges
 from vismoe.parallel.clipping import clip_grad_norm_
 from vismoe.tasks import Task
 
@@ -31,11 +33,14 @@ class Outcome:
     - `loss`: mean loss of the batch, a scalar tensor.
     - `score`: training score of the task, a scalar tensor; NaN if it has none.
     - `load`: by layer, the number of choices that each expert got; None if the step is not logged.
+    - `exchanges`: of a distributed network, by process: "rows", the number of rows that its experts got, and "share",
+      the fraction of the step that it spent in the exchanges of its forward passes. Empty if the step is not logged.
     """
 
     loss: Tensor
     score: Tensor
     load: dict[str, Tensor] | None
+    exchanges: Sequence[dict[str, float]] = ()
 
 
 class Trainer:
@@ -54,8 +59,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, state: State, task: Task, mesh: Mesh, log: Callable[[dict[str, Any]], None]):
         self.recipe, self.state, self.task, self.mesh, self.log = recipe, state, task, mesh, log
         self.device = next(state.model.parameters()).device
-        distributed = recipe.expert_parallel > 1
-        self.network = (state.model if distributed else mesh.replicate(state.model)).train()
+        self.distributed = recipe.expert_parallel > 1
+        self.network = (state.model if self.distributed else mesh.replicate(state.model)).train()
         norms = [module for module in state.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
@@ -79,20 +84,26 @@ class Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         statistics = [buffer.clone() for buffer in self.statistics]
-        losses, scores = [], []
+        losses, scores, started = [], [], time.perf_counter()
         load: dict[str, Tensor] | None = {} if log_now else None
-        for micro_batch, fraction, is_last in _micro_batches(self.task.prepare(batch, seed), recipe.accumulate):
-            with nullcontext() if is_last else self.mesh.no_sync(self.network):
-                loss, score, routing = self._micro_step(micro_batch, fraction, log_now)
-            if load is not None and routing is not None:
-                load = {name: load.get(name, 0) + calls[-1].load for name, calls in routing.layers.items()}
-            losses.append(loss * fraction)
-            scores.append(score * fraction)
+        measuring = measured_exchanges(state.model) if self.distributed and log_now else nullcontext()
+        with measuring as clock:
+            for micro_batch, fraction, is_last in _micro_batches(self.task.prepare(batch, seed), recipe.accumulate):
+                with nullcontext() if is_last else self.mesh.no_sync(self.network):
+                    loss, score, routing = self._micro_step(micro_batch, fraction, log_now)
+                if load is not None and routing is not None:
+                    load = {name: load.get(name, 0) + calls[-1].load for name, calls in routing.layers.items()}
+                losses.append(loss * fraction)
+                scores.append(score * fraction)
         loss, score = self.mesh.mean(torch.stack([torch.stack(losses).sum(), torch.stack(scores).sum()]))
         self._update(loss, statistics)
         if load is not None:
             load = {name: self.mesh.sum(counts) for name, counts in load.items()}
-        return Outcome(loss, score, load)
+        exchanges: Sequence[dict[str, float]] = ()
+        if clock is not None:
+            seconds = time.perf_counter() - started
+            exchanges = self.mesh.gather({"rows": clock.rows, "share": clock.seconds / seconds})
+        return Outcome(loss, score, load, exchanges)
 
     def _micro_step(self, batch: Batch, fraction: float, log_now: bool) -> tuple[Tensor, Tensor, Recording | None]:
         """Runs forward and backward for a micro-batch. Returns its loss, its score and the recorded routing."""

@@ -45,11 +45,13 @@ def check_tracker(name: Tracker) -> None:
 
 
 def flat(values: dict[str, Any]) -> dict[str, float]:
-    """The numbers by name, without nesting: the load fraction of an expert is `load/LAYER/EXPERT`. Other values are
-    left out."""
+    """The numbers by name, without nesting: the load fraction of an expert is `load/LAYER/EXPERT`, what a
+    process did in exchanges `exchanges/RANK/rows` and `exchanges/RANK/share`. Other values are left out."""
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}
     for layer, shares in values.get("load", {}).items():
         numbers |= {f"load/{layer}/{expert}": share for expert, share in enumerate(shares)}
+    for rank, process in enumerate(values.get("exchanges", ())):
+        numbers |= {f"exchanges/{rank}/{name}": value for name, value in process.items()}
     return numbers
 
 

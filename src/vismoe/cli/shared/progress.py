@@ -102,7 +102,8 @@ def _line(status: Status) -> str:
     validation = "" if status.score is None else f", validation {_score(status)}"
     return (
         f"step {status.step}/{status.steps}, loss {status.loss:.3f}{accuracy}{validation}, "
-        f"{status.images_per_second:.0f} images/s, {_clock(status.seconds_left)} left{_load(status)}"
+        f"{status.images_per_second:.0f} images/s, {_clock(status.seconds_left)} left"
+        f"{_load(status)}{_exchanges(status)}"
     )
 
 
@@ -124,6 +125,15 @@ def _load(status: Status) -> str:
     return f"; expert load in {blocks} {places}, largest ÷ mean (1 is even): {ratios}"
 
 
+def _exchanges(status: Status) -> str:
+    """How many rows the experts of each process got, and how long it exchanged; "" for one process."""
+    if not status.exchanges:
+        return ""
+    rows = ", ".join(f"{each['rows']:,}" for each in status.exchanges)
+    shares = ", ".join(f"{each['share']:.0%}" for each in status.exchanges)
+    return f"; processes got {rows} rows and spent {shares} of the step in the forward exchange"
+
+
 def _place(layer: str) -> str:
     return layer.removeprefix("trunk.").removesuffix(".mlp").replace("blocks.", "block ")
 
@@ -133,6 +143,8 @@ def _figures(status: Status) -> Table:
     accuracy = [] if status.accuracy is None else ["training accuracy", f"{status.accuracy:.3f}"]
     table.add_row("loss", f"{status.loss:.3f}", *accuracy, "validation", _score(status))
     table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
+    for rank, each in enumerate(status.exchanges):
+        table.add_row(f"process {rank}", f"{each['rows']:,} rows", "of the step in exchanges", f"{each['share']:.0%}")
     for name, load in status.load.items():
         # Full height is twice the mean, so an even load is a row of bars of half height.
         bars = "".join(LEVELS[min(8, round(share * len(load) * 4))] for share in load)
