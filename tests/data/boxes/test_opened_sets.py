@@ -295,10 +295,10 @@ def test_a_summary_counts_boxes(tmp_path):
     summary = summarise(data, find_duplicates(fingerprint_all(data, 0.0)[1]))
     assert summary["boxes"] == {
         "classes": [
-            {"name": "ant", "train": 2, "held_out": 1, "width": 96, "height": 95},
-            {"name": "bee", "train": 2, "held_out": 1, "width": 32, "height": 32},
+            {"name": "ant", "train": 2, "test": 1, "width": 96, "height": 95},
+            {"name": "bee", "train": 2, "test": 1, "width": 32, "height": 32},
         ],
-        "images_without": {"train": 0, "held_out": 1},
+        "images_without": {"train": 0, "test": 1},
         "small": 1,
         "medium": 4,
         "large": 1,

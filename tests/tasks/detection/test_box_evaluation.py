@@ -113,7 +113,7 @@ def test_no_objects_is_undefined():
     evaluation = evaluated(images, [found((1, 1, 9, 9, 1, 0.5)), found()])
     assert all(map(math.isnan, evaluation.metrics.values()))
     assert all(math.isnan(each.ap) for each in evaluation.per_class)
-    assert "none of the 2 images has an object" in evaluation.weakness
+    assert "the set of 2 images has no object" in evaluation.weakness
 
 
 def test_processes_sum_up():
@@ -151,7 +151,7 @@ def test_processes_sum_up():
         ([(0, 0, 9, 9, 0, 0.9), (20, 0, 29, 9, 1, 0.9)], None),
         ([(0, 0, 9, 9, 0, 0.9), (0, 20, 9, 29, 1, 0.9)], "the model finds only 'cat'"),
         ([(20, 0, 29, 9, 0, 0.9), (0, 0, 9, 9, 1, 0.9)], "the model finds no class"),
-        ([], "the model finds no object in any of the 2 images"),
+        ([], "the model finds no object in the set of 2 images"),
     ],
 )
 def test_a_useless_detector_is_told(detections, said):
