@@ -131,7 +131,8 @@ def write_embeddings(
 ) -> list[Path]:
     """Writes N vectors with their files, labels and, if given, splits. All files are written, or none.
 
-    npy: a float32 array (N, d), and a table FILE.csv with the columns file, label and part. parquet: one file with
+    npy: a float32 array (N, d), and a table FILE.csv with the columns file, label and part (see
+    `vismoe.files.write_table`). parquet: one file with
     these columns and embedding, a list of d float32.
 
     **Arguments:**

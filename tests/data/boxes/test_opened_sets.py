@@ -168,7 +168,7 @@ def test_a_split_without_annotations_is_not_used_with_a_note(tmp_path):
     save_image(tmp_path / "test" / "x.png", (8, 8))
     data = open_data(str(tmp_path))
     assert (data.test, data.left_out) == (None, ())
-    expected = "the test split is not in the annotations, so it is not used: 1 images such as test/x.png"
+    expected = "the test split is not in the annotations, so it is not used: 1 image such as test/x.png"
     assert expected in data.notes
 
 
@@ -306,7 +306,7 @@ def test_a_summary_counts_boxes(tmp_path):
     }
     text = format_summary(summary)
     assert "boxes (median width × height): ant 2 + 1 (96 × 95), bee 2 + 1 (32 × 32)" in text
-    assert "1 small, 4 medium, 1 large boxes (COCO's areas), 1 ignored; 1 images without boxes" in text
+    assert "1 small, 4 medium, 1 large box (COCO's areas), 1 ignored; 1 image without boxes" in text
     assert format_classes(data) == "2 classes, boxes: ant 2, bee 2"
     assert json.loads(json.dumps(summary)) == summary
 

@@ -174,5 +174,5 @@ def test_crowded_images_are_told():
     boxes = [(left, top, left + 9, top + 9, 0) for left, top in corners]
     evaluation = evaluated(image_set([truth(*boxes), truth()]), [found(*[(*box, 0.5) for box in boxes]), found()])
     assert evaluation.score == pytest.approx(84 / 101)  # of the recalls 0, 0.01, …, 83 hundredths are reached
-    assert evaluation.lines()[1].startswith("1 of 2 images have more than 100 objects of one class")
+    assert evaluation.lines()[1].startswith("more than 100 objects of one class are in 1 image: ")
     assert len(evaluated(image_set([truth(*boxes[:100])]), [found()]).lines()) == 1
