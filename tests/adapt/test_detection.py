@@ -16,6 +16,7 @@ from tests.detection.scenes import write_scenes
 from vismoe.adapt import Options, finetune
 from vismoe.adapt.detection import rules
 from vismoe.adapt.detection.kept import keep_tokens
+from vismoe.adapt.detection.outcome import result_lines
 from vismoe.data import open_data
 from vismoe.detection import Detector, make_detector
 from vismoe.tasks import Detection
@@ -107,6 +108,13 @@ def test_kept_tokens_stand_for_the_images(scenes, parent, tmp_path):
     assert [len(view["boxes"]) for view in views] == [len(view["classes"]) for view in views]
 
 
+def test_one_image_is_no_plural():
+    """In the line about the test split."""
+    rates = {"map": 0.5, "map50": 0.75}
+    (line, _) = result_lines({"test": rates, "images": {"test": 1}, "classes": []})
+    assert line == "test split: mAP 0.5000, AP50 0.7500 on 1 image"
+
+
 @pytest.mark.parametrize("source", [pytest.param(None, marks=pytest.mark.slow), "parent"])
 def test_a_stopped_run_ends_bit_equal(scenes, parent, tmp_path, monkeypatch, source):
     monkeypatch.setattr(rules, "EVALUATIONS", 4)
@@ -148,8 +156,7 @@ def test_a_detector_keeps_what_it_knows_of_shared_classes(scenes, tmp_path):
     lines = []
     given = options(other, image_size=64, source=str(first.run.path), epochs=1, learning_rate=1e-9)
     finetune(given, tmp_path / "second", device="cpu", log=lines.append)
-    assert "1 classes of" in "\n".join(lines)
-    assert "new classes: green" in "\n".join(lines)
+    assert f"classes of {first.run.path} that are kept: red; new classes: green" in lines
     before, after = vismoe.load(tmp_path / "first"), vismoe.load(tmp_path / "second")
     assert max(after.img_size) == 64
     torch.testing.assert_close(after.head.centre.weight[1], before.head.centre.weight[0])
@@ -182,9 +189,11 @@ def test_a_validation_split_without_objects_keeps_the_last_weights(tmp_path):
     (folder / "data.yaml").write_text(
         "path: .\ntrain: images/train\nval: images/val\ntest: images/test\nnames: [red, blue]\n"
     )
-    lines = []
-    done = finetune(options(folder), tmp_path / "run", device="cpu", log=lines.append)
+    lines, statuses = [], []
+    done = finetune(options(folder), tmp_path / "run", device="cpu", log=lines.append, on_status=statuses.append)
     assert any(line.startswith("note: no validation image has an object") for line in lines)
+    assert any(" validation (not used for selection), " in line for line in lines)
+    assert {status.score_split for status in statuses} == {"validation"}
     assert done.report["validation"] is None
     assert done.run.recipe.keep == "last"
 

@@ -9,11 +9,10 @@ from typing import Any, cast
 from torch import nn
 
 from vismoe.data import Data, check_batch_size, format_group_column, format_name_groups, format_summary
-from vismoe.parallel import Mesh, resolve_device
+from vismoe.parallel import Mesh, raising, resolve_device, signal_name
 from vismoe.tasks import AUTO, task_for
 from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.checkpointer import Checkpointer
-from vismoe.training.loop import signal_name
 from vismoe.training.run import CHECKPOINTS, MODEL, SPLIT
 
 from .options import Options, Trained
@@ -88,7 +87,7 @@ class Adaptation(ABC):
 
     @abstractmethod
     def report(self, run: Run) -> dict[str, Any]:
-        """Evaluates the network on the test split, and writes the report."""
+        """What `test` does, without its signals."""
 
     def describe_set(self) -> None:
         """Logs a summary of the set and the sizes of its splits."""
@@ -107,6 +106,8 @@ class Adaptation(ABC):
             self.log(f"note: {format_name_groups(self.splits.by_name)}")
         if self.options.source is None:
             self.log(self.advice)
+        if self.options.freeze_router and not self.options.trained:
+            self.log("warning: --freeze-router without a trained network: the routers keep their random weights")
 
     def plan(self) -> None:
         """Chooses the recipe. A resumed run keeps its recipe, because the rules may have changed since."""
@@ -165,11 +166,20 @@ class Adaptation(ABC):
             if self.mesh.is_main and (saved := Checkpointer(path / CHECKPOINTS).newest()) is not None:
                 network.load_state_dict(_evaluated_weights(saved))
                 task_for(AUTO, data, self.recipe.to_json()).save(network, path / MODEL)
-            raise TrainingStoppedError(
-                error.signal,
-                f"{signal_name(error.signal)}: stopped; {path / MODEL} is the model at this step, {self.unfinished}; "
-                "give the same command again to continue",
-            ) from error
+            raise self._stopped(error.signal, "stopped", "the model at this step") from error
+
+    def test(self, run: Run) -> dict[str, Any]:
+        """Evaluates the network on the test split, and writes the report.
+
+        **Raises:** TrainingStoppedError at once after SIGTERM or SIGINT.
+        """
+        what = "stopped before the test split was evaluated"
+        with raising(lambda number: self._stopped(number, what, "the trained model")):
+            return self.report(run)
+
+    def _stopped(self, number: int, what: str, model: str) -> TrainingStoppedError:
+        text = f"{what}; {self.path / MODEL} is {model}, {self.unfinished}; give the same command again to continue"
+        return TrainingStoppedError(number, f"{signal_name(number)}: {text}")
 
     unfinished = "not tested"
     """What a model that is written when the training is stopped lacks."""

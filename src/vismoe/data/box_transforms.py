@@ -98,7 +98,7 @@ def box_training_transform(
 
     - "boxes" are clipped to the visible part of the image. Boxes outside it are dropped, with their "classes" and
       "ignored".
-    - "ignored" also becomes True for boxes of which less than `min_visible` can be seen, because of the crop or random
+    - "ignored" also becomes True for boxes of which less than `min_visible` is visible, because of the crop or random
       erasing: they are neither objects nor background.
     - "scale" is vertical and horizontal in the original image; offset, flips and rotation are not recorded.
 

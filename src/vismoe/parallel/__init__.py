@@ -1,5 +1,6 @@
-"""Training with several processes: a mesh with named axes, and communication between its processes."""
+"""The processes of a training: a mesh with named axes, communication between them, and signals to them."""
 
 from .mesh import AXES, Axis, Mesh, free_memory, join_mesh, resolve_device
+from .signals import Stop, raising, signal_name
 
-__all__ = ["AXES", "Axis", "Mesh", "free_memory", "join_mesh", "resolve_device"]
+__all__ = ["AXES", "Axis", "Mesh", "Stop", "free_memory", "join_mesh", "raising", "resolve_device", "signal_name"]

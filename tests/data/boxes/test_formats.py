@@ -49,7 +49,7 @@ def test_a_set_with_splits(tmp_path, name, ignored):
     assert data.notes[0].endswith(", 12 boxes on 9 images")
     assert "3 images have no boxes" in data.notes
     assert not any("not read" in note for note in data.notes)
-    said = "3 boxes are of a crowd or difficult: not trained on, and not counted as missed"
+    said = "3 boxes are of a crowd or difficult: not trained on, and no metric depends on whether they are found"
     assert (said in data.notes) == ignores
 
 

@@ -58,8 +58,6 @@ class ClassifierAdaptation(Adaptation):
             self.log("the network is dense; --sparse replaces some of its MLPs by experts")
         elif self.options.source is None:
             self.log("the network is sparse; --dense trains one without experts")
-        if self.options.freeze_router and not self.options.trained:
-            self.log("warning: --freeze-router without a trained network: the routers keep their random weights")
         if self.probe is not None and self.splits.validated:
             score = self.probe["validation"]
             self.log(f"a linear classifier on the frozen network: {score:.4f} on the validation split")
@@ -124,7 +122,7 @@ class ClassifierAdaptation(Adaptation):
         name, test, (low, high) = report["score"], report["test"], report["interval"]
         lines = [
             f"test split: {name.replace('_', ' ')} {test[name]:.4f}, right on {report['right']} of "
-            f"{report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}), "
+            f"{report['images']['test']} (95 % interval {low:.4f} to {high:.4f}), "
             f"calibration error {test['calibration_error']:.4f}"
         ]
         if report["groups"]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from vismoe.files import counted
 from vismoe.parallel import free_memory
 from vismoe.training import Recipe
 from vismoe.vit import cost
@@ -188,7 +189,7 @@ def choose(
         f"{size[1]} × {size[2]} pixels"
         + (", the network's only size" if not getattr(model, "resizable", True) else ""),
         f"autocast in {dtype}",
-        f"{steps} {'step' if steps == 1 else 'steps'} of {batch} images "
+        f"{counted(steps, 'step')} of {counted(batch, 'image')} "
         + (
             f"({steps * batch / images:.1f} epochs, the limit of {BUDGET[dtype]:.0e} MACs on a CPU)"
             if limited

@@ -12,6 +12,7 @@ from torch import nn
 
 from vismoe.data import Data, ImageSet
 from vismoe.detection import Detector, make_detector
+from vismoe.files import counted
 from vismoe.moe import MoE
 from vismoe.parallel import free_memory
 from vismoe.tasks import Detection
@@ -140,7 +141,8 @@ class DetectorAdaptation(Adaptation):
                 for new, before in zip(detector.head.centre.parameters(), old.parameters(), strict=True):
                     new[classes.index(name)] = before[known.index(name)]
         new_names = ", ".join(name for name in classes if name not in known) or "none"
-        self.log(f"{len(shared)} classes of {self.options.source} are kept; new classes: {new_names}")
+        known_names = ", ".join(shared) or "none"
+        self.log(f"classes of {self.options.source} that are kept: {known_names}; new classes: {new_names}")
 
     def choose_part(self) -> Trained:
         """Chooses which blocks are trained. Neck and head always are."""
@@ -177,7 +179,7 @@ class DetectorAdaptation(Adaptation):
             )
         )
         blocks = len(getattr(self.network.trunk, "blocks", ()))
-        what = f"the last {blocks - start} of {blocks} blocks"
+        what = f"the last {blocks - start} of {counted(blocks, 'block')}"
         if self.described == "all":
             what = "the whole network"
         elif self.described == "head":
@@ -204,10 +206,10 @@ class DetectorAdaptation(Adaptation):
             self.task.evaluation_transform(config),
         )
         block = first_trained(self.network)
-        self.log(
-            f"the first {block} blocks are not trained: they run once, for {views} augmented views of each image, and "
-            "their tokens are kept"
-        )
+        frozen = "the first block is not trained: it runs"
+        if block > 1:
+            frozen = f"the first {block} blocks are not trained: they run"
+        self.log(f"{frozen} once, for {views} augmented views of each image, and their tokens are kept")
         folder = self.path / INITIAL / KEPT
         dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
         made_of = [describe(data)["digest"], digest_of_sizes(data), recipe.augmentation, self.network.img_size]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vismoe.files import counted
 from vismoe.parallel import free_memory
 from vismoe.training import Recipe
 from vismoe.vit import cost
@@ -155,7 +156,7 @@ def choose_recipe(
     steps = max(1, math.ceil(seen / batch))
     reasons = [
         f"autocast in {dtype}",
-        f"{steps:,} steps of {batch} images ({steps * batch / images:.1f} epochs"
+        f"{counted(steps, 'step')} of {counted(batch, 'image')} ({steps * batch / images:.1f} epochs"
         + (f", the limit of {BUDGET[trained][dtype]:.1e} MACs on a CPU)" if limited else ")"),
     ]
     accumulate = _micro_batches(batch, work, device)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from vismoe.files import readable
+from vismoe.files import counted, readable
 
 from ..folders.layout import Split
 from ..folders.metadata import TABLES, read_tables
@@ -52,8 +52,8 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     }
     if report.other_size:
         raise ValueError(
-            f"{root}: the annotations of {len(report.other_size)} images give another size than the image has, such as "
-            f"{report.other_size[0]}; put the annotated images into the folder"
+            f"{root}: the annotations of {counted(len(report.other_size), 'image')} give another size than the image "
+            f"has, such as {report.other_size[0]}; put the annotated images into the folder"
         )
     splits, notes = _used(root, splits)
     classes, notes_of_classes = _classes(root, annotations, splits)
@@ -127,12 +127,12 @@ def _classes(
     }
     first = next(split for split in (None, "train", "validation") if split in names)
     if not names[first]:
-        raise ValueError(f"{root}: the {SPLIT_NAMES[first]} has no boxes")
+        raise ValueError(f"{root}: the {SPLIT_NAMES[first]} has no boxes: annotate some images")
     for split, of_split in names.items():
         if unknown := sorted(of_split - names[first]):
             raise ValueError(
                 f"{root}: the {SPLIT_NAMES[split]} has classes that the {SPLIT_NAMES[first]} lacks: "
-                + ", ".join(unknown)
+                f"{', '.join(unknown)}; move images of them into the {SPLIT_NAMES[first]}, or remove their boxes"
             )
     order = list(dict.fromkeys(annotations.order))
     classes = [name for name in order if name in names[first]]
@@ -165,8 +165,8 @@ def _unlisted(
             if split is not None and split not in annotations.splits:
                 others[split].append(file)
     notes = [
-        f"the {SPLIT_NAMES[split]} is not in the annotations, so it is not used: {len(files):,} images such as "
-        f"{files[0]}"
+        f"the {SPLIT_NAMES[split]} is not in the annotations, so it is not used: {counted(len(files), 'image')} such "
+        f"as {files[0]}"
         for split, files in others.items()
     ]
     of_others = {file for files in others.values() for file in files}
@@ -215,9 +215,8 @@ def _image_set(
 def _note_of_found(found: Found, splits: Mapping[Split | None, Sequence[PlacedImage]]) -> str:
     images = [image for of_split in splits.values() for image in of_split]
     boxes = sum(len(image.objects) for image in images)
-    objects = "1 box" if boxes == 1 else f"{boxes:,} boxes"
-    files = "1 image" if len(images) == 1 else f"{len(images):,} images"
-    return f"boxes from {found.kind}: {found.source}, {objects} on {files}"
+    objects = counted(boxes, "box", "boxes")
+    return f"boxes from {found.kind}: {found.source}, {objects} on {counted(len(images), 'image')}"
 
 
 def _notes_of_objects(splits: Mapping[Split | None, Sequence[PlacedImage]]) -> list[str]:
@@ -226,8 +225,8 @@ def _notes_of_objects(splits: Mapping[Split | None, Sequence[PlacedImage]]) -> l
     without = sum(not image.objects for image in images)
     notes = []
     if ignored:
-        objects = "1 box is" if ignored == 1 else f"{ignored:,} boxes are"
-        notes.append(f"{objects} of a crowd or difficult: not trained on, and not counted as missed")
+        of, it = ("1 box is", "it is") if ignored == 1 else (f"{ignored:,} boxes are", "they are")
+        notes.append(f"{of} of a crowd or difficult: not trained on, and no metric depends on whether {it} found")
     if without:
         notes.append("1 image has no box" if without == 1 else f"{without:,} images have no boxes")
     return notes
