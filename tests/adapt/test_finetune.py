@@ -29,6 +29,9 @@ from vismoe.moe import MoE
 from vismoe.training import TrainingStoppedError
 from vismoe.training.optimizer import freeze as freeze_named
 
+from .small import options as small_options
+from .small import small_vit
+
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
 
 
@@ -54,17 +57,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory):
-    """A small dense network, with weights that know little."""
-    torch.manual_seed(0)
-    model = timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7
-    )
-    return vismoe.save(model, tmp_path_factory.mktemp("parent") / "model")
+    return vismoe.save(small_vit(), tmp_path_factory.mktemp("parent") / "model")
 
 
 def options(folder, parent, **changes):
     experts = {"num_experts": 3, "experts": "full"} if changes.get("sparse", True) else {}
-    return Options(**{"data": str(folder), "source": str(parent), "epochs": 2} | experts | changes)
+    return small_options(folder, parent, **experts | changes)
 
 
 @pytest.fixture(scope="module")
