@@ -5,6 +5,9 @@ python -m pytest tests/detection/test_tools.py
 
 import copy
 import pickle
+import subprocess
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +25,10 @@ MASK = torch.ones(2, *SIZE, dtype=torch.bool)
 MASK[0, 16:] = False
 
 
-def detector(seed: int = 0) -> Detector:
+def detector(seed: int = 0, **options: int) -> Detector:
     torch.manual_seed(seed)
     trunk = vismoe.create_model("vmoe_pico_patch4_28_every2_e8", num_classes=0, depth=2, embed_dim=32, num_heads=2)
-    return make_detector(trunk, 3, SIZE).eval()
+    return make_detector(trunk, 3, SIZE, **options).eval()
 
 
 def copied_by_loading(network: Detector) -> Detector:
@@ -89,3 +92,26 @@ def test_gradients_of_each_image():
             assert parameter.grad is None
         else:
             torch.testing.assert_close(gradients[name][1], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("windowed_blocks", [0, 1])
+def test_compiled(windowed_blocks, forked):
+    """One graph has the outputs of the network, without a mask and with any."""
+    script = f"""
+        import torch
+        from tests.detection.test_tools import MASK, PIXELS, detector
+        torch.set_num_threads(1)
+        network = detector(windowed_blocks={windowed_blocks}, window=4)
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        for mask in (None, MASK, MASK.flip(0, 2)):
+            with torch.no_grad():
+                ours, expected = compiled(PIXELS, mask), network(PIXELS, mask)
+            torch.testing.assert_close(tuple(ours[:3]), tuple(expected[:3]), rtol=1e-4, atol=1e-4)
+            assert mask is None or torch.equal(ours.inside, expected.inside)
+            assert ours.stride == expected.stride
+    """
+    # Not in this process: shape checks under test are Python that compilers cannot trace.
+    command, root = [forked, "-c", textwrap.dedent(script)], Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
