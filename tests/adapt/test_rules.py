@@ -129,7 +129,7 @@ def test_the_fitted_classifier_is_not_too_sure(monkeypatch, tmp_path, detail, pa
 def test_the_time_of_everything_is_counted(parent, detail):
     """Features, evaluations and the test are part of the budget; on a GPU there is none."""
     model, splits = network(), open_splits(detail, 0, 0.1)
-    forward = cost(model, (3, 32, 32)).multiplications
+    forward = cost(model, (3, 32, 32)).macs
     train, validation, test = len(splits.fitting.train_and_val[0]), len(splits.fitting.val), len(splits.test.val)
     work = Work.of(model, splits, 1 / 3, trained=True)
     assert work.fixed == forward * (train + 2 * (validation + test))

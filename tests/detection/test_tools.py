@@ -70,7 +70,7 @@ def test_macs_are_counted():
     network = detector()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(PIXELS[:1])
-    assert counter.get_total_flops() // 2 == cost(network, (3, *SIZE)).multiplications
+    assert counter.get_total_flops() // 2 == cost(network, (3, *SIZE)).macs
 
 
 def test_gradients_of_each_image():

@@ -143,7 +143,7 @@ class Work:
         - `share`: fraction of the blocks that are trained, 0 to 1.
         - `trained`: whether the network has trained weights, and so a linear classifier is fitted first.
         """
-        forward = cost(model, data_config(model)["input_size"]).multiplications
+        forward = cost(model, data_config(model)["input_size"]).macs
         train, validation, test = len(splits.fitting.train_and_val[0]), len(splits.fitting.val), len(splits.test.val)
         evaluations = validation / train if trained else validation / train / EVALUATED_EVERY
         once = validation + test + (train + validation + test if trained else 0)

@@ -115,7 +115,7 @@ class Work:
         - `keeps_tokens`: whether the blocks before run only once.
         """
         shape = (network.in_chans, *network.img_size)
-        whole, trunk = (float(cost(part, shape).multiplications) for part in (network, network.trunk))
+        whole, trunk = (float(cost(part, shape).macs) for part in (network, network.trunk))
         frozen = trunk * first_trained / (len(getattr(network.trunk, "blocks", ())) or 1)
         trained = whole - frozen
         return Work(3 * trained + (0 if keeps_tokens else frozen), trained, keeps_tokens)
