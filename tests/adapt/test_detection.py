@@ -23,7 +23,7 @@ from vismoe.data.batches import Samples
 from vismoe.detection import Detector, make_detector
 from vismoe.moe import MoE
 from vismoe.tasks import Detection
-from vismoe.training import TrainingStoppedError
+from vismoe.training import TrainingStoppedError, loop
 from vismoe.weights import data_config
 
 from .small import options as small_options
@@ -41,6 +41,13 @@ def parent(tmp_path_factory):
 
 
 options = partial(small_options, image_size=48, batch_size=4)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    """One evaluation a training, and one batch on which the averaged experts are balanced before it."""
+    monkeypatch.setattr(rules, "EVALUATIONS", 1)
+    monkeypatch.setattr(loop, "REBALANCE_BATCHES", 1)
 
 
 def test_from_scratch(scenes, tmp_path):
@@ -112,7 +119,7 @@ def test_kept_tokens_stand_for_the_images(scenes, parent, tmp_path):
 
 @pytest.mark.parametrize("source", [pytest.param(None, marks=pytest.mark.slow), "parent"])
 def test_a_stopped_run_ends_bit_equal(scenes, parent, tmp_path, monkeypatch, source):
-    monkeypatch.setattr(rules, "EVALUATIONS", 4)
+    monkeypatch.setattr(rules, "EVALUATIONS", 2)
     given = options(scenes, source and parent, sparse=True)
     finetune(given, tmp_path / "whole", device="cpu")
 
