@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
@@ -15,11 +15,13 @@ from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.checkpointer import Checkpointer
 from vismoe.training.run import CHECKPOINTS, MODEL, SPLIT
 
+from .experts import is_sparse
 from .options import Options, Trained
 from .reserve_run import withdraw
 from .splits import Splits
 
 Log = Callable[[str], None]
+R = TypeVar("R")
 
 
 class Adaptation(ABC):
@@ -42,6 +44,8 @@ class Adaptation(ABC):
     part: Trained
     recipe: Recipe
     is_resumed: bool
+    unfinished = "not tested"
+    """What a model that is written when the training is stopped lacks."""
 
     def __init__(
         self,
@@ -77,6 +81,11 @@ class Adaptation(ABC):
     def choose_recipe(self) -> Recipe:
         """The recipe that the rules choose. Logs the reasons."""
 
+    @property
+    def has_training(self) -> bool:
+        """Whether weights are trained in steps."""
+        return True
+
     @abstractmethod
     def data_of_training(self) -> Data:
         """The training and validation split in the form that is trained on."""
@@ -88,6 +97,20 @@ class Adaptation(ABC):
     @abstractmethod
     def report(self, run: Run) -> dict[str, Any]:
         """What `test` does, without its signals."""
+
+    def on_main_first(self, make: Callable[[], R]) -> R:
+        """What `make` returns in this process. The main process calls it first, so that the others can load what it has
+        written."""
+        made: list[R] = []
+        self.mesh.run_on_main(lambda: made.append(make()))
+        return made[0] if made else make()
+
+    def describe_network(self) -> None:
+        """Logs whether the network is sparse, and how to get the other kind."""
+        if not is_sparse(self.network):
+            self.log("the network is dense; --sparse replaces some of its MLPs by experts")
+        elif self.options.source is None:
+            self.log("the network is sparse; --dense trains one without experts")
 
     def describe_set(self) -> None:
         """Logs a summary of the set and the sizes of its splits."""
@@ -118,14 +141,14 @@ class Adaptation(ABC):
             )
             self.is_resumed = saved_recipe is not None
             recipe = self._of_options(self.choose_recipe()) if saved_recipe is None else saved_recipe
-            if self.part != "head":
+            if self.has_training:
                 check_batch_size(recipe.batch_size, self.mesh.size)
         except ValueError:
             if self.mesh.is_main:
                 withdraw(self.path)
             raise
         self.recipe = replace(recipe, **self.engine)
-        if self.part != "head" and (shortage := recipe.shortage(images := len(self.splits.fitting.train_and_val[0]))):
+        if self.has_training and (shortage := recipe.shortage(images := len(self.splits.fitting.train_and_val[0]))):
             # The fewest epochs that are enough steps, as an epoch's last batch is not always full.
             epochs = (recipe.enough_steps(images) - 1) * recipe.batch_size // images + 1
             self.log(f"warning: {shortage}: use --epochs {epochs} or more")
@@ -145,17 +168,14 @@ class Adaptation(ABC):
 
     def train(self, on_status: Callable[[Status], None] | None) -> Run:
         """Trains or resumes, and writes the split of each file into the run folder."""
-        run: Run = self.mesh.run_on_main(self.write_untrained) if self.part == "head" else self._fit(on_status)
+        run = self.make_run(on_status)
         if self.mesh.is_main:
             rows = self.splits.rows
             run.write(SPLIT, {"test": [file for file, part in rows if part == "test"], "files": dict(rows)})
         return run
 
-    def write_untrained(self) -> Run:
-        """Writes a run without training steps."""
-        raise NotImplementedError(f"{type(self).__name__} always trains")
-
-    def _fit(self, on_status: Callable[[Status], None] | None) -> Run:
+    def make_run(self, on_status: Callable[[Status], None] | None) -> Run:
+        """Trains or resumes."""
         path, network = self.path, self.network
         if self.mesh.is_main and (saved := Checkpointer(path / CHECKPOINTS, warn=self.log).newest()):
             self.log(f"resuming after step {saved['step']}")
@@ -180,9 +200,6 @@ class Adaptation(ABC):
     def _stopped(self, number: int, what: str, model: str) -> TrainingStoppedError:
         text = f"{what}; {self.path / MODEL} is {model}, {self.unfinished}; give the same command again to continue"
         return TrainingStoppedError(number, f"{signal_name(number)}: {text}")
-
-    unfinished = "not tested"
-    """What a model that is written when the training is stopped lacks."""
 
 
 def _evaluated_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

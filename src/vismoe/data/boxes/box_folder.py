@@ -23,7 +23,7 @@ from .yolo import find_yolo
 
 FORMATS = (find_coco, find_voc, find_yolo, find_metadata_objects)
 SHOWN = 5
-"""Number of names in a note."""
+"""Max number of names in a note."""
 
 
 def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
@@ -62,7 +62,7 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     others = [path for path in listing.other_files if path not in read]
     columns, notes_of_tables, missing = _columns(root, listing, others, paths)
     sets = {split: _image_set(images, paths, classes, columns) for split, images in splits.items()}
-    # The notes of the listing name the files that are not read, so not those of the annotations.
+    # Annotation files are read, so the listing's note about files that are not read must not count them.
     notes = [
         _note_of_found(found, splits),
         *report.notes(),
@@ -81,7 +81,7 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     else:
         val, is_unsplit = validation, False
     assert val is not None
-    # Images of other formats, and links, are not missing: the listing says why they are left out.
+    # The listing already gives the reason for images that exist and cannot be used, such as links.
     listed = {PurePosixPath(entry.file).name for entry in listing.left_out}
     named = [entry for entry in annotations.left_out if PurePosixPath(entry.file).name not in listed]
     left_out = (*listing.left_out, *named, *report.unreadable, *unlisted, *missing)
@@ -104,7 +104,7 @@ def find_annotations(folder: BoxFolder) -> Found | None:
 def _used(
     root: Path, splits: Mapping[Split | None, list[PlacedImage]]
 ) -> tuple[dict[Split | None, list[PlacedImage]], list[str]]:
-    """The splits that are used, and notes: evaluation needs a validation split, which may be the test split."""
+    """The splits that are used, and notes. Without a validation split, the test split takes its place."""
     for split, images in splits.items():
         if not images:
             raise ValueError(f"{root}: the {SPLIT_NAMES[split]} has no readable image with annotations")
@@ -120,7 +120,7 @@ def _used(
 def _classes(
     root: Path, annotations: Annotations, splits: Mapping[Split | None, Sequence[PlacedImage]]
 ) -> tuple[list[str], list[str]]:
-    """The names of the classes, and notes about names. A class is a name with an object that is not ignored."""
+    """The names of the classes, and notes about names. Names that only ignored objects have are no classes."""
     names = {
         split: {item.name for image in images for item in image.objects if not item.ignored}
         for split, images in splits.items()
@@ -176,7 +176,8 @@ def _unlisted(
 def _columns(
     root: Path, listing: Listing, others: Sequence[Path], paths: Mapping[str, Path]
 ) -> tuple[dict[str, Mapping[str, str]], list[str], list[Unreadable]]:
-    """The columns of tables beside the annotations by image, notes, and images in tables that are missing."""
+    """The columns of tables next to the annotations, by image; notes; and the images that tables name and the folder
+    lacks."""
     found = [path for path in others if path.name in TABLES]
     folders = ["" if path.parent == root else path.parent.relative_to(root).as_posix() for path in found]
     tables, missing = read_tables(root, folders, paths, [entry.file for entry in listing.left_out])
