@@ -31,6 +31,7 @@ from vismoe.data.images import read_image
 from vismoe.inference import Predictor
 from vismoe.training import Run, Status
 from vismoe.training.run import SPLIT
+from vismoe.weights import data_config
 
 RESULTS = Path(__file__).parent / "results" / "detection.csv"
 ARMS = {
@@ -149,7 +150,7 @@ def speed(run: Run, data: Path) -> dict[str, Any]:
     """The input size, and the time from a decoded test image to its boxes, in milliseconds: the median CPU time of one
     thread, in the form that `vismoe predict` runs."""
     predictor = Predictor(str(run.path))
-    height, width = predictor.model.img_size  # type: ignore[misc]
+    _, height, width = data_config(predictor.model)["input_size"]
     files = itertools.islice(itertools.cycle(run.read(SPLIT)["test"]), WARM_UP + TIMED)
     threads, times = torch.get_num_threads(), []
     torch.set_num_threads(1)

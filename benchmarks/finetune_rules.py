@@ -41,7 +41,7 @@ def run_one(parent: Path, sets: Path, key: tuple[str, str, str], out: Path, thre
         "validation": round(report["validation"]["top1"], 4),
         "probe": round(report["probe"]["test"], 4),
         "top1": round(report["test"]["top1"], 4),
-        "test_images": report["pictures"]["test"],
+        "test_images": report["images"]["test"],
         "minutes": round((time.monotonic() - began) / 60, 2),
         "cpu_minutes": round((used.ru_utime + used.ru_stime) / 60, 1),
     }

@@ -98,7 +98,7 @@ def adapted(parent: Path, data: Path, study: Study, out: Path) -> dict[str, Any]
         "top1": round(report["test"]["top1"], 4),
         "mean_recall": round(report["mean_recall"], 4),
         "probe": round(report["probe"]["test"], 4),
-        "pictures": report["pictures"]["test"],
+        "pictures": report["images"]["test"],
     }
 
 

@@ -17,8 +17,8 @@ PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4
 """One white pixel."""
 
 
-def _file(*arguments: Any) -> bool:
-    """In place of a function whose last argument is the file to draw."""
+def _file(*arguments: Any, **options: Any) -> bool:
+    """In place of a function whose last positional argument is the file to draw."""
     arguments[-1].write_bytes(PNG)
     return True
 

@@ -72,7 +72,7 @@ class Convolutional(Family):
 
 def multiplications(model: nn.Module) -> tuple[int, int]:
     """Of the trunk and of the classifier, per image."""
-    whole = cost(model, data_config(model)["input_size"]).multiplications
+    whole = cost(model, data_config(model)["input_size"]).macs
     tops = [getattr(model, name, None) for name in ("representation", "head", "classifier")]
     classifier = sum(
         layer.weight.numel()

@@ -4,10 +4,11 @@ python -m pytest tests/adapt/test_detection.py
 """
 
 import json
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
-import timm
 import torch
 from PIL import Image
 
@@ -16,11 +17,18 @@ from tests.detection.scenes import write_scenes
 from vismoe.adapt import Options, finetune
 from vismoe.adapt.detection import rules
 from vismoe.adapt.detection.kept import keep_tokens
+from vismoe.adapt.detection.outcome import result_lines
+from vismoe.adapt.freezing import experts_are_equal
 from vismoe.data import open_data
+from vismoe.data.batches import Samples
 from vismoe.detection import Detector, make_detector
+from vismoe.moe import MoE
 from vismoe.tasks import Detection
-from vismoe.training import TrainingStoppedError
+from vismoe.training import TrainingStoppedError, loop
 from vismoe.weights import data_config
+
+from .small import options as small_options
+from .small import small_vit
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +38,17 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory):
-    """A folder with a small ViT with a class token; its weights count as trained."""
-    torch.manual_seed(0)
-    network = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=2, depth=4, embed_dim=32, num_heads=2, patch_size=8, img_size=32
-    )
-    return vismoe.save(network, tmp_path_factory.mktemp("parent") / "model")
+    return vismoe.save(small_vit(32), tmp_path_factory.mktemp("parent") / "model")
 
 
-def options(scenes, **changes):
-    return Options(str(scenes), **{"image_size": 48, "epochs": 2, "batch_size": 4} | changes)
+options = partial(small_options, image_size=48, batch_size=4)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    """One evaluation a training, and one batch on which the averaged experts are balanced before it."""
+    monkeypatch.setattr(rules, "EVALUATIONS", 1)
+    monkeypatch.setattr(loop, "REBALANCE_BATCHES", 1)
 
 
 def test_from_scratch(scenes, tmp_path):
@@ -49,19 +58,17 @@ def test_from_scratch(scenes, tmp_path):
     assert isinstance(network, Detector)
     assert network.pretrained_cfg["label_names"] == ["red", "blue"]
     assert network.moe.num_experts == 8
-    text = "\n".join(lines)
-    assert "input of 48 × 48 pixels" in text or "input of 32 × 48 pixels" in text or "input of 48 × 64 pixels" in text
-    assert "training the whole network" in text
+    assert "input of 32 × 48 pixels, as given" in lines
+    assert "training the whole network" in "\n".join(lines)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["score"] == "map"
-    assert set(report["test"]) >= {"map", "map50", "map_small"}
-    assert report["images"] == {
-        "train": len(done.run.read("split.json")["files"]) - 5 - report["images"]["validation"]
-    } | {
-        "validation": report["images"]["validation"],
-        "test": 5,
-    }
-    assert done.lines[0].startswith("test split: mAP")
+    test = open_data(str(scenes)).val
+    assert done.report["test"] == pytest.approx(vismoe.evaluate(network, test).metrics, abs=1e-6, nan_ok=True)
+    assert report["images"] == {"train": 9, "validation": 3, "test": 5}
+    split = done.run.read("split.json")
+    assert sorted(split["test"]) == sorted(test.files)
+    assert Counter(split["files"].values()) == report["images"]
+    assert done.lines[0].startswith(f"test split: mAP {done.report['test']['map']:.4f}")
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files >= {"classes.csv", "false_positives.png", "curves.png", "routing.png", "model"}
     assert not files & {"kept", "initial", "checkpoints"}
@@ -70,12 +77,12 @@ def test_from_scratch(scenes, tmp_path):
     assert "A detector of 2 classes" in card
     with torch.no_grad():
         (prediction,) = vismoe.predict(network, scenes / "images" / "val" / "0.png")
-    assert prediction.size == (open_data(str(scenes)).val.image(0).height, open_data(str(scenes)).val.image(0).width)
+    assert prediction.size == test.image(0).size[::-1]
 
 
 def test_from_a_trained_network_the_frozen_blocks_run_once(scenes, parent, tmp_path):
     lines = []
-    finetune(options(scenes, source=str(parent), num_experts=4), tmp_path / "run", device="cpu", log=lines.append)
+    finetune(options(scenes, source=parent, num_experts=4), tmp_path / "run", device="cpu", log=lines.append)
     text = "\n".join(lines)
     assert "training the last 2 of 4 blocks" in text
     assert "the first 2 blocks are not trained: they run once, for 2 augmented views" in text
@@ -87,7 +94,7 @@ def test_from_a_trained_network_the_frozen_blocks_run_once(scenes, parent, tmp_p
 
 
 def test_kept_tokens_stand_for_the_images(scenes, parent, tmp_path):
-    """With tokens in float32 the outputs and the loss are those of the images."""
+    """The outputs are those of the images, but for tokens in bfloat16; each view has its boxes."""
     data = open_data(str(scenes))
     network = make_detector(vismoe.load(parent), 2, (48, 64)).eval()
     task, config = Detection(data.classes), data_config(network)
@@ -101,16 +108,27 @@ def test_kept_tokens_stand_for_the_images(scenes, parent, tmp_path):
     for one, other in zip(found, expected, strict=True):
         assert one.size == other.size
         assert len(one) == len(other)
-        torch.testing.assert_close(one.scores, other.scores, rtol=0.05, atol=1e-3)  # tokens are stored in bfloat16
-    views = [kept.train.sample(index) for index in (0, len(data.train))]
-    assert not torch.equal(views[0]["tokens"], views[1]["tokens"])
-    assert [len(view["boxes"]) for view in views] == [len(view["classes"]) for view in views]
+        torch.testing.assert_close(one.scores, other.scores, rtol=0.05, atol=1e-3)
+    images = len(data.train)
+    assert not torch.equal(kept.train.sample(0)["tokens"], kept.train.sample(images)["tokens"])
+    views = Samples(data.train, transforms[0], 0)
+    for index in (0, 5, images):
+        view, image = kept.train.sample(index), views[divmod(index, images)]
+        for name in ("boxes", "classes", "ignored", "mask", "size", "scale", "label"):
+            assert torch.equal(view[name], image[name]), name
+
+
+def test_one_image_is_no_plural():
+    """In the line about the test split."""
+    rates = {"map": 0.5, "map50": 0.75}
+    (line, _) = result_lines({"test": rates, "images": {"test": 1}, "classes": []})
+    assert line == "test split: mAP 0.5000, AP50 0.7500 on 1 image"
 
 
 @pytest.mark.parametrize("source", [pytest.param(None, marks=pytest.mark.slow), "parent"])
 def test_a_stopped_run_ends_bit_equal(scenes, parent, tmp_path, monkeypatch, source):
-    monkeypatch.setattr(rules, "EVALUATIONS", 4)
-    given = options(scenes, source=None if source is None else str(parent), sparse=True)
+    monkeypatch.setattr(rules, "EVALUATIONS", 2)
+    given = options(scenes, source and parent, sparse=True)
     finetune(given, tmp_path / "whole", device="cpu")
 
     def stop(status):
@@ -128,11 +146,14 @@ def test_a_stopped_run_ends_bit_equal(scenes, parent, tmp_path, monkeypatch, sou
 
 @pytest.mark.slow
 def test_a_detector_is_trained_further(scenes, tmp_path):
+    """From its own weights, on the same split: a training that changes nothing ends with the same detector."""
     first = finetune(options(scenes, epochs=1), tmp_path / "first", device="cpu")
     lines = []
-    finetune(
-        options(scenes, image_size=None, source=str(first.run.path), epochs=1), tmp_path / "second", log=lines.append
-    )
+    given = options(scenes, image_size=None, source=first.run.path, epochs=1, learning_rate=1e-9, train="all")
+    finetune(given, tmp_path / "second", device="cpu", log=lines.append)
+    before, after = (vismoe.load(tmp_path / name).state_dict() for name in ("first", "second"))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=1e-5, atol=1e-6)
     assert any("the split is that of" in line for line in lines)
     assert any(line.startswith("input of") and line.endswith(str(first.run.path)) for line in lines)
 
@@ -146,10 +167,9 @@ def test_a_detector_keeps_what_it_knows_of_shared_classes(scenes, tmp_path):
     for path in other.glob("labels/*/*.txt"):  # what was red, number 0, is number 1 now
         path.write_text("".join(f"{1 - int(line[0])}{line[1:]}\n" for line in path.read_text().splitlines()))
     lines = []
-    given = options(other, image_size=64, source=str(first.run.path), epochs=1, learning_rate=1e-9)
+    given = options(other, image_size=64, source=first.run.path, epochs=1, learning_rate=1e-9)
     finetune(given, tmp_path / "second", device="cpu", log=lines.append)
-    assert "1 classes of" in "\n".join(lines)
-    assert "new classes: green" in "\n".join(lines)
+    assert f"classes of {first.run.path} that are kept: red; new classes: green" in lines
     before, after = vismoe.load(tmp_path / "first"), vismoe.load(tmp_path / "second")
     assert max(after.img_size) == 64
     torch.testing.assert_close(after.head.centre.weight[1], before.head.centre.weight[0])
@@ -182,9 +202,11 @@ def test_a_validation_split_without_objects_keeps_the_last_weights(tmp_path):
     (folder / "data.yaml").write_text(
         "path: .\ntrain: images/train\nval: images/val\ntest: images/test\nnames: [red, blue]\n"
     )
-    lines = []
-    done = finetune(options(folder), tmp_path / "run", device="cpu", log=lines.append)
+    lines, statuses = [], []
+    done = finetune(options(folder), tmp_path / "run", device="cpu", log=lines.append, on_status=statuses.append)
     assert any(line.startswith("note: no validation image has an object") for line in lines)
+    assert any(" validation (not used for selection), " in line for line in lines)
+    assert {status.score_split for status in statuses} == {"validation"}
     assert done.report["validation"] is None
     assert done.run.recipe.keep == "last"
 
@@ -194,12 +216,15 @@ def test_a_validation_split_without_objects_keeps_the_last_weights(tmp_path):
 )
 def test_every_part_can_be_trained(scenes, parent, tmp_path, part):
     sparse = part == "experts"
-    given = options(scenes, source=str(parent), train=part, sparse=sparse or None, epochs=1)
+    given = options(scenes, source=parent, train=part, sparse=sparse or None, epochs=1)
     done = finetune(given, tmp_path / "run", device="cpu")
     assert done.report["trained"] == part
-    network, trunk = vismoe.load(tmp_path / "run"), vismoe.load(parent)
-    changed = not torch.equal(network.trunk.blocks[3].attn.qkv.weight, trunk.blocks[3].attn.qkv.weight)
-    assert changed == (part in ("last-third", "all"))
+    network, trunk = vismoe.load(tmp_path / "run"), vismoe.load(parent).state_dict()
+    shared = {name: value for name, value in network.trunk.blocks.named_parameters() if f"blocks.{name}" in trunk}
+    changed = {int(name[0]) for name, value in shared.items() if not torch.equal(value, trunk[f"blocks.{name}"])}
+    assert changed == {"last-third": {2, 3}, "all": {0, 1, 2, 3}}.get(part, set())
+    assert any(isinstance(module, MoE) for module in network.modules()) == sparse
+    assert not experts_are_equal(network)
     assert not torch.equal(network.head.box.bias, torch.zeros(5))
 
 

@@ -29,6 +29,9 @@ from vismoe.moe import MoE
 from vismoe.training import TrainingStoppedError
 from vismoe.training.optimizer import freeze as freeze_named
 
+from .small import options as small_options
+from .small import small_vit
+
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
 
 
@@ -54,21 +57,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory):
-    """A small dense network, with weights that know little."""
-    torch.manual_seed(0)
-    model = timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=32, depth=4, num_heads=2, num_classes=7
-    )
-    return vismoe.save(model, tmp_path_factory.mktemp("parent") / "model")
+    return vismoe.save(small_vit(), tmp_path_factory.mktemp("parent") / "model")
 
 
 def options(folder, parent, **changes):
     experts = {"num_experts": 3, "experts": "full"} if changes.get("sparse", True) else {}
-    return Options(**{"data": str(folder), "source": str(parent), "epochs": 2} | experts | changes)
+    return small_options(folder, parent, **experts | changes)
 
 
 @pytest.fixture(scope="module")
-def done(folder, parent, tmp_path_factory):
+def done(folder, parent, tmp_path_factory, sketched):
     told = []
     found = finetune(options(folder, parent), tmp_path_factory.mktemp("run") / "run", device="cpu", log=told.append)
     return found, told
@@ -112,7 +110,7 @@ def test_the_report_is_of_images_that_nothing_was_chosen_by(done, folder):
     whole = open_data(str(folder)).val
     assert set(split["files"]) == set(whole.files)
     counts = {part: list(split["files"].values()).count(part) for part in ("train", "validation", "test")}
-    assert counts == found.report["pictures"]
+    assert counts == found.report["images"]
     test = whole.subset([place for place, file in enumerate(whole.files) if file in set(split["test"])])
     again = evaluate(found.run.load_model(), test)
     assert again.metrics == pytest.approx(found.report["test"], abs=1e-5)
@@ -180,14 +178,13 @@ def test_the_routing_that_is_drawn_is_that_of_what_is_kept(folder, parent, tmp_p
     assert drawn[-1][1] == ""
 
 
-def test_a_dense_network_has_no_untrained_experts(folder, parent, tmp_path):
+def test_a_dense_network_has_no_untrained_experts(folder, parent, head_alone, tmp_path):
     """If its classifier alone is trained, or kept, nothing is said about experts; of a sparse one it is."""
-    for sparse in (False, True):
-        told = []
-        asked = options(folder, parent, sparse=sparse, train="head")
-        finetune(asked, tmp_path / str(sparse), device="cpu", log=told.append)
-        assert any("experts of this model are not trained" in line for line in told) == sparse
-        assert not any("training ended" in line for line in told)
+    told = []
+    finetune(options(folder, parent, sparse=False, train="head"), tmp_path / "run", device="cpu", log=told.append)
+    said = "experts of this model are not trained"
+    assert not any(said in line or "training ended" in line for line in told)
+    assert any(said in note for note in head_alone.report["trained_notes"])
 
 
 @pytest.mark.parametrize("train", ["all", "last-third", "experts", "head"])
@@ -256,7 +253,7 @@ def test_from_scratch_and_from_a_zip(sparse, tmp_path, folder, monkeypatch):
     assert any(isinstance(module, MoE) for module in found.run.load_model().modules()) == bool(sparse)
     assert found.report["probe"] is None
     assert "from scratch" in found.report["origin"]
-    assert found.report["pictures"]["train"] > 30
+    assert found.report["images"]["train"] > 30
 
 
 def test_copies_are_on_one_side(tmp_path, parent):
@@ -278,10 +275,12 @@ def test_copies_are_on_one_side(tmp_path, parent):
 
 def test_two_images_a_class(tmp_path, parent):
     """One training and one test image a class: there is no validation split, nothing is selected, and that is said."""
-    told = []
+    told, statuses = [], []
     fill(tmp_path / "data", 2)
-    found = finetune(options(tmp_path / "data", parent), tmp_path / "run", device="cpu", log=told.append)
-    assert found.report["pictures"] == {"train": 3, "validation": 0, "test": 3}
+    asked = options(tmp_path / "data", parent)
+    found = finetune(asked, tmp_path / "run", device="cpu", log=told.append, on_status=statuses.append)
+    assert {status.score_split for status in statuses} == {"training"}
+    assert found.report["images"] == {"train": 3, "validation": 0, "test": 3}
     assert found.report["temperature"] == 1.0
     assert any("no validation (too few images" in line for line in told)
     note = "no temperature is fitted, so probabilities may be too high or too low: there is no validation split"
@@ -372,7 +371,7 @@ def test_what_has_no_mlps_is_trained_dense(tmp_path, folder):
 )
 def test_when_a_network_is_made_sparse(asked, sparse):
     """A network stays dense, which did no worse (docs/finetune.md), unless an option of experts is given."""
-    assert Options(**{"data": "digits", "source": "somewhere"} | asked).makes_sparse == sparse
+    assert Options(**{"data": "digits", "source": "hf:some/where"} | asked).makes_sparse == sparse
 
 
 def test_saved_options_of_experts(tmp_path):
@@ -476,7 +475,14 @@ def test_balancing_follows_what_trains(router):
         ({"sparse": False, "num_experts": 8}, "num_experts=8: a dense network has no experts"),
         ({"sparse": False, "experts": "full"}, "experts='full': a dense network has no experts"),
         ({"sparse": False, "train": "experts"}, "train='experts': a dense network has no experts"),
-        ({"source": None, "train": "head"}, "without a trained network"),
+        *(
+            (
+                {"source": source, "train": train},
+                f'train="{train}": without a trained network, the weights that are not',
+            )
+            for train in ("head", "last-third", "last-two", "experts")
+            for source in (None, "vmoe_pico_patch2_8_every2_e8")
+        ),
     ],
 )
 def test_options_that_cannot_be_followed(given, told):
@@ -574,7 +580,7 @@ def test_a_source_that_is_not_there_is_told_at_once(folder, tmp_path):
 
 def test_a_temperature_needs_images(done):
     """A dozen validation images fit none: it would follow chance. Output, report and card say so."""
-    (found, told), number = done, done[0].report["pictures"]["validation"]
+    (found, told), number = done, done[0].report["images"]["validation"]
     assert number < 50
     assert found.report["temperature"] == 1.0
     note = (
@@ -591,6 +597,6 @@ def test_a_fitted_temperature_needs_no_note(tmp_path, parent):
     told = []
     asked = options(fill(tmp_path / "data", 110), parent, train="head")
     found = finetune(asked, tmp_path / "run", device="cpu", log=told.append)
-    assert found.report["pictures"]["validation"] >= 50
+    assert found.report["images"]["validation"] >= 50
     assert found.report["temperature_note"] is None
     assert not any("no temperature" in line for line in told)

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from vismoe.adapt.classification import outcome
-from vismoe.data import Data, ImageSet
+from vismoe.data import ImageSet
 from vismoe.tasks import ClassEvaluation
 
 
@@ -17,8 +17,9 @@ def test_captions_of_mistakes(tmp_path, monkeypatch):
     scores = torch.tensor([[-3.0, -1], [-2, 1], [-1, -1], [2, -2]])
     drawn = []
     monkeypatch.setattr(outcome, "save_figure", lambda figure, path, dpi: drawn.append(figure))
-    data = Data("shapes", ["round", "red"], None, ImageSet(labels, images.__getitem__))
-    assert outcome.draw_mistakes(ClassEvaluation({}, 1.0, {}, [], [], labels, scores), data, tmp_path / "mistakes.png")
+    evaluation = ClassEvaluation({}, 1.0, {}, [], [], labels, scores)
+    shown = ImageSet(labels, images.__getitem__)
+    assert outcome.draw_mistakes(evaluation, shown, ["round", "red"], tmp_path / "mistakes.png")
     drawn[0].draw_without_rendering()
     titles = [axes.title for axes in drawn[0].axes]
     assert {title.get_text() for title in titles} >= {"round, red\n→ nothing 95%", "round\n→ red 88%"}

@@ -4,12 +4,11 @@ import os
 import subprocess
 
 import pytest
-import timm
-import torch
 
 import vismoe
 from vismoe.adapt import Options, finetune
 
+from .small import small_vit
 from .test_finetune import fill
 
 
@@ -17,11 +16,7 @@ from .test_finetune import fill
 @pytest.mark.parametrize("train", ["all", "head"])
 def test_torchrun_is_one_adaptation(tmp_path, forked, train):
     """Each line is printed once, one whole run is left, with the split of one process and the figures to rounding."""
-    torch.manual_seed(0)
-    parent = timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=7
-    )
-    vismoe.save(parent, tmp_path / "parent")
+    vismoe.save(small_vit(depth=2), tmp_path / "parent")
     data, out = str(fill(tmp_path / "data")), tmp_path / "two"
     start = [str(forked), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vismoe"]
     arguments = ["finetune", "--data", data, "--from", str(tmp_path / "parent"), "--train", train]

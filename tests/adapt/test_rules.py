@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import vismoe
-from vismoe.adapt import Options, finetune
+from vismoe.adapt import Options, budget, finetune
 from vismoe.adapt.classification import rules
 from vismoe.adapt.classification.initial_model import initial_model
 from vismoe.adapt.classification.rules import (
@@ -27,14 +27,13 @@ from vismoe.data import check_batch_size
 from vismoe.inference import evaluate
 from vismoe.vit import cost
 
+from .small import small_vit
+
 CPU = torch.device("cpu")
 
 
 def network(size=32):
-    torch.manual_seed(0)
-    return timm.create_model(
-        "vit_tiny_patch16_224", img_size=size, patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=7
-    )
+    return small_vit(size, depth=3)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +129,7 @@ def test_the_fitted_classifier_is_not_too_sure(monkeypatch, tmp_path, detail, pa
 def test_the_time_of_everything_is_counted(parent, detail):
     """Features, evaluations and the test are part of the budget; on a GPU there is none."""
     model, splits = network(), open_splits(detail, 0, 0.1)
-    forward = cost(model, (3, 32, 32)).multiplications
+    forward = cost(model, (3, 32, 32)).macs
     train, validation, test = len(splits.fitting.train_and_val[0]), len(splits.fitting.val), len(splits.test.val)
     work = Work.of(model, splits, 1 / 3, trained=True)
     assert work.fixed == forward * (train + 2 * (validation + test))
@@ -159,6 +158,15 @@ def test_short_trainings_have_lower_rates(parent, detail, steps, rate):
     assert (recipe.steps, recipe.learning_rate) == (steps, pytest.approx(rate))
     asked = replace(options, learning_rate=0.5)
     assert choose(asked, network(), open_splits(detail, 0, 0.1), CPU, 1 / 3).recipe.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("batch", "free", "steps"), [(32, 960, 1), (32, 959, 2), (32, 250, 4), (24, 1, 8), (7, 1, 1), (1, 1, 1)]
+)
+def test_a_batch_is_divided_until_it_fits(monkeypatch, batch, free, steps):
+    """Ten bytes an image, in a third of the free memory; micro-batches have equal sizes."""
+    monkeypatch.setattr(budget, "free_memory", lambda device: free)
+    assert budget.accumulation_steps(batch, 10, CPU) == steps
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

@@ -40,13 +40,19 @@ def test_a_line_says_what_its_figures_are():
     assert "; expert load in block 3, largest ÷ mean (1 is even): 1.0" in shown(replace(STATUS, load=one))
     assert "load" not in shown(replace(STATUS, load={}))
     assert "validation" not in shown(replace(STATUS, score=None, score_step=None))
+    text = shown(replace(STATUS, score_split="training"))
+    assert ", score on the training split 0.7500 (of step 8)," in text
+    assert "validation" not in text
 
 
 def test_a_terminal_shows_the_same():
     """In its table."""
     text = shown(STATUS, terminal=True)
-    for words in ("0.7500 (of step 8)", "block 9", "expert load, largest ÷ mean", "2.0"):
+    for words in ("0.7500 (of step 8)", "validation", "block 9", "expert load, largest ÷ mean", "2.0"):
         assert words in text
+    text = shown(replace(STATUS, score_split="training"), terminal=True)
+    assert "score on the training split" in text
+    assert "validation" not in text
 
 
 def test_the_step_of_a_validation_is_that_of_its_evaluation(tmp_path):

@@ -127,9 +127,13 @@ def test_evaluation_letterboxes(width, height, scaled):
 
 
 def test_evaluation_without_boxes():
-    """A user's image needs no boxes, and gets none."""
-    seen = box_evaluation_transform(config())({"image": photograph(90, 70), "title": "mine"})
+    """A user's image needs no boxes, and gets none; the other values are those of an image with boxes."""
+    image = photograph(90, 70)
+    seen = box_evaluation_transform(config())({"image": image, "title": "mine"})
     assert seen.keys() == {"image", "title", "mask", "size", "scale"}
+    assert seen["title"] == "mine"
+    expected = box_evaluation_transform(config())(sample(image))
+    assert all(torch.equal(seen[name], expected[name]) for name in ("image", "mask", "size", "scale"))
 
 
 @pytest.mark.parametrize("transform", [box_evaluation_transform(config()), box_training_transform(config(), **NONE)])
@@ -266,8 +270,10 @@ def test_images_of_all_modes(mode, channels):
         seen = transform(sample(image))
         assert seen["image"].shape == (channels, 48, 64)
         assert (np.abs(levels(seen) - expected) <= 3).all()
-    jittered = box_training_transform(given, color_jitter=0.5, **NONE)(sample(image))
-    assert jittered["image"].shape == (channels, 48, 64)
+    jittered = levels(box_training_transform(given, color_jitter=0.5, **NONE)(sample(image)))
+    assert jittered.shape == (48, 64, channels)
+    assert np.ptp(jittered) <= 3  # one level of grey, by half brighter or darker
+    assert expected / 2 - 3 <= jittered.mean() <= expected * 1.5 + 3
 
 
 def test_colours_move():
@@ -282,9 +288,15 @@ def test_colours_move():
 
 
 def test_images_without_boxes_are_trained_on():
-    """An image without objects stays in training, with empty boxes of the same type."""
-    seen = box_training_transform(config())(sample(photograph(90, 70), []))
+    """An image without objects is augmented as one with objects, and has empty boxes of the same type."""
+    transform, image = box_training_transform(config()), photograph(90, 70)
+    torch.manual_seed(0)
+    seen = transform(sample(image, []))
+    torch.manual_seed(0)
+    expected = transform(sample(image))
+    assert all(torch.equal(seen[name], expected[name]) for name in ("image", "mask", "size", "scale"))
     assert seen["boxes"].shape == (0, 4)
+    assert seen["boxes"].canvas_size == expected["boxes"].canvas_size
     assert isinstance(seen["boxes"], tv_tensors.BoundingBoxes)
     assert seen["classes"].shape == seen["ignored"].shape == (0,)
 
@@ -367,7 +379,7 @@ def test_a_loader_of_boxes():
         loaded.append([next(stream) for _ in range(3)])
     for first, second in zip(*loaded, strict=True):
         assert torch.equal(first["image"], second["image"])
-        assert first["label"].shape == (3, 2)
+        assert torch.equal(first["label"], torch.ones(3, 2, dtype=torch.bool))
         assert all(torch.equal(a, b) for a, b in zip(first["boxes"], second["boxes"], strict=True))
         assert all(isinstance(one, tv_tensors.BoundingBoxes) for one in second["boxes"])
 

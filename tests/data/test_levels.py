@@ -19,6 +19,7 @@ from vismoe.data import (
 )
 from vismoe.deploy import export_onnx
 from vismoe.inference import Predictor
+from vismoe.tasks import Classification
 from vismoe.training import Recipe, fit
 from vismoe.weights import create_model, data_config, load_network, set_max_level
 from vismoe.weights.exported.description import describe_model
@@ -133,3 +134,13 @@ def test_a_level_out_of_range_is_an_error(level):
     """Levels are those of 16 bits."""
     with pytest.raises(ValueError, match=f"max_level={level}: accepted are 1 to 65535"):
         Recipe(max_level=level)
+
+
+def test_reports_show_what_the_network_sees(tmp_path, monkeypatch):
+    """Figures of a run are drawn of images with the white level of its network."""
+    lay(tmp_path / "set", 4095)
+    seen = []
+    monkeypatch.setattr(Classification, "report", lambda task, evaluation, images, folder: seen.append(images.image(0)))
+    fit(tiny(data=str(tmp_path / "set"), max_level=4095, steps=1), tmp_path / "run")
+    (image,) = seen
+    assert (image.mode, image.getextrema()[1]) == ("L", 255)

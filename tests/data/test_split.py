@@ -5,8 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
-from vismoe.data import list_folder, open_data, sets
+from vismoe.data import Data, ImageSet, list_folder, open_data, sets
 from vismoe.data.splits.folder_split import draw_of_each_class
 
 
@@ -173,3 +174,20 @@ def test_a_folder_is_listed_once(tmp_path, monkeypatch):
     for name, is_split in (("whole", True), ("evaluated", False)):
         assert (open_data(str(tmp_path / name), 0).train is not None) == is_split
     assert listed == [tmp_path / "whole", tmp_path / "evaluated"]
+
+
+def test_a_validation_split_has_images_of_its_own():
+    """One whose images are all trained on is none, whether the images have files or not, and however often each is
+    trained on; without a training split all images are for evaluation."""
+    images = ImageSet(torch.arange(4) % 2, lambda index: None, list("abcd"))
+    nameless = ImageSet(torch.arange(4) % 2, lambda index: None)
+
+    def has_validation(train, val):
+        return Data("set", ["x", "y"], train, val).has_validation
+
+    assert has_validation(images.subset([0, 1]), images.subset([2, 3]))
+    assert has_validation(images.subset([0, 1]), images.subset([1, 2]))
+    assert not has_validation(images.subset([0, 1, 2, 3, 0, 1]), images.subset([0, 3]))
+    assert has_validation(nameless.subset([0, 1]), nameless.subset([2, 3]))
+    assert not has_validation(nameless, nameless)
+    assert has_validation(None, images)

@@ -53,9 +53,9 @@ def test_a_set_of_its_own_split(own_split):
     assert summary == json.loads(json.dumps(summary))
     assert summary == {
         "name": str(own_split),
-        "pictures": {"train": 5, "held_out": 2},
+        "images": {"train": 5, "test": 2},
         "multi_label": False,
-        "classes": [{"name": "cat", "train": 3, "held_out": 2}, {"name": "dog", "train": 2, "held_out": 0}],
+        "classes": [{"name": "cat", "train": 3, "test": 2}, {"name": "dog", "train": 2, "test": 0}],
         "imbalance": 2.5,
         "width": {"min": 48, "median": 48, "max": 64},
         "height": {"min": 40, "median": 40, "max": 56},
@@ -66,7 +66,7 @@ def test_a_set_of_its_own_split(own_split):
         "duplicate_groups": 2,
         "exact_duplicates": [["train/cat/1.png", "train/dog/twin.bmp"]],
         "near_duplicates": [["train/cat/2.png", "val/cat/again.jpg"]],
-        "leaks": [{"held_out": "val/cat/again.jpg", "train": "train/cat/2.png"}],
+        "leaks": [{"test": "val/cat/again.jpg", "train": "train/cat/2.png"}],
         "conflicts": [{"files": ["train/cat/1.png", "train/dog/twin.bmp"], "labels": [["cat"], ["dog"]]}],
     }
 
@@ -113,8 +113,8 @@ def test_what_is_held_out_of_one_piece_does_not_leak(tmp_path, seed):
     assert leakage(data, duplicates) == []
     summary = summarise(data, duplicates)
     assert summary["classes"] == [
-        {"name": "cat", "train": 12, "held_out": 4},
-        {"name": "dog", "train": 4, "held_out": 0},
+        {"name": "cat", "train": 12, "test": 4},
+        {"name": "dog", "train": 4, "test": 0},
     ]
     assert summary["duplicate_groups"] == 9
     assert all(
@@ -131,13 +131,13 @@ def test_several_labels_and_no_files(tmp_path):
     data, duplicates = looked(tmp_path)
     summary = summarise(data, duplicates)
     assert summary["conflicts"] == [{"files": ["2.png", "3.png"], "labels": [["a"], []]}]
-    assert [entry["held_out"] for entry in summary["classes"]] == [3, 2]
+    assert [entry["test"] for entry in summary["classes"]] == [3, 2]
     assert "3.png (no label)" in format_summary(summary)
     digits = open_data("digits")
     _, prints = fingerprint_all(digits, 0.0)
     twice = find_duplicates([*prints[:-1], prints[0]])
     summary = summarise(digits, twice)
-    assert summary["exact_duplicates"] == [["train 0", "held-out 449"]]
+    assert summary["exact_duplicates"] == [["train 0", "test 449"]]
     assert summary["grey"] == 1.0
     with pytest.raises(ValueError, match="duplicates of 1796 images, but digits has 1797"):
         summarise(digits, find_duplicates(prints[1:]))

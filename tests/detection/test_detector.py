@@ -10,6 +10,7 @@ import torch
 import vismoe
 from vismoe.detection import Detector, make_detector
 from vismoe.detection.trunk import run_in_windows
+from vismoe.moe import MoE
 
 SIZE = (48, 80)
 
@@ -66,6 +67,7 @@ def test_saved_and_loaded(name, tmp_path):
     loaded = vismoe.load(tmp_path / "model")
     assert isinstance(loaded, Detector)
     assert loaded.pretrained_cfg["label_names"] == ["a", "b", "c"]
+    assert loaded.pretrained_cfg["problem_type"] == "object-detection"
     assert loaded.img_size == SIZE
     assert same_outputs(network, loaded, torch.randn(1, 3, *SIZE))
 
@@ -84,7 +86,10 @@ def test_upcycled_and_made_dense_again(tmp_path):
     assert same_outputs(sparse, loaded, pixels)
     again = vismoe.densify(sparse, [pixels])
     vismoe.save(again, tmp_path / "dense")
-    assert vismoe.load(tmp_path / "dense").moe is None
+    loaded = vismoe.load(tmp_path / "dense")
+    assert loaded.moe is None
+    assert not any(isinstance(module, MoE) for module in loaded.modules())
+    assert same_outputs(again, loaded, pixels)
 
 
 def test_tokens_stand_for_the_blocks_before():
@@ -133,20 +138,31 @@ def test_windows_are_blind_to_padding_and_saved(tmp_path):
 
 
 def test_convolutional_networks_are_trunks_too():
-    network = detector(timm.create_model("resnet18", num_classes=0))
+    """The detector reads the network's own map of 16 × 16 pixels a cell."""
+    resnet = timm.create_model("resnet18", num_classes=0).eval()
+    network, pixels = detector(resnet), torch.randn(1, 3, *SIZE)
     assert network.stride == (8, 8)
-    assert network(torch.randn(1, 3, *SIZE)).centres.shape == (1, 3, 6, 10)
+    with torch.no_grad():
+        maps = resnet.forward_intermediates(pixels, intermediates_only=True)
+        (features,) = (each for each in maps if each.shape[2:] == (3, 5))
+        expected, outputs = network.head(network.neck(features, pixels)), network(pixels)
+    assert outputs.centres.shape == (1, 3, 6, 10)
+    assert all(map(torch.equal, outputs[:3], expected[:3]))
 
 
 def test_activation_recompute_changes_no_gradient():
-    gradients = []
+    """And each block runs twice."""
+    gradients, calls = [], []
     for recompute in (False, True):
         network = detector(TRUNKS["convolutional stem"]()).train()
         network.set_grad_checkpointing(recompute)
+        for block in network.trunk.blocks:
+            block.attn.register_forward_pre_hook(lambda *_, recompute=recompute: calls.append(recompute))
         torch.manual_seed(0)
         pixels = torch.randn(2, 3, *SIZE)
         network(pixels).centres.square().mean().backward()
         gradients.append([parameter.grad for parameter in network.trunk.parameters() if parameter.grad is not None])
+    assert calls.count(True) == 2 * calls.count(False) == 2 * len(network.trunk.blocks)
     assert len(gradients[0]) == len(gradients[1]) > 0
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)

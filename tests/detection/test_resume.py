@@ -15,7 +15,7 @@ from vismoe.training import Run
 
 from .scenes import tiny, write_scenes
 
-STEPS = 10
+STEPS = 6
 EVERYTHING = {
     "steps": STEPS,
     "checkpoint_every": 2,

@@ -1,10 +1,13 @@
 """Tables and images of what routers did."""
 
+from itertools import combinations
+
 import pytest
 import torch
+from PIL import Image
 
 import vismoe
-from vismoe.data import open_data
+from vismoe.data import ImageSet, open_data
 from vismoe.explain import LayerRouting, experts_of_tokens, route, routing_figure, routing_images
 from vismoe.explain.routing_figure import _title_of
 from vismoe.inference import Predictor
@@ -79,6 +82,28 @@ def test_a_class_token_is_spoken_of_where_there_is_one(tmp_path, monkeypatch, po
     digits = open_data("digits")
     model = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=10, in_chans=1, **pooling)
     routing_images(Predictor(model), digits.val.subset(range(12)), digits.classes, tmp_path, "of a test")
-    (title,) = [part._suptitle.get_text() for part in drawn[0].subfigs if part._suptitle is not None]
+    title = drawn[0].subfigs[0]._suptitle.get_text()
     assert ("class token" in title) == told
     assert title.endswith("\nof a test")
+
+
+@pytest.mark.parametrize("number", [2, 12])
+def test_titles_do_not_overlap(tmp_path, monkeypatch, number):
+    """Titles lie inside the figure and apart from each other: of few images and of many, with long names of classes
+    and a long note."""
+    drawn = []
+    monkeypatch.setattr(routing_figure, "save_figure", lambda figure, path, dpi: drawn.append(figure))
+    labels = torch.arange(5).repeat(number, 1) != torch.arange(number)[:, None] % 5
+    images = ImageSet(labels, lambda index: Image.new("RGB", (8, 8)))
+    classes = ["transparent", "RED BLOOD CELL", "wood", "electroencephalograph", "mammal"]
+    predictor = Predictor(vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=5))
+    routing_images(predictor, images, classes, tmp_path, "network before training, kept with its linear classifier")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    titles = [axes.title for part in figure.subfigs for axes in part.axes] + [part._suptitle for part in figure.subfigs]
+    boxes = {title: title.get_window_extent() for title in titles if title.get_text()}
+    assert len(boxes) == min(number, 10) + 2 + 2
+    for box in boxes.values():
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    for one, other in combinations(boxes, 2):
+        assert not boxes[one].overlaps(boxes[other]), f"{one.get_text()!r} and {other.get_text()!r}"

@@ -7,6 +7,7 @@ from vismoe.adapt import Options
 from vismoe.data import open_data
 from vismoe.tasks import Classification
 from vismoe.training import Run
+from vismoe.vit import Cost
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,8 @@ def test_methods_and_properties():
     task = Classification(data.classes)
     with pytest.warns(DeprecationWarning, match="Classification.known_to_model is called align_classes now"):
         assert task.known_to_model(data).classes == data.classes
+    with pytest.warns(DeprecationWarning, match="Cost.multiplications is called macs now"):
+        assert Cost(4, 3, 2).multiplications == 2
 
 
 def test_methods_of_a_run(tmp_path):

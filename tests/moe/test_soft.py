@@ -137,7 +137,7 @@ def test_in_a_network(tmp_path):
     torch.testing.assert_close(call.gates.sum(-1), torch.ones(2, 16))
     dense = vismoe.create_model("vmoe_pico_patch2_8_dense", **options)
     mixing = 2 * 3 * 16 * 16 * 64
-    assert cost(model, (3, 8, 8)).multiplications == cost(dense, (3, 8, 8)).multiplications + mixing
+    assert cost(model, (3, 8, 8)).macs == cost(dense, (3, 8, 8)).macs + mixing
     other = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", router="soft", slots_per_expert=3, **options)
     assert other.blocks[1].mlp.router.slots_per_expert == 3
 

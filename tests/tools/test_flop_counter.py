@@ -12,11 +12,11 @@ def test_experts_are_counted_forward_and_backward():
     """FlopCounterMode sees experts: forward as `vismoe.vit.cost` counts, with backward three times as much (but for the
     image's own gradient, which nobody asks for)."""
     model, image = sparse_network(), IMAGES[:1]
-    multiplications = cost(model, tuple(image[0].shape)).multiplications
+    macs = cost(model, tuple(image[0].shape)).macs
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         logits = model(image)
-        assert counter.get_total_flops() // 2 == multiplications
+        assert counter.get_total_flops() // 2 == macs
         logits.sum().backward()
     stem = model.patch_embed.proj
     of_image = 4 * stem.weight.numel()
-    assert counter.get_total_flops() // 2 == 3 * multiplications - of_image
+    assert counter.get_total_flops() // 2 == 3 * macs - of_image

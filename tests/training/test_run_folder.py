@@ -11,7 +11,7 @@ from PIL import Image
 import vismoe
 from vismoe.data import open_data
 from vismoe.inference import evaluate
-from vismoe.tasks import Classification
+from vismoe.tasks import Classification, Detection
 from vismoe.training import Recipe, Run, report
 
 from .tiny import tiny
@@ -57,6 +57,28 @@ def test_curves_name_their_splits(run, monkeypatch):
     report.draw_curves(run.metrics, Classification(["a", "b"]), run.path / "curves.png")
     for axes in drawn[0].axes[:2]:
         assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training", "validation"]
+    report.draw_curves(run.metrics, Classification(["a", "b"]), run.path / "curves.png", has_validation=False)
+    for axes in drawn[1].axes[:2]:
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert labels == ["training", "training split, evaluated"]
+
+
+@pytest.mark.figures
+@pytest.mark.parametrize(
+    ("scores", "limits"),
+    [([0.1, 0.3, 0.2], (0, 0.33)), ([0.9, 0.98], (0, 1.005)), ([0.0], (0, 1)), ([None], (0, 1)), ([20, 50], (0, 55))],
+    ids=str,
+)
+def test_the_axis_of_a_low_metric_fits_it(tmp_path, monkeypatch, scores, limits):
+    """A detector's mAP, often far below 1, fills its plot from 0 on; that of accuracies ends at 1."""
+    drawn = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path, dpi: drawn.append(figure))
+    lines = [{"step": 1, "loss": 1.0, "accuracy": 0.5, "load": {}}]
+    lines += [{"step": step, "map": score, "top1": score} for step, score in enumerate(scores, start=1)]
+    report.draw_curves(lines, Detection(["a"]), tmp_path / "curves.png")
+    assert drawn[0].axes[1].get_ylim() == pytest.approx(limits)
+    report.draw_curves(lines, Classification(["a"]), tmp_path / "curves.png")
+    assert drawn[1].axes[1].get_ylim()[1] == 1.005
 
 
 def test_the_recipe_is_written_resolved(run):

@@ -151,7 +151,7 @@ def test_fine_grained_presets_cost_what_their_twins_do(size):
     routers = [layer.router for layer in model.modules() if isinstance(layer, MoE)]
     tokens = dense.patch_embed.num_patches + dense.num_prefix_tokens
     added = len(routers) * tokens * dense.embed_dim * 32
-    costs = [cost(network, (3, side, side)).multiplications for network in (model, dense)]
+    costs = [cost(network, (3, side, side)).macs for network in (model, dense)]
     assert costs[0] == costs[1] + added
     mlp, sparse = dense.blocks[1].mlp, model.blocks[1].mlp
     width = mlp.fc1.out_features // 4

@@ -4,24 +4,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from vismoe.data import Data, check_batch_size, format_group_column, format_name_groups, format_summary
-from vismoe.parallel import Mesh, resolve_device
+from vismoe.parallel import Mesh, raising, resolve_device, signal_name
 from vismoe.tasks import AUTO, task_for
 from vismoe.training import Recipe, Run, Status, TrainingStoppedError, fit
 from vismoe.training.checkpointer import Checkpointer
-from vismoe.training.loop import signal_name
 from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SPLIT
 from vismoe.weights import load_network
 
+from .experts import is_sparse
 from .options import Options, Trained
 from .reserve_run import withdraw
 from .splits import Splits
 
 Log = Callable[[str], None]
+R = TypeVar("R")
 
 
 class Adaptation(ABC):
@@ -44,6 +45,8 @@ class Adaptation(ABC):
     part: Trained
     recipe: Recipe
     is_resumed: bool
+    unfinished = "not tested"
+    """What a model that is written when the training is stopped lacks."""
 
     def __init__(
         self,
@@ -79,6 +82,11 @@ class Adaptation(ABC):
     def choose_recipe(self) -> Recipe:
         """The recipe that the rules choose. Logs the reasons."""
 
+    @property
+    def has_training(self) -> bool:
+        """Whether weights are trained in steps."""
+        return True
+
     @abstractmethod
     def data_of_training(self) -> Data:
         """The training and validation split in the form that is trained on."""
@@ -89,7 +97,21 @@ class Adaptation(ABC):
 
     @abstractmethod
     def report(self, run: Run) -> dict[str, Any]:
-        """Evaluates the network on the test split, and writes the report."""
+        """What `test` does, without its signals."""
+
+    def on_main_first(self, make: Callable[[], R]) -> R:
+        """What `make` returns in this process. The main process calls it first, so that the others can load what it has
+        written."""
+        made: list[R] = []
+        self.mesh.run_on_main(lambda: made.append(make()))
+        return made[0] if made else make()
+
+    def describe_network(self) -> None:
+        """Logs whether the network is sparse, and how to get the other kind."""
+        if not is_sparse(self.network):
+            self.log("the network is dense; --sparse replaces some of its MLPs by experts")
+        elif self.options.source is None:
+            self.log("the network is sparse; --dense trains one without experts")
 
     def describe_set(self) -> None:
         """Logs a summary of the set and the sizes of its splits."""
@@ -108,6 +130,8 @@ class Adaptation(ABC):
             self.log(f"note: {format_name_groups(self.splits.by_name)}")
         if self.options.source is None:
             self.log(self.advice)
+        if self.options.freeze_router and not self.options.trained:
+            self.log("warning: --freeze-router without a trained network: the routers keep their random weights")
 
     def plan(self) -> None:
         """Chooses the recipe. A resumed run keeps its recipe, because the rules may have changed since."""
@@ -118,16 +142,16 @@ class Adaptation(ABC):
             )
             self.is_resumed = saved_recipe is not None
             recipe = self._of_options(self.choose_recipe()) if saved_recipe is None else saved_recipe
-            if self.part != "head":
+            if self.has_training:
                 check_batch_size(recipe.batch_size, self.mesh.size)
         except ValueError:
             if self.mesh.is_main:
                 withdraw(self.path)
             raise
         self.recipe = replace(recipe, **self.engine)
-        if self.part == "head" and self.recipe.expert_parallel > 1:
+        if not self.has_training and self.recipe.expert_parallel > 1:
             self.log("note: only the head is fitted, by one process: expert_parallel has no effect")
-        if self.part != "head" and (shortage := recipe.shortage(images := len(self.splits.fitting.train_and_val[0]))):
+        if self.has_training and (shortage := recipe.shortage(images := len(self.splits.fitting.train_and_val[0]))):
             # The fewest epochs that are enough steps, as an epoch's last batch is not always full.
             epochs = (recipe.enough_steps(images) - 1) * recipe.batch_size // images + 1
             self.log(f"warning: {shortage}: use --epochs {epochs} or more")
@@ -147,17 +171,14 @@ class Adaptation(ABC):
 
     def train(self, on_status: Callable[[Status], None] | None) -> Run:
         """Trains or resumes, and writes the split of each file into the run folder."""
-        run: Run = self.mesh.run_on_main(self.write_untrained) if self.part == "head" else self._fit(on_status)
+        run = self.make_run(on_status)
         if self.mesh.is_main:
             rows = self.splits.rows
             run.write(SPLIT, {"test": [file for file, part in rows if part == "test"], "files": dict(rows)})
         return run
 
-    def write_untrained(self) -> Run:
-        """Writes a run without training steps."""
-        raise NotImplementedError(f"{type(self).__name__} always trains")
-
-    def _fit(self, on_status: Callable[[Status], None] | None) -> Run:
+    def make_run(self, on_status: Callable[[Status], None] | None) -> Run:
+        """Trains or resumes."""
         path, network = self.path, self.network
         if self.mesh.is_main and (saved := Checkpointer(path / CHECKPOINTS, warn=self.log).newest()):
             self.log(f"resuming after step {saved['step']}")
@@ -169,14 +190,20 @@ class Adaptation(ABC):
                 network = load_network(path / INITIAL)  # the one in training may be distributed
                 network.load_state_dict(_evaluated_weights(saved))
                 task_for(AUTO, data, self.recipe.to_json()).save(network, path / MODEL)
-            raise TrainingStoppedError(
-                error.signal,
-                f"{signal_name(error.signal)}: stopped; {path / MODEL} is the model at this step, {self.unfinished}; "
-                "give the same command again to continue",
-            ) from error
+            raise self._stopped(error.signal, "stopped", "the model at this step") from error
 
-    unfinished = "not tested"
-    """What a model that is written when the training is stopped lacks."""
+    def test(self, run: Run) -> dict[str, Any]:
+        """Evaluates the network on the test split, and writes the report.
+
+        **Raises:** TrainingStoppedError at once after SIGTERM or SIGINT.
+        """
+        what = "stopped before the test split was evaluated"
+        with raising(lambda number: self._stopped(number, what, "the trained model")):
+            return self.report(run)
+
+    def _stopped(self, number: int, what: str, model: str) -> TrainingStoppedError:
+        text = f"{what}; {self.path / MODEL} is {model}, {self.unfinished}; give the same command again to continue"
+        return TrainingStoppedError(number, f"{signal_name(number)}: {text}")
 
 
 def _evaluated_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,21 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def accumulation_steps(batch: int, bytes_per_image: float, device: torch.device) -> int:
+    """Number of gradient accumulation steps with which a batch needs at most a third of the free memory.
+
+    **Arguments:**
+
+    - `batch`: number of images.
+    - `bytes_per_image`: what is stored for backward for each image, in bytes.
+    - `device`: the device of the training.
+    """
+    steps = 1
+    while batch / steps * bytes_per_image > free_memory(device) / 3 and batch % (2 * steps) == 0:
+        steps *= 2
+    return steps
+
+
 def kept_side(images: ImageSet, image_size: int) -> int | None:
     """The shorter side, in pixels, of training images that are cached in memory: twice the network's image size, so
     that crops of half the area keep their detail. None (no cache) if this needs more than a quarter of the free

@@ -10,9 +10,20 @@ from vismoe.vit import upcycle
 from .options import EXPERTS, NUM_EXPERTS, Options
 
 
+def is_sparse(network: nn.Module) -> bool:
+    """Whether a network has a sparse layer."""
+    return any(isinstance(module, MoE) for module in network.modules())
+
+
 def refuse_other_experts(options: Options, network: Any) -> None:
-    """Raises ValueError if the options ask for other experts than a sparse network has. The message says how to get
-    them."""
+    """Checks that a sparse network has the experts that the options ask for; a dense one can get any.
+
+    **Raises:** ValueError if they ask for a dense network or for other experts. The message says how to get them.
+    """
+    if not is_sparse(network):
+        return
+    if options.sparse is False:
+        raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
     numbers = sorted({module.router.num_experts for module in network.modules() if isinstance(module, MoE)})
     asked = [name for name in options.of_experts if name != "freeze_router"]
     if not asked or (asked == ["num_experts"] and numbers == [options.num_experts]):

@@ -73,7 +73,8 @@ def finetune(
     **Returns:** the run and its report.
 
     **Raises:** ValueError, FileNotFoundError for a set or options that cannot be used; FileExistsError if `out` is
-    taken; TrainingStoppedError after SIGTERM or SIGINT: the run folder then has the model at that step.
+    taken; TrainingStoppedError after SIGTERM or SIGINT, in the training or in the test: the run folder then has the
+    model at that step.
     """
     if isinstance(data, Options):
         if options:
@@ -103,7 +104,7 @@ def finetune(
         work.build()
         work.plan()
         run = work.train(on_status)
-        report = mesh.run_on_main(lambda: work.report(run))
+        report = mesh.run_on_main(lambda: work.test(run))
         return Finetuned(replace(run, writes=mesh.is_main), report, work.result(report))
 
 

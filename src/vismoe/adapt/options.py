@@ -34,7 +34,7 @@ class Options:
     dense. None: a network is not changed, and a preset is dense, unless an option of experts is given."""
     train: Trained | Literal["auto"] = "auto"
     """Part of the network that is trained. "auto": on a CPU the last third of a trained network, of a detector's trunk
-    the last two blocks; otherwise all."""
+    the last two blocks; otherwise all. Without a trained source, accepted are "auto" and "all"."""
     freeze_router: bool = False
     """Whether routers and their balancing are frozen."""
     num_experts: int | None = None
@@ -96,8 +96,11 @@ class Options:
         if self.sparse is False and (idle := [*self.of_experts, *(["train"] if self.train == "experts" else [])]):
             given = ", ".join(f"{name}={getattr(self, name)!r}" for name in idle)
             raise ValueError(f"{given}: a dense network has no experts")
-        if self.train == "head" and not self.trained:
-            raise ValueError('train="head": without a trained network (--from) there are no features to classify by')
+        if self.train not in ("auto", "all") and not self.trained:
+            raise ValueError(
+                f'train="{self.train}": without a trained network, the weights that are not trained would stay random: '
+                'use "auto" or "all", or name a trained network (--from, source=)'
+            )
 
     layers = renamed_property("layers", "moe_layers")
 

@@ -23,6 +23,7 @@ from vismoe.data import (
     split_data,
     summarise,
 )
+from vismoe.files import counted
 from vismoe.training import Run
 
 from .run_splits import split_of_files
@@ -79,6 +80,8 @@ class Splits:
         validated = (
             f"{validation:,} validation"
             if self.validated
+            else f"{validation:,} validation (not used for selection)"
+            if self.fitting.has_validation
             else "no validation (too few images; metrics during training are on the training split)"
         )
         column = self.fitting.group_column
@@ -94,7 +97,7 @@ class Splits:
             groups = f"; each {column} is in one split: {' + '.join(f'{number:,}' for number in numbers)}"
             if unnamed := format_unnamed(self.test):
                 groups += f"; {unnamed}"
-        return f"split: {train:,} training{dropped}, {validated}, {test:,} test images{groups}"
+        return f"split: {train:,} training{dropped}, {validated}, {counted(test, 'test image')}{groups}"
 
     @property
     def _parts(self) -> list[ImageSet]:

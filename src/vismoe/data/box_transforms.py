@@ -29,8 +29,7 @@ def box_evaluation_transform(config: dict[str, Any]) -> Transform:
 
     **Arguments:**
 
-    - `config`: timm's data configuration of the network: input_size (C, H, W), mean, std, interpolation; and max_level,
-      the level of 16-bit images that is white, default 65,535. crop_pct and crop_mode are not used.
+    - `config`: as for `evaluation_transform`; crop_pct and crop_mode are not used.
 
     **Returns:** a function that transforms a sample. "image", a PIL image of h × w pixels, becomes a float tensor
     (C, H, W). Around the image it is 0, which is the mean colour. These values are new or changed:
@@ -82,9 +81,8 @@ def box_training_transform(
     - `flip`: probability of a horizontal flip; default 0.5.
     - `crop`: smallest fraction of an image's area that stays visible when the image is scaled to be larger than the
       input; 1: no image is. Default 0.75.
-    - `color_jitter`: random factors within 1 ± this for brightness, contrast and saturation; default 0.
-    - `noise`: standard deviation of Gaussian noise on each pixel of the image, where white is 1; default 0.
-    - `erase`: probability of random erasing: a rectangle of 2 % to 33 % of the input gets the mean colour; default 0.
+    - `color_jitter`, `noise`, `erase`: as for `training_transform`, default 0. Padding gets no colour and no noise; an
+      erased rectangle is 2 % to 33 % of the input.
     - `aspect`: width ÷ height changes by a random factor between 1 / (1 + `aspect`) and 1 + `aspect`; default 0.1.
     - `vertical_flip`: probability of a vertical flip, for images without an up, such as cells or aerial images;
       default 0.
@@ -98,7 +96,7 @@ def box_training_transform(
 
     - "boxes" are clipped to the visible part of the image. Boxes outside it are dropped, with their "classes" and
       "ignored".
-    - "ignored" also becomes True for boxes of which less than `min_visible` can be seen, because of the crop or random
+    - "ignored" also becomes True for boxes of which less than `min_visible` is visible, because of the crop or random
       erasing: they are neither objects nor background.
     - "scale" is vertical and horizontal in the original image; offset, flips and rotation are not recorded.
 

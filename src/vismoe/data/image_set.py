@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vismoe.files.renamed import renamed_method, renamed_property
 
-from .images import Unreadable
+from .images import Unreadable, eight_bits
 
 Sample = dict[str, Any]
 """The values of one sample by name: "image" (a PIL image or `tv_tensors.Image`), "label" (a tensor), and others, such
@@ -60,6 +60,11 @@ class ImageSet:
             {name: partial(_of_subset, value, indices) for name, value in self.further.items()},
         )
 
+    def in_eight_bits(self, max_level: int) -> "ImageSet":
+        """The same images, with 16-bit grey images in 8 bits, as a network sees them. `max_level`: the level that
+        becomes white."""
+        return replace(self, image=partial(_in_eight_bits, self.image, max_level))
+
     def joined(self, other: "ImageSet") -> "ImageSet":
         """These images followed by those of another set with the same classes. Keeps only the columns and further
         values that both have."""
@@ -74,6 +79,10 @@ class ImageSet:
                 if name in other.further
             },
         )
+
+
+def _in_eight_bits(image: Callable[[int], Image.Image], max_level: int, index: int) -> Image.Image:
+    return eight_bits(image(index), max_level)
 
 
 def _of_subset(value: Callable[[int], Any], indices: Sequence[int], index: int) -> Any:
@@ -130,6 +139,13 @@ class Data:
     def multi_label(self) -> bool:
         """Whether an image may show several classes, or none."""
         return self.val.labels.ndim == 2
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether `val` has images that are not trained on."""
+        if self.train is None or not self.val.files:
+            return self.train is not self.val
+        return not set(self.val.files) <= set(self.train.files)
 
     @property
     def has_boxes(self) -> bool:

@@ -176,7 +176,7 @@ class Detector(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Sets whether the trunk's blocks are computed again in backward, which saves memory."""
-        self.trunk.set_grad_checkpointing(enable)  # type: ignore[operator]
+        cast(Any, self.trunk).set_grad_checkpointing(enable)
 
     def get_classifier(self) -> nn.Module:
         """The layer that scores the classes."""

@@ -59,19 +59,20 @@ def targets(
     - `mask`: which cells have a pixel of the image; default None: all.
     """
     device = boxes.device
-    scale = torch.tensor(stride[::-1], device=device, dtype=torch.float32)
+    scale = torch.tensor(stride[::-1] * 2, device=device, dtype=torch.float32)
     inside = cell_centres(*shape, device)
     counted = torch.ones(shape, dtype=torch.bool, device=device) if mask is None else mask.clone()
-    left, top, right, bottom = (boxes / scale.repeat(2))[:, :, None, None].unbind(1)
+    in_cells = boxes / scale
+    left, top, right, bottom = in_cells[:, :, None, None].unbind(1)
     x, y = inside[None].unbind(1)
     within = (x >= left) & (x < right) & (y >= top) & (y < bottom)
     counted &= ~within[ignored].any(0)
-    true, kinds = boxes[~ignored] / scale.repeat(2), classes[~ignored]
+    true, kinds = in_cells[~ignored], classes[~ignored]
     centres = torch.zeros(num_classes, *shape, device=device)
     is_centre = torch.zeros(num_classes, *shape, dtype=torch.bool, device=device)
     if not len(true):
         return Targets(centres, is_centre, counted, kinds.new_empty(0), boxes.new_empty(0, 4), boxes.new_empty(0))
-    middle, sides = (true[:, :2] + true[:, 2:]) / 2, (true[:, 2:] - true[:, :2]).clamp_min(1e-3)
+    middle, sides = (true[:, :2] + true[:, 2:]) / 2, _sides(true).clamp_min(1e-3)
     column = middle[:, 0].long().clamp(0, shape[1] - 1)
     row = middle[:, 1].long().clamp(0, shape[0] - 1)
     cell = torch.stack([column, row], 1) + 0.5
@@ -84,7 +85,7 @@ def targets(
     positive = strongest >= POSITIVE
     cells = positive.flatten().nonzero()[:, 0]
     owners = owner.flatten()[cells]
-    return Targets(centres, is_centre, counted, cells, true[owners] * scale.repeat(2), strongest.flatten()[cells])
+    return Targets(centres, is_centre, counted, cells, true[owners] * scale, strongest.flatten()[cells])
 
 
 def focal_loss(logits: Tensor, wanted: Targets) -> Tensor:
@@ -120,18 +121,27 @@ def _loss_of_image(
     centre_loss = focal_loss(centres, wanted) / wanted.is_centre.sum().clamp_min(1)
     found, expected = boxes.flatten(1).T[wanted.cells], quality.flatten()[wanted.cells]
     shares = wanted.weights / wanted.weights.sum().clamp_min(1e-6)
-    giou = (generalized_box_iou_loss(found, wanted.boxes) * shares).sum()
+
+    def mean(of_cells: Tensor) -> Tensor:
+        return (of_cells * shares).sum()
+
+    giou = mean(generalized_box_iou_loss(found, wanted.boxes))
     scale = found.new_tensor(stride[::-1])
-    sides, true_sides = (((box[:, 2:] - box[:, :2]) / scale).clamp_min(1e-3).log() for box in (found, wanted.boxes))
-    side_loss = (F.smooth_l1_loss(sides, true_sides, reduction="none").sum(1) * shares).sum()
+    sides, true_sides = ((_sides(boxes) / scale).clamp_min(1e-3).log() for boxes in (found, wanted.boxes))
+    side_loss = mean(F.smooth_l1_loss(sides, true_sides, reduction="none").sum(1))
     iou = pairwise_iou(found.detach(), wanted.boxes)
-    quality_loss = (F.binary_cross_entropy_with_logits(expected, iou, reduction="none") * shares).sum()
+    quality_loss = mean(F.binary_cross_entropy_with_logits(expected, iou, reduction="none"))
     return centre_loss + BOX_WEIGHT * giou + SIDES_WEIGHT * side_loss + QUALITY_WEIGHT * quality_loss
+
+
+def _sides(boxes: Float[Tensor, "P 4"]) -> Float[Tensor, "P 2"]:
+    """Width and height of boxes."""
+    return boxes[:, 2:] - boxes[:, :2]
 
 
 def pairwise_iou(boxes: Float[Tensor, "P 4"], others: Float[Tensor, "P 4"]) -> Float[Tensor, " P"]:
     """The IoU of each box with the box in the same row."""
     low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
     shared = (high - low).clamp_min(0).prod(1)
-    areas = [(box[:, 2:] - box[:, :2]).clamp_min(0).prod(1) for box in (boxes, others)]
-    return shared / (areas[0] + areas[1] - shared).clamp_min(1e-9)
+    first, second = (_sides(each).clamp_min(0).prod(1) for each in (boxes, others))
+    return shared / (first + second - shared).clamp_min(1e-9)

@@ -20,6 +20,8 @@ from vismoe.weights import data_config
 from .routing import LayerRouting, route
 
 SAMPLES, LETTERS = 10, 14
+TITLE_SIZE, NARROWEST = 10, 5.2
+"""Size of the letters of titles in points, and least width of the figure in inches."""
 DISTINCT = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
 """Colours that the colour-blind can tell apart (Okabe and Ito 2008), with grey as the eighth."""
 
@@ -46,7 +48,9 @@ def routing_images(
         return None
     samples, rows = _samples(images.labels, SAMPLES), 1 + len(routing)
     height = 1.25 * rows + 0.3
-    figure = Figure(figsize=(1.15 * len(samples) + 0.4, height + 2.9 * bool(classes)), layout="constrained")
+    # So wide that the titles of the tables, one a layer, have room.
+    width = max(1.15 * len(samples) + 0.4, (2.2 if classes else 0) * len(routing), NARROWEST)
+    figure = Figure(figsize=(width, height + 2.9 * bool(classes)), layout="constrained")
     if classes:
         upper, lower = figure.subfigures(2, 1, height_ratios=[height, 2.9], squeeze=False)[:, 0]
         _heat_maps(lower, routing, images.labels, classes)
@@ -59,13 +63,14 @@ def routing_images(
     frame = " (frame: the class token)" if has_prefix else ""
     shown = [predictor.prepare(images.sample(number)) for number in samples]
     padding = " (black: padding)" if any("mask" in sample and not sample["mask"].all() for sample in shown) else ""
-    title = f"Which expert each patch went to{first}{frame}{padding}"
-    upper.suptitle(f"{title}\n{note}" if note else title, fontsize=10)
+    title = _wrapped(f"Which expert each patch went to{first}{frame}{padding}", width)
+    note = _wrapped(note, width)
+    upper.suptitle(f"{title}\n{note}" if note else title, fontsize=TITLE_SIZE)
     for column, (number, sample) in enumerate(zip(samples, shown, strict=True)):
         image = _pixels(sample["image"], config)
         _show(grid[0, column], image)
         if classes:
-            grid[0, column].set_title(_title_of(images.labels[number], classes), fontsize=9)
+            grid[0, column].set_title(_title_of(images.labels[number], classes), fontsize=8)
         for row, layer in enumerate(routing.values(), start=1):
             _overlay(grid[row, column], image, layer, number, grid_size)
     for row, name in enumerate(routing, start=1):
@@ -75,7 +80,13 @@ def routing_images(
     return path
 
 
+def _wrapped(title: str, width: float) -> str:
+    """A title in lines that are no wider than a figure; `width` in inches."""
+    return "\n".join(wrap(title, int(width * 72 / (TITLE_SIZE * 0.6))))
+
+
 def _heat_maps(figure: SubFigure, routing: Mapping[str, LayerRouting], labels: Tensor, classes: Sequence[str]) -> None:
+    figure.suptitle("Share of the tokens of a class that each expert got", fontsize=TITLE_SIZE)
     for axes, (name, layer) in zip(figure.subplots(1, len(routing), squeeze=False)[0], routing.items(), strict=True):
         _heat_map(axes, layer, labels, classes, _title(name))
 
@@ -143,7 +154,7 @@ def _heat_map(axes: Axes, layer: LayerRouting, labels: Tensor, classes: Sequence
     counts = layer.by_class(labels, len(classes)).float()
     share = (counts / counts.sum(0).clamp_min(1)).numpy()
     image = axes.imshow(share, aspect="auto", cmap="magma", vmin=0)
-    axes.set_title(f"{title}: share of a class's tokens", fontsize=9)
+    axes.set_title(title, fontsize=9)
     axes.set_ylabel("expert", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.set_yticks(range(0, layer.num_experts, max(1, layer.num_experts // 8)))

@@ -1,6 +1,5 @@
 """Writes features to .npy or .parquet files."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vismoe.data import Data, ImageSet, Unreadable, list_folder, read_image
-from vismoe.files import readable, whole_files
+from vismoe.files import readable, whole_files, write_table
 
 Format = Literal["npy", "parquet"]
 PART = "part"
@@ -132,7 +131,8 @@ def write_embeddings(
 ) -> list[Path]:
     """Writes N vectors with their files, labels and, if given, splits. All files are written, or none.
 
-    npy: a float32 array (N, d), and a table FILE.csv with the columns file, label and part. parquet: one file with
+    npy: a float32 array (N, d), and a table FILE.csv with the columns file, label and part (see
+    `vismoe.files.write_table`). parquet: one file with
     these columns and embedding, a list of d float32.
 
     **Arguments:**
@@ -161,7 +161,7 @@ def write_embeddings(
             _write_parquet(asides[0], columns, array)
         else:
             with asides[0].open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
+                write_table([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], file)
             with asides[1].open("wb") as binary:
                 np.save(binary, array, allow_pickle=False)
         check_embeddings(path, format)  # another process may have written the file meanwhile

@@ -1,4 +1,4 @@
-"""File names as text."""
+"""File names and numbers as text."""
 
 import os
 
@@ -10,3 +10,8 @@ def readable(name: str) -> str:
     invalid in UTF-8 and in JSON.
     """
     return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun, such as "1 image" and "1,234 images". `plural`: the noun's plural; default: with an s."""
+    return f"1 {noun}" if number == 1 else f"{number:,} {plural or f'{noun}s'}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vismoe.files import counted
 from vismoe.files.figures import new_figure, plain_text, save_figure
 
 LONGEST = 30
@@ -41,5 +42,5 @@ def draw_confusion(labels: Tensor, predictions: Tensor, classes: Sequence[str], 
         axes.set_yticks(range(len(classes)), names)
     axes.set(xlabel="predicted", ylabel="true")
     figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.8)
-    figure.suptitle(f"{int(matrix.sum()):,} images", fontsize=10)
+    figure.suptitle(counted(int(matrix.sum()), "image"), fontsize=10)
     save_figure(figure, path, dpi=110)

@@ -1,15 +1,12 @@
 """The training loop: trains by a recipe and writes a run folder."""
 
 import itertools
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -34,9 +31,10 @@ from vismoe.data import (
     training_batches,
     without_files,
 )
+from vismoe.files import counted
 from vismoe.inference import evaluate
 from vismoe.moe import biased_routers, keeping_balance, rebalance
-from vismoe.parallel import free_memory, join_mesh, resolve_device
+from vismoe.parallel import Stop, free_memory, join_mesh, resolve_device, signal_name
 from vismoe.tasks import Evaluation, Task, open_for, task_for
 from vismoe.vit import evaluating, unfused_attention
 from vismoe.weights import data_config
@@ -68,41 +66,8 @@ class TrainingStoppedError(RuntimeError):
         super().__init__(message)
         self.signal = number
 
-
-def signal_name(number: int) -> str:
-    """The name of a signal for messages; for SIGINT it starts with "Ctrl-C"."""
-    name = signal.Signals(number).name
-    return f"Ctrl-C, {name}" if number == signal.SIGINT else name
-
-
-class Stop:
-    """Context manager that delays SIGTERM and SIGINT (Ctrl-C).
-
-    Inside the block the first of them only sets `requested` to its number, so that the training can stop after the
-    current step. The second one has its usual effect.
-    """
-
-    def __init__(self) -> None:
-        self.requested: int | None = None
-        self._handlers: dict[int, signal.Handlers | int | None] = {}
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
-
-    def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():  # handlers can be set only in the main thread
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._request)  # type: ignore[assignment]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
+    def __reduce__(self) -> tuple[Any, ...]:  # it is sent between processes
+        return type(self), (self.signal, str(self))
 
 
 def fit(
@@ -145,7 +110,8 @@ def fit(
     - ValueError, FileNotFoundError if the recipe cannot be used, too many files are unreadable, or the run to resume
       has another recipe or data set; before anything is written.
     - TrainingDivergedError if the loss or the gradient is not finite in too many steps in a row.
-    - TrainingStoppedError after SIGTERM or SIGINT, when a checkpoint has been written.
+    - TrainingStoppedError after SIGTERM or SIGINT, when a checkpoint has been written. If the signal comes after the
+      last step, a line on stderr says so, and the run is finished; a second signal stops at once.
     """
     check_tracker(recipe.track)
     with join_mesh() as mesh:
@@ -176,7 +142,8 @@ def fit(
         if log is not None and mesh.is_main:
             _describe(data, state.model, log)
         unfuses = device.type == "cpu" and recipe.dtype == "bfloat16"
-        with run.lock(), Stop() as stop, unfused_attention(state.model) if unfuses else nullcontext():
+        answer = _warn if mesh.is_main else lambda text: None
+        with run.lock(), Stop(answer) as stop, unfused_attention(state.model) if unfuses else nullcontext():
             checkpointer = Checkpointer(run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _warn)
             if (saved := checkpointer.newest(state.template)) is not None:
                 state.load_state_dict(saved)
@@ -188,6 +155,7 @@ def fit(
                 evaluation = _optimise(
                     checkpointer, trainer, balance, data, extra_eval, stop, on_status if mesh.is_main else None
                 )
+                stop.finish(_rest_of_run(max(checkpointer.steps(), default=None)))
                 if recipe.keep == "best" and (best_step := state.best_step) not in (None, state.step):
                     state.load_state_dict(checkpointer.load(best_step, state.template))
                     evaluation = _evaluate(trainer, balance, data.val)
@@ -200,14 +168,23 @@ def fit(
     return run
 
 
+def _rest_of_run(checkpoint: int | None) -> str:
+    """What is done after the last step, as an answer to a signal. `checkpoint`: the step of the newest checkpoint."""
+    again = "from the beginning" if checkpoint is None else f"from the checkpoint of step {checkpoint}"
+    return (
+        "the training is done; the last evaluation and the report are being finished. A second signal stops at once; "
+        f"the run can then be resumed, {again}"
+    )
+
+
 def _describe(data: Data, model: nn.Module, log: Callable[[str], None]) -> None:
     """Logs the classes, the sizes of the splits, and the image size in training."""
     if classes := format_classes(data):
         log(classes)
     _, height, width = data_config(model)["input_size"]
-    test = "" if data.test is None else f", {len(data.test):,} test images"
+    test = "" if data.test is None else f", {counted(len(data.test), 'test image')}"
     log(
-        f"{len(data.train_and_val[0]):,} training images, {len(data.val):,} validation images{test}; "
+        f"{counted(len(data.train_and_val[0]), 'training image')}, {counted(len(data.val), 'validation image')}{test}; "
         f"trained at {height} × {width} pixels"
     )
     if unnamed := format_unnamed(data):
@@ -340,7 +317,8 @@ def _optimise(
     **Raises:** TrainingDivergedError, TrainingStoppedError.
     """
     recipe, state, mesh, log = trainer.recipe, trainer.state, trainer.mesh, trainer.log
-    meter, evaluation, evaluated_at = Meter(recipe, state.step), None, None
+    meter = Meter(recipe, state.step, "validation" if data.has_validation else "training")
+    evaluation, evaluated_at = None, None
     log_every = min(LOG_EVERY, max(1, recipe.steps // 20))  # so that short runs have curves too
     for batch in _batches(trainer, data):
         state.step += 1

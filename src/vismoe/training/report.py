@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vismoe.data import Data
+from vismoe.data import MAX_LEVEL, Data
 from vismoe.explain import routing_images
 from vismoe.files.figures import new_figure, save_figure
 from vismoe.inference import Predictor
 from vismoe.tasks import Evaluation, Task
+from vismoe.weights import data_config
 
 from .run import SUMMARY, Run
 from .state import State
@@ -41,15 +42,25 @@ def write_report(
             "weakness": evaluation.weakness,
         },
     )
-    draw_curves(run.metrics, task, run.path / "curves.png")
-    task.report(evaluation, data.val, run.path)
+    draw_curves(run.metrics, task, run.path / "curves.png", has_validation=data.has_validation)
+    images = data.val.in_eight_bits(data_config(state.evaluated).get("max_level", MAX_LEVEL))
+    task.report(evaluation, images, run.path)
     predictor = Predictor(state.evaluated, task, batch_size=task.largest_batch)
     routing_images(predictor, data.val, data.classes, run.path)
 
 
-def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> None:
+def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path, has_validation: bool = True) -> None:
     """Draws the loss, the primary metric and the experts' load imbalance over the steps. A task without a loss in
-    evaluation has the training's alone."""
+    evaluation has the training's alone.
+
+    **Arguments:**
+
+    - `metrics`: the lines of a run's metrics.
+    - `task`: the task.
+    - `path`: the image file to write.
+    - `has_validation`: whether evaluations are on a validation split; default True. False: on the training split.
+    """
+    evaluated = "validation" if has_validation else "training split, evaluated"
     train = [line for line in metrics if line.get("loss") is not None]
     scored = [line for line in metrics if line.get(task.metric) is not None]
     validation = [line for line in scored if line.get("val_loss") is not None]
@@ -60,14 +71,15 @@ def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> No
     loss.plot([line["step"] for line in train], [line["loss"] for line in train], marker=marker, label="training")
     if validation:
         steps = [line["step"] for line in validation]
-        loss.plot(steps, [line["val_loss"] for line in validation], "o-", label="validation")
+        loss.plot(steps, [line["val_loss"] for line in validation], "o-", label=evaluated)
     highest = max([line["loss"] for line in train] + [line["val_loss"] for line in validation], default=1)
     loss.set(xlabel="step", ylabel="loss", ylim=(0, 1.05 * highest))
     if task.metric_title == task.training_metric:  # otherwise the two curves show different quantities
         steps, scores = [line["step"] for line in train], [line[task.training_metric] for line in train]
         metric.plot(steps, scores, marker=marker, label="training")
-    metric.plot([line["step"] for line in scored], [line[task.metric] for line in scored], "o-", label="validation")
-    metric.set(xlabel="step", ylabel=task.metric_title, ylim=(None, 1.005))
+    scores = [line[task.metric] for line in scored]
+    metric.plot([line["step"] for line in scored], scores, "o-", label=evaluated)
+    metric.set(xlabel="step", ylabel=task.metric_title, ylim=_limits(task, scores))
     for axes in rest:
         for layer in layers:
             imbalance = [max(line["load"][layer]) * len(line["load"][layer]) for line in train]
@@ -83,3 +95,13 @@ def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path) -> No
         axes.set_xlim(0, None)
         axes.legend(frameon=False)
     save_figure(figure, path, dpi=110)
+
+
+def _limits(task: Task, scores: Sequence[float]) -> tuple[float | None, float | None]:
+    """The lower and the upper end of the axis of the primary metric; None: chosen by matplotlib."""
+    if task.metric_title == task.training_metric:
+        return None, 1.005  # accuracies are compared near 1
+    lowest, highest = min(scores, default=0), max(scores, default=0)
+    if lowest < 0:
+        return None, None
+    return 0, (min(1.005, 1.1 * highest) if highest <= 1 else 1.1 * highest) or 1

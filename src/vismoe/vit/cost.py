@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vismoe.files.renamed import renamed_property
 from vismoe.moe import LocalExchange, MoE, Rows, stacked_parts
 from vismoe.moe.execution.layouts import OneExpert
 
@@ -19,12 +20,14 @@ class Cost:
     - `parameters`: number of parameters.
     - `active_parameters`: number of parameters that one token uses: k of E experts (the mean, if tokens have different
       numbers of experts), and everything that is not an expert.
-    - `multiplications`: MACs (multiply-accumulate operations of matrix products) for one image.
+    - `macs`: MACs (multiply-accumulate operations of matrix products) for one image.
     """
 
     parameters: int
     active_parameters: int
-    multiplications: int
+    macs: int
+
+    multiplications = renamed_property("multiplications", "macs")
 
 
 def cost(model: nn.Module, image_size: tuple[int, int, int]) -> Cost:

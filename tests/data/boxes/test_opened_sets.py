@@ -168,7 +168,7 @@ def test_a_split_without_annotations_is_not_used_with_a_note(tmp_path):
     save_image(tmp_path / "test" / "x.png", (8, 8))
     data = open_data(str(tmp_path))
     assert (data.test, data.left_out) == (None, ())
-    expected = "the test split is not in the annotations, so it is not used: 1 images such as test/x.png"
+    expected = "the test split is not in the annotations, so it is not used: 1 image such as test/x.png"
     assert expected in data.notes
 
 
@@ -295,10 +295,10 @@ def test_a_summary_counts_boxes(tmp_path):
     summary = summarise(data, find_duplicates(fingerprint_all(data, 0.0)[1]))
     assert summary["boxes"] == {
         "classes": [
-            {"name": "ant", "train": 2, "held_out": 1, "width": 96, "height": 95},
-            {"name": "bee", "train": 2, "held_out": 1, "width": 32, "height": 32},
+            {"name": "ant", "train": 2, "test": 1, "width": 96, "height": 95},
+            {"name": "bee", "train": 2, "test": 1, "width": 32, "height": 32},
         ],
-        "images_without": {"train": 0, "held_out": 1},
+        "images_without": {"train": 0, "test": 1},
         "small": 1,
         "medium": 4,
         "large": 1,
@@ -306,7 +306,7 @@ def test_a_summary_counts_boxes(tmp_path):
     }
     text = format_summary(summary)
     assert "boxes (median width × height): ant 2 + 1 (96 × 95), bee 2 + 1 (32 × 32)" in text
-    assert "1 small, 4 medium, 1 large boxes (COCO's areas), 1 ignored; 1 images without boxes" in text
+    assert "1 small, 4 medium, 1 large box (COCO's areas), 1 ignored; 1 image without boxes" in text
     assert format_classes(data) == "2 classes, boxes: ant 2, bee 2"
     assert json.loads(json.dumps(summary)) == summary
 

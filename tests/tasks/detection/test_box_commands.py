@@ -5,6 +5,7 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -140,11 +141,32 @@ def test_a_classifier_refuses(option, images, capsys, monkeypatch):
     assert "is for models that find objects" in capsys.readouterr().err
 
 
+def test_formulas(images, capsys, monkeypatch):
+    """In CSV a class whose name a spreadsheet would run as a formula has an apostrophe; numbers are as they are."""
+    model = FindsColours()
+    model.pretrained_cfg |= {"label_names": ["=1+1", "-2", "owl"]}
+    monkeypatch.setattr(predict_command, "open_model", lambda *arguments, **options: model)
+    assert main(["predict", "stub", str(images / "both.png"), "--format", "csv", "--min-score", "0.1"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["name"], row["left"]) for row in rows] == [("'=1+1", "20.0"), ("-2", "80.0")]
+
+
+def test_drawn_as_the_network_sees_it(tmp_path, capsys, monkeypatch):
+    """An image of 12 bits in a file of 16 is drawn with the white level of the network."""
+    model = FindsColours()
+    model.pretrained_cfg |= {"max_level": 4095}
+    monkeypatch.setattr(predict_command, "open_model", lambda *arguments, **options: model)
+    Image.fromarray(np.full((320, 320), 2048, np.uint16)).save(tmp_path / "grey.png")
+    assert main(["predict", "stub", str(tmp_path / "grey.png"), "--draw", str(tmp_path / "drawn")]) == 0
+    with Image.open(tmp_path / "drawn" / "grey.png") as drawn:
+        assert drawn.getpixel((160, 160)) == (128, 128, 128)  # 2048 ÷ 4095 of 255
+
+
 def evaluated(monkeypatch, capsys, *options):
     boxes = [truth((*RED, 0)), truth((*GREEN, 1), (0, 0, 10, 10, 0))]
     made = image_set(boxes, (96, 128))
-    pictures = [drawn((RED, "red")), drawn((GREEN, "lime"))]
-    data = Data("stub", CLASSES, None, ImageSet(made.labels, pictures.__getitem__, further=made.further))
+    images = [drawn((RED, "red")), drawn((GREEN, "lime"))]
+    data = Data("stub", CLASSES, None, ImageSet(made.labels, images.__getitem__, further=made.further))
     monkeypatch.setattr(eval_command, "open_set", lambda *arguments, **options: data)
     code = main(["eval", "stub", "--data", "stub", *options])
     return code, *capsys.readouterr()

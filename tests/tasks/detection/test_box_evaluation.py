@@ -113,7 +113,7 @@ def test_no_objects_is_undefined():
     evaluation = evaluated(images, [found((1, 1, 9, 9, 1, 0.5)), found()])
     assert all(map(math.isnan, evaluation.metrics.values()))
     assert all(math.isnan(each.ap) for each in evaluation.per_class)
-    assert "none of the 2 images has an object" in evaluation.weakness
+    assert "the set of 2 images has no object" in evaluation.weakness
 
 
 def test_processes_sum_up():
@@ -151,7 +151,7 @@ def test_processes_sum_up():
         ([(0, 0, 9, 9, 0, 0.9), (20, 0, 29, 9, 1, 0.9)], None),
         ([(0, 0, 9, 9, 0, 0.9), (0, 20, 9, 29, 1, 0.9)], "the model finds only 'cat'"),
         ([(20, 0, 29, 9, 0, 0.9), (0, 0, 9, 9, 1, 0.9)], "the model finds no class"),
-        ([], "the model finds no object in any of the 2 images"),
+        ([], "the model finds no object in the set of 2 images"),
     ],
 )
 def test_a_useless_detector_is_told(detections, said):
@@ -174,5 +174,5 @@ def test_crowded_images_are_told():
     boxes = [(left, top, left + 9, top + 9, 0) for left, top in corners]
     evaluation = evaluated(image_set([truth(*boxes), truth()]), [found(*[(*box, 0.5) for box in boxes]), found()])
     assert evaluation.score == pytest.approx(84 / 101)  # of the recalls 0, 0.01, …, 83 hundredths are reached
-    assert evaluation.lines()[1].startswith("1 of 2 images have more than 100 objects of one class")
+    assert evaluation.lines()[1].startswith("more than 100 objects of one class are in 1 image: ")
     assert len(evaluated(image_set([truth(*boxes[:100])]), [found()]).lines()) == 1

@@ -62,6 +62,8 @@ def test_nothing_to_draw(tmp_path):
     images = image_set([truth()])
     write_report(evaluated(images, [found()]), images, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"classes.csv", "false_positives.csv"}
+    for row in rows(tmp_path / "classes.csv"):
+        assert (row["objects"], row["ap"], row["recall"]) == ("0", "", "")
 
 
 def test_errors_are_red():

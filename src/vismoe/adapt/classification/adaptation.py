@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,8 @@ from torch import nn
 from vismoe.data import MAX_LEVEL, Data, cached_at_scale, cached_images, note_of_levels
 from vismoe.explain import routing_images
 from vismoe.inference import Predictor, evaluate
-from vismoe.moe import MoE
 from vismoe.tasks import Group, classification_of, group_lines
-from vismoe.training import Recipe, Run
+from vismoe.training import Recipe, Run, Status
 from vismoe.training.report import write_report
 from vismoe.training.run import CHECKPOINTS, INITIAL, MODEL, SUMMARY
 from vismoe.training.state import begin
@@ -20,6 +20,7 @@ from vismoe.weights import data_config, load_network
 
 from ..adaptation import Adaptation, ending_of, origin_of
 from ..budget import kept_side
+from ..experts import is_sparse
 from ..freezing import SHARES, choose_trained, experts_are_equal, freeze
 from ..options import Trained
 from ..reserve_run import REPORT
@@ -49,23 +50,15 @@ class ClassifierAdaptation(Adaptation):
 
     def build(self) -> None:
         """Makes the initial network, and evaluates its linear classifier."""
-        built: list[tuple[Any, dict[str, float] | None]] = []
-        self.mesh.run_on_main(lambda: built.append(self._initial_model()))
-        self.network, self.probe = built[0] if built else self._initial_model()  # the others load what main wrote
+        self.network, self.probe = self.on_main_first(
+            lambda: initial_model(self.options, self.splits, self.path, self.device, self.workers, self.log)
+        )
         if text := note_of_levels(self.splits.test, data_config(self.network).get("max_level")):
             self.log(f"note: {text}")
-        if not any(isinstance(module, MoE) for module in self.network.modules()):
-            self.log("the network is dense; --sparse replaces some of its MLPs by experts")
-        elif self.options.source is None:
-            self.log("the network is sparse; --dense trains one without experts")
-        if self.options.freeze_router and not self.options.trained:
-            self.log("warning: --freeze-router without a trained network: the routers keep their random weights")
+        self.describe_network()
         if self.probe is not None and self.splits.validated:
             score = self.probe["validation"]
             self.log(f"a linear classifier on the frozen network: {score:.4f} on the validation split")
-
-    def _initial_model(self) -> tuple[Any, dict[str, float] | None]:
-        return initial_model(self.options, self.splits, self.path, self.device, self.workers, self.log)
 
     def choose_part(self) -> Trained:
         """Chooses which weights are trained: only the classifier, if the linear classifier makes no error on the
@@ -81,6 +74,10 @@ class ClassifierAdaptation(Adaptation):
         return part
 
     @property
+    def has_training(self) -> bool:
+        return self.part != "head"
+
+    @property
     def _perfect(self) -> bool:
         """Whether the linear classifier makes no error on the validation split, so that no improvement can be
         measured."""
@@ -91,7 +88,7 @@ class ClassifierAdaptation(Adaptation):
         """The recipe that the rules choose. Logs the reasons."""
         choice = choose(self.options, self.network, self.splits, self.device, SHARES[self.part], self.mesh.size)
         choice = self.mesh.run_on_main(lambda: choice)  # other processes may see another amount of free memory
-        if self.part != "head":
+        if self.has_training:
             self.log(f"training {self.part}: {'; '.join(choice.reasons)}")
         return choice.recipe
 
@@ -108,7 +105,12 @@ class ClassifierAdaptation(Adaptation):
             val=cached_at_scale(data.val, config),
         )
 
-    def write_untrained(self) -> Run:
+    def make_run(self, on_status: Callable[[Status], None] | None) -> Run:
+        """Trains or resumes, or, if only the classifier is trained, writes the run as it is."""
+        run: Run = super().make_run(on_status) if self.has_training else self.mesh.run_on_main(self._write_untrained)
+        return run
+
+    def _write_untrained(self) -> Run:
         """Writes a run without training steps, because the head is fitted already."""
         data, network, path = self.splits.fitting, self.network, self.path
         run = Run.reopen(path, self.recipe, data) if Run.of(path) == Run(path) else Run.create(path, self.recipe, data)
@@ -124,7 +126,7 @@ class ClassifierAdaptation(Adaptation):
         name, test, (low, high) = report["score"], report["test"], report["interval"]
         lines = [
             f"test split: {name.replace('_', ' ')} {test[name]:.4f}, right on {report['right']} of "
-            f"{report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}), "
+            f"{report['images']['test']} (95 % interval {low:.4f} to {high:.4f}), "
             f"calibration error {test['calibration_error']:.4f}"
         ]
         if report["groups"]:
@@ -149,7 +151,7 @@ class ClassifierAdaptation(Adaptation):
             routing_images(predictor, images, self.splits.fitting.classes, self.path, caption)
         if kept == "head" and experts_are_equal(network):
             notes.append(UNTRAINED_EXPERTS)
-        if self.part != "head":
+        if self.has_training:
             self.log(ending_of(run, self.splits.score, is_kept=kept != "head"))
         for text in notes:
             self.log(text)
@@ -166,9 +168,9 @@ class ClassifierAdaptation(Adaptation):
 
     def _caption_of_kept(self, network: nn.Module) -> str:
         """What routing.png must say if the linear classifier is kept; empty if the figure of the training is right."""
-        if not any(isinstance(module, MoE) for module in network.modules()):
+        if not is_sparse(network):
             return ""
-        before = "" if self.part == "head" else "network before training, kept with its linear classifier"
+        before = "network before training, kept with its linear classifier" if self.has_training else ""
         untrained = "its experts are not trained" if experts_are_equal(network) else ""
         return "; ".join(filter(None, (before, untrained)))
 

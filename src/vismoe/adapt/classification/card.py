@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vismoe.data import format_imbalance
+from vismoe.files import counted
 from vismoe.weights.folders.format import of_transformers, read_config
 
 WORST = 10
@@ -19,11 +20,11 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
     - `report`: see `write_outcome`.
     - `summary`: see `vismoe.data.summarise`.
     """
-    classes, test = summary["classes"], report["test"]
+    classes, test, images = summary["classes"], report["test"], report["images"]
     names = ", ".join(entry["name"] for entry in classes[:30]) + (", …" if len(classes) > 30 else "")
     score = report["score"]
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in test.items())
-    worst = sorted((row for row in report["classes"] if row["pictures"]), key=lambda row: row["recall"])[:WORST]
+    worst = sorted((row for row in report["classes"] if row["images"]), key=lambda row: row["recall"])[:WORST]
     low, high = report["interval"]
     lines = [
         "---",
@@ -38,8 +39,8 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "",
         "## Data",
         "",
-        f"{report['pictures']['train']:,} training images, {report['pictures']['validation']:,} validation images, "
-        f"{report['pictures']['test']:,} test images. Exact and near copies are in one split{_of_groups(report)}. "
+        f"{counted(images['train'], 'training image')}, {counted(images['validation'], 'validation image')}, "
+        f"{counted(images['test'], 'test image')}. Exact and near copies are in one split{_of_groups(report)}. "
         f"{format_imbalance(summary).capitalize()}; {len(summary['left_out'])} of the "
         f"files could not be read. Images are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
         "",
@@ -47,7 +48,7 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "",
         *([f"**Warning:** {report['weakness']}.", ""] if report["weakness"] else []),
         f"On the test split, which was not used for selection: {score.replace('_', ' ')} {test[score]:.4f}"
-        f"; right on {report['right']} of {report['pictures']['test']} (95 % interval {low:.4f} to {high:.4f}). "
+        f"; right on {report['right']} of {images['test']} (95 % interval {low:.4f} to {high:.4f}). "
         f"All: {figures}.",
         "",
         *(
@@ -59,7 +60,7 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         "| class, worst first | test images | recall | 95 % interval |",
         "| --- | --- | --- | --- |",
         *(
-            f"| {row['class'].replace('|', '/')} | {row['pictures']} | {row['recall']:.3f} "
+            f"| {row['class'].replace('|', '/')} | {row['images']} | {row['recall']:.3f} "
             f"| {row['low']:.3f} to {row['high']:.3f} |"
             for row in worst
         ),
@@ -82,9 +83,10 @@ def _of_groups(report: Mapping[str, Any]) -> str:
     if (column := report["group_column"]) is None:
         return ""
     below = sum(group["below"] for group in report["groups"])
+    groups = counted(len(report["groups"]), "group")
     return (
-        f", and so are images of one {column} ({len(report['groups']):,} groups in the test split, {below:,} of them "
-        "significantly below the rest)"
+        f", and so are images of one {column} ({groups} in the test split, {below:,} of them significantly below the "
+        "rest)"
     )
 
 

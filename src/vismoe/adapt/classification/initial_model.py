@@ -11,18 +11,15 @@ from torch import nn
 from vismoe.features.features import classifiers, features
 from vismoe.features.probe import linear_probe
 from vismoe.inference import evaluate
-from vismoe.moe import MoE
 from vismoe.tasks import ClassEvaluation, classification_of
-from vismoe.training.run import INITIAL
 from vismoe.vit.presets import CONV_STEM_AND_MEAN
-from vismoe.weights import create_model, load_network, open_trained, set_image_size, set_max_level
-from vismoe.weights.folders.format import CONFIG
+from vismoe.weights import create_model, open_trained, set_image_size, set_max_level
 
 from ..budget import choose_dtype
-from ..experts import refuse_other_experts, upcycled
+from ..experts import is_sparse, refuse_other_experts, upcycled
 from ..freezing import SHARES, choose_trained
+from ..initial_model import made_once
 from ..options import LAYERS, Options
-from ..reserve_run import reserve
 from ..splits import Splits
 from .calibrate import ENOUGH, divide_logits, fit_temperature
 from .rules import FEWEST_EPOCHS, Work, choose_image_size, is_better, larger_image_size, scratch_preset
@@ -36,28 +33,21 @@ def initial_model(
 
     **Raises:** ValueError for options that do not fit the network.
     """
-    data, folder = splits.fitting, path / INITIAL
-    if (folder / CONFIG).exists():
-        network: Any = load_network(folder)
-    else:
-        torch.manual_seed(options.seed)
+    data = splits.fitting
+
+    def make() -> nn.Module:
         if options.source is not None and options.trained:
             network = _with_new_head(options.source, len(data.classes))
         else:
             network = _untrained(options, len(data.classes), splits.image_side)
         if options.max_level is not None:
             set_max_level(network, options.max_level)
-        sparse = any(isinstance(module, MoE) for module in network.modules())
-        if sparse and options.sparse is False:
-            raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
-        if sparse:
-            refuse_other_experts(options, network)
+        refuse_other_experts(options, network)
         if options.trained:
             network = _fitted_at_best_size(network, options, splits, device, workers, log)
-        if options.makes_sparse and not sparse:
-            network = upcycled(network, options, LAYERS)
-        reserve(options, path)
-        classification_of(data).save(network.cpu(), folder)
+        return upcycled(network, options, LAYERS) if options.makes_sparse and not is_sparse(network) else network
+
+    network = made_once(options, path, classification_of(data), make)
     if not options.trained:
         return network, None
     scored = {"test": splits.test.val} | ({"validation": data.val} if splits.validated else {})

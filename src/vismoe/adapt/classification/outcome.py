@@ -1,6 +1,5 @@
 """The report of a fine-tuned network on the test split: metrics, tables and figures."""
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vismoe.data import Data, ImageSet, eight_bits, flatten_alpha
+from vismoe.data import MAX_LEVEL, ImageSet, eight_bits, flatten_alpha
+from vismoe.files import counted, save_table
 from vismoe.files.figures import new_figure, plain_text, save_figure
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
 from vismoe.tasks import ClassEvaluation, Labels, by_group, classification_of, wilson_interval
 from vismoe.training import Run
 from vismoe.training.run import MODEL
+from vismoe.weights import data_config
 
 from ..splits import Splits
 from .calibrate import ENOUGH, divide_logits, fit_temperature
@@ -60,10 +61,11 @@ def write_outcome(
     evaluation = _evaluated(model, data.val, task, workers)
     task.save(model.cpu(), run.path / MODEL)
     rows = class_table(evaluation, data.classes)
-    write_table(rows, run.path / "classes.csv")
+    save_table(rows, run.path / "classes.csv", digits=4)
     draw_calibration(uncalibrated, evaluation.scores, run.path / "calibration.png")
-    draw_mistakes(evaluation, data, run.path / "mistakes.png")
-    task.report(evaluation, data.val, run.path)
+    images = data.val.in_eight_bits(data_config(model).get("max_level", MAX_LEVEL))
+    draw_mistakes(evaluation, images, data.classes, run.path / "mistakes.png")
+    task.report(evaluation, images, run.path)
     right = int(evaluation.right.sum())
     report = {
         "score": splits.score,
@@ -79,7 +81,7 @@ def write_outcome(
         "probe": probe,
         "temperature": temperature,
         "temperature_note": temperature_note,
-        "pictures": {
+        "images": {
             "train": len(splits.fitting.train_and_val[0]),
             "validation": len(splits.fitting.val) if splits.validated else 0,
             "test": len(data.val),
@@ -98,10 +100,11 @@ def _calibrate(model: nn.Module, validation: ClassEvaluation, validated: bool) -
     """Divides the logits of a network by a temperature. Returns the temperature, and why none is fitted (None if one
     is)."""
     images = len(validation.labels)
+    are = "is" if images == 1 else "are"
     if not validated:
         reason = "there is no validation split"
     elif images < ENOUGH:
-        reason = f"there are {images} validation images, and at least {ENOUGH} are needed"
+        reason = f"there {are} {counted(images, 'validation image')}, and at least {ENOUGH} are needed"
     elif not divide_logits(model, temperature := fit_temperature(validation.scores, validation.labels)):
         reason = "the classifier is not one linear layer"
     else:
@@ -130,7 +133,7 @@ def class_table(evaluation: ClassEvaluation, classes: Sequence[str]) -> list[dic
         predicted = scores[:, number] > 0 if several else scores.argmax(1) == number
         images, hits = int(true.sum()), int((true & predicted).sum())
         low, high = wilson_interval(hits, images) if images else (math.nan, math.nan)
-        row: dict[str, Any] = {"class": name, "pictures": images}
+        row: dict[str, Any] = {"class": name, "images": images}
         row |= {"recall": hits / images if images else math.nan, "low": low, "high": high}
         row["precision"] = hits / int(predicted.sum()) if int(predicted.sum()) else math.nan
         if several:
@@ -141,19 +144,11 @@ def class_table(evaluation: ClassEvaluation, classes: Sequence[str]) -> list[dic
 
 def mean_recall(rows: Sequence[dict[str, Any]]) -> float:
     """Balanced accuracy: the mean recall of the classes that have test images."""
-    recalls = [row["recall"] for row in rows if row["pictures"]]
+    recalls = [row["recall"] for row in rows if row["images"]]
     return float(np.mean(recalls))
 
 
-def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
-
-
-def draw_mistakes(evaluation: ClassEvaluation, data: Data, path: Path) -> bool:
+def draw_mistakes(evaluation: ClassEvaluation, images: ImageSet, classes: Sequence[str], path: Path) -> bool:
     """Plots the wrong answers with the highest confidence, each with its true class. Returns False, without a file, if
     there are none."""
     wrong = _wrong_answers(evaluation)[:MISTAKES]
@@ -168,8 +163,8 @@ def draw_mistakes(evaluation: ClassEvaluation, data: Data, path: Path) -> bool:
         axes.set_axis_off()
         axes.set_anchor("N")  # captions at one height, whatever the shape of the images
     for axes, (number, true, predicted, confidence) in zip(grid.flat, wrong, strict=False):
-        axes.imshow(_thumbnail(data.val, number))
-        caption = f"{_short_names(data, true)}\n→ {_short_names(data, predicted)} {confidence:.0%}"
+        axes.imshow(_thumbnail(images, number))
+        caption = f"{_short_names(classes, true)}\n→ {_short_names(classes, predicted)} {confidence:.0%}"
         axes.set_title(caption, fontsize=7)
     save_figure(figure, path, dpi=110)
     return True
@@ -194,8 +189,8 @@ def _wrong_answers(evaluation: ClassEvaluation) -> list[tuple[int, list[int], li
     ]
 
 
-def _short_names(data: Data, numbers: Sequence[int]) -> str:
-    name = ", ".join(data.classes[number] for number in numbers) or "nothing"
+def _short_names(classes: Sequence[str], numbers: Sequence[int]) -> str:
+    name = ", ".join(classes[number] for number in numbers) or "nothing"
     return plain_text(name if len(name) <= 22 else f"{name[:21]}…")
 
 
@@ -229,7 +224,7 @@ def draw_calibration(before: ClassEvaluation, scores: Tensor, path: Path) -> Non
         axes.plot(x, [hits[bins == number].mean() for number in filled], "o-", label=title, markersize=3)
         counts.hist(confidence, edges, histtype="stepfilled", alpha=0.5)
     answers = "answers" if before.labels.ndim == 1 else "pairs of image and class"
-    axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=f"{len(before.labels):,} test images")
+    axes.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=counted(len(before.labels), "test image"))
     counts.set(xlabel="confidence", ylabel=f"{answers} per bin")
     counts.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vismoe.parallel import free_memory
+from vismoe.files import counted
 from vismoe.training import Recipe
 from vismoe.vit import cost
 from vismoe.weights import data_config
 
-from ..budget import BUDGET, choose_dtype
+from ..budget import BUDGET, accumulation_steps, choose_dtype
 from ..options import Options, TrainingDtype
 from ..splits import Splits
 
@@ -144,7 +144,7 @@ class Work:
         - `share`: fraction of the blocks that are trained, 0 to 1.
         - `trained`: whether the network has trained weights, and so a linear classifier is fitted first.
         """
-        forward = cost(model, data_config(model)["input_size"]).multiplications
+        forward = cost(model, data_config(model)["input_size"]).macs
         train, validation, test = len(splits.fitting.train_and_val[0]), len(splits.fitting.val), len(splits.test.val)
         evaluations = validation / train if trained else validation / train / EVALUATED_EVERY
         once = validation + test + (train + validation + test if trained else 0)
@@ -188,7 +188,7 @@ def choose(
         f"{size[1]} × {size[2]} pixels"
         + (", the network's only size" if not getattr(model, "resizable", True) else ""),
         f"autocast in {dtype}",
-        f"{steps} {'step' if steps == 1 else 'steps'} of {batch} images "
+        f"{counted(steps, 'step')} of {counted(batch, 'image')} "
         + (
             f"({steps * batch / images:.1f} epochs, the limit of {BUDGET[dtype]:.0e} MACs on a CPU)"
             if limited
@@ -201,7 +201,7 @@ def choose(
             if class_weights
             else "classes are imbalanced; with --class-weights 0.5 rare classes are found more often"
         )
-    accumulate = _micro_batches(model, batch, size, device)
+    accumulate = accumulation_steps(batch, _bytes_per_image(model, size), device)
     if accumulate > 1:
         reasons.append(f"gradient accumulation over {accumulate} steps, to fit in memory")
     recipe = Recipe(
@@ -232,12 +232,8 @@ def choose(
     return Choice(recipe, reasons)
 
 
-def _micro_batches(model: nn.Module, batch: int, size: tuple[int, int, int], device: torch.device) -> int:
-    """Number of gradient accumulation steps with which activations need at most a third of the free memory."""
+def _bytes_per_image(model: nn.Module, size: tuple[int, int, int]) -> int:
+    """Bytes that the blocks store for backward for one image."""
     width, depth = getattr(model, "embed_dim", 384), len(getattr(model, "blocks", range(12)))
     grid = getattr(getattr(model, "patch_embed", None), "num_patches", (size[1] // 16) * (size[2] // 16))
-    bytes_per_image = (grid + 1) * width * depth * BYTES_OF_A_TOKEN
-    parts = 1
-    while batch / parts * bytes_per_image > free_memory(device) / 3 and parts < batch and batch % (2 * parts) == 0:
-        parts *= 2
-    return parts
+    return int((grid + 1) * width * depth * BYTES_OF_A_TOKEN)

@@ -12,20 +12,20 @@ from torch import nn
 
 from vismoe.data import Data, ImageSet
 from vismoe.detection import Detector, make_detector
-from vismoe.moe import MoE
+from vismoe.files import counted
 from vismoe.parallel import free_memory
 from vismoe.tasks import Detection
 from vismoe.training import Recipe, Run, describe
 from vismoe.training.run import CHECKPOINTS, INITIAL, digest_of_sizes
-from vismoe.weights import create_model, data_config, load_network, open_trained, set_max_level
-from vismoe.weights.folders.format import CONFIG
+from vismoe.weights import create_model, data_config, open_trained, set_max_level
 
 from ..adaptation import Adaptation, ending_of, origin_of
 from ..budget import choose_dtype
-from ..experts import refuse_other_experts, upcycled
+from ..experts import is_sparse, refuse_other_experts, upcycled
 from ..freezing import choose_trained, freeze
+from ..initial_model import made_once
 from ..options import Options, Trained
-from ..reserve_run import REPORT, reserve
+from ..reserve_run import REPORT
 from .kept import bytes_of_tokens, keep_tokens
 from .outcome import result_lines, write_outcome
 from .rules import SCRATCH, InputSize, Work, choose_recipe, choose_size
@@ -44,7 +44,6 @@ class DetectorAdaptation(Adaptation):
     """The fine-tuning of a detector: a network becomes its trunk; the blocks that are not trained run only once."""
 
     network: Detector
-    described: Trained
     work: Work
 
     def __init__(self, *arguments: Any) -> None:
@@ -71,33 +70,19 @@ class DetectorAdaptation(Adaptation):
         """
         if self.options.class_weights:
             raise ValueError(f"class_weights={self.options.class_weights}: a detector has none; leave them out")
-        built: list[Any] = []
-        self.mesh.run_on_main(lambda: built.append(self._initial_model()))
-        self.network = built[0] if built else self._initial_model()  # the others load what main wrote
-        if not any(isinstance(module, MoE) for module in self.network.modules()):
-            self.log("the network is dense; --sparse replaces some of its MLPs by experts")
-        elif self.options.source is None:
-            self.log("the network is sparse; --dense trains one without experts")
+        network = self.on_main_first(lambda: made_once(self.options, self.path, self.task, self._make_network))
+        self.network = cast(Detector, network).to(self.device)
+        self.describe_network()
 
-    def _initial_model(self) -> Detector:
-        options, folder = self.options, self.path / INITIAL
-        if (folder / CONFIG).exists():
-            return cast(Detector, load_network(folder)).to(self.device)
-        torch.manual_seed(options.seed)
-        network = self._detector(_trunk(options))
+    def _make_network(self) -> nn.Module:
+        options, network = self.options, self._detector(_trunk(self.options))
         if options.max_level is not None:
             set_max_level(network, options.max_level)
-        is_sparse = any(isinstance(module, MoE) for module in network.modules())
-        if is_sparse and options.sparse is False:
-            raise ValueError(f"{options.source} is sparse: `vismoe densify` makes a dense model of it")
-        if is_sparse:
-            refuse_other_experts(options, network)
-        elif options.makes_sparse:
-            depth = len(getattr(network.trunk, "blocks", ()))
-            network = cast(Detector, upcycled(network, options, f"{depth - 2},{depth - 1}"))
-        reserve(options, self.path)
-        self.task.save(network.cpu(), folder)
-        return network.to(self.device)
+        refuse_other_experts(options, network)
+        if not options.makes_sparse or is_sparse(network):
+            return network
+        depth = len(getattr(network.trunk, "blocks", ()))
+        return upcycled(network, options, f"{depth - 2},{depth - 1}")
 
     def _detector(self, trunk: nn.Module) -> Detector:
         """A detector with this trunk, or, if it is a detector itself, with a head for the classes of the set."""
@@ -140,15 +125,16 @@ class DetectorAdaptation(Adaptation):
                 for new, before in zip(detector.head.centre.parameters(), old.parameters(), strict=True):
                     new[classes.index(name)] = before[known.index(name)]
         new_names = ", ".join(name for name in classes if name not in known) or "none"
-        self.log(f"{len(shared)} classes of {self.options.source} are kept; new classes: {new_names}")
+        known_names = ", ".join(shared) or "none"
+        self.log(f"classes of {self.options.source} that are kept: {known_names}; new classes: {new_names}")
 
     def choose_part(self) -> Trained:
-        """Chooses which blocks are trained. Neck and head always are."""
-        self.described = part = choose_trained(self.options, self.network, self.device, ON_CPU)
+        """Chooses which blocks are trained. Neck and head always are, so there is always a training."""
+        part = choose_trained(self.options, self.network, self.device, ON_CPU)
         freeze(self.network, part, not self.options.freeze_router)
         for module in (self.network.neck, self.network.head):
             module.requires_grad_(True)
-        return "all" if part == "head" else part  # "head": neck and head are trained, so there is a training
+        return part
 
     @property
     def _can_keep_tokens(self) -> bool:
@@ -177,13 +163,13 @@ class DetectorAdaptation(Adaptation):
             )
         )
         blocks = len(getattr(self.network.trunk, "blocks", ()))
-        what = f"the last {blocks - start} of {blocks} blocks"
-        if self.described == "all":
+        what = f"the last {blocks - start} of {counted(blocks, 'block')}"
+        if self.part == "all":
             what = "the whole network"
-        elif self.described == "head":
+        elif self.part == "head":
             what = "neck and head"
         elif not 0 < start < blocks:
-            what = f"{self.described}, neck and head"
+            what = f"{self.part}, neck and head"
         self.log(f"training {what}: {'; '.join(reasons)}")
         return recipe
 
@@ -204,10 +190,10 @@ class DetectorAdaptation(Adaptation):
             self.task.evaluation_transform(config),
         )
         block = first_trained(self.network)
-        self.log(
-            f"the first {block} blocks are not trained: they run once, for {views} augmented views of each image, and "
-            "their tokens are kept"
-        )
+        frozen = "the first block is not trained: it runs"
+        if block > 1:
+            frozen = f"the first {block} blocks are not trained: they run"
+        self.log(f"{frozen} once, for {views} augmented views of each image, and their tokens are kept")
         folder = self.path / INITIAL / KEPT
         dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
         made_of = [describe(data)["digest"], digest_of_sizes(data), recipe.augmentation, self.network.img_size]
@@ -219,17 +205,15 @@ class DetectorAdaptation(Adaptation):
                 self.network, block, data, transforms, views, recipe.seed, dtype, folder, identity, self.log
             )
 
-        kept: list[Data] = []
-        self.mesh.run_on_main(lambda: kept.append(keep()))
-        return kept[0] if kept else keep()  # the others read what main wrote
+        return self.on_main_first(keep)
 
     def report(self, run: Run) -> dict[str, Any]:
         """Evaluates the network on the test split, and writes the report."""
         network = run.load_model()
         self.log(ending_of(run, self.splits.score, is_kept=True))
-        origin = origin_of(self.options, self.described, self.network, [])
+        origin = origin_of(self.options, self.part, self.network, [])
         report = write_outcome(run, network, self.splits, origin, self.workers)
-        report |= {"trained": self.described, "minutes": round((time.monotonic() - self.started) / 60, 2)}
+        report |= {"trained": self.part, "minutes": round((time.monotonic() - self.started) / 60, 2)}
         run.write(REPORT, report)
         for name in (CHECKPOINTS, INITIAL):  # large, and a finished run does not need them
             shutil.rmtree(self.path / name, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Tokens of frozen blocks, computed once and kept: training then runs only the blocks after them."""
+"""Tokens of frozen blocks, computed once and saved in files, so that training runs only the blocks after them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ from vismoe.vit import evaluating
 
 BATCH = 4
 """Images per forward pass."""
-SAID_EVERY = 30
-"""Seconds between two lines of text."""
+LOGGED_EVERY = 30
+"""Seconds between two logged lines."""
 ROWS = ("boxes", "classes", "ignored")
 """Values of a sample with one row for each box."""
-WHOLE = ("mask", "size", "scale", TOKENS, "image")
-"""Values of a sample with the same shape for each image."""
+STACKED = ("mask", "size", "scale", TOKENS, "image")
+"""Values of a sample that have the same shape for each image."""
 HALF = (TOKENS, "image")
-"""Those that are stored in bfloat16."""
+"""Values that are stored in bfloat16."""
 
 
 def keep_tokens(
@@ -44,8 +44,8 @@ def keep_tokens(
     identity: str,
     log: Callable[[str], None],
 ) -> Data:
-    """Computes the tokens before a block: of several augmented views of each training image, and of each validation
-    image. They are written to files, so that a resumed run reads the same.
+    """Computes the tokens before a block, for several augmented views of each training image and for each validation
+    image. They are saved in files, which a resumed run reads.
 
     **Arguments:**
 
@@ -57,7 +57,7 @@ def keep_tokens(
     - `seed`: decides the augmentation.
     - `dtype`: autocast dtype of the frozen blocks; tokens and pixels are stored in bfloat16.
     - `folder`: folder of the files.
-    - `identity`: what the files were made of, as text. Files of something else are made anew.
+    - `identity`: text with everything that the files depend on. Files with another identity are written again.
     - `log`: called with a line of text from time to time.
 
     **Returns:** the data set whose samples have tokens in place of images; each view is a training image.
@@ -72,11 +72,11 @@ def keep_tokens(
     repeated = training.subset(list(range(len(training))) * views)
     return replace(
         data,
-        train=replace(repeated, further={name: partial(train.value, name) for name in (*ROWS, *WHOLE, BLOCK)}),
-        # The boxes of the validation split stay those of the original images, which the evaluation reads.
+        train=replace(repeated, further={name: partial(train.value, name) for name in (*ROWS, *STACKED, BLOCK)}),
+        # Validation images keep their original boxes, because evaluation is in pixels of the original images.
         val=replace(
             validation,
-            further={**validation.further, **{name: partial(val.value, name) for name in (*WHOLE, BLOCK)}},
+            further={**validation.further, **{name: partial(val.value, name) for name in (*STACKED, BLOCK)}},
         ),
     )
 
@@ -90,11 +90,11 @@ def _computed(
     dtype: torch.dtype,
     log: Callable[[str], None],
 ) -> dict[str, Tensor]:
-    """The values of the transformed samples with these keys, by name; those with one row for each box follow each
-    other, with "counts" (N,), the number of boxes of each image."""
+    """The values of the N transformed samples with these keys, by name: one row per image, or one per box in the order
+    of the images; "counts" (N,) is the number of boxes of each image."""
     device = next(network.parameters()).device
-    said = time.monotonic()
-    found: dict[str, list[Tensor]] = {name: [] for name in (*ROWS, *WHOLE, "counts")}
+    last_logged = time.monotonic()
+    found: dict[str, list[Tensor]] = {name: [] for name in (*ROWS, *STACKED, "counts")}
     with evaluating(network), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         for start in range(0, len(keys), BATCH):
             prepared: list[Sample] = [samples[key] for key in keys[start : start + BATCH]]
@@ -105,14 +105,14 @@ def _computed(
             batch |= {name: batch[name].bfloat16() for name in HALF}
             for name, values in found.items():
                 values += [value.as_subclass(Tensor) for value in batch[name]] if name in ROWS else [batch[name]]
-            if time.monotonic() - said > SAID_EVERY:
-                said = time.monotonic()
+            if time.monotonic() - last_logged > LOGGED_EVERY:
+                last_logged = time.monotonic()
                 log(f"tokens of {start + len(prepared):,} of {len(keys):,} views are kept")
     return {name: torch.cat(values).contiguous() for name, values in found.items()}
 
 
 class _Kept:
-    """Reads the values of a file image by image. It can be pickled; each process opens the file itself."""
+    """A file of values, which is read image by image. It can be pickled: each process opens the file itself."""
 
     def __init__(self, path: Path, block: int):
         self.path, self.block = path, block
@@ -126,7 +126,7 @@ class _Kept:
         identity: str,
         log: Callable[[str], None],
     ) -> None:
-        """Writes the file, unless it is there and was made of the same.
+        """Writes the file, unless it exists and has this identity.
 
         **Raises:** OSError if it cannot be written.
         """
@@ -148,7 +148,7 @@ class _Kept:
 
     @cached_property
     def _ends(self) -> list[int]:
-        """Where the boxes of each image end."""
+        """The number of the row after the last box of each image."""
         ends: list[int] = self._file.get_tensor("counts").cumsum(0).tolist()
         return ends
 

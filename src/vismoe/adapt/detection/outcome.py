@@ -7,13 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from vismoe.data import Data
+from vismoe.data import MAX_LEVEL, Data
+from vismoe.files import counted
 from vismoe.inference import evaluate
 from vismoe.parallel import resolve_device
 from vismoe.tasks import Detection
 from vismoe.tasks.detection import BoxEvaluation
 from vismoe.training import Run
 from vismoe.training.run import MODEL
+from vismoe.weights import data_config
 
 from ..splits import Splits
 
@@ -42,7 +44,8 @@ def write_outcome(run: Run, model: nn.Module, splits: Splits, origin: str, worke
     validation = _evaluated(model, splits.fitting, task, workers) if splits.validated else None
     evaluation = _evaluated(model, splits.test, task, workers)
     task.save(model.cpu(), run.path / MODEL)
-    task.report(evaluation, splits.test.val, run.path)
+    images = splits.test.val.in_eight_bits(data_config(model).get("max_level", MAX_LEVEL))
+    task.report(evaluation, images, run.path)
     report = {
         "score": splits.score,
         "test": evaluation.metrics,
@@ -75,7 +78,7 @@ def result_lines(report: Mapping[str, Any]) -> list[str]:
     worst = sorted((row for row in report["classes"] if row["objects"]), key=lambda row: row["ap"])
     classes = ", ".join(f"{row['class']} {row['ap']:.4f} ({row['ap50']:.4f})" for row in worst)
     return [
-        f"test split: mAP {test['map']:.4f}, AP50 {test['map50']:.4f} on {report['images']['test']} images",
+        f"test split: mAP {test['map']:.4f}, AP50 {test['map50']:.4f} on {counted(report['images']['test'], 'image')}",
         f"AP (AP50) by class, worst first: {classes}",
     ]
 
@@ -105,14 +108,15 @@ def write_card(path: Path, report: Mapping[str, Any], summary: Mapping[str, Any]
         f"tags: [object-detection, {'mixture-of-experts, ' if report['load'] else ''}vismoe]",
         "---",
         "",
-        f"# A detector of {len(classes)} {'class' if len(classes) == 1 else 'classes'}",
+        f"# A detector of {counted(len(classes), 'class', 'classes')}",
         "",
         f"Classes: {names}.",
         "",
         "## Data",
         "",
-        f"{images['train']:,} training images, {images['validation']:,} validation images, {images['test']:,} test "
-        f"images. Exact and near copies are in one split. {len(summary['left_out'])} of the files could not be read. "
+        f"{counted(images['train'], 'training image')}, {counted(images['validation'], 'validation image')}, "
+        f"{counted(images['test'], 'test image')}. Exact and near copies are in one split. "
+        f"{len(summary['left_out'])} of the files could not be read. "
         f"Images are {summary['width']['min']} to {summary['width']['max']} pixels wide.",
         "",
         "## Figures",

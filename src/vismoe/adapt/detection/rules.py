@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from vismoe.parallel import free_memory
+from vismoe.files import counted
 from vismoe.training import Recipe
 from vismoe.vit import cost
 
+from ..budget import accumulation_steps
 from ..options import Options, TrainingDtype
 from ..splits import Splits
 
@@ -115,7 +116,7 @@ class Work:
         - `keeps_tokens`: whether the blocks before run only once.
         """
         shape = (network.in_chans, *network.img_size)
-        whole, trunk = (float(cost(part, shape).multiplications) for part in (network, network.trunk))
+        whole, trunk = (float(cost(part, shape).macs) for part in (network, network.trunk))
         frozen = trunk * first_trained / (len(getattr(network.trunk, "blocks", ())) or 1)
         trained = whole - frozen
         return Work(3 * trained + (0 if keeps_tokens else frozen), trained, keeps_tokens)
@@ -155,10 +156,10 @@ def choose_recipe(
     steps = max(1, math.ceil(seen / batch))
     reasons = [
         f"autocast in {dtype}",
-        f"{steps:,} steps of {batch} images ({steps * batch / images:.1f} epochs"
+        f"{counted(steps, 'step')} of {counted(batch, 'image')} ({steps * batch / images:.1f} epochs"
         + (f", the limit of {BUDGET[trained][dtype]:.1e} MACs on a CPU)" if limited else ")"),
     ]
-    accumulate = _micro_batches(batch, work, device)
+    accumulate = accumulation_steps(batch, work.trained * BYTES, device)
     if accumulate > 1:
         reasons.append(f"gradient accumulation over {accumulate} steps, to fit in memory")
     every, rate = max(1, steps // EVALUATIONS), options.learning_rate or RATE
@@ -190,11 +191,3 @@ def choose_recipe(
         keep="best",
     )
     return recipe, reasons
-
-
-def _micro_batches(batch: int, work: Work, device: torch.device) -> int:
-    """Number of gradient accumulation steps with which activations need at most a third of the free memory."""
-    parts = 1
-    while batch / parts * work.trained * BYTES > free_memory(device) / 3 and batch % (2 * parts) == 0:
-        parts *= 2
-    return parts

@@ -17,6 +17,7 @@ from vismoe.features import (
     whole,
     write_embeddings,
 )
+from vismoe.files import counted
 from vismoe.parallel import resolve_device
 
 from ..shared.data import own_run
@@ -74,7 +75,7 @@ def embed(
     names, labels = file_names(opened.val), class_names(opened.val, opened.classes)
     written = write_embeddings(out, names, labels, vectors, format, opened.val.columns.get("part", ()))
     count, width = vectors.shape
-    print(f"{count:,} images, {width:,} features each: {', '.join(map(str, reversed(written)))}")
+    print(f"{counted(count, 'image')}, {width:,} features each: {', '.join(map(str, reversed(written)))}")
 
 
 def _whole(model: str, data: str) -> Data:

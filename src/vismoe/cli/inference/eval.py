@@ -12,6 +12,7 @@ import tyro
 
 from vismoe.adapt import split_of_files
 from vismoe.data import NAMED, Data, check_column, check_images
+from vismoe.files import counted
 from vismoe.inference import evaluate
 from vismoe.parallel import Mesh, resolve_device
 from vismoe.parallel.sharding import parallelize
@@ -125,7 +126,7 @@ def _evaluate(
         _note_trained(model, opened, split)
     elif (own := Run.of(model)) is not None and own.path.resolve() != run.path.resolve():
         note(f"{model} is another run than {data}: if it was trained on these images, the metrics are too good")
-    note_step(f"evaluating on {len(opened.val):,} images")
+    note_step(f"evaluating on {counted(len(opened.val), 'image')}")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers, mesh)
     figures: dict[str, Any] = {
@@ -151,7 +152,7 @@ def _evaluate(
 def _note_classes(data: Data) -> None:
     """Prints a note about classes without images."""
     if missing := data.classes_without(data.val):
-        more = f" and {len(missing) - CLASSES} more classes" if len(missing) > CLASSES else ""
+        more = f" and {counted(len(missing) - CLASSES, 'more class', 'more classes')}" if len(missing) > CLASSES else ""
         note(f"no images of {', '.join(missing[:CLASSES])}{more}: the metrics say nothing about them")
 
 
@@ -188,7 +189,10 @@ def _report(figures: dict[str, Any], result: Evaluation) -> list[str]:
     split_title = {"test": " of the test split", "held-out": " of the validation split", "all": ""}[figures["part"]]
     rate = figures["images_per_second"]
     speed = f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
-    lines = [f"{', '.join(metrics)} on {figures['images']} images{split_title}{left_out}, {speed}", *result.lines()]
+    lines = [
+        f"{', '.join(metrics)} on {counted(figures['images'], 'image')}{split_title}{left_out}, {speed}",
+        *result.lines(),
+    ]
     if result.weakness is not None:
         lines.insert(1, f"warning: {result.weakness}")
     for name, load in figures["load"].items():

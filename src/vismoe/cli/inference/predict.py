@@ -1,6 +1,5 @@
 """vismoe predict"""
 
-import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -12,13 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vismoe.data import list_images
-from vismoe.files import whole_folder
+from vismoe.data import MAX_LEVEL, list_images
+from vismoe.files import whole_folder, write_table
 from vismoe.inference import Predictor
 from vismoe.parallel import resolve_device
 from vismoe.parallel.sharding import parallelize
 from vismoe.tasks import Prediction, Task
 from vismoe.tasks.detection import BoxPrediction, Detection, coco_json, draw_predictions
+from vismoe.weights import data_config
 
 from ..shared.model import open_model, processes
 from ..shared.notes import note, note_left_out, refuse_existing
@@ -91,7 +91,8 @@ def _write(
         found = _shown(predictions, MIN_SCORE if min_score is None else min_score)
         if draw is not None:
             with whole_folder(draw) as folder:
-                draw_predictions(found, _files(images), folder)
+                max_level = data_config(predictor.model).get("max_level", MAX_LEVEL)
+                draw_predictions(found, _files(images), folder, max_level)
             note(f"the images with boxes are in {draw}")
         if format == "coco":
             print(json.dumps(coco_json(found, task.classes), indent=2, ensure_ascii=False))
@@ -146,10 +147,7 @@ def _json(predictions: list[Prediction]) -> None:
 
 
 def _csv(predictions: list[Prediction]) -> None:
-    rows = [row for prediction in predictions for row in prediction.rows()]
-    writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    write_table([row for prediction in predictions for row in prediction.rows()], sys.stdout)
 
 
 def main(arguments: list[str]) -> None:

@@ -80,7 +80,7 @@ def bench(
             "image_size": height if height == width else f"{height} × {width}",
             "parameters": counted.parameters,
             "active_parameters": counted.active_parameters,
-            "macs": counted.multiplications,
+            "macs": counted.macs,
         }
         networks[name], rows[name] = network, row
         for form, dtype in _forms(found).items():

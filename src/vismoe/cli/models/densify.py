@@ -7,6 +7,7 @@ import tyro
 
 from vismoe import densify, save
 from vismoe.data import check_images, evaluation_batches
+from vismoe.files import counted
 from vismoe.inference import Predictor, evaluate
 from vismoe.tasks import Evaluation, task_of
 from vismoe.vit import check_reducible, cost, measure_usage, reduce_experts
@@ -71,7 +72,9 @@ def densify_model(
     for title, candidate in (("before", network), ("after", small)):
         evaluation = evaluate(candidate, opened.val, predictor.batch_size)
         parameters = cost(candidate, data_config(candidate)["input_size"]).parameters
-        lines.append(f"{title}: {_figures(evaluation)} on {len(opened.val)} images, {parameters:,} parameters")
+        lines.append(
+            f"{title}: {_figures(evaluation)} on {counted(len(opened.val), 'image')}, {parameters:,} parameters"
+        )
     save(small, destination)
     print(*lines, f"written: {destination}", sep="\n")
 

@@ -51,7 +51,7 @@ def _row(name: str) -> dict[str, Any]:
         "image_size": size[1],
         "parameters": model_cost.parameters,
         "active_parameters": model_cost.active_parameters,
-        "multiplications": model_cost.multiplications,
+        "multiplications": model_cost.macs,
         "weights": [_weights(entry) for entry in published if entry is not None],
     }
 

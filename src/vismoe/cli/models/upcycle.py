@@ -67,7 +67,7 @@ def upcycle_model(
         difference = max((one - other).abs().max().item() for one, other in pairs if isinstance(one, torch.Tensor))
     lines = [
         f"{title}: {figure.parameters:,} parameters, {figure.active_parameters:,} active per token, "
-        f"{figure.multiplications:,} MACs per image"
+        f"{figure.macs:,} MACs per image"
         for title, figure in (("parent", cost(parent, size)), ("sparse", cost(model, size)))
     ]
     save(model, destination, parent=source if only_differences else None)

@@ -12,6 +12,8 @@ from rich.table import Table
 from vismoe.training import Status
 
 LEVELS = " ▁▂▃▄▅▆▇█"
+TITLES = {"validation": "validation", "training": "score on the training split"}
+"""What the score of the last evaluation is called, by its split."""
 QUIET = 10.0
 """Seconds between two lines of `ImageProgress` outside a terminal."""
 
@@ -99,9 +101,9 @@ class ImageProgress:
 
 def _line(status: Status) -> str:
     accuracy = "" if status.accuracy is None else f", training accuracy {status.accuracy:.3f}"
-    validation = "" if status.score is None else f", validation {_score(status)}"
+    score = "" if status.score is None else f", {TITLES[status.score_split]} {_score(status)}"
     return (
-        f"step {status.step}/{status.steps}, loss {status.loss:.3f}{accuracy}{validation}, "
+        f"step {status.step}/{status.steps}, loss {status.loss:.3f}{accuracy}{score}, "
         f"{status.images_per_second:.0f} images/s, {_clock(status.seconds_left)} left"
         f"{_load(status)}{_exchanges(status)}"
     )
@@ -141,7 +143,7 @@ def _place(layer: str) -> str:
 def _figures(status: Status) -> Table:
     table = Table.grid(padding=(0, 2))
     accuracy = [] if status.accuracy is None else ["training accuracy", f"{status.accuracy:.3f}"]
-    table.add_row("loss", f"{status.loss:.3f}", *accuracy, "validation", _score(status))
+    table.add_row("loss", f"{status.loss:.3f}", *accuracy, TITLES[status.score_split], _score(status))
     table.add_row("images/s", f"{status.images_per_second:.0f}", "left", _clock(status.seconds_left))
     for rank, each in enumerate(status.exchanges):
         table.add_row(f"process {rank}", f"{each['rows']:,} rows", "of the step in exchanges", f"{each['share']:.0%}")

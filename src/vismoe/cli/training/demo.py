@@ -60,7 +60,7 @@ def _report(console: Console, results: Demo, out: Path) -> None:
     for title, figure in (
         ("parameters", lambda each: each.cost.parameters),
         ("parameters active per token", lambda each: each.cost.active_parameters),
-        ("MACs per image", lambda each: each.cost.multiplications),
+        ("MACs per image", lambda each: each.cost.macs),
         ("images/s, forward", lambda each: each.images_per_second),
     ):
         values = [figure(each) for each in twin_results]

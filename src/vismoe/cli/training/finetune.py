@@ -65,6 +65,7 @@ def finetune_folder(
         train: Trained weights: all; last-third (last third of the blocks, and the head); last-two (blocks, and the
             head); experts (and the head); head.
             auto: for a trained network on a CPU last-third, of a detector last-two; otherwise all.
+            Without a trained network, only auto and all are accepted.
         freeze_router: Freeze the routers and their load balancing.
         num_experts: Number of experts per sparse layer when upcycling; default: 8.
         moe_layers: Blocks to upcycle: last-N (of the odd blocks), every-N, or block numbers from 0 such as 8,10.

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vismoe.files import counted
 from vismoe.recipes import RECIPES, find_recipe, train
 from vismoe.training import Recipe
 
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> None:
         if run.writes:
             name, score = next(iter(run.summary.items()))
             test = run.summary.get("test")
-            tested = "" if test is None else f"; test split, {test['images']:,} images: {_rounded(test[name])}"
+            tested = "" if test is None else f"; test split, {counted(test['images'], 'image')}: {_rounded(test[name])}"
             print(f"validation: {name.replace('_', ' ')} {_rounded(score)}{tested}; everything is in {run.path}")
             images = run.data["training_images"]
             remedy = f"use --steps {run.recipe.enough_steps(images)} or more"

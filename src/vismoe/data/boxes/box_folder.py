@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from vismoe.files import readable
+from vismoe.files import counted, readable
 
 from ..folders.layout import Split
 from ..folders.metadata import TABLES, read_tables
@@ -23,7 +23,7 @@ from .yolo import find_yolo
 
 FORMATS = (find_coco, find_voc, find_yolo, find_metadata_objects)
 SHOWN = 5
-"""Number of names in a note."""
+"""Max number of names in a note."""
 
 
 def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
@@ -52,8 +52,8 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     }
     if report.other_size:
         raise ValueError(
-            f"{root}: the annotations of {len(report.other_size)} images give another size than the image has, such as "
-            f"{report.other_size[0]}; put the annotated images into the folder"
+            f"{root}: the annotations of {counted(len(report.other_size), 'image')} give another size than the image "
+            f"has, such as {report.other_size[0]}; put the annotated images into the folder"
         )
     splits, notes = _used(root, splits)
     classes, notes_of_classes = _classes(root, annotations, splits)
@@ -62,7 +62,7 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     others = [path for path in listing.other_files if path not in read]
     columns, notes_of_tables, missing = _columns(root, listing, others, paths)
     sets = {split: _image_set(images, paths, classes, columns) for split, images in splits.items()}
-    # The notes of the listing name the files that are not read, so not those of the annotations.
+    # Annotation files are read, so the listing's note about files that are not read must not count them.
     notes = [
         _note_of_found(found, splits),
         *report.notes(),
@@ -81,7 +81,7 @@ def open_box_folder(root: Path, listing: Listing) -> tuple[Data, bool] | None:
     else:
         val, is_unsplit = validation, False
     assert val is not None
-    # Images of other formats, and links, are not missing: the listing says why they are left out.
+    # The listing already gives the reason for images that exist and cannot be used, such as links.
     listed = {PurePosixPath(entry.file).name for entry in listing.left_out}
     named = [entry for entry in annotations.left_out if PurePosixPath(entry.file).name not in listed]
     left_out = (*listing.left_out, *named, *report.unreadable, *unlisted, *missing)
@@ -104,7 +104,7 @@ def find_annotations(folder: BoxFolder) -> Found | None:
 def _used(
     root: Path, splits: Mapping[Split | None, list[PlacedImage]]
 ) -> tuple[dict[Split | None, list[PlacedImage]], list[str]]:
-    """The splits that are used, and notes: evaluation needs a validation split, which may be the test split."""
+    """The splits that are used, and notes. Without a validation split, the test split takes its place."""
     for split, images in splits.items():
         if not images:
             raise ValueError(f"{root}: the {SPLIT_NAMES[split]} has no readable image with annotations")
@@ -120,19 +120,19 @@ def _used(
 def _classes(
     root: Path, annotations: Annotations, splits: Mapping[Split | None, Sequence[PlacedImage]]
 ) -> tuple[list[str], list[str]]:
-    """The names of the classes, and notes about names. A class is a name with an object that is not ignored."""
+    """The names of the classes, and notes about names. Names that only ignored objects have are no classes."""
     names = {
         split: {item.name for image in images for item in image.objects if not item.ignored}
         for split, images in splits.items()
     }
     first = next(split for split in (None, "train", "validation") if split in names)
     if not names[first]:
-        raise ValueError(f"{root}: the {SPLIT_NAMES[first]} has no boxes")
+        raise ValueError(f"{root}: the {SPLIT_NAMES[first]} has no boxes: annotate some images")
     for split, of_split in names.items():
         if unknown := sorted(of_split - names[first]):
             raise ValueError(
                 f"{root}: the {SPLIT_NAMES[split]} has classes that the {SPLIT_NAMES[first]} lacks: "
-                + ", ".join(unknown)
+                f"{', '.join(unknown)}; move images of them into the {SPLIT_NAMES[first]}, or remove their boxes"
             )
     order = list(dict.fromkeys(annotations.order))
     classes = [name for name in order if name in names[first]]
@@ -165,8 +165,8 @@ def _unlisted(
             if split is not None and split not in annotations.splits:
                 others[split].append(file)
     notes = [
-        f"the {SPLIT_NAMES[split]} is not in the annotations, so it is not used: {len(files):,} images such as "
-        f"{files[0]}"
+        f"the {SPLIT_NAMES[split]} is not in the annotations, so it is not used: {counted(len(files), 'image')} such "
+        f"as {files[0]}"
         for split, files in others.items()
     ]
     of_others = {file for files in others.values() for file in files}
@@ -176,7 +176,8 @@ def _unlisted(
 def _columns(
     root: Path, listing: Listing, others: Sequence[Path], paths: Mapping[str, Path]
 ) -> tuple[dict[str, Mapping[str, str]], list[str], list[Unreadable]]:
-    """The columns of tables beside the annotations by image, notes, and images in tables that are missing."""
+    """The columns of tables next to the annotations, by image; notes; and the images that tables name and the folder
+    lacks."""
     found = [path for path in others if path.name in TABLES]
     folders = ["" if path.parent == root else path.parent.relative_to(root).as_posix() for path in found]
     tables, missing = read_tables(root, folders, paths, [entry.file for entry in listing.left_out])
@@ -215,9 +216,8 @@ def _image_set(
 def _note_of_found(found: Found, splits: Mapping[Split | None, Sequence[PlacedImage]]) -> str:
     images = [image for of_split in splits.values() for image in of_split]
     boxes = sum(len(image.objects) for image in images)
-    objects = "1 box" if boxes == 1 else f"{boxes:,} boxes"
-    files = "1 image" if len(images) == 1 else f"{len(images):,} images"
-    return f"boxes from {found.kind}: {found.source}, {objects} on {files}"
+    objects = counted(boxes, "box", "boxes")
+    return f"boxes from {found.kind}: {found.source}, {objects} on {counted(len(images), 'image')}"
 
 
 def _notes_of_objects(splits: Mapping[Split | None, Sequence[PlacedImage]]) -> list[str]:
@@ -226,8 +226,8 @@ def _notes_of_objects(splits: Mapping[Split | None, Sequence[PlacedImage]]) -> l
     without = sum(not image.objects for image in images)
     notes = []
     if ignored:
-        objects = "1 box is" if ignored == 1 else f"{ignored:,} boxes are"
-        notes.append(f"{objects} of a crowd or difficult: not trained on, and not counted as missed")
+        of, it = ("1 box is", "it is") if ignored == 1 else (f"{ignored:,} boxes are", "they are")
+        notes.append(f"{of} of a crowd or difficult: not trained on, and no metric depends on whether {it} found")
     if without:
         notes.append("1 image has no box" if without == 1 else f"{without:,} images have no boxes")
     return notes

@@ -46,7 +46,7 @@ def _read_document(path: Path) -> dict[str, Any] | None:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}; correct it, or export it again") from error
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
         return None
     return document
@@ -99,12 +99,12 @@ def _entries(path: Path, document: Mapping[str, Any], key: str, needed: Sequence
     """The list of objects under a key."""
     entries = document.get(key)
     if not isinstance(entries, list):
-        raise ValueError(f"{path}: expected a list {key!r}, found {shown(entries)}")
+        raise ValueError(f"{path}: expected a list {key!r}, found {shown(entries)}: add it")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise ValueError(f"{path}: {key}[{number}]: expected an object, found {shown(entry)}")
+            raise ValueError(f"{path}: {key}[{number}]: expected an object, found {shown(entry)}: remove it")
         if missing := [name for name in needed if name not in entry]:
-            raise ValueError(f"{path}: {key}[{number}] has no {missing[0]!r}")
+            raise ValueError(f"{path}: {key}[{number}] has no {missing[0]!r}: add it, or remove the entry")
     return entries
 
 
@@ -114,7 +114,7 @@ def _categories(path: Path, document: Mapping[str, Any]) -> dict[Any, str]:
     for number, entry in enumerate(_entries(path, document, "categories", ("id", "name"))):
         name = entry["name"]
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{path}: categories[{number}].name: expected a name, found {shown(name)}")
+            raise ValueError(f"{path}: categories[{number}].name: expected a name, found {shown(name)}: name the class")
         _add_once(names, path, f"categories[{number}].id", entry["id"], name)
     return names
 
@@ -141,7 +141,9 @@ def _images(
     for number, entry in enumerate(entries):
         name = entry["file_name"]
         if not isinstance(name, str):
-            raise ValueError(f"{path}: images[{number}].file_name: expected a path, found {shown(name)}")
+            raise ValueError(
+                f"{path}: images[{number}].file_name: expected a path, found {shown(name)}: write the path"
+            )
         try:
             file = folder.images.named(name, folder.relative(path), split)
         except ValueError as error:
@@ -170,7 +172,7 @@ def _object(path: Path, place: str, name: str, entry: Mapping[str, Any]) -> Obje
     left, top, width, height = four_numbers(f"{path}: {place}.bbox", entry["bbox"])
     crowd = entry.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise ValueError(f"{path}: {place}.iscrowd: expected 0 or 1, found {shown(crowd)}")
+        raise ValueError(f"{path}: {place}.iscrowd: expected 0 or 1, found {shown(crowd)}: use 0 unless it is a crowd")
     return Object(name, left, top, left + width, top + height, bool(crowd))
 
 
@@ -181,19 +183,22 @@ def _size(path: Path, place: str, entry: Mapping[str, Any]) -> tuple[int, int] |
         return None
     if is_length(width) and is_length(height):
         return int(width), int(height)
-    raise ValueError(f"{path}: {place}: expected width and height in pixels, found {shown(width)} and {shown(height)}")
+    raise ValueError(
+        f"{path}: {place}: expected width and height in pixels, found {shown(width)} and {shown(height)}: correct "
+        "them, or remove both"
+    )
 
 
 def _add_once(values: dict[Any, Any], path: Path, place: str, key: Any, value: Any) -> None:
     """Adds a value under an id that must be new."""
     if not isinstance(key, int | str):
-        raise ValueError(f"{path}: {place}: expected a number, found {shown(key)}")
+        raise ValueError(f"{path}: {place}: expected a number, found {shown(key)}: give each entry a number")
     if key in values:
-        raise ValueError(f"{path}: {place}: {shown(key)} is in the list twice")
+        raise ValueError(f"{path}: {place}: {shown(key)} is in the list twice: give each entry its own id")
     values[key] = value
 
 
 def _looked_up(values: Mapping[Any, Any], path: Path, place: str, key: Any, among: str) -> Any:
     if not isinstance(key, int | str) or key not in values:
-        raise ValueError(f"{path}: {place}: {shown(key)} is not an id in {among!r}")
+        raise ValueError(f"{path}: {place}: {shown(key)} is not an id in {among!r}: correct it, or add the entry")
     return values[key]

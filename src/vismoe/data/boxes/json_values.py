@@ -16,7 +16,10 @@ def four_numbers(place: str, box: Any) -> tuple[float, float, float, float]:
     **Raises:** ValueError if it is not a list of four finite numbers.
     """
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        raise ValueError(f"{place}: expected four finite numbers [x, y, width, height], found {shown(box)}")
+        raise ValueError(
+            f"{place}: expected four finite numbers [x, y, width, height], found {shown(box)}: correct or remove the "
+            "box"
+        )
     left, top, width, height = map(float, box)
     return left, top, width, height
 

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vismoe.files import counted
+
 from ..folders.metadata import FILE, METADATA_LINES
 from ..images import Unreadable
 from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object, read_lines
@@ -133,6 +135,7 @@ def _as_columns(place: str, rows: Sequence[Any]) -> dict[str, list[Any]]:
 
 def _list_of(place: str, key: str, values: Any, length: int) -> list[Any]:
     if not isinstance(values, list) or len(values) != length:
-        found = f"{len(values)} values" if isinstance(values, list) else shown(values)
-        raise ValueError(f"{place}: {OBJECTS}.{key}: expected {length} values, one for each box, found {found}")
+        found = counted(len(values), "value") if isinstance(values, list) else shown(values)
+        wanted = counted(length, "value")
+        raise ValueError(f"{place}: {OBJECTS}.{key}: expected {wanted}, one for each box, found {found}")
     return values

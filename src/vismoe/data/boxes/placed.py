@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from vismoe.files import counted
+
 from ..images import FAILED, SWAPS_SIDES, Header, Unreadable, read_header, read_image
 from .annotations import AnnotatedImage, Object
 
@@ -45,8 +47,8 @@ class Report:
         ]
         if self.turned:
             notes.append(
-                f"the annotations of {len(self.turned):,} images such as {self.turned[0]} are of the image before its "
-                "EXIF orientation: their boxes are turned with it"
+                f"the annotations of {counted(len(self.turned), 'image')} such as {self.turned[0]} are of the image "
+                "before its EXIF orientation: their boxes are turned with it"
             )
         return notes
 

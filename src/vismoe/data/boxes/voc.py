@@ -85,7 +85,7 @@ def _read(folder: BoxFolder, roots: Mapping[Path, ElementTree.Element]) -> Annot
         raise ValueError(f"{folder.root}: there are no images for the XML files, {folder.listed(list(roots))}")
     if renamed:
         notes.append(
-            f"{len(renamed)} XML files such as {renamed[0]} name another image in <filename>: each is taken for the "
+            f"XML files name another image in <filename>, {len(renamed):,} such as {renamed[0]}: each is taken for the "
             "image with its own name"
         )
     if any(_is_of_challenge(root) for root in roots.values()):

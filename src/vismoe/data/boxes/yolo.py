@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from vismoe.files import counted
+
 from ..folders.layout import Split
 from ..images import Unreadable
 from .annotations import AnnotatedImage, Annotations, BoxFolder, Found, Object, read_lines
@@ -33,7 +35,7 @@ def find_yolo(folder: BoxFolder) -> Found | None:
     example = next((path for path in list(labels.values())[:EXAMINED] if _is_label(path)), None)
     config = read_config(folder, with_classes=example is not None)
     if config is not None:
-        source = f"{folder.listed(config.files[:1])}, {len(labels):,} files"
+        source = f"{folder.listed(config.files[:1])}, {counted(len(labels), 'file')}"
         return Found(KIND, source, partial(_read, folder, config, labels, texts))
     if example is not None:
         return Found(KIND, folder.relative(example), partial(_refuse_without_names, folder, example))

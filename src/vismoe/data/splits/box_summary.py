@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vismoe.files import counted
+
 from ..image_set import Data, ImageSet
 
 AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
@@ -21,11 +23,11 @@ def summarise_boxes(data: Data) -> dict[str, Any]:
     - `data`: a data set with boxes (`Data.has_boxes`).
 
     **Returns:** a dictionary for JSON. "classes": for each class its number of boxes in `train` and in `val`
-    ("held_out"), and the median width and height of its boxes in pixels of their images, None without boxes; "images
+    ("test"), and the median width and height of its boxes in pixels of their images, None without boxes; "images
     without boxes" in `train` and `val`; "small", "medium", "large": number of boxes by COCO's areas; "ignored": number
     of boxes of crowds and difficult ones.
     """
-    splits = {"train": data.train, "held_out": data.val}
+    splits = {"train": data.train, "test": data.val}
     none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2), 0
     by_split = {name: none if split is None else _boxes_of(split) for name, split in splits.items()}
     classes = torch.cat([classes for classes, _, _ in by_split.values()])
@@ -75,15 +77,16 @@ def format_boxes(summary: Mapping[str, Any], most: int) -> list[str]:
     - `most`: number of classes that are printed.
     """
     classes = [
-        f"{entry['name']} {entry['train']:,} + {entry['held_out']:,}"
+        f"{entry['name']} {entry['train']:,} + {entry['test']:,}"
         + ("" if entry["width"] is None else f" ({entry['width']:.0f} × {entry['height']:.0f})")
         for entry in summary["classes"]
     ]
     more = f" and {len(classes) - most} more" if len(classes) > most else ""
     without = sum(summary["images_without"].values())
     ignored = f", {summary['ignored']:,} ignored" if summary["ignored"] else ""
+    large = counted(summary["large"], "large box", "large boxes")
     return [
         f"boxes (median width × height): {', '.join(classes[:most])}{more}",
-        f"{summary['small']:,} small, {summary['medium']:,} medium, {summary['large']:,} large boxes (COCO's areas)"
-        f"{ignored}; {without:,} images without boxes",
+        f"{summary['small']:,} small, {summary['medium']:,} medium, {large} (COCO's areas){ignored}; "
+        f"{counted(without, 'image')} without boxes",
     ]

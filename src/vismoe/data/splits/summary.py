@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vismoe.files import counted
+
 from ..image_set import Data, ImageSet
 from ..images import Unreadable
 from .box_summary import count_boxes, format_boxes, summarise_boxes
@@ -26,7 +28,7 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
     - `data`: the data set.
     - `duplicates`: the duplicates among its images, first those of `train`, then those of `val`.
 
-    **Returns:** a dictionary for JSON. "held_out" is the split `val`. Images are named by their files; without files,
+    **Returns:** a dictionary for JSON. "test" is the split `val`. Images are named by their files; without files,
     by split and number. "imbalance": size of the largest class ÷ size of the smallest class with images; "grey",
     "transparent": fractions of the images; "duplicate_groups": number of groups with two or more images; "leaks":
     images of `val` with a copy in `train`; "conflicts": exact copies with different labels; "one_group": classes whose
@@ -53,10 +55,10 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
     return (
         {
             "name": data.name,
-            "pictures": {"train": training_images, "held_out": len(data.val)},
+            "images": {"train": training_images, "test": len(data.val)},
             "multi_label": data.multi_label,
             "classes": [
-                {"name": name, "train": train, "held_out": val}
+                {"name": name, "train": train, "test": val}
                 for name, train, val in zip(data.classes, trained, evaluated, strict=True)
             ],
             "imbalance": max(sizes) / min(sizes) if sizes else 1.0,
@@ -70,7 +72,7 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
             "exact_duplicates": [[names[a], names[b]] for a, b in duplicates.exact],
             "near_duplicates": [[names[a], names[b]] for a, b in duplicates.near],
             "leaks": [
-                {"held_out": names[training_images + val], "train": names[train]}
+                {"test": names[training_images + val], "train": names[train]}
                 for val, train in leakage(data, duplicates)
             ],
             "conflicts": [
@@ -85,7 +87,7 @@ def summarise(data: Data, duplicates: Duplicates) -> dict[str, Any]:
 
 def _named_splits(data: Data) -> list[tuple[str, ImageSet]]:
     """Each split with its name in the summary."""
-    return [("held-out" if split is data.val else "train", split) for split in data.train_and_val]
+    return [("test" if split is data.val else "train", split) for split in data.train_and_val]
 
 
 def _counts(data: Data, images: ImageSet) -> list[int]:
@@ -124,14 +126,14 @@ def format_summary(summary: dict[str, Any]) -> str:
 
     - `summary`: as `summarise` returns it.
     """
-    train, evaluated = summary["pictures"]["train"], summary["pictures"]["held_out"]
+    train, evaluated = summary["images"]["train"], summary["images"]["test"]
     classes = summary["classes"]
     width, height = ("{min:g} to {max:g} (median {median:g})".format(**summary[side]) for side in ("width", "height"))
     lines = [
-        f"{summary['name']}: {train + evaluated:,} images, {train:,} to train and validate on, "
-        f"{evaluated:,} test images",
-        f"{len(classes)} classes{', several per image' if summary['multi_label'] else ''}: "
-        + _first_of([f"{entry['name']} {entry['train']} + {entry['held_out']}" for entry in classes], CLASSES)
+        f"{summary['name']}: {counted(train + evaluated, 'image')}, {train:,} to train and validate on, "
+        f"{counted(evaluated, 'test image')}",
+        f"{counted(len(classes), 'class', 'classes')}{', several per image' if summary['multi_label'] else ''}: "
+        + _first_of([f"{entry['name']} {entry['train']} + {entry['test']}" for entry in classes], CLASSES)
         + f"; {format_imbalance(summary)}",
         f"{width} wide, {height} high; {summary['grey']:.0%} grey, {summary['transparent']:.0%} transparent",
     ]
@@ -139,20 +141,20 @@ def format_summary(summary: dict[str, Any]) -> str:
         lines += format_boxes(boxes, CLASSES)
     if left_out := summary["left_out"]:
         lines.append(
-            f"left out: {_counted(len(left_out), 'file')}: {_first_of([_with_reason(entry) for entry in left_out])}"
+            f"left out: {counted(len(left_out), 'file')}: {_first_of([_with_reason(entry) for entry in left_out])}"
         )
     lines += [f"note: {text}" for text in summary.get("notes", ())]
     if summary["duplicate_groups"]:
         exact, near = summary["exact_duplicates"], summary["near_duplicates"]
         lines.append(
-            f"duplicates: {len(exact)} exact, {len(near)} near, in {_counted(summary['duplicate_groups'], 'group')}: "
+            f"duplicates: {len(exact)} exact, {len(near)} near, in {counted(summary['duplicate_groups'], 'group')}: "
             + _first_of([f"{a} = {b}" for a, b in exact] + [f"{a} ≈ {b}" for a, b in near])
         )
     lines += _lines_of_untested(summary)
     if leaks := summary["leaks"]:
         lines.append(
             f"test images with copies among the training images (metrics would be too good): {len(leaks)}: "
-            + _first_of([f"{leak['held_out']} ≈ {leak['train']}" for leak in leaks])
+            + _first_of([f"{leak['test']} ≈ {leak['train']}" for leak in leaks])
         )
     if conflicting := summary["conflicts"]:
         descriptions = [
@@ -169,8 +171,8 @@ def format_summary(summary: dict[str, Any]) -> str:
 def _lines_of_untested(summary: Mapping[str, Any]) -> list[str]:
     """Lines about classes without test images, and about a test split with a single class."""
     classes, column = summary["classes"], summary.get("group_column")
-    untested = [entry["name"] for entry in classes if not entry["held_out"]]
-    if not (summary["pictures"]["train"] and untested):
+    untested = [entry["name"] for entry in classes if not entry["test"]]
+    if not (summary["images"]["train"] and untested):
         return []
     single = [name for name in untested if name in summary.get("one_group", ())]
     others = [name for name in untested if name not in single]
@@ -179,7 +181,7 @@ def _lines_of_untested(summary: Mapping[str, Any]) -> list[str]:
     reasons += [f"{_first_of(others, CLASSES)} (too few images that are not copies{of_group})"] if others else []
     lines = [f"classes without test images: {'; '.join(reasons)}"]
     if len(untested) == len(classes) - 1:
-        (tested,) = (entry["name"] for entry in classes if entry["held_out"])
+        (tested,) = (entry["name"] for entry in classes if entry["test"])
         lines.append(f"warning: the test split has only the class {tested}: its metrics say nothing about the others")
     return lines
 
@@ -192,7 +194,7 @@ def format_classes(data: Data) -> str:
     split = data.train_and_val[0]
     counts = zip(data.classes, (count_boxes if data.has_boxes else _counts)(data, split), strict=True)
     several = ", boxes" if data.has_boxes else ", several per image" if data.multi_label else ""
-    return f"{len(data.classes)} classes{several}: " + _first_of(
+    return f"{counted(len(data.classes), 'class', 'classes')}{several}: " + _first_of(
         [f"{name} {count:,}" for name, count in counts], CLASSES
     )
 
@@ -207,10 +209,6 @@ def format_imbalance(summary: Mapping[str, Any]) -> str:
     """The class imbalance in a summary, as text."""
     times = f"{summary['imbalance']:.3g}"
     return "classes are balanced" if times == "1" else f"the largest class is {times} times the smallest"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _with_reason(entry: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vismoe.data import Batch, ImageSet
 from vismoe.detection import Detections
+from vismoe.files import counted
 
 from ..base import Evaluation, Scorer, Sum
 from .truth import TrueBoxes, true_boxes
@@ -75,9 +76,9 @@ class BoxEvaluation(Evaluation):
     def weakness(self) -> str | None:
         present = [each for each in self.per_class if each.objects]
         if not present:
-            return f"none of the {len(self.truth)} images has an object: the metrics are not defined"
+            return f"the set of {counted(len(self.truth), 'image')} has no object: the metrics are not defined"
         if not any(map(len, self.detections)):
-            return f"the model finds no object in any of the {len(self.truth)} images"
+            return f"the model finds no object in the set of {counted(len(self.truth), 'image')}"
         found = [each.name for each in present if each.ap50 >= USELESS]
         if not found:
             return f"the model finds no class: the AP50 of each is below {USELESS}"
@@ -99,7 +100,7 @@ class BoxEvaluation(Evaluation):
         crowded = sum(bool((each.labels[~each.ignored].bincount() > MOST).any()) for each in self.truth)
         if crowded:
             lines.append(
-                f"{crowded} of {len(self.truth)} images have more than {MOST} objects of one class: COCO's metrics "
+                f"more than {MOST} objects of one class are in {counted(crowded, 'image')}: COCO's metrics "
                 f"count only the {MOST} best detections of a class in an image"
             )
         return lines

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vismoe.files import counted
 from vismoe.files.figures import new_figure, plain_text, save_figure
 
 from .drawing import class_colour, short_name
@@ -46,12 +47,12 @@ def draw_precision_recall(evaluation: BoxEvaluation, mistakes: Mistakes, path: P
         label = f"mean of {len(present)} classes {evaluation.metrics['map50']:.3f}"
         axes.plot(recall, mean, color="black", linewidth=1.2, linestyle=(0, (4, 2)), label=label)
     if more := len(present) - len(coloured):
-        axes.plot([], [], color="#cccccc", label=f"{more} more classes")
+        axes.plot([], [], color="#cccccc", label=counted(more, "more class", "more classes"))
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
     axes.grid(color="#eeeeee", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"Precision and recall at IoU 0.5, {len(evaluation.truth):,} images", fontsize=10)
+    axes.set_title(f"Precision and recall at IoU 0.5, {counted(len(evaluation.truth), 'image')}", fontsize=10)
     figure.legend(
         title="AP50 (dot: largest F1)", loc="outside right upper", frameon=False, fontsize=8, title_fontsize=8
     )
@@ -82,7 +83,8 @@ def draw_errors(evaluation: BoxEvaluation, mistakes: Mistakes, path: Path) -> bo
     widest = int(counts.sum(1).max())
     for kind, (name, colour) in enumerate(zip(KINDS, KIND_COLOURS, strict=True)):
         values = counts[:, kind]
-        title = f"{name} {int(mistakes.counts[:, kind].sum()):,}"
+        meaning = " (no box there)" if name == "missed" else ""
+        title = f"{name}{meaning} {int(mistakes.counts[:, kind].sum()):,}"
         axes.barh(range(len(numbers)), values, left=left, color=colour, height=0.7, label=title, edgecolor="white")
         for place, value in enumerate(values.tolist()):
             if value > 0.03 * widest * len(f"{value}"):
@@ -91,7 +93,7 @@ def draw_errors(evaluation: BoxEvaluation, mistakes: Mistakes, path: Path) -> bo
     axes.set_yticks(range(len(numbers)), [_bar_title(evaluation, mistakes, number) for number in numbers], size=9)
     axes.set_ylim(len(numbers) - 0.4, -0.6)
     more = int((totals > 0).sum()) - len(numbers)
-    axes.set_xlabel(f"errors{f' ({more} more classes are not shown)' if more else ''}")
+    axes.set_xlabel(f"errors (not shown: {counted(more, 'more class', 'more classes')})" if more else "errors")
     axes.set_xlim(0, widest * 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from vismoe.data import eight_bits, flatten_alpha, read_image
+from vismoe.data import MAX_LEVEL, eight_bits, flatten_alpha, read_image
 from vismoe.detection import Detections
 from vismoe.files import readable
 
@@ -135,7 +135,9 @@ def coco_json(predictions: Sequence[BoxPrediction], classes: Sequence[str]) -> d
     return {"info": info, "images": images, "categories": categories, "annotations": annotations}
 
 
-def draw_predictions(predictions: Sequence[BoxPrediction], files: Sequence[Path], folder: Path) -> None:
+def draw_predictions(
+    predictions: Sequence[BoxPrediction], files: Sequence[Path], folder: Path, max_level: int = MAX_LEVEL
+) -> None:
     """Draws the objects on their images, and writes these into a folder by the names of the files. A JPEG stays one,
     images of other formats become PNG files. Files with the same name get a number.
 
@@ -144,11 +146,12 @@ def draw_predictions(predictions: Sequence[BoxPrediction], files: Sequence[Path]
     - `predictions`: the predictions.
     - `files`: image files; each prediction's `image` is one of them.
     - `folder`: the folder, which exists and is empty.
+    - `max_level`: the level of 16-bit images that is white, as for the network; default 65,535.
     """
     paths: Mapping[str, Path] = {readable(str(path)): path for path in files}
     written: set[str] = set()
     for each in predictions:
-        drawn = draw_prediction(read_image(paths[each.image]), each)
+        drawn = draw_prediction(read_image(paths[each.image]), each, max_level)
         path = paths[each.image]
         is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
         suffix = path.suffix if is_jpeg or path.suffix.lower() == ".png" else ".png"
@@ -159,7 +162,7 @@ def draw_predictions(predictions: Sequence[BoxPrediction], files: Sequence[Path]
         drawn.save(folder / name, quality=95)  # PNG has no quality
 
 
-def draw_prediction(image: Image.Image, prediction: BoxPrediction) -> Image.Image:
+def draw_prediction(image: Image.Image, prediction: BoxPrediction, max_level: int = MAX_LEVEL) -> Image.Image:
     """An image with the objects found in it, as an RGB image. An image of less than 320 pixels is enlarged by a whole
     factor.
 
@@ -167,8 +170,9 @@ def draw_prediction(image: Image.Image, prediction: BoxPrediction) -> Image.Imag
 
     - `image`: the image, upright.
     - `prediction`: its prediction.
+    - `max_level`: the level of a 16-bit image that is white; default 65,535.
     """
-    pixels = flatten_alpha(eight_bits(image)).convert("RGB")
+    pixels = flatten_alpha(eight_bits(image, max_level)).convert("RGB")
     factor = math.ceil(SMALLEST / max(pixels.size))
     if factor > 1:
         pixels = pixels.resize((pixels.width * factor, pixels.height * factor), Image.Resampling.NEAREST)

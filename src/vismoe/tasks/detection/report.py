@@ -1,11 +1,10 @@
 """The report of a detector: tables and figures in a run folder."""
 
-import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vismoe.data import ImageSet
+from vismoe.files import save_table
 
 from .evaluation import BoxEvaluation
 from .figures import draw_errors, draw_precision_recall
@@ -29,8 +28,8 @@ def write_report(evaluation: BoxEvaluation, images: ImageSet, folder: Path) -> N
     - `folder`: the folder, which exists.
     """
     mistakes = find_mistakes(evaluation)
-    write_rows(class_rows(evaluation, mistakes), folder / "classes.csv")
-    write_rows(error_rows(evaluation, mistakes), folder / "false_positives.csv")
+    save_table(class_rows(evaluation, mistakes), folder / "classes.csv", digits=4)
+    save_table(error_rows(evaluation, mistakes), folder / "false_positives.csv", digits=4)
     draw_precision_recall(evaluation, mistakes, folder / "precision_recall.png")
     draw_errors(evaluation, mistakes, folder / "false_positives.png")
     draw_worst(evaluation, mistakes, images, folder / "worst_images.png")
@@ -65,12 +64,3 @@ def error_rows(evaluation: BoxEvaluation, mistakes: Mistakes) -> list[dict[str, 
             evaluation.per_class, mistakes.right.tolist(), mistakes.counts.tolist(), strict=True
         )
     ]
-
-
-def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes rows as a CSV file; fractions have four digits."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})

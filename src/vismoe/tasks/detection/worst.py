@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vismoe.data import ImageSet, eight_bits, flatten_alpha
+from vismoe.files import counted
 from vismoe.files.figures import new_figure, plain_text, save_figure
 
 from .drawing import ERROR, Mark, class_colour, draw_boxes, short_name
@@ -96,7 +97,7 @@ def _caption(mistakes: ImageMistakes, images: ImageSet, number: int) -> str:
     name = images.files[number] if images.files else f"image {number}"
     name = plain_text(name if len(name) <= 44 else f"…{name[-43:]}")
     wrong, missed = int((mistakes.kinds >= 0).sum()), int(mistakes.missed.sum())
-    return f"{name}\n{int(mistakes.right.sum())} right, {wrong} wrong, {missed} missed"
+    return f"{name}\n{int(mistakes.right.sum())} right, {wrong} wrong, {counted(missed, 'object')} missed"
 
 
 def _add_legend(figure: "Figure", evaluation: BoxEvaluation, numbers: Sequence[int]) -> None:
@@ -116,7 +117,7 @@ def _add_legend(figure: "Figure", evaluation: BoxEvaluation, numbers: Sequence[i
         ),
     ]
     if more := len(shown) - NAMED if len(shown) > NAMED else 0:
-        lines.append(Line2D([], [], linestyle="", label=f"… and {more} more classes"))
+        lines.append(Line2D([], [], linestyle="", label=f"… and {counted(more, 'more class', 'more classes')}"))
     figure.legend(handles=lines, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
 
 
