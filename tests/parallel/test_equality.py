@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -18,7 +17,7 @@ import vismoe
 from vismoe.detection import make_detector
 
 from ..ranks import in_processes
-from .equality import IMAGES, PRODUCTS, TOKENS, Case, Small, check, layers, pico, processes
+from .equality import CLASSES, IMAGES, PRODUCTS, TOKENS, Case, Small, check, layers, pico, processes
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or sys.platform == "win32", reason="needs gloo and a file store between processes"
@@ -48,9 +47,8 @@ def onto_one_expert(model: nn.Module) -> None:
 
 def upcycled(**options: Any) -> nn.Module:
     """A network of timm's with sparse layers."""
-    parent = timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=2, num_classes=5
-    )
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2}
+    parent = vismoe.create_model("timm:vit_tiny_patch16_224", num_classes=CLASSES, **sizes)
     return vismoe.upcycle(parent, num_experts=4, moe_layers=[1], **options)
 
 

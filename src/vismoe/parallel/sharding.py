@@ -136,7 +136,10 @@ def _device_type() -> str:
 
 @torch.no_grad()
 def _broadcast(model: nn.Module) -> None:
-    """Gives all processes the weights and buffers of process 0."""
+    """Gives all processes the weights and buffers of process 0. Parameters become contiguous, which FSDP requires."""
+    for parameter in model.parameters():
+        if not parameter.is_contiguous():  # of a convolution in channels_last
+            parameter.data = parameter.contiguous()
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if not tensor.is_meta:
             dist.broadcast(tensor.data, 0)
