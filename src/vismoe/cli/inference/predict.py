@@ -73,11 +73,11 @@ def predict_images(
         _check_options(predictor.task, topk, min_score, format, draw)
         predictions = predictor.predict(images, TOPK if topk is None else topk, note_left_out)
         if mesh.is_main:
-            _write(predictor.task, predictions, images, min_score, format, draw)
+            _write(predictor, predictions, images, min_score, format, draw)
 
 
 def _write(
-    task: Task,
+    predictor: Predictor,
     predictions: list[Prediction],
     images: Sequence[Path],
     min_score: float | None,
@@ -87,7 +87,7 @@ def _write(
     """Prints the predictions, and draws them, as the options of `predict_images` say."""
     if not predictions:
         raise ValueError("none of the images can be read: name at least one readable image")
-    if isinstance(task, Detection):
+    if isinstance(predictor.task, Detection):
         found = _shown(predictions, MIN_SCORE if min_score is None else min_score)
         if draw is not None:
             with whole_folder(draw) as folder:
@@ -95,7 +95,7 @@ def _write(
                 draw_predictions(found, _files(images), folder, max_level)
             note(f"the images with boxes are in {draw}")
         if format == "coco":
-            print(json.dumps(coco_json(found, task.classes), indent=2, ensure_ascii=False))
+            print(json.dumps(coco_json(found, predictor.task.classes), indent=2, ensure_ascii=False))
             return
         predictions = list(found)
     {"table": _table, "json": _json, "csv": _csv}[format](predictions)
