@@ -1,18 +1,27 @@
 """Writes the summary and the figures of a finished run."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from vismoe.data import MAX_LEVEL, Data
 from vismoe.explain import routing_images
 from vismoe.files.figures import new_figure, save_figure
 from vismoe.inference import Predictor
+from vismoe.parallel import free_memory
+from vismoe.parallel.gathering import is_distributed
 from vismoe.tasks import Evaluation, Task
 from vismoe.weights import data_config
 
-from .run import SUMMARY, Run
+from .run import MODEL, SUMMARY, Run
 from .state import State
+
+CPU, FREE = torch.device("cpu"), 0.5
+"""Where a figure of routing is made from a whole network, and which fraction of the free memory it may need."""
 
 
 def write_report(
@@ -45,8 +54,23 @@ def write_report(
     draw_curves(run.metrics, task, run.path / "curves.png", has_validation=data.has_validation)
     images = data.val.in_eight_bits(data_config(state.evaluated).get("max_level", MAX_LEVEL))
     task.report(evaluation, images, run.path)
-    predictor = Predictor(state.evaluated, task, batch_size=task.largest_batch)
-    routing_images(predictor, data.val, data.classes, run.path)
+    network = _whole(run, state.evaluated)
+    if network is not None:
+        routing_images(Predictor(network, task, batch_size=task.largest_batch), data.val, data.classes, run.path)
+
+
+def _whole(run: Run, network: nn.Module) -> nn.Module | None:
+    """A network that this process can run alone: of a distributed one that in the run's folder; None, with a note, if
+    this is too large for the free memory."""
+    if not is_distributed(network):
+        return network
+    if (needed := sum(file.stat().st_size for file in (run.path / MODEL).iterdir())) > FREE * free_memory(CPU):
+        print(
+            f"vismoe: note: no routing.png, because one process alone would need {needed / 2**30:.1f} GiB",
+            file=sys.stderr,
+        )
+        return None
+    return run.load_model()
 
 
 def draw_curves(metrics: Sequence[dict[str, Any]], task: Task, path: Path, has_validation: bool = True) -> None:
