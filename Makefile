@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 # Without it each process would compile all it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-marked test-shapes test-all lint setup clean evidence evidence-pair \
+.PHONY: demo test test-marked test-faults test-shapes test-all lint setup clean evidence evidence-pair \
 	bench bench-peers bench-cuda wheels
 
 demo: setup
@@ -22,6 +22,10 @@ test: setup
 # What `make test` leaves out by its mark (pyproject.toml).
 test-marked: setup
 	$(PYTEST) -m 'slow or benchmarks'
+
+# Distributed trainings in which processes are killed, stopped, or go wrong.
+test-faults: setup
+	$(PYTEST) -m faults tests/faults
 
 # With every annotation of shapes checked, the rooms that hand tensors to each other; `make test` checks moe's.
 test-shapes: setup

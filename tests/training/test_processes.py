@@ -30,6 +30,10 @@ CHANGES = {
 OPTIONS = [part for name, value in CHANGES.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
+def files_of(path: Path) -> list[str]:
+    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+
+
 def torchrun(python: Path, out: Path, *more: str) -> list[str]:
     start = [str(python), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vismoe"]
     return [*start, "train", "digits", *OPTIONS, "--warmup-steps", "1", "--device", "cpu", "--out", str(out), *more]
@@ -44,10 +48,12 @@ def alone(tmp_path_factory, sketched):
     return fit(tiny(**CHANGES), tmp_path_factory.mktemp("runs") / "alone")
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory, forked):
+@pytest.fixture(scope="module", params=[1, 2])
+def together(request, tmp_path_factory, forked):
+    """A run with the whole network in both processes, and one with half of the experts in each."""
     out = tmp_path_factory.mktemp("runs") / "together"
-    done = subprocess.run(torchrun(forked, out), capture_output=True, text=True, check=False, env=environment(forked))
+    command = torchrun(forked, out, "--expert-parallel", str(request.param))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(forked))
     assert done.returncode == 0, done.stderr
     return Run(out), done.stdout
 
@@ -58,6 +64,8 @@ def test_the_loss_curve_is_that_of_one_process(alone, together):
     run, _ = together
     assert len(run.metrics) == len(alone.metrics) == 10
     for ours, expected in zip(run.metrics, alone.metrics, strict=True):
+        if exchanges := ours.pop("exchanges", None):
+            assert sum(process["rows"] for process in exchanges) == 16 * 17 * 2  # of both layers
         assert ours.keys() == expected.keys()
         for name in ours.keys() - {"load"}:
             assert math.isclose(ours[name], expected[name], rel_tol=1e-4, abs_tol=1e-6), (ours["step"], name)
@@ -72,8 +80,13 @@ def test_the_loss_curve_is_that_of_one_process(alone, together):
 def test_one_writes(alone, together):
     """The same files as of one process, and each line of progress once."""
     run, output = together
-    files = [sorted(f.relative_to(r.path).as_posix() for f in r.path.rglob("*") if f.is_file()) for r in (run, alone)]
-    assert files[0] == files[1]
+    shards = [f"shard-0000{number}-model-00001-of-00001.safetensors" for number in (1, 2)]
+    expected = files_of(alone.path)
+    if run.recipe.expert_parallel > 1:  # both write their parts
+        whole = [file for file in expected if file.endswith("/tensors.safetensors")]
+        parts = [f"{file.rpartition('/')[0]}/{shard}" for file in whole for shard in shards]
+        expected = sorted({*expected, *parts}.difference(whole))
+    assert files_of(run.path) == expected
     assert output.count("step 8/8") == 1
 
 

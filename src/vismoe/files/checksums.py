@@ -14,6 +14,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_package() -> str:
+    """The SHA-256 of the source of this package: of all its Python files, in order of their names."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()} {sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Seen:
     """A file as it was at its first use.

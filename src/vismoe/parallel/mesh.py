@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -156,6 +156,19 @@ class Mesh:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def check_agreement(self, values: Mapping[str, Any]) -> None:
+        """Raises ValueError in all processes, with the process and the name, if a value differs between processes."""
+        first, *others = self.gather(dict(values))
+        for rank, other in enumerate(others, 1):
+            differences = [name for name in first if other.get(name) != first[name]]
+            if differences:
+                texts = [
+                    f"{name} is {first[name]} in process 0, {other.get(name)} in process {rank}" for name in differences
+                ]
+                raise ValueError(
+                    f"the processes do not agree: {'; '.join(texts)}: start all of them with the same command"
+                )
 
     def check_expert_parallel(self, number: int) -> None:
         """Raises ValueError if experts cannot be distributed over groups of `number` of these processes."""

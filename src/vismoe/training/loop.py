@@ -32,9 +32,10 @@ from vismoe.data import (
     without_files,
 )
 from vismoe.files import counted
+from vismoe.files.checksums import sha256_of_package
 from vismoe.inference import evaluate
 from vismoe.moe import biased_routers, keeping_balance, rebalance
-from vismoe.parallel import Stop, free_memory, join_mesh, resolve_device, signal_name
+from vismoe.parallel import Mesh, Stop, free_memory, join_mesh, resolve_device, signal_name
 from vismoe.tasks import Evaluation, Task, open_for, task_for
 from vismoe.vit import evaluating, unfused_attention
 from vismoe.weights import data_config
@@ -115,7 +116,7 @@ def fit(
     """
     check_tracker(recipe.track)
     with join_mesh() as mesh:
-        mesh.check_expert_parallel(recipe.expert_parallel)
+        _check_processes(mesh, recipe)
         device = mesh.device(resolve_device(recipe.device))
         # Images are decoded only after the network is built, so that errors in the recipe are found first.
         open_set = partial(open_for, recipe.task, recipe.data, recipe.split_seed, group_column=recipe.group_column)
@@ -175,6 +176,15 @@ def _rest_of_run(checkpoint: int | None) -> str:
         "the training is done; the last evaluation and the report are being finished. A second signal stops at once; "
         f"the run can then be resumed, {again}"
     )
+
+
+def _check_processes(mesh: Mesh, recipe: Recipe) -> None:
+    """Raises ValueError if the processes have different recipes or programs, or cannot share experts as the recipe
+    asks."""
+    if mesh.size > 1:
+        program = {"vismoe's code": sha256_of_package(), "the version of PyTorch": torch.__version__}
+        mesh.check_agreement(recipe.to_json() | program)
+    mesh.check_expert_parallel(recipe.expert_parallel)
 
 
 def _describe(data: Data, model: nn.Module, log: Callable[[str], None]) -> None:
