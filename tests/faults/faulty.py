@@ -64,6 +64,8 @@ if __name__ == "__main__":
         at_step(5, kill)
     elif fault == "kill-writing":
         while_writing()
+    elif fault == "hang":
+        at_step(5, lambda _: os.kill(os.getpid(), signal.SIGSTOP))
     elif fault == "nan":
         at_step(3, not_a_number)
     elif fault == "recipe" and is_at_fault():

@@ -101,6 +101,18 @@ def test_sigterm_to_torchrun(tmp_path):
     assert f"step {step}" in done.stderr or "steps=" in done.stderr
 
 
+def test_a_process_that_hangs(whole, tmp_path):
+    """The others end within the stated time, and name it; torchrun ends it and restarts all, and the run ends bit-equal
+    to one that nothing happened to."""
+    started = time.monotonic()
+    done = run("hang", tmp_path / "run", "--hang-timeout", "10", restarts=1)
+    assert "process 1 did not answer for 10 seconds" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 200
+    ours, expected = (load_file(path / "model" / "model.safetensors") for path in (tmp_path / "run", whole.path))
+    assert all(ours[name].equal(expected[name]) for name in expected)
+
+
 def test_a_gradient_that_is_not_finite_in_one_process(tmp_path):
     """No process's weights take it: the step is skipped in all, and the run ends as usual."""
     done = run("nan", tmp_path / "run")

@@ -10,7 +10,9 @@ from vismoe_command import COMMANDS, answer
 FOLDERS = {name: folder for folder, commands in COMMANDS.items() for name in commands}
 """The folder of each command's file."""
 
-BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 130
+BAD_INPUT, DIVERGED, HUNG, INTERRUPTED = 2, 3, 4, 130
+FAILURES = {"TrainingDivergedError": DIVERGED, "ProcessHungError": HUNG}
+"""Exit codes of errors, by the name of the class, because importing it needs the optional dependencies of training."""
 AFTER_INTERRUPTION = {
     "train": "the last checkpoint is kept; the same command with the same --out and --resume auto continues, or starts",
     "finetune": "finished work is kept; the same command continues, or starts",
@@ -25,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     - `arguments`: the command and its arguments; default None: those of the process.
 
-    **Returns:** the exit code: 0; 2 for bad input, with one line on stderr; 3 if a training diverged; 130 after Ctrl-C
-    and 143 after SIGTERM, once a training has written a checkpoint.
+    **Returns:** the exit code: 0; 2 for bad input, with one line on stderr; 3 if a training diverged; 4 if one of
+    several processes did not answer; 130 after Ctrl-C and 143 after SIGTERM, once a training has written a checkpoint.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if (text := answer(arguments)) is not None:
@@ -49,12 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(f"interrupted: {AFTER_INTERRUPTION.get(command, 'no file is left half-written')}", INTERRUPTED, "")
     except RuntimeError as error:
-        # By name, because importing the class needs the optional dependencies of training.
         if type(error).__name__ == "TrainingStoppedError":
             return _fail(str(error), 128 + cast(Any, error).signal, "")
-        if type(error).__name__ != "TrainingDivergedError":
+        if type(error).__name__ not in FAILURES:
             raise
-        return _fail(str(error), DIVERGED)
+        return _fail(str(error), FAILURES[type(error).__name__])
     return 0
 
 
@@ -64,7 +65,7 @@ def _fail(message: str, code: int, kind: str = "error: ") -> int:
     message = " ".join(
         message.rpartition("\nValueError: ")[2].split()
     )  # an error of a data worker without its traceback
-    if os.environ.get("RANK", "0") == "0":  # only one of several processes prints
+    if os.environ.get("RANK", "0") == "0" or code == HUNG:  # only one of several processes prints, if it can
         # Text from a file may contain control codes of a terminal.
         shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in message)
         print(f"vismoe: {kind}{shown}", file=sys.stderr)

@@ -36,6 +36,7 @@ from vismoe.files.checksums import sha256_of_package
 from vismoe.inference import evaluate
 from vismoe.moe import biased_routers, keeping_balance, rebalance
 from vismoe.parallel import Mesh, Stop, free_memory, join_mesh, resolve_device, signal_name
+from vismoe.parallel.hung import limited_patience
 from vismoe.tasks import Evaluation, Task, open_for, task_for
 from vismoe.vit import evaluating, unfused_attention
 from vismoe.weights import data_config
@@ -153,9 +154,10 @@ def fit(
             with tracking(run, recipe, state.step) as track:
                 trainer = Trainer(recipe, state, task, mesh, track)
                 balance = AverageBalance(trainer, data.train_and_val[0])
-                evaluation = _optimise(
-                    checkpointer, trainer, balance, data, extra_eval, stop, on_status if mesh.is_main else None
-                )
+                with limited_patience(mesh, recipe.hang_timeout):
+                    evaluation = _optimise(
+                        checkpointer, trainer, balance, data, extra_eval, stop, on_status if mesh.is_main else None
+                    )
                 stop.finish(_rest_of_run(max(checkpointer.steps(), default=None)))
                 if recipe.keep == "best" and (best_step := state.best_step) not in (None, state.step):
                     state.load_state_dict(checkpointer.load(best_step, state.template))

@@ -32,7 +32,11 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("degrees", lambda value: 0 <= value <= 180, "accepted are 0 to 180"),
     ("shear", lambda value: 0 <= value < 90, "accepted are at least 0 and below 90"),
     ("crop layer_decay", lambda value: 0 < value <= 1, "accepted is a number above 0 and up to 1"),
-    ("learning_rate power learning_rates", lambda value: 0 < value < INFINITY, "it must be positive and finite"),
+    (
+        "learning_rate power learning_rates hang_timeout",
+        lambda value: 0 < value < INFINITY,
+        "it must be positive and finite",
+    ),
     (
         "clip_norm warmup_steps end_learning_rate timescale cooldown_steps workers translate "
         "checkpoint_every patience class_weights color_jitter noise mixup cutmix",
@@ -202,6 +206,8 @@ class Recipe:
     expert_parallel: int = 1
     """Expert parallelism: number of processes that share the experts of each layer; all other weights are then sharded
     over all processes (see `vismoe.parallelize`). 1: every process has the whole network."""
+    hang_timeout: float = 1800.0
+    """Several processes: seconds after which the training ends if a process does not answer."""
     workers: int = 0
     """Number of processes that load images; 0: the training process loads them. The result does not depend on it."""
     track: Tracker = "none"

@@ -34,6 +34,7 @@ MAY_DIFFER = (
     "workers",
     "device",
     "expert_parallel",
+    "hang_timeout",
     "checkpoint_every",
     "keep_checkpoints",
     "max_unreadable",
