@@ -59,6 +59,14 @@ def test_finetune(tmp_path, capsys, pressed):
     assert (out / "model" / "config.json").exists()
 
 
+@pytest.fixture(autouse=True)
+def answers_interrupts():
+    """A shell starts what runs in the background with SIGINT ignored, which Python then leaves as it is."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press_in(monkeypatch, module, name, *signals):
     """These signals at the beginning of a function, as its caller knows it."""
     called = getattr(sys.modules[module], name)

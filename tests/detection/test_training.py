@@ -82,7 +82,7 @@ def test_without_objects_scores_are_undefined(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "validation undefined" in printed
     assert "validation: map undefined" in printed
-    assert "has an object: the metrics are not defined" in printed
+    assert "has no object: the metrics are not defined" in printed
     assert json.loads((out / "summary.json").read_text())["map"] is None
     assert [line["step"] for line in Run(out).metrics if "map" in line] == [1]  # patience is not endless
 

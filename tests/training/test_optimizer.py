@@ -1,12 +1,13 @@
-"""pytest tests/training/test_optimizer.py: which parameters a recipe's weight decay reaches."""
+"""pytest tests/training/test_optimizer.py: which parameters a recipe's weight decay reaches; saved state."""
 
 import pytest
 import timm
+import torch
 from torch import nn
 
 import vismoe
 from vismoe.training import Recipe
-from vismoe.training.optimizer import make_optimizer
+from vismoe.training.optimizer import load_named_state, make_optimizer, named_state
 
 SMALL = {"img_size": 32, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
@@ -48,3 +49,32 @@ def test_weight_decay_reaches_matrices_alone(network, layer_decay):
     matrices = {name for name, _ in model.named_parameters() if name.endswith(".weight") and "norm" not in name}
     assert decayed == matrices
     assert any(".experts." in name for name in decayed)
+
+
+def test_state_goes_on_in_another_memory_format():
+    """A checkpoint's tensors lie row by row, a detector's convolutions channels last: fused AdamW pairs values by their
+    places in memory, so loaded state gets the parameter's strides."""
+
+    def stepped(steps, state=None):
+        torch.manual_seed(0)
+        model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, Recipe())
+        if state is not None:
+            model.load_state_dict(state["model"])
+            load_named_state(model, optimizer, state["optimizer"])
+        for step in steps:
+            images = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(step))
+            model(images).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model, optimizer
+
+    whole, _ = stepped(range(4))
+    model, optimizer = stepped(range(2))
+    assert optimizer.defaults["fused"]
+    saved = {
+        name: value.clone(memory_format=torch.contiguous_format) if isinstance(value, torch.Tensor) else value
+        for name, value in named_state(model, optimizer).items()
+    }
+    resumed, _ = stepped(range(2, 4), {"model": model.state_dict(), "optimizer": saved})
+    assert torch.equal(resumed.weight, whole.weight)

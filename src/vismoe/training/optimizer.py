@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import timm.optim
+import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -112,9 +113,16 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
         loaded = optimizer.state[parameters[number]]
         for entry, value in parameter_entries.items():
             if isinstance(value, Tensor):
-                # load_state_dict has cast every entry, even step counts, to the dtype of the parameter. A copy,
-                # because the file may be memory-mapped.
-                loaded[entry] = value.to(loaded[entry].device, copy=True)
+                loaded[entry] = _restored(value, loaded[entry].device, parameters[number])
+
+
+def _restored(value: Tensor, device: torch.device, parameter: Tensor) -> Tensor:
+    """A copy of an entry of a parameter's state, because the file may be memory-mapped. It has the entry's own type
+    (`load_state_dict` casts every entry, even step counts, to the parameter's), and the parameter's strides: a fused
+    optimiser pairs values by their places in memory."""
+    if value.shape != parameter.shape:
+        return value.to(device, copy=True)
+    return torch.empty_like(parameter, dtype=value.dtype, device=device, requires_grad=False).copy_(value)
 
 
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
