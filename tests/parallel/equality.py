@@ -129,7 +129,7 @@ def processes(rank: int, folder: str, size: int) -> Iterator[None]:
     """The process group of a test."""
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
-    dist.init_process_group("gloo", store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store, rank=rank, world_size=size, timeout=timedelta(seconds=300))
     try:
         yield
     finally:
