@@ -78,3 +78,21 @@ def test_state_goes_on_in_another_memory_format():
     }
     resumed, _ = stepped(range(2, 4), {"model": model.state_dict(), "optimizer": saved})
     assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_the_state_of_a_scale_without_dimension_goes_on():
+    """Soft routing's scale had shape () in earlier checkpoints: its state has the shape that the optimiser expects."""
+    network = vismoe.SoftRouter(4, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    for _ in range(2):
+        (network.weight.sum() + network.scale.sum()).backward()
+        optimizer.step()
+    expected = {name: value.clone() for name, value in named_state(network, optimizer).items() if name != "groups"}
+    old = {name: value.squeeze() if name.startswith("scale.") else value for name, value in expected.items()}
+    assert old["scale.exp_avg"].ndim == 0
+    load_named_state(network, optimizer, old | {"groups": []})
+    found = named_state(network, optimizer)
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        assert torch.equal(found[name], value)
+    optimizer.step()

@@ -75,7 +75,7 @@ class AllToAllExchange(Exchange):
     - `clock`: measures this process's exchanges, see `measured_exchanges`; default None: nothing is measured.
     """
 
-    group: str = ""
+    group: GroupName = GroupName("")  # noqa: RUF009  a string for type checkers
     processes: int = 1
     static: bool = False
     clock: Clock | None = None
@@ -100,7 +100,7 @@ class AllToAllExchange(Exchange):
 
     def _ragged(self, own: Rows) -> ReceivedRows:
         """Exchanges the counts, then the live rows, and sorts what arrived by expert."""
-        counts = all_to_all_single(own.count, None, None, GroupName(self.group))
+        counts = all_to_all_single(own.count, None, None, self.group)
         counts_PE = wait_tensor(counts).view(self.processes, -1)
         sent: list[int] = own.count.view(self.processes, -1).sum(1).tolist()
         received: list[int] = counts_PE.sum(1).tolist()
@@ -129,7 +129,7 @@ class AllToAllExchange(Exchange):
         given."""
         started = None if self.clock is None else _now(rows)
         wire = (rows.bfloat16() if self.bfloat16 else rows).contiguous()
-        arrived: Tensor = wait_tensor(all_to_all_single_autograd(wire, received, sent, GroupName(self.group)))
+        arrived: Tensor = wait_tensor(all_to_all_single_autograd(wire, received, sent, self.group))
         if self.clock is not None and started is not None:
             self.clock.seconds += _now(rows) - started
         return arrived.to(rows.dtype)

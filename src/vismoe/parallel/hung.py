@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import cast
 
 import torch.distributed as dist
 
@@ -32,7 +33,7 @@ def limited_patience(mesh: Mesh, seconds: float) -> Iterator[None]:
         yield
         return
     # Of its own, because a group in which a process waited in vain cannot be used any more.
-    monitor = dist.new_group(backend="gloo", timeout=timedelta(seconds=ANSWER))
+    monitor = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=ANSWER)))
     _set_patience(timedelta(seconds=seconds), monitor)
     try:
         yield

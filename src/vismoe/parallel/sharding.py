@@ -130,8 +130,9 @@ def _check(size: int, ep: int, replicate: int, layers: dict[str, MoE]) -> None:
 
 def _device_type() -> str:
     """The type of the device whose tensors the processes exchange."""
-    kinds = backend_devices(dist.get_backend_config())
-    return next((kind for kind in kinds if kind != "cpu" and torch.get_device_module(kind).is_available()), "cpu")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    reached = backend_devices(dist.get_backend_config())
+    return accelerator.type if accelerator is not None and accelerator.type in reached else "cpu"
 
 
 @torch.no_grad()

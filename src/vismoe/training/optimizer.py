@@ -113,13 +113,15 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
         loaded = optimizer.state[parameters[number]]
         for entry, value in parameter_entries.items():
             if isinstance(value, Tensor):
-                loaded[entry] = _restored(value, loaded[entry].device, parameters[number])
+                loaded[entry] = _restored(value, loaded[entry].device, parameters[number], entry == "step")
 
 
-def _restored(value: Tensor, device: torch.device, parameter: Tensor) -> Tensor:
+def _restored(value: Tensor, device: torch.device, parameter: Tensor, is_step: bool) -> Tensor:
     """A copy of an entry of a parameter's state, because the file may be memory-mapped. It has the entry's own type
     (`load_state_dict` casts every entry, even step counts, to the parameter's), and the parameter's strides: a fused
     optimiser pairs values by their places in memory."""
+    if not value.ndim and not is_step and parameter.shape == (1,):
+        value = value.view(1)  # soft routing's scale had shape () in earlier versions
     if value.shape != parameter.shape:
         return value.to(device, copy=True)
     return torch.empty_like(parameter, dtype=value.dtype, device=device, requires_grad=False).copy_(value)

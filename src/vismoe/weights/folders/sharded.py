@@ -70,7 +70,8 @@ def _without_values() -> Iterator[None]:
     def without_value(module: nn.Module, name: str, parameter: Tensor) -> nn.Parameter:
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(without_value)
+    hook: Any = without_value  # PyTorch types hooks as returning nothing
+    handle = register_module_parameter_registration_hook(hook)
     try:
         yield
     finally:
