@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -38,7 +38,7 @@ def gather_to_main(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     **Returns:** in process 0 the whole tensors, the distributed ones on the CPU; in other processes no tensors.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    parts = [part_of(tensor) if _sends(tensor) else None for tensor in tensors.values()]
+    parts = [part_of(cast(DTensor, tensor)) if _sends(tensor) else None for tensor in tensors.values()]
     parts_of: list[Any] = [None] * world
     dist.all_gather_object(parts_of, parts)
     gathered = {}

@@ -33,7 +33,7 @@ def limited_patience(mesh: Mesh, seconds: float) -> Iterator[None]:
         yield
         return
     # Of its own, because a group in which a process waited in vain cannot be used any more.
-    monitor = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=ANSWER)))
+    monitor = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
     _set_patience(timedelta(seconds=seconds), monitor)
     try:
         yield
@@ -57,7 +57,7 @@ def _set_patience(patience: timedelta, monitor: dist.ProcessGroup) -> None:
 def _silent(monitor: dist.ProcessGroup) -> str:
     """Which processes do not answer, as text."""
     try:
-        dist.monitored_barrier(monitor, wait_all_ranks=True)
+        dist.monitored_barrier(monitor, timedelta(seconds=ANSWER), wait_all_ranks=True)
     except RuntimeError as error:
         if found := re.search(r"[Rr]anks? ([\d, ]+) failed to pass", str(error)):
             ranks = re.findall(r"\d+", found[1])
