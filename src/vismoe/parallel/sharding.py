@@ -22,7 +22,7 @@ from vismoe.moe.experts.stacked import stacked_parts
 from vismoe.moe.resident import local
 
 from .all_to_all import AllToAllExchange
-from .mesh import backend_devices
+from .mesh import backend_devices, join_processes
 
 
 def parallelize(
@@ -60,7 +60,7 @@ def parallelize(
                 "there are no processes to distribute the network over: start the program with torchrun, or call "
                 "torch.distributed.init_process_group first"
             )
-        dist.init_process_group()
+        join_processes()
     if any(isinstance(module, FSDPModule) for module in model.modules()):
         raise ValueError("the network is distributed already: parallelize a new one")
     size = dist.get_world_size()
