@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vismoe
@@ -85,12 +85,24 @@ def work(rank: int, folder: str, size: str, ep: str) -> None:
     with processes(rank, folder, int(size)):
         for name, make in NETWORKS.items():
             save_and_load(rank, int(ep), Path(folder) / name, make)
+        scale_without_dimension(rank, Path(folder) / "soft" / "ours" / "model.safetensors")
+        loaded = vismoe.load(Path(folder) / "soft" / "ours", ep=int(ep))
+        assert loaded.get_parameter("blocks.1.mlp.router.scale").full_tensor().tolist() == [1.0]
         before = pico()
         parallelize(before, int(ep))
         with pytest.raises(ValueError, match="2 label_names for a network of 5 classes"):  # in every process
             vismoe.save(before, Path(folder) / "wrong", label_names=["a", "b"])
         with pytest.raises(ValueError, match="ep=3, replicate=1: 3 must divide the number of processes"):
             vismoe.load(Path(folder) / "sparse" / "ours", ep=3)
+
+
+def scale_without_dimension(rank: int, file: Path) -> None:
+    """Writes a file of soft routing as earlier versions did."""
+    if rank == 0:
+        state = load_file(file)
+        stored = {name: value[0] if name.endswith("router.scale") else value for name, value in state.items()}
+        save_file(stored, file, metadata={"format": "pt"})
+    dist.barrier()
 
 
 def save_and_load(rank: int, ep: int, folder: Path, make: Callable[[], nn.Module]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,7 +38,7 @@ def gather_to_main(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     **Returns:** in process 0 the whole tensors, the distributed ones on the CPU; in other processes no tensors.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    parts = [part_of(cast(DTensor, tensor)) if _sends(tensor) else None for tensor in tensors.values()]
+    parts = [part_of(tensor) if isinstance(tensor, DTensor) and _sends(tensor) else None for tensor in tensors.values()]
     parts_of: list[Any] = [None] * world
     dist.all_gather_object(parts_of, parts)
     gathered = {}
@@ -97,10 +97,8 @@ def whole_in_main(model: nn.Module) -> Iterator[None]:
                 module._parameters[key] = tensors[name]  # type: ignore[assignment]
 
 
-def _sends(tensor: Tensor) -> bool:
+def _sends(tensor: DTensor) -> bool:
     """Whether this process sends its part to the main one: of several processes with the same part only the first."""
-    if not isinstance(tensor, DTensor):
-        return False
     place = tensor.device_mesh.get_coordinate()
     if place is None:
         return False

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -70,8 +70,7 @@ def _without_values() -> Iterator[None]:
     def without_value(module: nn.Module, name: str, parameter: Tensor) -> nn.Parameter:
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-    hook: Any = without_value  # PyTorch types hooks as returning nothing
-    handle = register_module_parameter_registration_hook(hook)
+    handle = register_module_parameter_registration_hook(cast(Any, without_value))
     try:
         yield
     finally:
