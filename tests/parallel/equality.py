@@ -92,8 +92,7 @@ class Small(nn.Module):
         super().__init__()
         self.embed = nn.Linear(DIM, DIM)
         self.blocks = nn.ModuleList(
-            Block(vismoe.MoE(router(DIM, num_experts), experts(DIM, 12, num_experts), **options))
-            for _ in range(2)
+            Block(vismoe.MoE(router(DIM, num_experts), experts(DIM, 12, num_experts), **options)) for _ in range(2)
         )
         self.head = nn.Linear(DIM, CLASSES)
         self.recompute = recompute
