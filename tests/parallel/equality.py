@@ -248,8 +248,9 @@ def batch(images: int, model: nn.Module) -> tuple[Tensor, Tensor]:
 def batch_loss(model: nn.Module, x: Tensor, y: Tensor, images: int) -> Tensor:
     """The part of these images in the mean loss of all."""
     outputs = model(x)
-    if isinstance(outputs, dict):  # a detector's maps
-        squares = [value.float().square().flatten(1).mean(1).sum() for value in outputs.values()]
+    if isinstance(outputs, tuple):  # a detector's maps
+        maps = outputs.centres, outputs.quality, outputs.boxes / outputs.boxes.shape[-1]
+        squares = [value.float().square().flatten(1).mean(1).sum() for value in maps]
         return torch.stack(squares).sum() / images
     members = len(outputs) // len(y) if len(y) else 1
     return F.cross_entropy(outputs.float(), y.repeat_interleave(members), reduction="sum") / images / members
