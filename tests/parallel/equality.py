@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -34,12 +34,15 @@ class Case:
     - `product`: a key of PRODUCTS.
     - `bfloat16`: whether rows are exchanged in bfloat16.
     - `images`: number of images of each process; default: equally many.
+    - `empty`: number of images at the end of a batch whose values are all 0.
     - `accumulate`: number of micro-batches of a step.
     - `steps`, `rate`: number of SGD steps, and learning rate.
     - `tolerance`: largest difference of losses and gradients at each step; None: they are not compared.
     - `weights`: largest difference of weights at the end.
     - `calls`: whether compiled kernels must be called or must not be; None: either.
     - `prepare`: called with each of both networks before training.
+    - `ready`: called with the distributed network before training.
+    - `warned`: what happens to warnings: "error" or "ignore".
     """
 
     make: Callable[[], nn.Module]
@@ -50,6 +53,7 @@ class Case:
     product: str = "grouped"
     bfloat16: bool = False
     images: tuple[int, ...] = ()
+    empty: int = 0
     accumulate: int = 1
     steps: int = 2
     rate: float = 0.1
@@ -57,6 +61,8 @@ class Case:
     weights: float = 1e-6
     calls: bool | None = None
     prepare: Callable[[nn.Module], object] = lambda model: None
+    ready: Callable[[nn.Module], object] = lambda model: None
+    warned: Literal["error", "ignore"] = "error"
 
 
 class Block(nn.Module):
@@ -66,8 +72,8 @@ class Block(nn.Module):
         super().__init__()
         self.norm, self.moe = nn.LayerNorm(DIM), moe
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.moe(self.norm(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x + self.moe(self.norm(x), mask)
 
 
 class Small(nn.Module):
@@ -78,6 +84,8 @@ class Small(nn.Module):
     - `router`: makes a router of (DIM, number of experts).
     - `num_experts`: number of experts.
     - `experts`: makes experts of (DIM, hidden width, number of experts).
+    - `recompute`: whether the blocks are recomputed in backward.
+    - `masked`: whether tokens that are 0 are padding.
     - `options`: of `vismoe.MoE`.
     """
 
@@ -87,6 +95,7 @@ class Small(nn.Module):
         num_experts: int = 8,
         experts: Callable[..., nn.Module] = vismoe.MLPExperts,
         recompute: bool = False,
+        masked: bool = False,
         **options: Any,
     ):
         super().__init__()
@@ -95,12 +104,13 @@ class Small(nn.Module):
             Block(vismoe.MoE(router(DIM, num_experts), experts(DIM, 12, num_experts), **options)) for _ in range(2)
         )
         self.head = nn.Linear(DIM, CLASSES)
-        self.recompute = recompute
+        self.recompute, self.masked = recompute, masked
 
     def forward(self, x: Tensor) -> Tensor:
+        mask = x.any(-1) if self.masked else None
         x = self.embed(x)
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)
+            x = checkpoint(block, x, mask, use_reentrant=False) if self.recompute else block(x, mask)
         return self.head(x.mean(1))
 
 
@@ -159,6 +169,7 @@ def differences(case: Case) -> list[str]:
     alone, model = both(case)
     images = case.images or (IMAGES // world,) * world
     x, y = batch(sum(images), alone)
+    x[len(x) - case.empty :] = 0
     optimizers = [torch.optim.SGD(network.parameters(), lr=case.rate) for network in (alone, model)]
     wrong: list[str] = []
     for step in range(case.steps):
@@ -195,7 +206,9 @@ def both(case: Case) -> tuple[nn.Module, nn.Module]:
         case.prepare(network)
         networks.append(network)
     alone, model = networks
-    return alone, parallelize(model, case.ep, case.replicate, case.static, case.mixed_precision)
+    parallelize(model, case.ep, case.replicate, case.static, case.mixed_precision)
+    case.ready(model)
+    return alone, model
 
 
 def alone_step(case: Case, alone: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -217,7 +230,7 @@ def distributed_step(case: Case, model: nn.Module, x: Tensor, y: Tensor, images:
     mine[sum(images[:rank]) : sum(images[: rank + 1])] = True
     total = torch.zeros(())
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter(case.warned)
         for part in range(case.accumulate):
             if case.accumulate > 1:
                 model.set_requires_gradient_sync(part == case.accumulate - 1)

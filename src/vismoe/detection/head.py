@@ -71,6 +71,7 @@ class CentreHead(nn.Module):
         stride = torch.tensor(self.stride[::-1], device=x.device, dtype=torch.float32)[:, None, None]
         middle = (cell_centres(x.shape[2], x.shape[3], x.device) + offsets) * stride
         half = sides.clamp(-LARGEST, LARGEST).exp() * (SIDE / 2) * stride
+        quality = quality.clone()  # FSDP warns of outputs that are views
         return Outputs(centres, quality, torch.cat([middle - half, middle + half], 1), stride=self.stride)
 
 

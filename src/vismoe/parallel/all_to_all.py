@@ -59,7 +59,7 @@ class AllToAllExchange(Exchange):
       has buffers for all tokens. Default False: only live rows are sent, after their counts.
     """
 
-    group: str = ""
+    group: GroupName = GroupName("")  # noqa: RUF009  a string for type checkers
     processes: int = 1
     static: bool = False
 
@@ -80,7 +80,7 @@ class AllToAllExchange(Exchange):
 
     def _ragged(self, own: Rows) -> ReceivedRows:
         """Exchanges the counts, then the live rows, and sorts what arrived by expert."""
-        counts = all_to_all_single(own.count, None, None, GroupName(self.group))
+        counts = all_to_all_single(own.count, None, None, self.group)
         counts_PE = wait_tensor(counts).view(self.processes, -1)
         sent: list[int] = own.count.view(self.processes, -1).sum(1).tolist()
         received: list[int] = counts_PE.sum(1).tolist()
@@ -108,7 +108,7 @@ class AllToAllExchange(Exchange):
         """Sends rows, in the order of processes, and returns those received; equally many each if no numbers are
         given."""
         wire = (rows.bfloat16() if self.bfloat16 else rows).contiguous()
-        arrived: Tensor = wait_tensor(all_to_all_single_autograd(wire, received, sent, GroupName(self.group)))
+        arrived: Tensor = wait_tensor(all_to_all_single_autograd(wire, received, sent, self.group))
         return arrived.to(rows.dtype)
 
 

@@ -1,19 +1,23 @@
 """The parts of distributed tensors: where this process's part lies, and the whole tensors in the main process."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 Part = tuple[slice, ...]
 
 
 def is_distributed(model: nn.Module) -> bool:
-    """Whether parameters of a network are distributed over processes, by `vismoe.parallelize` or by FSDP2."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    """Whether a network is distributed over processes, by `vismoe.parallelize` or by FSDP2."""
+    return any(isinstance(module, FSDPModule) for module in model.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in model.parameters()
+    )
 
 
 def part_of(tensor: DTensor) -> Part:
@@ -58,6 +62,39 @@ def gather_to_main(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             view.copy_(own)
         gathered[name] = whole
     return {} if rank else gathered
+
+
+@contextmanager
+def whole_in_main(model: nn.Module) -> Iterator[None]:
+    """Context in which a distributed network has whole parameters, on the CPU, in process 0. Other processes keep only
+    their parts. All processes must enter it.
+
+    **Arguments:**
+
+    - `model`: the network. It cannot be called inside the context; afterwards it is as before.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # evaluation may have left whole parameters
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    tensors: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                if id(parameter) not in places:  # several modules may share it
+                    tensors[f"{path}.{name}"] = parameter
+                places.setdefault(id(parameter), []).append((module, name))
+    gathered = gather_to_main({name: parameter.detach() for name, parameter in tensors.items()})
+    try:
+        for name, whole in gathered.items():
+            parameter = nn.Parameter(whole, requires_grad=tensors[name].requires_grad)
+            for module, key in places[id(tensors[name])]:
+                module._parameters[key] = parameter
+        yield
+    finally:
+        for name in gathered:
+            for module, key in places[id(tensors[name])]:
+                module._parameters[key] = tensors[name]  # type: ignore[assignment]
 
 
 def _sends(tensor: Tensor) -> bool:

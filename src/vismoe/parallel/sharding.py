@@ -130,13 +130,17 @@ def _check(size: int, ep: int, replicate: int, layers: dict[str, MoE]) -> None:
 
 def _device_type() -> str:
     """The type of the device whose tensors the processes exchange."""
-    kinds = backend_devices(dist.get_backend_config())
-    return next((kind for kind in kinds if kind != "cpu" and torch.get_device_module(kind).is_available()), "cpu")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    reached = backend_devices(dist.get_backend_config())
+    return accelerator.type if accelerator is not None and accelerator.type in reached else "cpu"
 
 
 @torch.no_grad()
 def _broadcast(model: nn.Module) -> None:
-    """Gives all processes the weights and buffers of process 0."""
+    """Gives all processes the weights and buffers of process 0. Parameters become contiguous, which FSDP requires."""
+    for parameter in model.parameters():
+        if not parameter.is_contiguous():  # of a convolution in channels_last
+            parameter.data = parameter.contiguous()
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         if not tensor.is_meta:
             dist.broadcast(tensor.data, 0)

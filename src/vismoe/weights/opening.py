@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import nn
@@ -16,19 +17,44 @@ from .registry import create_model
 from .sources import ANSWERS_ONLY, Source, parse_source
 
 
-def load(path: str | Path, preset: str | None = None) -> nn.Module:
+def load(
+    path: str | Path,
+    preset: str | None = None,
+    ep: int | None = None,
+    replicate: int = 1,
+    static: bool = False,
+    mixed_precision: Any = None,
+) -> nn.Module:
     """Loads a network from a run folder, a model folder, or a folder that timm or transformers wrote with safetensors.
+
+    With `ep` it is distributed over processes, as by `vismoe.parallelize`, and each process reads only its parts of the
+    weights. (A network of transformers', and one that is stored as differences from a parent, is read whole first.)
 
     **Arguments:**
 
     - `path`: the folder, or a `.safetensors` file.
     - `preset`: the architecture of a `.safetensors` file, which has only weights; default: none.
+    - `ep`: number of processes that share the experts of a layer; default None: the network is not distributed.
+    - `replicate`, `static`, `mixed_precision`: see `vismoe.parallelize`; only with `ep`.
 
     **Returns:** the network, in evaluation mode.
 
-    **Raises:** FileNotFoundError if the path does not exist; ValueError if it is not a model or has pickled weights.
+    **Raises:** FileNotFoundError if the path does not exist; ValueError if it is not a model or has pickled weights;
+    with `ep` also as `vismoe.parallelize`.
     """
-    return load_local(Path(path), preset, open_parent)
+    path = Path(path)
+    if ep is None:
+        if (replicate, static, mixed_precision) != (1, False, None):
+            raise ValueError("replicate, static and mixed_precision are for a distributed network: give ep= too")
+        return load_local(path, preset, open_parent)
+    from vismoe.parallel.sharding import parallelize  # these import much of PyTorch
+
+    from .folders.sharded import is_whole, load_distributed
+
+    distribute = partial(parallelize, ep=ep, replicate=replicate, static=static, mixed_precision=mixed_precision)
+    if is_whole(path):
+        return distribute(load_local(path, preset, open_parent))
+    return load_distributed(path, preset, distribute)
 
 
 def load_network(path: str | Path) -> nn.Module:

@@ -5,7 +5,7 @@ Weights are never unpickled.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -48,23 +48,37 @@ def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Pare
     if "parent" in config and open_parent is None:
         raise HasParentError(f"{folder} has only the differences from its parent: expected a dense network")
     state = _read_weights(folder / WEIGHTS)
-    try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=False)
-    except Exception as error:  # timm's constructors raise any type of error for invalid values
-        raise ValueError(
-            f"{folder / CONFIG}: architecture and model_args describe no network that can be built: {error}"
-        ) from error
+    model = build_network(folder, config)
     if "parent" in config and open_parent is not None:
         parent = _parent_of(folder, config["parent"], open_parent)
         state = parent.sparse_state(getattr(model, "moe", None)) | state
         state = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
+    return load_state(model, state, folder / WEIGHTS)
+
+
+def build_network(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    """Builds the network that a model folder of vismoe's or timm's describes, without its weights.
+
+    **Arguments:**
+
+    - `folder`: the model folder.
+    - `config`: the content of its `config.json`.
+
+    **Raises:** ValueError for a description that fits no network.
+    """
+    try:
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    except Exception as error:  # timm's constructors raise any type of error for invalid values
+        raise ValueError(
+            f"{folder / CONFIG}: architecture and model_args describe no network that can be built: {error}"
+        ) from error
     names = config.get("label_names")
     if names is not None and (len(names) != model.num_classes or not all(isinstance(name, str) for name in names)):
         raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
     model.pretrained_cfg |= {"label_names": names, "problem_type": config.get("problem_type")}
     if "max_level" in config:
         model.pretrained_cfg |= {"max_level": config["max_level"]}
-    return _load_state(model, state, folder / WEIGHTS)
+    return cast(nn.Module, model)
 
 
 def _parent_of(folder: Path, entry: Mapping[str, Any], open_parent: Callable[[str], Parent]) -> Parent:
@@ -96,26 +110,43 @@ def _load_file(path: Path, preset: str | None) -> nn.Module:
     if path.suffix == ONNX:
         raise ValueError(f"{path}: {ANSWERS_ONLY}")
     state = _read_weights(path)
+    head = state.get("head.weight")
+    return load_state(build_preset(path, preset, 0 if head is None else len(head)), state, path)
+
+
+def build_preset(path: Path, preset: str | None, num_classes: int) -> nn.Module:
+    """Builds the network of a file that has only weights.
+
+    **Raises:** ValueError without a preset.
+    """
     if preset is None:
         raise ValueError(f"{path} has only weights: name their architecture with preset=…")
-    head = state.get("head.weight")
-    return _load_state(create_model(preset, num_classes=0 if head is None else len(head)), state, path)
+    return create_model(preset, num_classes)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix in PICKLES:
-        raise ValueError(f"{path} has pickled weights, which can run code when loaded: only .safetensors is accepted")
-    if not path.is_file():
-        pickled = [name.name for name in path.parent.iterdir() if name.suffix in PICKLES]
-        reason = f"{pickled[0]} is pickled, and pickles are never loaded" if pickled else "there are no weights"
-        raise ValueError(f"{path.parent} has no {WEIGHTS}: {reason}")
+    check_weights(path)
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
 
-def _load_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> nn.Module:
+def check_weights(path: Path) -> None:
+    """Raises ValueError for weights that are missing or pickled."""
+    if path.suffix in PICKLES:
+        raise ValueError(f"{path} has pickled weights, which can run code when loaded: only .safetensors is accepted")
+    if not path.is_file():
+        pickled = [name.name for name in path.parent.iterdir() if name.suffix in PICKLES]
+        reason = f"{pickled[0]} is pickled, and pickles are never loaded" if pickled else "there are no weights"
+        raise ValueError(f"{path.parent} has no {WEIGHTS}: {reason}")
+
+
+def load_state(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    """Loads weights, and returns the network in evaluation mode.
+
+    **Raises:** ValueError, with the path of the weights, for those of another network.
+    """
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from vismoe.files import whole_folder
 from vismoe.moe.record import unwrap
+from vismoe.parallel import join_mesh
 
 from ..huggingface.folder import is_transformers, write_transformers
 from ..huggingface.network import TransformersNetwork, as_network
@@ -29,6 +31,9 @@ def save(
     parent: str | Path | None = None,
 ) -> Path:
     """Writes a model folder atomically. An existing model folder is replaced.
+
+    If the network is distributed (`vismoe.parallelize`, FSDP2), all processes must call it. Process 0 gathers the
+    weights and writes the folder that a single process would write.
 
     **Arguments:**
 
@@ -49,6 +54,36 @@ def save(
     per class; TypeError if the network is not vismoe's, timm's or transformers'.
     """
     path, model = Path(path).resolve(), unwrap(model)
+
+    def write() -> None:
+        _write(model, path, label_names, preprocessing, problem_type, parent)
+
+    if not _is_distributed(model):
+        write()
+        return path
+    from vismoe.parallel.gathering import whole_in_main
+
+    with whole_in_main(model), join_mesh() as mesh:
+        mesh.run_on_main(write)
+    return path
+
+
+def _is_distributed(model: nn.Module) -> bool:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    from vismoe.parallel.gathering import is_distributed  # it imports much of PyTorch
+
+    return is_distributed(model)
+
+
+def _write(
+    model: nn.Module,
+    path: Path,
+    label_names: Sequence[str] | None,
+    preprocessing: dict[str, Any] | None,
+    problem_type: str | None,
+    parent: str | Path | None,
+) -> None:
     network = as_network(model)
     if is_transformers(model) or isinstance(network, TransformersNetwork):
         inner: Any = network.model if isinstance(network, TransformersNetwork) else model
@@ -60,7 +95,7 @@ def save(
             preprocessing = network.pretrained_cfg
         with whole_folder(path, FILES) as aside:
             write_transformers(inner, aside, label_names, preprocessing, problem_type)
-        return path
+        return
     if not hasattr(model, "pretrained_cfg"):
         raise TypeError(
             f"{type(model).__name__} was not made by create_model, so config.json cannot describe it: "
@@ -81,7 +116,6 @@ def save(
         save_file(state, aside / WEIGHTS, metadata={"format": "pt"})
         save_config_for_hf(model, str(aside / CONFIG), data_config=preprocessing)
         _complete_config(aside / CONFIG, model, label_names, problem_type, source)
-    return path
 
 
 def check_differences(model: nn.Module) -> None:
