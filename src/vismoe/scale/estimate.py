@@ -145,7 +145,8 @@ def estimate(
         raise ValueError("the network is distributed already: estimate a new one")
     every = placements(network, devices, replicate)
     image = data_config(network)["input_size"]
-    seen = profile(network, batch, image, static, mixed_precision and mixed_precision.param_dtype)
+    dtype = None if mixed_precision is None else mixed_precision.param_dtype
+    seen = profile(network, batch, image, static, dtype)
     step = _Step(network, batch, static, recompute, optimizer_states, seen)
     drafts = [step.layout(placement, groups(network, placement, mixed_precision), limit) for placement in every]
     passes = 4 if recompute else 3

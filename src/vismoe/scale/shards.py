@@ -167,15 +167,11 @@ def whole(some: list[Group]) -> int:
     """The most memory, about, that gathered parameters and unsharded gradients take at one time, in bytes: what is in
     no block, the block that is computed and the one that is gathered meanwhile, the gradients of a block, and a buffer
     in which they are reduced."""
-    always, by_block = 0, {}
+    always = sum(group.shards * group.gathered for group in some if group.block is None)
+    gathered: dict[int, int] = {}
+    gradients: dict[int, int] = {}
     for group in some:
-        if group.block is None:
-            always += group.shards * group.gathered
-        else:
-            gathered, gradients = by_block.get(group.block, (0, 0))
-            by_block[group.block] = (
-                gathered + group.shards * group.gathered,
-                gradients + group.shards * (group.gradients + group.reduced),
-            )
-    largest = max((gathered for gathered, _ in by_block.values()), default=0)
-    return always + min(2, len(by_block)) * largest + max((gradients for _, gradients in by_block.values()), default=0)
+        if (block := group.block) is not None:
+            gathered[block] = gathered.get(block, 0) + group.shards * group.gathered
+            gradients[block] = gradients.get(block, 0) + group.shards * (group.gradients + group.reduced)
+    return always + sum(sorted(gathered.values())[-2:]) + max(gradients.values(), default=0)
