@@ -21,7 +21,7 @@ BLOCK = re.compile(
     r"(?:<!-- no-run: (?P<reason>.+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 RUN = ("python", "bash")
-LONG = {"detection.md", "export.md", "features.md", "how-to.md", "install.md", "training.md", "upcycling.md"}
+LONG = {"detection.md", "export.md", "features.md", "how-to.md", "install.md", "scale.md", "training.md", "upcycling.md"}
 """Pages whose code takes longer than five seconds."""
 
 

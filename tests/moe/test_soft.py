@@ -83,6 +83,15 @@ def test_gradients_reach_everything():
     assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
 
 
+def test_a_scale_without_dimension_is_read():
+    """Earlier versions stored the scale with shape ()."""
+    layer, _ = layer_of()
+    state = layer.state_dict()
+    assert state["router.scale"].shape == (1,)
+    layer.load_state_dict(state | {"router.scale": torch.tensor(2.5)})
+    assert layer.router.scale.tolist() == [2.5]
+
+
 def test_bfloat16_exchange_rounds_what_experts_see_and_say():
     """Tokens are rounded before they are mixed, outputs before they are; weights and sums are not."""
     layer, x = layer_of()

@@ -86,6 +86,7 @@ class Small(nn.Module):
     - `experts`: makes experts of (DIM, hidden width, number of experts).
     - `recompute`: whether the blocks are recomputed in backward.
     - `masked`: whether tokens that are 0 are padding.
+    - `autocast`: whether it runs in bfloat16.
     - `options`: of `vismoe.MoE`.
     """
 
@@ -96,6 +97,7 @@ class Small(nn.Module):
         experts: Callable[..., nn.Module] = vismoe.MLPExperts,
         recompute: bool = False,
         masked: bool = False,
+        autocast: bool = False,
         **options: Any,
     ):
         super().__init__()
@@ -104,14 +106,15 @@ class Small(nn.Module):
             Block(vismoe.MoE(router(DIM, num_experts), experts(DIM, 12, num_experts), **options)) for _ in range(2)
         )
         self.head = nn.Linear(DIM, CLASSES)
-        self.recompute, self.masked = recompute, masked
+        self.recompute, self.masked, self.autocast = recompute, masked, autocast
 
     def forward(self, x: Tensor) -> Tensor:
         mask = x.any(-1) if self.masked else None
-        x = self.embed(x)
-        for block in self.blocks:
-            x = checkpoint(block, x, mask, use_reentrant=False) if self.recompute else block(x, mask)
-        return self.head(x.mean(1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            x = self.embed(x)
+            for block in self.blocks:
+                x = checkpoint(block, x, mask, use_reentrant=False) if self.recompute else block(x, mask)
+            return self.head(x.mean(1))
 
 
 def pico(num_experts: int = 8, **options: Any) -> nn.Module:
@@ -129,7 +132,7 @@ def processes(rank: int, folder: str, size: int) -> Iterator[None]:
     """The process group of a test."""
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
-    dist.init_process_group("gloo", store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store, rank=rank, world_size=size, timeout=timedelta(seconds=300))
     try:
         yield
     finally:

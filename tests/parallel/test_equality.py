@@ -112,6 +112,9 @@ def full(world: int, ep: int) -> dict[str, Case]:
             f"a process of padding alone, {form}": Case(
                 partial(Small, masked=True), ep, static=static, empty=IMAGES // world
             ),
+            f"autocast, {form}": Case(
+                partial(Small, autocast=True), ep, static=static, tolerance=0.03, weights=0.03, steps=1
+            ),
             f"recompute, {form}": Case(partial(Small, recompute=True), ep, static=static),
             f"accumulation, {form}": Case(partial(Small, group_size=TOKENS), ep, static=static, accumulate=2),
             f"gated experts with norms, {form}": Case(
@@ -165,7 +168,7 @@ def average(ep: int) -> None:
         with torch.no_grad():
             for network in (alone, model):
                 for number, parameter in enumerate(network.parameters()):
-                    parameter.add_(0.1 * (number + step))
+                    parameter.add_(0.01 * (number % 3 - step))
                 for layer in layers(network):
                     layer.router.balance_bias.add_(step)
         for network, ema in zip((alone, model), averages, strict=True):

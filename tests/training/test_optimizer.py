@@ -2,11 +2,12 @@
 
 import pytest
 import timm
+import torch
 from torch import nn
 
 import vismoe
 from vismoe.training import Recipe
-from vismoe.training.optimizer import make_optimizer
+from vismoe.training.optimizer import load_named_state, make_optimizer, named_state
 
 SMALL = {"img_size": 32, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
@@ -48,3 +49,21 @@ def test_weight_decay_reaches_matrices_alone(network, layer_decay):
     matrices = {name for name, _ in model.named_parameters() if name.endswith(".weight") and "norm" not in name}
     assert decayed == matrices
     assert any(".experts." in name for name in decayed)
+
+
+def test_the_state_of_a_scale_without_dimension_goes_on():
+    """Soft routing's scale had shape () in earlier checkpoints: its state has the shape that the optimiser expects."""
+    network = vismoe.SoftRouter(4, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    for _ in range(2):
+        (network.weight.sum() + network.scale.sum()).backward()
+        optimizer.step()
+    expected = {name: value.clone() for name, value in named_state(network, optimizer).items() if name != "groups"}
+    old = {name: value.squeeze() if name.startswith("scale.") else value for name, value in expected.items()}
+    assert old["scale.exp_avg"].ndim == 0
+    load_named_state(network, optimizer, old | {"groups": []})
+    found = named_state(network, optimizer)
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        assert torch.equal(found[name], value)
+    optimizer.step()

@@ -112,7 +112,10 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str,
             if isinstance(value, Tensor):
                 # load_state_dict has cast every entry, even step counts, to the dtype of the parameter. A copy,
                 # because the file may be memory-mapped.
-                loaded[entry] = value.to(loaded[entry].device, copy=True)
+                value = value.to(loaded[entry].device, copy=True)
+                if not value.ndim and entry != "step" and parameters[number].shape == (1,):
+                    value = value.view(1)  # soft routing's scale had shape () in earlier versions
+                loaded[entry] = value
 
 
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
