@@ -41,13 +41,14 @@ def sixty_four() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-@pytest.mark.parametrize("overrides", [{}, {"num_experts": 6, "num_classes": 10, "moe_layers": "1,2,3"}])
+@pytest.mark.parametrize(
+    ("overrides", "mixed"), [({}, False), ({"num_experts": 6, "num_classes": 10, "moe_layers": "1,2,3"}, True)]
+)
 def test_shards_are_those_of_parallelize(sixty_four, overrides, mixed):
     """The formulas of the sharding plan give what `vismoe.parallelize` leaves to a process of 64: bytes with padding,
     for every number of processes that share experts, and for several copies; in as many groups as FSDP2 has."""
     policy = POLICY if mixed else None
-    for replicate in (1, 4, 32):
+    for replicate in (1, 16):
         for placement in placements(on_meta(**overrides), 64, replicate):
             expected = groups(on_meta(**overrides), placement, policy)
             model = on_meta(**overrides)
