@@ -19,6 +19,7 @@ COMMANDS = {
     "models": {
         "models": "list presets with their parameters and MACs",
         "bench": "compare networks: latency, images per second, memory",
+        "estimate": "estimate memory and traffic of training a network on many devices",
         "upcycle": "turn a trained dense model into a sparse one",
         "densify": "turn a sparse model into a dense one, or into one with fewer experts",
         "export": "write a model to an ONNX file",

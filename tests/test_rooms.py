@@ -24,6 +24,7 @@ ROOMS = (
     "recipes",
     "adapt",
     "deploy",
+    "scale",
     "vismoe",  # its own __init__.py: what is promised
     "cli",
 )

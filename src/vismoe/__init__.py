@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vismoe.parallel.clipping import clip_grad_norm_
     from vismoe.parallel.sharding import parallelize
     from vismoe.recipes import train
+    from vismoe.scale import estimate
 
 __version__ = "0.1.0"
 
@@ -55,6 +56,7 @@ __all__ = [
     "create_model",
     "densify",
     "detection",
+    "estimate",
     "evaluate",
     "export_onnx",
     "finetune",
@@ -77,6 +79,7 @@ __all__ = [
 _LATER = {
     "Predictor": "vismoe.inference",
     "clip_grad_norm_": "vismoe.parallel.clipping",
+    "estimate": "vismoe.scale",
     "evaluate": "vismoe.inference",
     "export_onnx": "vismoe.deploy",
     "finetune": "vismoe.adapt",
@@ -85,7 +88,7 @@ _LATER = {
     "train": "vismoe.recipes",
 }
 
-_EXTRA = {"clip_grad_norm_": "", "export_onnx": "export", "parallelize": ""}
+_EXTRA = {"clip_grad_norm_": "", "estimate": "", "export_onnx": "export", "parallelize": ""}
 _MODULES: dict[str, tuple[str, ...]] = {
     "": (),
     "train": ("matplotlib", "PIL", "rich", "scipy", "sklearn", "torchmetrics", "torchvision", "tyro"),
