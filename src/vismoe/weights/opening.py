@@ -12,22 +12,29 @@ from .folders.format import CONFIG, FILES, read_config
 from .folders.load import load_local
 from .folders.parent import Parent, sum_of
 from .huggingface.network import as_network
+from .on_disk.load import load_on_disk
 from .registry import create_model
 from .sources import ANSWERS_ONLY, Source, parse_source
 
 
-def load(path: str | Path, preset: str | None = None) -> nn.Module:
+def load(path: str | Path, preset: str | None = None, max_memory: int | str | None = None) -> nn.Module:
     """Loads a network from a run folder, a model folder, or a folder that timm or transformers wrote with safetensors.
 
     **Arguments:**
 
     - `path`: the folder, or a `.safetensors` file.
     - `preset`: the architecture of a `.safetensors` file, which has only weights; default: none.
+    - `max_memory`: the most memory that this process may have, in bytes or as text, such as "8GiB". The experts'
+      matrices then stay on disk, and a forward pass reads those of the experts that it needs (docs/large-models.md);
+      the network can only predict. Default None: all weights are loaded.
 
     **Returns:** the network, in evaluation mode.
 
-    **Raises:** FileNotFoundError if the path does not exist; ValueError if it is not a model or has pickled weights.
+    **Raises:** FileNotFoundError if the path does not exist; ValueError if it is not a model or has pickled weights, and
+    if it has no experts, or more besides them than fits into `max_memory`.
     """
+    if max_memory is not None:
+        return load_on_disk(Path(path), preset, max_memory)
     return load_local(Path(path), preset, open_parent)
 
 
@@ -36,7 +43,12 @@ def load_network(path: str | Path) -> nn.Module:
     return as_network(load(path))
 
 
-def open_source(source: Source | str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
+def open_source(
+    source: Source | str,
+    num_classes: int | None = None,
+    exported: bool = False,
+    max_memory: int | str | None = None,
+) -> nn.Module:
     """Opens a network with its own classes.
 
     **Arguments:**
@@ -44,6 +56,7 @@ def open_source(source: Source | str, num_classes: int | None = None, exported: 
     - `source`: see `parse_source`; downloaded once if it is not on this machine.
     - `num_classes`: number of classes of a preset, whose weights are random; default 1000.
     - `exported`: whether an exported .onnx file is accepted, which can predict but not train; default False.
+    - `max_memory`: see `load`; for run folders, model folders and hf:ORG/NAME. Default None.
 
     **Returns:** the network, in evaluation mode, which maps pixels to logits.
 
@@ -51,6 +64,11 @@ def open_source(source: Source | str, num_classes: int | None = None, exported: 
     unless `exported`.
     """
     source = parse_source(source) if isinstance(source, str) else source
+    if max_memory is not None:
+        if source.kind not in ("run", "folder", "hub"):
+            raise ValueError(f"{source}: max_memory is for run folders, model folders and hf:ORG/NAME")
+        folder = download(source.name, FILES) if source.kind == "hub" else Path(source.name)
+        return load_on_disk(folder, None, max_memory)
     if source.kind == "exported":
         if not exported:
             raise ValueError(f"{source}: {ANSWERS_ONLY}")

@@ -19,7 +19,7 @@ from vismoe.training import Run, without_nan
 
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
-from ..shared.notes import note, note_set, note_step
+from ..shared.notes import note, note_reads, note_set, note_step
 from ..shared.values import check_at_least
 
 CLASSES = 10
@@ -50,6 +50,7 @@ def evaluate_model(
     dtype: Literal["float32", "bfloat16"] = "float32",
     batch_size: int | None = None,
     workers: int = 0,
+    max_memory: str | None = None,
 ) -> None:
     """Evaluate a model on a data set: print its metrics, also by class, and the load of the experts.
 
@@ -70,12 +71,15 @@ def evaluate_model(
         dtype: Data type of the computation; bfloat16 uses autocast.
         batch_size: Images per forward pass; default: 256, for detectors 16.
         workers: Number of data loading worker processes; 0: the main process.
+        max_memory: Most memory of this process, such as 8GiB, for a run or model folder that is larger: experts stay
+            on disk and are read when they are needed. Data loading workers are not counted.
     """
     check_at_least(1, batch_size=1 if batch_size is None else batch_size)
     check_at_least(0, workers=workers)
     run = own_run(model, data)
     data = data or (run.recipe.data if run is not None else "")
-    network = open_model(model, 10 if data in NAMED else None, exported=True).to(resolve_device(device))
+    network = open_model(model, 10 if data in NAMED else None, exported=True, max_memory=max_memory)
+    network.to(resolve_device(device))
     task = task_of(network)
     opened = task.align_classes(open_set(model, data, task=task))
     is_test = opened.val_is_test or (run is not None and run.test_files is not None)
@@ -96,6 +100,7 @@ def evaluate_model(
     note_step(f"evaluating on {len(opened.val):,} images")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers)
+    note_reads(network)
     figures: dict[str, Any] = {
         "model": model,
         "data": data,

@@ -20,7 +20,7 @@ from vismoe.tasks import Prediction, Task
 from vismoe.tasks.detection import BoxPrediction, Detection, coco_json, draw_predictions
 
 from ..shared.model import open_model
-from ..shared.notes import note, note_left_out, refuse_existing
+from ..shared.notes import note, note_left_out, note_reads, refuse_existing
 
 TOPK, MIN_SCORE = 5, 0.3
 """The defaults of a classifier and of a detector."""
@@ -39,6 +39,7 @@ def predict_images(
     device: str = "auto",
     batch_size: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    max_memory: str | None = None,
 ) -> None:
     """Classify images, or find the objects in them: print the most likely classes of each image with their
     probabilities, or the box, class and score of each object.
@@ -56,16 +57,19 @@ def predict_images(
         device: Device: auto, cpu, cuda or mps.
         batch_size: Images per forward pass; default: 64, for detectors 16.
         dtype: Data type of weights and products on a CPU; bfloat16 needs AVX512-BF16 or AMX.
+        max_memory: Most memory of this process, such as 8GiB, for a run or model folder that is larger: experts stay
+            on disk and are read when they are needed.
     """
     if not images or Path("") in images:
         raise ValueError(f"no images given: name image files or folders: vismoe predict {model} IMAGE…")
     if draw is not None:
         refuse_existing(draw)
-    network = open_model(model, exported=True)
+    network = open_model(model, exported=True, max_memory=max_memory)
     where = resolve_device(device)
     predictor = Predictor(network, device=where, batch_size=batch_size, optimized=True, dtype=dtype)
     _check_options(predictor.task, topk, min_score, format, draw)
     predictions = predictor.predict(images, TOPK if topk is None else topk, note_left_out)
+    note_reads(network)
     if not predictions:
         raise ValueError("none of the images can be read: name at least one readable image")
     if isinstance(predictor.task, Detection):

@@ -10,7 +10,9 @@ from vismoe.weights import open_source, parse_source, set_image_size
 from .notes import note
 
 
-def open_model(name: str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
+def open_model(
+    name: str, num_classes: int | None = None, exported: bool = False, max_memory: str | None = None
+) -> nn.Module:
     """Opens a model as `vismoe.weights.open_source` does. Prints a note for a preset, whose weights are random,
     and for a run that is not finished."""
     source = parse_source(name)
@@ -20,7 +22,7 @@ def open_model(name: str, num_classes: int | None = None, exported: bool = False
     elif source.is_local and (run := Run.of(source.name)) is not None and not run.is_finished:
         remedy = "give the same `vismoe finetune` command again" if (run.path / OPTIONS).is_file() else "finish it"
         note(f"{run.path} is not finished, so its model is neither fully trained nor tested: {remedy}")
-    return open_source(source, num_classes, exported)
+    return open_source(source, num_classes, exported, max_memory)
 
 
 def open_resized(name: str, image_size: int | None) -> nn.Module:

@@ -48,23 +48,42 @@ def load_local(path: Path, preset: str | None, open_parent: Callable[[str], Pare
     if "parent" in config and open_parent is None:
         raise HasParentError(f"{folder} has only the differences from its parent: expected a dense network")
     state = _read_weights(folder / WEIGHTS)
-    try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=False)
-    except Exception as error:  # timm's constructors raise any type of error for invalid values
-        raise ValueError(
-            f"{folder / CONFIG}: architecture and model_args describe no network that can be built: {error}"
-        ) from error
+    model: Any = build(folder)
     if "parent" in config and open_parent is not None:
         parent = _parent_of(folder, config["parent"], open_parent)
         state = parent.sparse_state(getattr(model, "moe", None)) | state
         state = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
+    describe(model, folder / CONFIG, config)
+    return _load_state(model, state, folder / WEIGHTS)
+
+
+def build(folder: Path) -> nn.Module:
+    """Builds the network that the `config.json` of a model folder describes, without its weights.
+
+    **Raises:** ValueError if that is no network.
+    """
+    try:
+        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    except Exception as error:  # timm's constructors raise any type of error for invalid values
+        raise ValueError(
+            f"{folder / CONFIG}: architecture and model_args describe no network that can be built: {error}"
+        ) from error
+    return model
+
+
+def describe(model: Any, path: Path, config: Mapping[str, Any]) -> None:
+    """Sets what a `config.json` says of a network beside its architecture: names of classes, task, largest level.
+
+    **Arguments:** `path`: where the configuration is, for messages.
+
+    **Raises:** ValueError for names that do not fit its classes.
+    """
     names = config.get("label_names")
     if names is not None and (len(names) != model.num_classes or not all(isinstance(name, str) for name in names)):
-        raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
+        raise ValueError(f"{path}: label_names must be one string for each of {model.num_classes} classes")
     model.pretrained_cfg |= {"label_names": names, "problem_type": config.get("problem_type")}
     if "max_level" in config:
         model.pretrained_cfg |= {"max_level": config["max_level"]}
-    return _load_state(model, state, folder / WEIGHTS)
 
 
 def _parent_of(folder: Path, entry: Mapping[str, Any], open_parent: Callable[[str], Parent]) -> Parent:
@@ -102,13 +121,18 @@ def _load_file(path: Path, preset: str | None) -> nn.Module:
     return _load_state(create_model(preset, num_classes=0 if head is None else len(head)), state, path)
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def check_weights(path: Path) -> None:
+    """Raises ValueError if there is no .safetensors file at `path`."""
     if path.suffix in PICKLES:
         raise ValueError(f"{path} has pickled weights, which can run code when loaded: only .safetensors is accepted")
     if not path.is_file():
         pickled = [name.name for name in path.parent.iterdir() if name.suffix in PICKLES]
         reason = f"{pickled[0]} is pickled, and pickles are never loaded" if pickled else "there are no weights"
         raise ValueError(f"{path.parent} has no {WEIGHTS}: {reason}")
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    check_weights(path)
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as error:
