@@ -30,8 +30,8 @@ def load(path: str | Path, preset: str | None = None, max_memory: int | str | No
 
     **Returns:** the network, in evaluation mode.
 
-    **Raises:** FileNotFoundError if the path does not exist; ValueError if it is not a model or has pickled weights, and
-    if it has no experts, or more besides them than fits into `max_memory`.
+    **Raises:** FileNotFoundError if the path does not exist; ValueError if it is not a model or has pickled weights;
+    with `max_memory`, if it has no experts, or more besides them than fits.
     """
     if max_memory is not None:
         return load_on_disk(Path(path), preset, max_memory)

@@ -64,5 +64,4 @@ def note_reads(model: nn.Module) -> None:
     """Prints how much of a network's experts was read from disk, if they are there."""
     store = experts_on_disk(model)
     if store is not None:
-        named = f"{store.bytes_named / 1e9:.2f} GB with repetitions"
-        note(f"experts: {store.bytes_read / 1e9:.2f} GB read from disk, {named} used")
+        note(f"experts: {store.bytes_read / 1e9:.2f} GB read from disk; plans named {store.bytes_named / 1e9:.2f} GB")

@@ -22,8 +22,8 @@ def parse_bytes(amount: int | str) -> int:
     number = float(match[1]) * UNITS[match[2] or "B"] if match else 0
     if number < 1:
         raise ValueError(
-            f"max_memory={amount!r}: accepted are a number of bytes, or a number with a unit ({', '.join(UNITS)}), such "
-            "as 8GiB"
+            f"max_memory={amount!r}: accepted are a number of bytes, or a number with a unit ({', '.join(UNITS)}), "
+            "such as 8GiB"
         )
     return int(number)
 

@@ -40,8 +40,8 @@ class LinearOnDisk(StackedLinear):
 
     def _refuse(self, what: str) -> None:
         raise RuntimeError(
-            f"{self.name} cannot be {what}: it is on disk, in a network that was loaded with max_memory, which can only "
-            "predict; load it without max_memory for anything else"
+            f"{self.name} cannot be {what}: it is on disk, in a network that was loaded with max_memory, which can "
+            "only predict; load it without max_memory for anything else"
         )
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -115,8 +115,8 @@ class ProductOnDisk:
     def __call__(self, experts: nn.Module, rows: Rows) -> Tensor:
         if torch.is_grad_enabled() and rows.values.requires_grad:
             raise RuntimeError(
-                "a network that was loaded with max_memory has no gradients, because its experts do not stay in memory: "
-                "call it under torch.inference_mode(), or load it without max_memory"
+                "a network that was loaded with max_memory has no gradients, because its experts do not stay in "
+                "memory: call it under torch.inference_mode(), or load it without max_memory"
             )
         counts: list[int] = rows.count.tolist()
         named = [number for number, count in enumerate(counts) if count]
@@ -134,12 +134,14 @@ class ProductOnDisk:
         **Raises:** ValueError if not even one fits.
         """
         others = resident_bytes() - self.store.resident_bytes
-        batch = COPIES * int(num_rows / max(1.0, self.experts_per_token)) * self.widest * 4 + self.converted.elements * 4
+        batch = (
+            COPIES * int(num_rows / max(1.0, self.experts_per_token)) * self.widest * 4 + self.converted.elements * 4
+        )
         room = self.limit - MARGIN - others - batch
         if room < self.store.piece:
             raise ValueError(
-                f"max_memory={as_text(self.limit)}: the process has {as_text(others)} without experts, this batch needs "
-                f"about {as_text(batch)} more, and an expert {as_text(self.store.piece)}: use smaller batches, or a "
+                f"max_memory={as_text(self.limit)}: the process has {as_text(others)} without experts, this batch "
+                f"needs about {as_text(batch)} more, and an expert {as_text(self.store.piece)}: use smaller batches, or a "
                 "larger max_memory"
             )
         return room

@@ -113,8 +113,9 @@ class ExpertStore:
         missing = sum(expert not in self._held for expert in wanted)
         excess = len(self._held) + min(missing, self._window) - capacity
         if excess > 0:
-            latest_first = sorted(reversed(self._held), key=lambda expert: expert in needed)
-            self._drop(latest_first[:excess])
+            others = [expert for expert in self._held if expert not in needed]
+            latest = [*reversed(others), *(expert for expert in reversed(self._held) if expert in needed)]
+            self._drop(latest[:excess])
         del self._free[max(0, capacity - len(self._held)) :]
 
     @property
@@ -163,7 +164,9 @@ class ExpertStore:
         for expert in experts:
             held = self._held.pop(expert)
             places = self.layers[expert[0]].values()
-            self.bytes_read -= sum(place.entry(0).nbytes for place, read in zip(places, held.reads, strict=False) if read.cancel())
+            self.bytes_read -= sum(
+                place.entry(0).nbytes for place, read in zip(places, held.reads, strict=False) if read.cancel()
+            )
             wait([read for read in held.reads if not read.cancelled()])
             self._kept.discard(expert)
             self._guessed.discard(expert)

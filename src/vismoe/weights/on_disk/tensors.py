@@ -88,7 +88,11 @@ class TensorFile:
         data = bytearray(max(place.nbytes, 1))
         self.read_into(place, memoryview(data)[: place.nbytes])
         number = math.prod(place.shape)
-        return torch.frombuffer(data, dtype=place.dtype, count=number).view(place.shape) if number else torch.empty(place.shape, dtype=place.dtype)
+        return (
+            torch.frombuffer(data, dtype=place.dtype, count=number).view(place.shape)
+            if number
+            else torch.empty(place.shape, dtype=place.dtype)
+        )
 
     def read_into(self, place: Place, memory: memoryview) -> None:
         """Reads the bytes of a tensor into `memory`, which has its size. Other threads run meanwhile.
