@@ -12,7 +12,7 @@ from ..folders.format import CONFIG, WEIGHTS, model_folder, read_config
 from ..folders.load import build, check_weights, describe
 from ..registry import create_model
 from .memory import as_text, parse_bytes, resident_bytes
-from .product import MARGIN, LinearOnDisk, ProductOnDisk, _Converted
+from .product import MARGIN, Converter, LinearOnDisk, ProductOnDisk
 from .store import ExpertStore
 from .tensors import Place, TensorFile
 
@@ -116,14 +116,14 @@ def _put_on_disk(model: nn.Module, store: ExpertStore, limit: int) -> None:
     """Gives each sparse layer stacked layers without matrices, and the product that reads these."""
     linear = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
     widest = max([*linear, *(place.shape[1] for stacked in store.layers for place in stacked.values())])
-    converted, number = _Converted(_largest_matrix(store)), 0
+    convert, number = Converter(_largest_matrix(store)), 0
     for prefix, layer in _layers(model).items():
         linears = _linears(prefix, layer)
         for name, stacked in linears.items():
             parent, _, child = name.removesuffix(".weight").rpartition(".")
             setattr(model.get_submodule(parent), child, LinearOnDisk(name, stacked))
         if linears:
-            layer.product = ProductOnDisk(store, number, layer.router.experts_per_token, widest, limit, converted)
+            layer.product = ProductOnDisk(store, number, layer.router.experts_per_token, widest, limit, convert)
             number += 1
 
 

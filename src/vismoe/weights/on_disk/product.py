@@ -55,19 +55,19 @@ class LinearOnDisk(StackedLinear):
 class _ExpertInMemory(OneExpert):
     """Rows (n, d) of one expert, whose matrices are given by their names."""
 
-    def __init__(self, number: int, matrices: Mapping[str, Tensor], converted: "_Converted"):
+    def __init__(self, number: int, matrices: Mapping[str, Tensor], convert: "Converter"):
         super().__init__(number)
-        self.matrices, self.converted = matrices, converted
+        self.matrices, self.convert = matrices, convert
 
     def linear(self, x: Tensor, layer: StackedLinear) -> Tensor:
         if not isinstance(layer, LinearOnDisk):
             return super().linear(x, layer)
         dtype = product_dtype(x)
         bias = None if layer.bias is None else layer.bias[self.number].to(dtype)
-        return F.linear(x.to(dtype), self.converted(self.matrices[layer.name], dtype, x.device), bias)
+        return F.linear(x.to(dtype), self.convert(self.matrices[layer.name], dtype, x.device), bias)
 
 
-class _Converted:
+class Converter:
     """Converts matrices to the type and device of a product. On a CPU all use the same memory, so that a conversion
     does not wait for new pages."""
 
@@ -83,7 +83,7 @@ class _Converted:
             self._memory = torch.empty(self.elements, dtype=dtype)
         return self._memory[: matrix.numel()].view(matrix.shape).copy_(matrix)
 
-    def __deepcopy__(self, memo: object) -> "_Converted":
+    def __deepcopy__(self, memo: object) -> "Converter":
         return self
 
 
@@ -97,7 +97,7 @@ class ProductOnDisk:
     - `experts_per_token`: number of rows of a token.
     - `widest`: number of features of the network's widest activation.
     - `limit`: the most memory that the process may have, in bytes.
-    - `converted`: converts matrices; shared by all layers, which are used in turn.
+    - `convert`: converts matrices; shared by all layers, which are used in turn.
     """
 
     def __init__(
@@ -107,9 +107,9 @@ class ProductOnDisk:
         experts_per_token: float,
         widest: int,
         limit: int,
-        converted: _Converted,
+        convert: Converter,
     ):
-        self.store, self.layer, self.converted = store, layer, converted
+        self.store, self.layer, self.convert = store, layer, convert
         self.experts_per_token, self.widest, self.limit = experts_per_token, widest, limit
 
     def __call__(self, experts: nn.Module, rows: Rows) -> Tensor:
@@ -124,7 +124,7 @@ class ProductOnDisk:
         answers = [rows.values.new_zeros(0, rows.values.shape[1])] * len(counts)
         with closing(self.store.experts(self.layer, named, self._room(len(rows.values)))) as read:
             for number, matrices in read:
-                answers[number] = experts(parts[number], _ExpertInMemory(number, matrices, self.converted))
+                answers[number] = experts(parts[number], _ExpertInMemory(number, matrices, self.convert))
         dtype = answers[named[0]].dtype if named else rows.values.dtype
         return torch.cat([*(answer.to(dtype) for answer in answers), torch.zeros_like(dead, dtype=dtype)])
 
@@ -134,14 +134,12 @@ class ProductOnDisk:
         **Raises:** ValueError if not even one fits.
         """
         others = resident_bytes() - self.store.resident_bytes
-        batch = (
-            COPIES * int(num_rows / max(1.0, self.experts_per_token)) * self.widest * 4 + self.converted.elements * 4
-        )
+        batch = COPIES * int(num_rows / max(1.0, self.experts_per_token)) * self.widest * 4 + self.convert.elements * 4
         room = self.limit - MARGIN - others - batch
         if room < self.store.piece:
             raise ValueError(
                 f"max_memory={as_text(self.limit)}: the process has {as_text(others)} without experts, this batch "
-                f"needs about {as_text(batch)} more, and an expert {as_text(self.store.piece)}: use smaller batches, or a "
-                "larger max_memory"
+                f"needs about {as_text(batch)} more, and an expert {as_text(self.store.piece)}: use smaller batches, "
+                "or a larger max_memory"
             )
         return room
