@@ -111,7 +111,7 @@ def bandwidth(file: Path) -> float:
     """Bytes per second of cold reads, by as many threads as read experts."""
     drop_cache(file)
     descriptor = os.open(file, os.O_RDONLY)
-    chunks = min(PROBE, file.stat().st_size) // CHUNK
+    chunks = -(-min(PROBE, file.stat().st_size) // CHUNK)
     buffers = [bytearray(CHUNK) for _ in range(READERS)]
 
     def read(thread: int) -> int:
