@@ -85,14 +85,9 @@ class TensorFile:
     def read(self, name: str) -> Tensor:
         """Reads one tensor."""
         place = self.places[name]
-        data = bytearray(max(place.nbytes, 1))
-        self.read_into(place, memoryview(data)[: place.nbytes])
-        number = math.prod(place.shape)
-        return (
-            torch.frombuffer(data, dtype=place.dtype, count=number).view(place.shape)
-            if number
-            else torch.empty(place.shape, dtype=place.dtype)
-        )
+        tensor = torch.empty(place.shape, dtype=place.dtype)
+        self.read_into(place, memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        return tensor
 
     def read_into(self, place: Place, memory: memoryview) -> None:
         """Reads the bytes of a tensor into `memory`, which has its size. Other threads run meanwhile.
@@ -105,7 +100,3 @@ class TensorFile:
             if not number:
                 raise OSError(f"{self.path} has become shorter while it was read: restore the file")
             done += number
-
-    def __deepcopy__(self, memo: object) -> "TensorFile":
-        """The same file: it is only read."""
-        return self
