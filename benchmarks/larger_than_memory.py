@@ -221,7 +221,7 @@ def main(
     with random_folder(preset, folder) as model:
         for batch in batches:
             arguments = (model, preset, max_memory, batch, out)
-            process = multiprocessing.get_context("spawn").Process(target=measure, args=arguments)
+            process = multiprocessing.get_context("spawn").Process(target=measure, args=arguments, daemon=True)
             process.start()
             process.join()
             if process.exitcode:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vismoe
+from vismoe.detection import make_detector
 from vismoe.moe import loop
 from vismoe.vit import using_backend
 from vismoe.weights import experts_on_disk, open_source
@@ -99,6 +100,18 @@ def test_the_same_outputs_of_each_network(model, tmp_path):
         torch.testing.assert_close(outputs, expected(images), rtol=1e-4, atol=1e-4)
         with using_backend(expected, product=loop):
             assert torch.equal(outputs, expected(images))
+    assert experts_on_disk(given).bytes_read > 0
+
+
+def test_a_detector(tmp_path):
+    """The same maps as in memory, bit-equal to `loop`."""
+    torch.manual_seed(0)
+    trunk = timm.create_model("vmoe_pico_patch4_28_every2_e8", num_classes=0, pos_embed="sincos2d")
+    network = make_detector(trunk, 3, (48, 80)).eval()
+    given = vismoe.load(vismoe.save(network, tmp_path / "m"), max_memory=PLENTY)
+    pixels = torch.randn(2, 3, 48, 80)
+    with torch.inference_mode(), using_backend(network, product=loop):
+        assert all(map(torch.equal, given(pixels)[:3], network(pixels)[:3]))
     assert experts_on_disk(given).bytes_read > 0
 
 
