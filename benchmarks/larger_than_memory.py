@@ -5,7 +5,7 @@
 
 It writes a model folder of the preset in bfloat16 with random weights (29.3 GB for the default), expert by expert, runs
 one forward pass for each batch size, and removes the folder. Each forward pass is in a process of its own, with nothing
-of the file in the system's cache. Where the disk has too little space for the folder, it says so and ends.
+of the file in the system's cache. Where the disk or the memory is too small, it says so and ends.
 
 The limit of a run is the longer of two times: the bytes that it read ÷ the bandwidth of cold reads of the same file by
 as many threads, measured right before it; and its MACs ÷ the rate of a product of the network's own shape in bfloat16.
@@ -54,6 +54,12 @@ def on_meta(preset: str) -> torch.nn.Module:
     with torch.device("meta"):
         network: torch.nn.Module = timm.create_model(preset)
     return network
+
+
+def available_memory() -> int:
+    """Bytes that the system can give to a process."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 def write_folder(preset: str, folder: Path) -> None:
@@ -210,7 +216,10 @@ def main(
         folder: Where the model folder is made, and removed.
         out: The CSV file.
     """
-    parse_bytes(max_memory)
+    available = available_memory()
+    if available < parse_bytes(max_memory):
+        print(f"skipped: max_memory={max_memory}, but only {available / 2**30:.1f} GiB of memory are available")
+        return
     needed = sum(tensor.numel() * 2 for tensor in on_meta(preset).state_dict().values()) + SPARE
     free = shutil.disk_usage(folder).free
     if free < needed:

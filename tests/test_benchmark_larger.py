@@ -40,10 +40,14 @@ def test_a_row(tmp_path):
     assert 0 < float(row["peak_gib"]) < 16
 
 
-def test_a_disk_that_is_too_small(tmp_path, capsys, monkeypatch):
+def test_a_machine_that_is_too_small(tmp_path, capsys, monkeypatch):
     """Skipped, with what is needed and what is free; nothing is written."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 10**9))
+    monkeypatch.setattr(larger_than_memory, "available_memory", lambda: 9 << 30)
     larger_than_memory.main(folder=tmp_path)
     assert "skipped: vmoe_15b_every2_e32 needs 31.5 GB" in capsys.readouterr().out
+    monkeypatch.setattr(larger_than_memory, "available_memory", lambda: 7 << 30)
+    larger_than_memory.main(folder=tmp_path)
+    assert "skipped: max_memory=8GiB, but only 7.0 GiB of memory are available" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
