@@ -85,6 +85,7 @@ def write_folder(preset: str, folder: Path) -> None:
                 waiting += file.write(entry.contiguous().view(torch.uint8).numpy().data)
                 if waiting > SYNC_EVERY:
                     os.fdatasync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                     waiting = 0
         file.flush()
         os.fdatasync(file.fileno())

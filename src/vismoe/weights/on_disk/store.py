@@ -3,7 +3,7 @@
 import mmap
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -71,7 +71,9 @@ class ExpertStore:
         """Memory of all pieces, in bytes."""
         return (len(self._held) + len(self._free)) * self.piece
 
-    def experts(self, layer: int, named: Sequence[int], room: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    def experts(
+        self, layer: int, named: Sequence[int], room: int
+    ) -> Generator[tuple[int, dict[str, Tensor]], None, None]:
         """Yields the named experts of a layer in any order, as pairs of their number and their matrices (out, in) by
         name, which hold until the next pair is asked for.
 
