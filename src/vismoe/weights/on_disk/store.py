@@ -126,8 +126,8 @@ class ExpertStore:
         return max(1, min(max(self.num_experts), -(-self._capacity // 2)))
 
     def _guess(self, layer: int, number: int) -> deque[Expert]:
-        """The next layer's experts, if its plan will name nearly all: that is so where this layer's did."""
-        idle = (self.num_experts[layer] - number) * self.expert_bytes[layer]
+        """The next layer's experts, if its plan will name nearly all: at most one less than this layer's did."""
+        idle = (self.num_experts[layer] - number + 1) * self.expert_bytes[layer]
         if layer + 1 == len(self.layers) or self._bytes_unused + idle > WASTE * self.bytes_named:
             return deque()
         following = ((layer + 1, expert) for expert in range(self.num_experts[layer + 1]))

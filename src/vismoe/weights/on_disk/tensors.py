@@ -86,7 +86,7 @@ class TensorFile:
         """Reads one tensor."""
         place = self.places[name]
         tensor = torch.empty(place.shape, dtype=place.dtype)
-        self.read_into(place, memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        self.read_into(place, tensor.flatten().view(torch.uint8).numpy().data)
         return tensor
 
     def read_into(self, place: Place, memory: memoryview) -> None:
