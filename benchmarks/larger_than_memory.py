@@ -75,7 +75,7 @@ def write_folder(preset: str, folder: Path) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     torch.manual_seed(0)
-    values = torch.randn(max(math.prod(tensor.shape[1:]) or 1 for tensor in state.values()) + 4096)
+    values = {1.0: torch.randn(max(math.prod(tensor.shape[1:]) or 1 for tensor in state.values()) + 4096).bfloat16()}
     folder.mkdir(parents=True)
     with open(folder / "model.safetensors", "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -93,18 +93,20 @@ def write_folder(preset: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def entries(name: str, tensor: Tensor, values: Tensor) -> Iterator[Tensor]:
-    """The parts of a random tensor, along its first dimension. Matrices are drawn with variance 1 ÷ inputs, from a
-    window of `values` that begins anywhere."""
+def entries(name: str, tensor: Tensor, values: dict[float, Tensor]) -> Iterator[Tensor]:
+    """The parts of a random tensor, along its first dimension. Matrices are drawn with variance 1 ÷ inputs: they are
+    windows of `values`, normal values by their standard deviation, which begin anywhere."""
     if not tensor.is_floating_point():
         yield torch.zeros(tensor.shape, dtype=torch.int64).flatten()
     elif tensor.ndim < 2 or name.endswith("bias"):
         yield torch.full((tensor.numel(),), float("norm" in name and name.endswith("weight")), dtype=torch.bfloat16)
     else:
         std = 1.0 if tensor.shape[0] == 1 else tensor.shape[-1] ** -0.5  # the first: embeddings
+        if std not in values:
+            values[std] = (values[1.0] * std).bfloat16()
         for _ in range(len(tensor)):
             start = int(torch.randint(4096, ()))
-            yield (values[start : start + tensor[0].numel()] * std).bfloat16()
+            yield values[std][start : start + tensor[0].numel()]
 
 
 def drop_cache(file: Path) -> None:
