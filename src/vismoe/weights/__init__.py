@@ -6,6 +6,8 @@ from .folders.push import push_to_hub
 from .folders.save import save
 from .huggingface.network import TransformersNetwork, as_network, data_config
 from .huggingface.register import register_upcycled
+from .on_disk.load import experts_on_disk
+from .on_disk.store import ExpertStore
 from .opening import check_trained, load, load_network, open_source, open_trained
 from .pretrained import pretrained_folder
 from .published import PUBLISHED, Published
@@ -20,6 +22,7 @@ register_upcycled()
 __all__ = [
     "MULTI_LABEL",
     "PUBLISHED",
+    "ExpertStore",
     "Published",
     "Source",
     "TransformersNetwork",
@@ -28,6 +31,7 @@ __all__ = [
     "convert",
     "create_model",
     "data_config",
+    "experts_on_disk",
     "from_reference",
     "list_models",
     "load",

@@ -13,6 +13,7 @@ from .folders.format import CONFIG, FILES, read_config
 from .folders.load import load_local
 from .folders.parent import Parent, sum_of
 from .huggingface.network import as_network
+from .on_disk.load import load_on_disk
 from .registry import create_model
 from .sources import ANSWERS_ONLY, Source, parse_source
 
@@ -20,6 +21,7 @@ from .sources import ANSWERS_ONLY, Source, parse_source
 def load(
     path: str | Path,
     preset: str | None = None,
+    max_memory: int | str | None = None,
     ep: int | None = None,
     replicate: int = 1,
     static: bool = False,
@@ -34,15 +36,22 @@ def load(
 
     - `path`: the folder, or a `.safetensors` file.
     - `preset`: the architecture of a `.safetensors` file, which has only weights; default: none.
+    - `max_memory`: the most memory that this process may have, in bytes or as text, such as "8GiB". The experts'
+      matrices then stay on disk, and a forward pass reads those of the experts that it needs (docs/large-models.md);
+      the network can only predict. Default None: all weights are loaded.
     - `ep`: number of processes that share the experts of a layer; default None: the network is not distributed.
     - `replicate`, `static`, `mixed_precision`: see `vismoe.parallelize`; only with `ep`.
 
     **Returns:** the network, in evaluation mode.
 
     **Raises:** FileNotFoundError if the path does not exist; ValueError if it is not a model or has pickled weights;
-    with `ep` also as `vismoe.parallelize`.
+    with `max_memory`, if it has no experts, or more besides them than fits; with `ep` also as `vismoe.parallelize`.
     """
     path = Path(path)
+    if max_memory is not None:
+        if ep is not None:
+            raise ValueError("max_memory and ep: experts stay on disk or are distributed over processes, not both")
+        return load_on_disk(path, preset, max_memory)
     if ep is None:
         if (replicate, static, mixed_precision) != (1, False, None):
             raise ValueError("replicate, static and mixed_precision are for a distributed network: give ep= too")
@@ -62,7 +71,12 @@ def load_network(path: str | Path) -> nn.Module:
     return as_network(load(path))
 
 
-def open_source(source: Source | str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
+def open_source(
+    source: Source | str,
+    num_classes: int | None = None,
+    exported: bool = False,
+    max_memory: int | str | None = None,
+) -> nn.Module:
     """Opens a network with its own classes.
 
     **Arguments:**
@@ -70,6 +84,7 @@ def open_source(source: Source | str, num_classes: int | None = None, exported: 
     - `source`: see `parse_source`; downloaded once if it is not on this machine.
     - `num_classes`: number of classes of a preset, whose weights are random; default 1000.
     - `exported`: whether an exported .onnx file is accepted, which can predict but not train; default False.
+    - `max_memory`: see `load`; for run folders, model folders and hf:ORG/NAME. Default None.
 
     **Returns:** the network, in evaluation mode, which maps pixels to logits.
 
@@ -77,6 +92,11 @@ def open_source(source: Source | str, num_classes: int | None = None, exported: 
     unless `exported`.
     """
     source = parse_source(source) if isinstance(source, str) else source
+    if max_memory is not None:
+        if source.kind not in ("run", "folder", "hub"):
+            raise ValueError(f"{source}: max_memory is for run folders, model folders and hf:ORG/NAME")
+        folder = download(source.name, FILES) if source.kind == "hub" else Path(source.name)
+        return load_on_disk(folder, None, max_memory)
     if source.kind == "exported":
         if not exported:
             raise ValueError(f"{source}: {ANSWERS_ONLY}")

@@ -20,8 +20,8 @@ from vismoe.tasks import ClassEvaluation, Evaluation, Group, Labels, by_group, g
 from vismoe.training import Run, without_nan
 
 from ..shared.data import open_set, own_run
-from ..shared.model import open_model, processes
-from ..shared.notes import note, note_set, note_step
+from ..shared.model import open_model, processes, refuse_both
+from ..shared.notes import note, note_reads, note_set, note_step
 from ..shared.values import check_at_least
 
 CLASSES = 10
@@ -53,6 +53,7 @@ def evaluate_model(
     batch_size: int | None = None,
     workers: int = 0,
     expert_parallel: int = 1,
+    max_memory: str | None = None,
 ) -> None:
     """Evaluate a model on a data set: print its metrics, also by class, and the load of the experts.
 
@@ -74,12 +75,15 @@ def evaluate_model(
         batch_size: Images per forward pass; default: 256, for detectors 16.
         workers: Number of data loading worker processes; 0: the main process.
         expert_parallel: Number of processes, started by torchrun, that share the experts of each layer.
+        max_memory: Most memory of this process, such as 8GiB, for a run or model folder that is larger: experts stay
+            on disk and are read when they are needed. Data loading workers are not counted.
     """
     check_at_least(1, batch_size=1 if batch_size is None else batch_size, expert_parallel=expert_parallel)
     check_at_least(0, workers=workers)
+    refuse_both(expert_parallel, max_memory)
     with processes(expert_parallel) as mesh:
         figures, result, groups = _evaluate(
-            model, data, group, max_unreadable, device, dtype, batch_size, workers, expert_parallel, mesh
+            model, data, group, max_unreadable, device, dtype, batch_size, workers, expert_parallel, max_memory, mesh
         )
         if json:
             print(json_format.dumps(without_nan(figures), allow_nan=False))
@@ -99,13 +103,14 @@ def _evaluate(
     batch_size: int | None,
     workers: int,
     expert_parallel: int,
+    max_memory: str | None,
     mesh: Mesh,
 ) -> tuple[dict[str, Any], Evaluation, list[Group]]:
     """Evaluates as the options of `evaluate_model` say, with the processes of a mesh. Returns what is printed: the
     figures by name, the evaluation, and the groups."""
     run = own_run(model, data)
     data = data or (run.recipe.data if run is not None else "")
-    network = open_model(model, 10 if data in NAMED else None, exported=True)
+    network = open_model(model, 10 if data in NAMED else None, exported=True, max_memory=max_memory)
     network = network.to(mesh.device(resolve_device(device)))
     if expert_parallel > 1:
         parallelize(network, ep=expert_parallel)
@@ -129,6 +134,7 @@ def _evaluate(
     note_step(f"evaluating on {counted(len(opened.val), 'image')}")
     with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         result = evaluate(network, opened.val, batch_size, workers, mesh)
+    note_reads(network)
     figures: dict[str, Any] = {
         "model": model,
         "data": data,

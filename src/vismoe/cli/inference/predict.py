@@ -20,8 +20,8 @@ from vismoe.tasks import Prediction, Task
 from vismoe.tasks.detection import BoxPrediction, Detection, coco_json, draw_predictions
 from vismoe.weights import data_config
 
-from ..shared.model import open_model, processes
-from ..shared.notes import note, note_left_out, refuse_existing
+from ..shared.model import open_model, processes, refuse_both
+from ..shared.notes import note, note_left_out, note_reads, refuse_existing
 
 TOPK, MIN_SCORE = 5, 0.3
 """The defaults of a classifier and of a detector."""
@@ -41,6 +41,7 @@ def predict_images(
     batch_size: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     expert_parallel: int = 1,
+    max_memory: str | None = None,
 ) -> None:
     """Classify images, or find the objects in them: print the most likely classes of each image with their
     probabilities, or the box, class and score of each object.
@@ -59,19 +60,24 @@ def predict_images(
         batch_size: Images per forward pass; default: 64, for detectors 16.
         dtype: Data type of weights and products on a CPU; bfloat16 needs AVX512-BF16 or AMX.
         expert_parallel: Number of processes, started by torchrun, that share the experts of each layer.
+        max_memory: Most memory of this process, such as 8GiB, for a run or model folder that is larger: experts stay
+            on disk and are read when they are needed.
     """
     if not images or Path("") in images:
         raise ValueError(f"no images given: name image files or folders: vismoe predict {model} IMAGE…")
     if draw is not None:
         refuse_existing(draw)
+    refuse_both(expert_parallel, max_memory)
     with processes(expert_parallel) as mesh:
-        network, where = open_model(model, exported=True), mesh.device(resolve_device(device))
+        network = open_model(model, exported=True, max_memory=max_memory)
+        where = mesh.device(resolve_device(device))
         if expert_parallel > 1:
             network = parallelize(network.to(where), ep=expert_parallel)
         options: dict[str, Any] = {"device": where, "batch_size": batch_size, "dtype": dtype, "mesh": mesh}
         predictor = Predictor(network, optimized=expert_parallel == 1, **options)
         _check_options(predictor.task, topk, min_score, format, draw)
         predictions = predictor.predict(images, TOPK if topk is None else topk, note_left_out)
+        note_reads(network)
         if mesh.is_main:
             _write(predictor, predictions, images, min_score, format, draw)
 

@@ -15,7 +15,9 @@ from vismoe.weights import open_source, parse_source, set_image_size
 from .notes import note
 
 
-def open_model(name: str, num_classes: int | None = None, exported: bool = False) -> nn.Module:
+def open_model(
+    name: str, num_classes: int | None = None, exported: bool = False, max_memory: str | None = None
+) -> nn.Module:
     """Opens a model as `vismoe.weights.open_source` does. Prints a note for a preset, whose weights are random,
     and for a run that is not finished."""
     source = parse_source(name)
@@ -25,7 +27,7 @@ def open_model(name: str, num_classes: int | None = None, exported: bool = False
     elif source.is_local and (run := Run.of(source.name)) is not None and not run.is_finished:
         remedy = "give the same `vismoe finetune` command again" if (run.path / OPTIONS).is_file() else "finish it"
         note(f"{run.path} is not finished, so its model is neither fully trained nor tested: {remedy}")
-    return open_source(source, num_classes, exported)
+    return open_source(source, num_classes, exported, max_memory)
 
 
 @contextmanager
@@ -45,6 +47,12 @@ def processes(expert_parallel: int) -> Iterator[Mesh]:
             stack.enter_context(redirect_stdout(silence))
             stack.enter_context(redirect_stderr(silence))
         yield mesh
+
+
+def refuse_both(expert_parallel: int, max_memory: str | None) -> None:
+    """Raises ValueError if experts are to be both distributed and on disk."""
+    if expert_parallel > 1 and max_memory is not None:
+        raise ValueError("--expert-parallel and --max-memory: experts are distributed over processes, or stay on disk")
 
 
 def open_resized(name: str, image_size: int | None) -> nn.Module:

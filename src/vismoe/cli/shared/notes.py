@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from vismoe.data import Data, Unreadable, note_of_levels
-from vismoe.weights import data_config
+from vismoe.weights import data_config, experts_on_disk
 
 
 def note(text: str) -> None:
@@ -58,3 +58,10 @@ def note_set(data: Data, model: nn.Module, is_own: bool) -> None:
 
 def note_left_out(entry: Unreadable) -> None:
     note(f"{entry.file!r} is left out: {entry.reason}")
+
+
+def note_reads(model: nn.Module) -> None:
+    """Prints how much of a network's experts was read from disk, if they are there."""
+    store = experts_on_disk(model)
+    if store is not None:
+        note(f"experts: {store.bytes_read / 1e9:.2f} GB read from disk; plans named {store.bytes_named / 1e9:.2f} GB")

@@ -5,7 +5,7 @@ Weights are never unpickled.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -66,19 +66,38 @@ def build_network(folder: Path, config: Mapping[str, Any]) -> nn.Module:
 
     **Raises:** ValueError for a description that fits no network.
     """
+    model = build(folder)
+    describe(model, folder / CONFIG, config)
+    return model
+
+
+def build(folder: Path) -> nn.Module:
+    """Builds the network that the `config.json` of a model folder describes, without its weights.
+
+    **Raises:** ValueError if that is no network.
+    """
     try:
-        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False)
+        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=False)
     except Exception as error:  # timm's constructors raise any type of error for invalid values
         raise ValueError(
             f"{folder / CONFIG}: architecture and model_args describe no network that can be built: {error}"
         ) from error
+    return model
+
+
+def describe(model: Any, path: Path, config: Mapping[str, Any]) -> None:
+    """Sets what a `config.json` says of a network beside its architecture: names of classes, task, largest level.
+
+    **Arguments:** `path`: where the configuration is, for messages.
+
+    **Raises:** ValueError for names that do not fit its classes.
+    """
     names = config.get("label_names")
     if names is not None and (len(names) != model.num_classes or not all(isinstance(name, str) for name in names)):
-        raise ValueError(f"{folder / CONFIG}: label_names must be one string for each of {model.num_classes} classes")
+        raise ValueError(f"{path}: label_names must be one string for each of {model.num_classes} classes")
     model.pretrained_cfg |= {"label_names": names, "problem_type": config.get("problem_type")}
     if "max_level" in config:
         model.pretrained_cfg |= {"max_level": config["max_level"]}
-    return cast(nn.Module, model)
 
 
 def _parent_of(folder: Path, entry: Mapping[str, Any], open_parent: Callable[[str], Parent]) -> Parent:

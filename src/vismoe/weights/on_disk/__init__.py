@@ -1,0 +1,1 @@
+"""Networks whose experts stay on disk: a forward pass reads those that its plans name."""
