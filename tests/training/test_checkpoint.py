@@ -51,10 +51,15 @@ def test_there_and_back(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+class Other(Mesh):
+    """The mesh of a process that is not the main one."""
+
+    is_main = False
+
+
 def test_only_the_main_process_writes(tmp_path):
     """All processes save alike; the files are written once, and a damaged one is named once."""
-    main, other = Checkpointer(tmp_path, mesh=Mesh()), Checkpointer(tmp_path)
-    other.is_main = False
+    main, other = Checkpointer(tmp_path), Checkpointer(tmp_path, mesh=Other())
     other.save(1, tensors())
     assert not list(tmp_path.iterdir())
     main.save(1, tensors())
@@ -100,7 +105,7 @@ def test_a_flipped_byte_is_found_by_name(tmp_path):
     checkpointer.save(2, tensors(2) | {"step": 2})
     newest = tmp_path / "step-000002"
     places = [(name, number) for name in FILES for number in range((newest / name).stat().st_size)]
-    number_of_format = (newest / "manifest.json").read_bytes().index(b'"format": 3') + len(b'"format": ')
+    number_of_format = (newest / "manifest.json").read_bytes().index(b'"format": 4') + len(b'"format": ')
     flips = [(name, number, 1 << number % 8) for name, number in random.Random(0).sample(places, 50)]
     flips += [("manifest.json", number_of_format, 1 << bit) for bit in range(8)]
     for name, number, flip in flips:
@@ -186,7 +191,7 @@ def write_by_hand(path, version, stored, values):
 
 @pytest.mark.parametrize(("version", "options"), [(2, {}), (1, {"optimizer": "momentum", "frozen": r"^blocks\.0\."})])
 def test_a_checkpoint_of_an_older_format_goes_on(tmp_path, version, options):
-    """Formats 1 and 2, with numbers in the order of the optimiser's groups where format 3 has names: a run that goes on
+    """Formats 1 and 2, with numbers in the order of the optimiser's groups where later ones have names: a run that goes on
     from one ends bit-equal."""
     recipe = tiny(checkpoint_every=2, average_decay=0.9, layer_decay=0.8, **options)
     whole, old = fit(recipe, tmp_path / "whole"), tmp_path / "old"
@@ -219,8 +224,8 @@ def test_a_checkpoint_of_a_later_format_is_not_taken_for_damaged(tmp_path):
     """The run does not begin anew: the error says which formats are read, and to update."""
     Checkpointer(tmp_path).save(1, tensors())
     manifest = tmp_path / "step-000001" / "manifest.json"
-    manifest.write_bytes(module._manifest(json.loads(manifest.read_text())["files"], 4))
-    with pytest.raises(ValueError, match=r"has format 4: .* reads formats 1 to 3; update vismoe"):
+    manifest.write_bytes(module._manifest(json.loads(manifest.read_text())["files"], 5))
+    with pytest.raises(ValueError, match=r"has format 5: .* reads formats 1 to 4; update vismoe"):
         Checkpointer(tmp_path).newest()
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import vismoe
 from vismoe.detection import make_detector
+from vismoe.files.amounts import parse_bytes
 from vismoe.moe import loop
 from vismoe.vit import using_backend
 from vismoe.weights import experts_on_disk, open_source
-from vismoe.weights.on_disk.memory import parse_bytes
 from vismoe.weights.on_disk.product import ProductOnDisk
 from vismoe.weights.on_disk.store import ExpertStore
 from vismoe.weights.on_disk.tensors import TensorFile
@@ -368,10 +368,10 @@ def test_threads_and_copies(tmp_path):
     [("8GiB", 8 << 30), ("1.5 KB", 1500), ("500MB", 500_000_000), ("7", 7), (12345, 12345), ("2TiB", 2 << 40)],
 )
 def test_amounts(amount, expected):
-    assert parse_bytes(amount) == expected
+    assert parse_bytes(amount, "max_memory") == expected
 
 
 @pytest.mark.parametrize("amount", ["", "8G", "GiB", "-1GiB", "0", 0, -5, "eight GiB", "8 gib", "nan"])
 def test_amounts_that_cannot_be_read(amount):
     with pytest.raises(ValueError, match="accepted are a number of bytes"):
-        parse_bytes(amount)
+        parse_bytes(amount, "max_memory")

@@ -65,7 +65,7 @@ def parallelize(
         raise ValueError("the network is distributed already: parallelize a new one")
     size = dist.get_world_size()
     layers = {name: module for name, module in model.named_modules() if isinstance(module, MoE)}
-    _check(size, ep, replicate, layers)
+    check_layout(size, ep, replicate, layers)
     device = _device_type()
     shards = size // replicate
     whole = init_device_mesh(device, (replicate, shards), mesh_dim_names=("replicate", "data"))
@@ -87,19 +87,19 @@ def parallelize(
 
     def placement(parameter: nn.Parameter) -> ShardPlacementResult | Shard:
         if parameter in of_experts:
-            return ShardPlacementResult(_shard(local(parameter), shards // ep), info)
-        return _shard(parameter, shards)
+            return ShardPlacementResult(shard_dimension(local(parameter), shards // ep), info)
+        return shard_dimension(parameter, shards)
 
     options: dict[str, Any] = {"mesh": _axes(whole, replicate), "shard_placement_fn": placement}
     if mixed_precision is not None:
         options["mp_policy"] = mixed_precision
-    for block in _blocks(model):
+    for block in blocks_of(model):
         fully_shard(block, ignored_params=ignored, **options)
     fully_shard(model, ignored_params=ignored, **options)
     return model
 
 
-def _check(size: int, ep: int, replicate: int, layers: dict[str, MoE]) -> None:
+def check_layout(size: int, ep: int, replicate: int, layers: dict[str, MoE]) -> None:
     """Raises ValueError for numbers of processes that do not divide."""
     for name, number in (("ep", ep), ("replicate", replicate)):
         if number < 1:
@@ -158,20 +158,20 @@ def _distribute(experts: nn.Module, mesh: DeviceMesh) -> set[nn.Parameter]:
     return made
 
 
-def _shard(parameter: Tensor, processes: int) -> Shard:
+def shard_dimension(parameter: Tensor, processes: int) -> Shard:
     """The first dimension that the number of processes divides. If there is none the outermost: FSDP pads it."""
     fits = (dim for dim, size in enumerate(parameter.shape) if size and size % processes == 0)
     return Shard(next(fits, 0))
 
 
-def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
     """The entries of the outermost lists of modules of one class, such as the blocks of a transformer."""
     for child in model.children():
         entries = list(child.children()) if isinstance(child, nn.ModuleList | nn.Sequential) else []
         if len(entries) > 1 and len({type(entry) for entry in entries}) == 1:
             yield from entries
         else:
-            yield from _blocks(child)
+            yield from blocks_of(child)
 
 
 def _axes(mesh: DeviceMesh, replicate: int) -> DeviceMesh:

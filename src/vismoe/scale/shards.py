@@ -11,7 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from vismoe.moe import MoE
 from vismoe.moe.experts.stacked import stacked_parts
-from vismoe.parallel.sharding import _blocks, _check, _shard
+from vismoe.parallel.sharding import blocks_of, check_layout, shard_dimension
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def placements(model: nn.Module, devices: int, replicate: int = 1) -> list[Place
     **Raises:** ValueError if `replicate` does not divide the number of devices.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, MoE)}
-    _check(devices, 1, replicate, layers)
+    check_layout(devices, 1, replicate, layers)
     found = []
     for ep in range(1, 1 + min([devices, *(layer.router.num_experts for layer in layers.values())])):
         try:
-            _check(devices, ep, replicate, layers)
+            check_layout(devices, ep, replicate, layers)
         except ValueError:
             continue
         found.append(Placement(devices, ep, replicate))
@@ -101,7 +101,7 @@ def groups(model: nn.Module, placement: Placement, policy: MixedPrecisionPolicy 
     apart = set()
     if placement.ep > 1:
         apart = {id(parameter) for parameter in _of_experts(model)}
-    blocks = list(_blocks(model))
+    blocks = list(blocks_of(model))
     owners = {id(parameter): number for number, block in enumerate(blocks) for parameter in block.parameters()}
     members: dict[tuple[int | None, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
@@ -146,7 +146,7 @@ def _part(parameter: Tensor, ep: int, shards: int) -> int:
     """Number of a parameter's elements in one process, with padding."""
     first, *others = parameter.shape
     size = torch.empty(first // ep, *others, device="meta")
-    dim = _shard(size, shards).dim
+    dim = shard_dimension(size, shards).dim
     return -(-size.shape[dim] // shards) * math.prod(size.shape[:dim] + size.shape[dim + 1 :])
 
 

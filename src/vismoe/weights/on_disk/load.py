@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vismoe.files.amounts import as_text, parse_bytes
 from vismoe.moe import MoE, StackedLinear
 
 from ..folders.format import CONFIG, WEIGHTS, model_folder, read_config
 from ..folders.load import build, check_weights, describe
 from ..registry import create_model
-from .memory import as_text, parse_bytes, resident_bytes
+from .memory import resident_bytes
 from .product import MARGIN, Converter, LinearOnDisk, ProductOnDisk
 from .store import ExpertStore
 from .tensors import Place, TensorFile
@@ -28,7 +29,7 @@ def load_on_disk(path: Path, preset: str | None, max_memory: int | str) -> nn.Mo
     **Raises:** as `vismoe.load`; ValueError for a network without experts, and if its other tensors and two experts do
     not fit into `max_memory`.
     """
-    limit = parse_bytes(max_memory)
+    limit = parse_bytes(max_memory, "max_memory")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected a run folder, a model folder or a .safetensors file")
     folder = model_folder(path)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vismoe.files.amounts import as_text
 from vismoe.moe import Rows, StackedLinear
 from vismoe.moe.execution.layouts import OneExpert, product_dtype
 
-from .memory import as_text, resident_bytes
+from .memory import resident_bytes
 from .store import ExpertStore
 
 MARGIN = 32 << 20
