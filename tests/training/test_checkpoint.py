@@ -191,8 +191,8 @@ def write_by_hand(path, version, stored, values):
 
 @pytest.mark.parametrize(("version", "options"), [(2, {}), (1, {"optimizer": "momentum", "frozen": r"^blocks\.0\."})])
 def test_a_checkpoint_of_an_older_format_goes_on(tmp_path, version, options):
-    """Formats 1 and 2, with numbers in the order of the optimiser's groups where later ones have names: a run that goes on
-    from one ends bit-equal."""
+    """Formats 1 and 2, with numbers in the order of the optimiser's groups where later ones have names: a run that goes
+    on from one ends bit-equal."""
     recipe = tiny(checkpoint_every=2, average_decay=0.9, layer_decay=0.8, **options)
     whole, old = fit(recipe, tmp_path / "whole"), tmp_path / "old"
     saved = Checkpointer(whole.path / "checkpoints").load(2)
