@@ -174,7 +174,8 @@ def print_table(csv: Path, wanted: Sequence[Study]) -> None:
             cells = [", ".join(dict.fromkeys(row["input_size"] for row in rows))]
             cells += [_spread(rows, column) for column in ("map", "map50")]
             columns = ("cpu_minutes", "kept_minutes", "milliseconds")
-            cells += [f"{mean(float(row[column]) for row in rows):.1f}" for column in columns]
+            known = {column: [float(row[column]) for row in rows if row[column]] for column in columns}
+            cells += [f"{mean(known[column]):.1f}" if known[column] else "" for column in columns]
             print(f"| {name} | {arm} | {len(rows)} | {' | '.join(cells)} |")
 
 
