@@ -150,7 +150,7 @@ def measure(folder: Path, preset: str, max_memory: str, batch: int, out: Path) -
     """Loads the network, runs one batch, and writes a row."""
     shape: Any = on_meta(preset)
     hidden = shape.blocks[0].mlp.fc1.out_features
-    macs = cost(shape, (3, *shape.patch_embed.img_size)).multiplications * batch
+    macs = cost(shape, (3, *shape.patch_embed.img_size)).macs * batch
     products = rate(batch * shape.patch_embed.num_patches, shape.embed_dim, hidden)
     file = folder / "model.safetensors"
     drop_cache(file)

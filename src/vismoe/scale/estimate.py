@@ -85,7 +85,7 @@ class Estimate:
     - `devices`, `batch`: number of devices, and images of each in a step.
     - `limit`: memory of a device, in bytes.
     - `parameters`: number of parameters of the network.
-    - `multiplications`: MACs of one device in a step: forward, and twice as many backward.
+    - `macs`: MACs of one device in a step: forward, and twice as many backward.
     - `layouts`: all ways to distribute the network, by `ep`.
     """
 
@@ -93,7 +93,7 @@ class Estimate:
     batch: int
     limit: int
     parameters: int
-    multiplications: int
+    macs: int
     layouts: list[Layout]
 
     @property
@@ -150,9 +150,9 @@ def estimate(
     step = _Step(network, batch, static, recompute, optimizer_states, seen)
     drafts = [step.layout(placement, groups(network, placement, mixed_precision), limit) for placement in every]
     passes = 4 if recompute else 3
-    multiplications = passes * batch * cost(network, image).multiplications
+    macs = passes * batch * cost(network, image).macs
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Estimate(devices, batch, limit, parameters, multiplications, _compared(drafts, limit))
+    return Estimate(devices, batch, limit, parameters, macs, _compared(drafts, limit))
 
 
 def _open(model: nn.Module | str, overrides: dict[str, Any]) -> nn.Module:

@@ -119,7 +119,7 @@ def _summary(found: Estimate) -> str:
             "and optimiser. What helps: more devices, a smaller --batch, --recompute, --dtype bfloat16."
         )
     best = found.best
-    intensity = found.multiplications / best.traffic.total if best.traffic.total else float("inf")
+    intensity = found.macs / best.traffic.total if best.traffic.total else float("inf")
     return (
         f"Best: dp {best.dp}, ep {best.ep}: {as_text(best.memory.total)} of {limit}, which about "
         f"{best.largest_batch:,} images fill; {as_text(best.traffic.total)} sent in a step, {intensity:,.0f} MACs for "
