@@ -34,10 +34,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import vismoe
+from vismoe.files.amounts import parse_bytes
 from vismoe.vit import cost
 from vismoe.weights import experts_on_disk
 from vismoe.weights.folders.format import FORMAT_VERSION
-from vismoe.weights.on_disk.memory import parse_bytes, peak_bytes
+from vismoe.weights.on_disk.memory import peak_bytes
 from vismoe.weights.on_disk.store import READERS
 
 RESULTS = Path(__file__).parent / "results" / "larger_than_memory.csv"
@@ -220,7 +221,7 @@ def main(
         out: The CSV file.
     """
     available = available_memory()
-    if available < parse_bytes(max_memory):
+    if available < parse_bytes(max_memory, "max_memory"):
         print(f"skipped: max_memory={max_memory}, but only {available / 2**30:.1f} GiB of memory are available")
         return
     needed = sum(tensor.numel() * 2 for tensor in on_meta(preset).state_dict().values()) + SPARE

@@ -64,7 +64,7 @@ def test_eval(folder, capsys):
     ("arguments", "says"),
     [
         (("--max-memory", "8 gigs"), "max_memory='8 gigs': accepted are a number of bytes"),
-        (("--max-memory", "20MB"), "max_memory=19 MiB: this process has"),
+        (("--max-memory", "20MB"), "max_memory=19.07 MiB: this process has"),
     ],
 )
 def test_limits_that_are_refused(arguments, says, folder, image, capsys):

@@ -267,7 +267,7 @@ def test_the_limit_holds(batch, tmp_path):
 def test_a_limit_that_is_too_small(tmp_path, monkeypatch):
     """When the network is loaded, and where a batch leaves no room: what is needed, and what to do."""
     path = saved(tiny(embed_dim=192), tmp_path / "m")
-    with pytest.raises(ValueError, match=r"max_memory=100 MiB: this process has .* give at least"):
+    with pytest.raises(ValueError, match=r"max_memory=100.00 MiB: this process has .* give at least"):
         vismoe.load(path, max_memory="100MiB")
     for module in ("load", "product"):
         monkeypatch.setattr(f"vismoe.weights.on_disk.{module}.resident_bytes", lambda: 1 << 30)

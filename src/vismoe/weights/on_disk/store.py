@@ -107,7 +107,7 @@ class ExpertStore:
         """Gives up guesses that were wrong, and what is kept where that leaves too few pieces for reading."""
         self._capacity = capacity
         needed = set(wanted)
-        wrong = [expert for expert in self._guessed if expert not in needed]
+        wrong, right = self._guessed - needed, self._guessed & needed
         self._guessed.clear()
         for expert in wrong:
             self._bytes_unused += self.expert_bytes[expert[0]]
@@ -117,6 +117,8 @@ class ExpertStore:
         if excess > 0:
             others = [expert for expert in self._held if expert not in needed]
             latest = [*reversed(others), *(expert for expert in reversed(self._held) if expert in needed)]
+            # Of these, what was guessed and is needed will be read again.
+            self._bytes_unused += sum(self.expert_bytes[layer] for layer, _ in right.intersection(latest[:excess]))
             self._drop(latest[:excess])
         del self._free[max(0, capacity - len(self._held)) :]
 
