@@ -153,6 +153,7 @@ def check(found: Any, expected: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow  # tests/training/test_processes.py loads the folder of a distributed run
 def test_folders_are_those_of_one_process(tmp_path: Path):
     """A distributed network writes the folder of one process, bit for bit, which loads without processes; loaded with
     ep=, each process reads its own parts only, and has the same bits."""
