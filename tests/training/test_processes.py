@@ -117,7 +117,7 @@ def test_resumed_it_ends_bit_equal(together, tmp_path, forked):
     (whole.path / "checkpoints" / "step-000004").rename(short / "checkpoints" / "step-000004")
     assert recipe["steps"] == 8
     done = subprocess.run(
-        torchrun(forked, short, "--resume", "auto"),
+        torchrun(forked, short, "--resume", "auto", "--expert-parallel", str(whole.recipe.expert_parallel)),
         capture_output=True,
         text=True,
         check=False,
@@ -126,7 +126,8 @@ def test_resumed_it_ends_bit_equal(together, tmp_path, forked):
     assert done.returncode == 0, done.stderr
     ours, theirs = ((run / "model" / "model.safetensors").read_bytes() for run in (short, whole.path))
     assert ours == theirs
-    assert Run(short).metrics == whole.metrics
+    ours, theirs = ([{**line, "exchanges": None} for line in run.metrics] for run in (Run(short), whole))
+    assert ours == theirs  # but for the time in exchanges
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
