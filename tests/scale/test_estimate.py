@@ -199,7 +199,7 @@ def test_command(capsys):
         assert as_text(row["memory"]["activations"]) in text
         assert as_text(row["traffic"]["total"]) in text
     assert main([*options, "--memory", "100KB"]) == 0
-    assert "None fits into 97.66 KiB: the least is" in capsys.readouterr().out
+    assert "No layout fits into 97.66 KiB: the smallest takes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

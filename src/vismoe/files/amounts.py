@@ -28,6 +28,6 @@ def parse_bytes(amount: int | str, name: str) -> int:
 
 
 def as_text(amount: float) -> str:
-    """An amount of memory in the largest binary unit of which there is at least one."""
+    """Formats an amount of memory in the largest binary unit in which it is at least 1, such as "1.50 GiB"."""
     unit = next((unit for unit in ("TiB", "GiB", "MiB", "KiB") if amount >= UNITS[unit]), "B")
     return f"{amount / UNITS[unit]:,.{0 if unit == 'B' else 2}f} {unit}"

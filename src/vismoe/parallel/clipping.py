@@ -35,7 +35,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> T
             clipped.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
     grads = [parameter.grad for some in clipped.values() for parameter in some]
     norm = _norm([grad for grad in grads if grad is not None])
-    for some in clipped.values():  # those of one mesh together
+    for some in clipped.values():  # PyTorch's function takes gradients of one mesh at a time
         clip_grads_with_norm_(some, max_norm, norm)
     return norm
 

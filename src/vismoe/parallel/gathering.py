@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -94,7 +94,7 @@ def whole_in_main(model: nn.Module) -> Iterator[None]:
     finally:
         for name in gathered:
             for module, key in places[id(tensors[name])]:
-                module._parameters[key] = tensors[name]  # type: ignore[assignment]
+                module._parameters[key] = cast(nn.Parameter, tensors[name])
 
 
 def _sends(tensor: DTensor) -> bool:
