@@ -115,8 +115,8 @@ def _summary(found: Estimate) -> str:
         least = min(found.layouts, key=lambda layout: layout.memory.total).memory
         kept = as_text(least.parameters + least.gradients + least.optimizer)
         return (
-            f"No layout fits into {limit}: the smallest takes {as_text(least.total)}, of which {kept} are parameters, gradients "
-            "and optimiser. What helps: more devices, a smaller --batch, --recompute, --dtype bfloat16."
+            f"No layout fits into {limit}: the smallest takes {as_text(least.total)}, of which {kept} are "
+            "parameters, gradients and optimiser. What helps: more devices, a smaller --batch, --recompute, --dtype bfloat16."
         )
     best = found.best
     intensity = found.macs / best.traffic.total if best.traffic.total else float("inf")
