@@ -116,7 +116,8 @@ def _summary(found: Estimate) -> str:
         kept = as_text(least.parameters + least.gradients + least.optimizer)
         return (
             f"No layout fits into {limit}: the smallest takes {as_text(least.total)}, of which {kept} are "
-            "parameters, gradients and optimiser. What helps: more devices, a smaller --batch, --recompute, --dtype bfloat16."
+            "parameters, gradients and optimiser. What helps: more devices, a smaller --batch, --recompute, "
+            "--dtype bfloat16."
         )
     best = found.best
     intensity = found.macs / best.traffic.total if best.traffic.total else float("inf")
