@@ -4,6 +4,7 @@ import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
+from io import TextIOBase
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,7 +13,7 @@ FORMULA = re.compile(r"[=+\-@\t]")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-def write_table(rows: Sequence[Mapping[str, Any]], file: TextIO, digits: int | None = None) -> None:
+def write_table(rows: Sequence[Mapping[str, Any]], file: TextIO | TextIOBase, digits: int | None = None) -> None:
     """Writes rows as CSV, with a header.
 
     Text that spreadsheets would run as a formula gets an apostrophe before it: a class or file name that begins with =,

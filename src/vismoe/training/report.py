@@ -125,7 +125,7 @@ def _limits(task: Task, scores: Sequence[float]) -> tuple[float | None, float | 
     """The lower and the upper end of the axis of the primary metric; None: chosen by matplotlib."""
     if task.metric_title == task.training_metric:
         return None, 1.005  # accuracies are compared near 1
-    lowest, highest = min(scores, default=0), max(scores, default=0)
+    lowest, highest = min(scores, default=0.0), max(scores, default=0.0)
     if lowest < 0:
         return None, None
-    return 0, (min(1.005, 1.1 * highest) if highest <= 1 else 1.1 * highest) or 1
+    return 0.0, (min(1.005, 1.1 * highest) if highest <= 1 else 1.1 * highest) or 1.0
