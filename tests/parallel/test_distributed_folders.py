@@ -16,7 +16,7 @@ from torch import nn
 import vismoe
 from vismoe.parallel.gathering import gather_to_main
 from vismoe.parallel.sharding import parallelize
-from vismoe.weights.folders import sharded
+from vismoe.weights.folders.tensors import Place, TensorFile
 
 from ..ranks import in_processes
 from .equality import batch, pico, processes
@@ -33,52 +33,20 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class Counted:
-    """A safetensors file that counts the bytes read of it."""
-
-    def __init__(self, file: Any):
-        self.file, self.read = file, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-    def get_tensor(self, name: str) -> torch.Tensor:
-        return self._count(self.file.get_tensor(name))
-
-    def get_slice(self, name: str) -> Any:
-        return CountedSlice(self, self.file.get_slice(name))
-
-    def _count(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.read += tensor.nbytes
-        return tensor
-
-
-class CountedSlice:
-    def __init__(self, file: Counted, values: Any):
-        self.file, self.values = file, values
-
-    def get_shape(self) -> list[int]:
-        return self.values.get_shape()
-
-    def __getitem__(self, part: Any) -> torch.Tensor:
-        return self.file._count(self.values[part])
-
-
 @contextmanager
-def counting(files: list[Counted]) -> Iterator[None]:
-    plain = sharded.safe_open
+def counting(reads: list[int]) -> Iterator[None]:
+    """Appends to `reads` the number of bytes of each read of tensors."""
+    plain = TensorFile.read_into
 
-    @contextmanager
-    def opened(*arguments: Any) -> Iterator[Counted]:
-        with plain(*arguments) as file:
-            files.append(Counted(file))
-            yield files[-1]
+    def counted(self: TensorFile, place: Place, memory: memoryview) -> None:
+        reads.append(place.nbytes)
+        plain(self, place, memory)
 
-    sharded.safe_open = opened
+    TensorFile.read_into = counted
     try:
         yield
     finally:
-        sharded.safe_open = plain
+        TensorFile.read_into = plain
 
 
 def work(rank: int, folder: str, size: str, ep: str) -> None:
@@ -128,13 +96,13 @@ def save_and_load(rank: int, ep: int, folder: Path, make: Callable[[], nn.Module
     with torch.no_grad():
         check(model(x), expected)  # saving has left it as it was
 
-    files: list[Counted] = []
-    with counting(files):
+    reads: list[int] = []
+    with counting(reads):
         loaded = vismoe.load(folder / "ours", ep=ep)
     whole = sum(tensor.nbytes for tensor in alone.state_dict().values())
     own = sum(parameter.to_local().nbytes for parameter in loaded.parameters())
     own += sum(buffer.nbytes for buffer in loaded.buffers())
-    assert sum(file.read for file in files) <= own, (files[0].read, own, whole)
+    assert sum(reads) <= own, (sum(reads), own, whole)
     assert own <= 1.01 * whole / dist.get_world_size() + 1200  # bytes of buffers, and of parameters that do not divide
     assert not loaded.training
     assert list(loaded.pretrained_cfg["input_size"]) == list(alone.pretrained_cfg["input_size"])

@@ -2,6 +2,8 @@
 keep to their limit."""
 
 import copy
+import itertools
+import json
 import threading
 from pathlib import Path
 
@@ -16,9 +18,9 @@ from vismoe.files.amounts import parse_bytes
 from vismoe.moe import loop
 from vismoe.vit import using_backend
 from vismoe.weights import experts_on_disk, open_source
+from vismoe.weights.folders.tensors import TensorFile
 from vismoe.weights.on_disk.product import ProductOnDisk
 from vismoe.weights.on_disk.store import ExpertStore
-from vismoe.weights.on_disk.tensors import TensorFile
 
 from ..memory import printed
 
@@ -164,15 +166,48 @@ def bytes_of_system() -> int:
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
+def test_a_part_of_a_tensor_is_read_alone(tmp_path):
+    """Parts along any dimensions, as slicing makes them, and not a byte more than they have."""
+    tensors = {"x": torch.arange(4 * 5 * 6).view(4, 5, 6), "y": torch.tensor(3.5), "z": torch.zeros(0, 3)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    file = Noted(tmp_path / "x.safetensors")
+    starts = [slice(None), slice(1, 3), slice(2, 2), slice(3, None)]
+    parts = [("x", list(part)) for part in itertools.product(starts, repeat=3)] + [("y", []), ("z", [slice(None)] * 2)]
+    for name, part in parts:
+        file.read_bytes = 0
+        expected = tensors[name][tuple(part)]
+        found = file.read_part(name, part)
+        assert torch.equal(found, expected)
+        assert found.dtype == expected.dtype
+        assert file.read_bytes == expected.nbytes
+
+
+def test_a_file_larger_than_the_memory_opens(tmp_path):
+    """Linux refuses to map such a file so that it could be written to."""
+    size = 1 << 40
+    header = json.dumps({"x": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    header += b" " * (-len(header) % 8)
+    with open(tmp_path / "x.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        try:
+            file.truncate(8 + len(header) + size)  # without blocks on the disk
+        except OSError:
+            pytest.skip("the file system has no files of this size")
+    opened = TensorFile(tmp_path / "x.safetensors")
+    assert opened.read_part("x", [slice(size // 4 - 2, None)]).tolist() == [0, 0]
+
+
 class Noted(TensorFile):
-    """A file that notes the offsets of reads."""
+    """A file that notes the offsets of reads, and counts their bytes."""
 
     def __init__(self, path):
         super().__init__(path)
         self.offsets: list[int] = []
+        self.read_bytes = 0
 
     def read_into(self, place, memory):
         self.offsets.append(place.offset)
+        self.read_bytes += place.nbytes
         super().read_into(place, memory)
 
 

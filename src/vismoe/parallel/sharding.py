@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ from vismoe.moe.resident import local
 from .all_to_all import AllToAllExchange
 from .mesh import backend_devices, join_processes
 
+GROUP = 25 << 20
+"""Bytes of parameters that FSDP2 gathers in one message, at least: that of a bucket of DistributedDataParallel."""
+
 
 def parallelize(
     model: nn.Module,
@@ -35,9 +38,10 @@ def parallelize(
     """Distributes a network over all processes, in place. Call it before the optimiser is made.
 
     Experts are distributed over `ep` processes, and their tokens are sent there and back. All other parameters are
-    sharded over all processes by PyTorch's FSDP2 (`fully_shard`), block by block; each expert's parameters over the
-    processes that have the same experts. Every process trains with its share of a batch. All processes get the weights
-    and buffers of process 0, unless the network is on the meta device: then call `to_empty`, and load weights.
+    sharded over all processes by PyTorch's FSDP2 (`fully_shard`), block by block, several small blocks together; each
+    expert's parameters over the processes that have the same experts. Every process trains with its share of a batch.
+    All processes get the weights and buffers of process 0, unless the network is on the meta device: then call
+    `to_empty`, and load weights.
 
     **Arguments:**
 
@@ -93,8 +97,8 @@ def parallelize(
     options: dict[str, Any] = {"mesh": _axes(whole, replicate), "shard_placement_fn": placement}
     if mixed_precision is not None:
         options["mp_policy"] = mixed_precision
-    for block in blocks_of(model):
-        fully_shard(block, ignored_params=ignored, **options)
+    for blocks in groups_of(model, lambda parameter: 0 if parameter in ignored else local(parameter).nbytes):
+        fully_shard(blocks, ignored_params=ignored, **options)
     fully_shard(model, ignored_params=ignored, **options)
     return model
 
@@ -137,7 +141,9 @@ def _device_type() -> str:
 
 @torch.no_grad()
 def _broadcast(model: nn.Module) -> None:
-    """Gives all processes the weights and buffers of process 0. Parameters become contiguous, which FSDP requires."""
+    """Gives all processes the weights and buffers of process 0, on the device of the process. Parameters become
+    contiguous, which FSDP requires."""
+    model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(_device_type()))
     for parameter in model.parameters():
         if not parameter.is_contiguous():  # of a convolution in channels_last
             parameter.data = parameter.contiguous()
@@ -172,6 +178,26 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
             yield from entries
         else:
             yield from blocks_of(child)
+
+
+def groups_of(model: nn.Module, size: Callable[[nn.Parameter], int]) -> list[list[nn.Module]]:
+    """The blocks that FSDP2 gathers together, apart from the rest of the network: as many, one after the other, as it
+    takes to have GROUP bytes, because small messages take long for their size. None if all have less.
+
+    **Arguments:**
+
+    - `model`: the network.
+    - `size`: number of bytes that are gathered of a parameter.
+    """
+    groups: list[list[nn.Module]] = []
+    total = GROUP
+    for block in blocks_of(model):
+        if total >= GROUP:
+            groups.append([])
+            total = 0
+        groups[-1].append(block)
+        total += sum(map(size, block.parameters()))
+    return groups if len(groups) > 1 or total >= GROUP else []
 
 
 def _axes(mesh: DeviceMesh, replicate: int) -> DeviceMesh:

@@ -76,6 +76,7 @@ def open_source(
     num_classes: int | None = None,
     exported: bool = False,
     max_memory: int | str | None = None,
+    ep: int = 1,
 ) -> nn.Module:
     """Opens a network with its own classes.
 
@@ -85,6 +86,8 @@ def open_source(
     - `num_classes`: number of classes of a preset, whose weights are random; default 1000.
     - `exported`: whether an exported .onnx file is accepted, which can predict but not train; default False.
     - `max_memory`: see `load`; for run folders, model folders and hf:ORG/NAME. Default None.
+    - `ep`: number of processes that share the experts of a layer. With more than one the network is distributed, see
+      `load`. Default 1: it is not.
 
     **Returns:** the network, in evaluation mode, which maps pixels to logits.
 
@@ -97,6 +100,14 @@ def open_source(
             raise ValueError(f"{source}: max_memory is for run folders, model folders and hf:ORG/NAME")
         folder = download(source.name, FILES) if source.kind == "hub" else Path(source.name)
         return load_on_disk(folder, None, max_memory)
+    if ep > 1:
+        from vismoe.parallel.sharding import parallelize  # these import much of PyTorch
+
+        from .folders.sharded import is_whole
+
+        if source.kind in ("run", "folder") and not is_whole(Path(source.name)):
+            return load(source.name, ep=ep)
+        return parallelize(open_source(source, num_classes, exported), ep=ep)
     if source.kind == "exported":
         if not exported:
             raise ValueError(f"{source}: {ANSWERS_ONLY}")

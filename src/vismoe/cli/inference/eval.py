@@ -14,13 +14,12 @@ from vismoe.adapt import split_of_files
 from vismoe.data import NAMED, Data, check_column, check_images
 from vismoe.files import counted
 from vismoe.inference import evaluate
-from vismoe.parallel import Mesh, resolve_device
-from vismoe.parallel.sharding import parallelize
+from vismoe.parallel import Mesh
 from vismoe.tasks import ClassEvaluation, Evaluation, Group, Labels, by_group, group_lines, task_of
 from vismoe.training import Run, without_nan
 
 from ..shared.data import open_set, own_run
-from ..shared.model import open_model, processes, refuse_both
+from ..shared.model import open_model, processes, refuse_both, to_device
 from ..shared.notes import note, note_reads, note_set, note_step
 from ..shared.values import check_at_least
 
@@ -110,10 +109,8 @@ def _evaluate(
     figures by name, the evaluation, and the groups."""
     run = own_run(model, data)
     data = data or (run.recipe.data if run is not None else "")
-    network = open_model(model, 10 if data in NAMED else None, exported=True, max_memory=max_memory)
-    network = network.to(mesh.device(resolve_device(device)))
-    if expert_parallel > 1:
-        parallelize(network, ep=expert_parallel)
+    network = open_model(model, 10 if data in NAMED else None, True, max_memory, expert_parallel)
+    network = to_device(network, device, mesh)
     task = task_of(network)
     opened = task.align_classes(open_set(model, data, task=task))
     is_test = opened.val_is_test or (run is not None and run.test_files is not None)

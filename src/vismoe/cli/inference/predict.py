@@ -14,13 +14,11 @@ from rich.table import Table
 from vismoe.data import MAX_LEVEL, list_images
 from vismoe.files import whole_folder, write_table
 from vismoe.inference import Predictor
-from vismoe.parallel import resolve_device
-from vismoe.parallel.sharding import parallelize
 from vismoe.tasks import Prediction, Task
 from vismoe.tasks.detection import BoxPrediction, Detection, coco_json, draw_predictions
 from vismoe.weights import data_config
 
-from ..shared.model import open_model, processes, refuse_both
+from ..shared.model import open_model, processes, refuse_both, to_device
 from ..shared.notes import note, note_left_out, note_reads, refuse_existing
 
 TOPK, MIN_SCORE = 5, 0.3
@@ -69,11 +67,8 @@ def predict_images(
         refuse_existing(draw)
     refuse_both(expert_parallel, max_memory)
     with processes(expert_parallel) as mesh:
-        network = open_model(model, exported=True, max_memory=max_memory)
-        where = mesh.device(resolve_device(device))
-        if expert_parallel > 1:
-            network = parallelize(network.to(where), ep=expert_parallel)
-        options: dict[str, Any] = {"device": where, "batch_size": batch_size, "dtype": dtype, "mesh": mesh}
+        network = to_device(open_model(model, None, True, max_memory, expert_parallel), device, mesh)
+        options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype, "mesh": mesh}
         predictor = Predictor(network, optimized=expert_parallel == 1, **options)
         _check_options(predictor.task, topk, min_score, format, draw)
         predictions = predictor.predict(images, TOPK if topk is None else topk, note_left_out)

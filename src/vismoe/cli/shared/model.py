@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 import torch
 from torch import nn
 
-from vismoe.parallel import Mesh, join_mesh
+from vismoe.parallel import Mesh, join_mesh, resolve_device
+from vismoe.parallel.gathering import is_distributed
 from vismoe.training import Run
 from vismoe.training.run import OPTIONS
 from vismoe.weights import open_source, parse_source, set_image_size
@@ -16,7 +17,11 @@ from .notes import note
 
 
 def open_model(
-    name: str, num_classes: int | None = None, exported: bool = False, max_memory: str | None = None
+    name: str,
+    num_classes: int | None = None,
+    exported: bool = False,
+    max_memory: str | None = None,
+    expert_parallel: int = 1,
 ) -> nn.Module:
     """Opens a model as `vismoe.weights.open_source` does. Prints a note for a preset, whose weights are random,
     and for a run that is not finished."""
@@ -27,7 +32,21 @@ def open_model(
     elif source.is_local and (run := Run.of(source.name)) is not None and not run.is_finished:
         remedy = "give the same `vismoe finetune` command again" if (run.path / OPTIONS).is_file() else "finish it"
         note(f"{run.path} is not finished, so its model is neither fully trained nor tested: {remedy}")
-    return open_source(source, num_classes, exported, max_memory)
+    return open_source(source, num_classes, exported, max_memory, expert_parallel)
+
+
+def to_device(network: nn.Module, device: str, mesh: Mesh) -> nn.Module:
+    """Moves a network to the device that an option names. A distributed network is on its process's device already.
+
+    **Raises:** ValueError for a device that this machine does not have, and that is not a distributed network's.
+    """
+    resolved = mesh.device(resolve_device(device))
+    if not is_distributed(network):
+        return network.to(resolved)
+    own = next(network.parameters()).device
+    if device != "auto" and resolved.type != own.type:
+        raise ValueError(f"device={device}: the processes share experts on {own.type} devices: leave --device out")
+    return network
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -17,6 +16,7 @@ from vismoe.parallel.gathering import part_of
 
 from .format import WEIGHTS, model_folder, read_config
 from .load import build_network, build_preset, check_weights, load_state
+from .tensors import TensorFile
 
 
 def is_whole(path: Path) -> bool:
@@ -42,23 +42,22 @@ def load_distributed(path: Path, preset: str | None, distribute: Callable[[nn.Mo
     folder = None if path.is_file() else model_folder(path)
     weights = path if folder is None else folder / WEIGHTS
     check_weights(weights)
-    try:
-        with safe_open(weights, "pt") as file, _without_values():
-            names = list(file.keys())
-            if folder is None:
-                head = file.get_slice("head.weight").get_shape() if "head.weight" in names else [0]
-                model = build_preset(path, preset, head[0])
-            else:
-                model = build_network(folder, read_config(folder))
-            # Sparse layers are moved to the device of the MLPs that they replace, with their buffers.
-            buffers = {name for name, buffer in model.named_buffers() if not buffer.is_meta}
-            state = {name: file.get_tensor(name) if name in buffers else _like(file, name) for name in names}
-            load_state(model, state, weights)
-        with safe_open(weights, "pt") as file:
-            distribute(model)
-            _read_parts(model, file)
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is not a safetensors file: {error}") from error
+    file = TensorFile(weights)
+    with _without_values():
+        if folder is None:
+            head = file.places.get("head.weight")
+            model = build_preset(path, preset, 0 if head is None else head.shape[0])
+        else:
+            model = build_network(folder, read_config(folder))
+        # Sparse layers are moved to the device of the MLPs that they replace, with their buffers.
+        buffers = {name for name, buffer in model.named_buffers() if not buffer.is_meta}
+        state = {
+            name: file.read(name) if name in buffers else torch.empty(place.shape, device="meta")
+            for name, place in file.places.items()
+        }
+        load_state(model, state, weights)
+    distribute(model)
+    _read_parts(model, file)
     return model.eval()
 
 
@@ -77,13 +76,8 @@ def _without_values() -> Iterator[None]:
         handle.remove()
 
 
-def _like(file: Any, name: str) -> Tensor:
-    """A tensor without values, of the shape of one in a file."""
-    return torch.empty(file.get_slice(name).get_shape(), device="meta")
-
-
 @torch.no_grad()
-def _read_parts(model: nn.Module, file: Any) -> None:
+def _read_parts(model: nn.Module, file: TensorFile) -> None:
     """Gives each parameter and buffer on the meta device memory for this process's part, and reads that part."""
     missing = {name for name, tensor in _tensors(model) if tensor.is_meta}
 
@@ -97,12 +91,11 @@ def _read_parts(model: nn.Module, file: Any) -> None:
     for name, tensor in _tensors(model):
         if name not in missing:
             continue
-        values = file.get_slice(name)
-        if tuple(values.get_shape()) != tuple(tensor.shape):  # a scalar of an earlier version
-            values = file.get_tensor(name).view(tensor.shape)
-        own = local(tensor)
-        if own.numel():
-            own.copy_(values[part_of(tensor) if isinstance(tensor, DTensor) else ...])
+        place, own = file.places[name], local(tensor)
+        if place.shape != tuple(tensor.shape):  # a scalar of an earlier version
+            own.copy_(file.read(name).view(tensor.shape)[part_of(tensor) if isinstance(tensor, DTensor) else ...])
+        elif own.numel():
+            own.copy_(file.read_part(name, part_of(tensor)) if isinstance(tensor, DTensor) else file.read(name))
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

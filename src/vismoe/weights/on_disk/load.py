@@ -11,11 +11,11 @@ from vismoe.moe import MoE, StackedLinear
 
 from ..folders.format import CONFIG, WEIGHTS, model_folder, read_config
 from ..folders.load import build, check_weights, describe
+from ..folders.tensors import Place, TensorFile
 from ..registry import create_model
 from .memory import resident_bytes
 from .product import MARGIN, Converter, LinearOnDisk, ProductOnDisk
 from .store import ExpertStore
-from .tensors import Place, TensorFile
 
 LEAST = 2
 """Experts that must fit into memory beside the rest of the network: one is multiplied while the next is read."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .tensors import Place, TensorFile
+from ..folders.tensors import Place, TensorFile
 
 READERS = 4
 """Threads that read. (Cold reads of 18 MB on a virtual disk: one thread 0.2 to 0.4 GB/s, two 0.7, four 1.0.)"""

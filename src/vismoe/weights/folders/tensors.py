@@ -1,13 +1,15 @@
-"""Where tensors lie in a .safetensors file, and reading them into memory of one's own.
+"""Where tensors lie in a .safetensors file, and reading them, or parts of them, into memory of one's own.
 
 The file is read with large reads and not mapped: how much is read is then known, and memory that held one expert can
 hold the next.
 """
 
+import itertools
 import json
 import math
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +67,9 @@ class TensorFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with safe_open(path, "pt"):  # checks that the header is valid and fits the file's size
+            # This checks that the header is valid and fits the file's size. With "pt", the file is mapped so that it
+            # could be written to, which Linux refuses for one that is larger than the memory.
+            with safe_open(path, "np"):
                 pass
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
@@ -84,9 +88,31 @@ class TensorFile:
 
     def read(self, name: str) -> Tensor:
         """Reads one tensor."""
+        return self.read_part(name, [slice(None)] * len(self.places[name].shape))
+
+    def read_part(self, name: str, part: Sequence[slice]) -> Tensor:
+        """Reads a part of one tensor, and nothing else.
+
+        **Arguments:**
+
+        - `name`: name of the tensor.
+        - `part`: a slice without step for each dimension.
+        """
         place = self.places[name]
-        tensor = torch.empty(place.shape, dtype=place.dtype)
-        self.read_into(place, tensor.flatten().view(torch.uint8).numpy().data)
+        ranges = [range(*each.indices(size)) for each, size in zip(part, place.shape, strict=True)]
+        strides = [math.prod(place.shape[dim + 1 :]) for dim in range(len(ranges))]
+        # The dimensions before the last one of which not all is read: each of their indices is a run of bytes.
+        outer = max((dim for dim, each in enumerate(ranges) if len(each) < place.shape[dim]), default=0)
+        tensor = torch.empty([len(each) for each in ranges], dtype=place.dtype)
+        if not tensor.numel():
+            return tensor
+        memory = tensor.flatten().view(torch.uint8).numpy().data
+        run = Place(0, tuple(tensor.shape[outer:]), place.dtype)
+        first = ranges[outer].start * strides[outer] if ranges else 0
+        for number, index in enumerate(itertools.product(*ranges[:outer])):
+            begin = first + sum(each * stride for each, stride in zip(index, strides, strict=False))
+            read = Place(place.offset + begin * place.dtype.itemsize, run.shape, run.dtype)
+            self.read_into(read, memory[number * run.nbytes : (number + 1) * run.nbytes])
         return tensor
 
     def read_into(self, place: Place, memory: memoryview) -> None:
