@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vismoe.moe.resident import local
 
@@ -42,7 +42,10 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float) -> T
 
 def _norm(grads: list[Tensor]) -> Tensor:
     """The norm of all gradients, whose parts are added up in one sum over all processes."""
-    squares = [local(grad).float().square().sum() / _copies(grad) for grad in grads]
+    by_copies: dict[float, list[Tensor]] = {}
+    for grad in grads:
+        by_copies.setdefault(_copies(grad), []).append(local(grad).float())
+    squares = [get_total_norm(parts).square() / copies for copies, parts in by_copies.items()]
     total = torch.stack([square.to(squares[0].device) for square in squares]).sum()
     dist.all_reduce(total)
     return total.sqrt()

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from vismoe.moe import MoE
 from vismoe.moe.experts.stacked import stacked_parts
-from vismoe.parallel.sharding import blocks_of, check_layout, shard_dimension
+from vismoe.parallel.sharding import check_layout, groups_of, shard_dimension
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Group:
     """Parameters that FSDP2 gathers in one message, and whose gradients it reduces in one. All sizes are those of one
     process's part in bytes, with FSDP2's padding.
 
-    - `block`: number of the block that the parameters are in; None: of none, so they stay gathered during a step.
+    - `blocks`: number of the group of blocks that the parameters are in; None: of none, so they stay gathered during a
+      step.
     - `shards`: number of processes that each parameter is divided over; `copies`: how many of these sets of processes
       there are. 0 shards: experts that stay where they are, and that FSDP2 does not know.
     - `stored`, `trained`: of all parameters, and of those that are trained, as they are stored.
@@ -50,7 +51,7 @@ class Group:
     - `gradients`: of gradients as they are computed.
     """
 
-    block: int | None
+    blocks: int | None
     shards: int
     copies: int
     stored: int
@@ -101,13 +102,25 @@ def groups(model: nn.Module, placement: Placement, policy: MixedPrecisionPolicy 
     apart = set()
     if placement.ep > 1:
         apart = {id(parameter) for parameter in _of_experts(model)}
-    blocks = list(blocks_of(model))
-    owners = {id(parameter): number for number, block in enumerate(blocks) for parameter in block.parameters()}
+    stay = placement.shards == placement.ep and placement.replicate == 1 and policy is None
+
+    def gathered(parameter: nn.Parameter) -> int:
+        if id(parameter) not in apart:
+            return parameter.nbytes
+        return 0 if stay else parameter.nbytes // placement.ep
+
+    owners = {
+        id(parameter): number
+        for number, blocks in enumerate(groups_of(model, gathered))
+        for block in blocks
+        for parameter in block.parameters()
+    }
     members: dict[tuple[int | None, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         members.setdefault((owners.get(id(parameter)), id(parameter) in apart), []).append(parameter)
     return [
-        _group(block, parameters, placement, policy, of_experts) for (block, of_experts), parameters in members.items()
+        _group(blocks, parameters, placement, policy, of_experts, stay)
+        for (blocks, of_experts), parameters in members.items()
     ]
 
 
@@ -119,12 +132,15 @@ def _of_experts(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _group(
-    block: int | None,
+    blocks: int | None,
     parameters: list[nn.Parameter],
     placement: Placement,
     policy: MixedPrecisionPolicy | None,
     apart: bool,
+    stay: bool,
 ) -> Group:
+    """A group. `apart`: whether the parameters are experts' of several processes; `stay`: whether these stay where they
+    are."""
     ep = placement.ep if apart else 1
     shards, copies = placement.shards // ep, placement.replicate
     types = policy or MixedPrecisionPolicy()
@@ -137,9 +153,9 @@ def _group(
             sizes["trained"] += number * parameter.element_size()
             sizes["gradients"] += number * computed.itemsize
             sizes["reduced"] += number * (types.reduce_dtype or computed).itemsize
-    if apart and shards == copies == 1 and policy is None:
+    if apart and stay:
         shards = 0
-    return Group(block, shards, copies, **sizes)
+    return Group(blocks, shards, copies, **sizes)
 
 
 def _part(parameter: Tensor, ep: int, shards: int) -> int:
@@ -156,7 +172,7 @@ def sent(some: list[Group]) -> Gathered:
     parameters = gradients = 0.0
     for group in some:
         others = max(0, group.shards - 1)
-        parameters += others * group.gathered * (1 if group.block is None else 2)
+        parameters += others * group.gathered * (1 if group.blocks is None else 2)
         gradients += others * group.reduced
         if group.shards:
             gradients += 2 * (group.copies - 1) / group.copies * group.reduced
@@ -165,13 +181,13 @@ def sent(some: list[Group]) -> Gathered:
 
 def whole(some: list[Group]) -> int:
     """The most memory, about, that gathered parameters and unsharded gradients take at one time, in bytes: what is in
-    no block, the block that is computed and the one that is gathered meanwhile, the gradients of a block, and a buffer
-    in which they are reduced."""
-    always = sum(group.shards * group.gathered for group in some if group.block is None)
+    no block, the group of blocks that is computed and the one that is gathered meanwhile, the gradients of a group, and
+    a buffer in which they are reduced."""
+    always = sum(group.shards * group.gathered for group in some if group.blocks is None)
     gathered: dict[int, int] = {}
     gradients: dict[int, int] = {}
     for group in some:
-        if (block := group.block) is not None:
-            gathered[block] = gathered.get(block, 0) + group.shards * group.gathered
-            gradients[block] = gradients.get(block, 0) + group.shards * (group.gradients + group.reduced)
+        if (blocks := group.blocks) is not None:
+            gathered[blocks] = gathered.get(blocks, 0) + group.shards * group.gathered
+            gradients[blocks] = gradients.get(blocks, 0) + group.shards * (group.gradients + group.reduced)
     return always + sum(sorted(gathered.values())[-2:]) + max(gradients.values(), default=0)
