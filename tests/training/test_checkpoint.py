@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import textwrap
+import threading
 
 import pytest
 import torch
@@ -154,6 +155,43 @@ def test_no_space_left(tmp_path, forked):
     assert "step-000002 could not be written" in done.stdout, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     assert Checkpointer(tmp_path).load(1)["step"] == 1
+
+
+def test_an_asynchronous_checkpoint_has_what_was_there(tmp_path, monkeypatch):
+    """`save` returns before anything is written; what training changes meanwhile is not in the checkpoint."""
+    write, changed = module.save_file, threading.Event()
+
+    def waiting(*arguments):
+        assert changed.wait(20)
+        write(*arguments)
+
+    monkeypatch.setattr(module, "save_file", waiting)
+    state = tensors() | {"step": 1}
+    with Checkpointer(tmp_path, asynchronous=True) as checkpointer:
+        checkpointer.save(1, state)
+        assert checkpointer.steps() == []
+        state["a"].fill_(9)
+        state["c.d"].fill_(9)
+        changed.set()
+        assert same(checkpointer.load(1), tensors() | {"step": 1})
+        checkpointer.save(2, state)
+    assert checkpointer.steps() == [1, 2]
+
+
+def test_an_asynchronous_checkpoint_that_cannot_be_written(tmp_path):
+    """The next call raises the error, and the end does; beside another error it is a warning."""
+    (tmp_path / "checkpoints").write_text("not a folder")
+    lines = []
+    checkpointer = Checkpointer(tmp_path / "checkpoints", warn=lines.append, asynchronous=True)
+    for call in (checkpointer.wait, lambda: checkpointer.save(2, tensors()), lambda: checkpointer.__exit__(None)):
+        checkpointer.save(1, tensors())
+        with pytest.raises(OSError, match="step-000001 could not be written"):
+            call()
+    checkpointer.save(1, tensors())
+    with pytest.raises(KeyboardInterrupt), checkpointer:
+        raise KeyboardInterrupt
+    assert len(lines) == 1
+    assert "step-000001 could not be written" in lines[0]
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

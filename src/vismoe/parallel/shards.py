@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -18,36 +17,39 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from vismoe.files.atomic import sync
 from vismoe.files.checksums import sha256_of
 
+from .mesh import Mesh
+
 Template = Callable[[str, torch.Size, torch.dtype], Tensor]
 """(name, shape, type) -> the tensor into which the one with this name is read: a whole or a distributed one."""
 
 
-def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], mesh: Mesh) -> dict[str, str]:
     """Writes tensors by name. All processes call it, with their parts.
 
     **Arguments:**
 
     - `folder`: an empty folder, which all processes see.
     - `tensors`: distributed tensors, and whole ones, which are the same in all processes.
+    - `mesh`: the processes.
 
     **Returns:** in all processes, the SHA-256 of each file by its name.
 
     **Raises:** OSError, in all processes, if one of them cannot write.
     """
     try:
-        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        save(dict(tensors), storage_writer=writer, process_group=mesh.group)
     except CheckpointException as error:  # not an Exception
         raise OSError(_text(error)) from error
     own: dict[str, str] = {}
     failed: OSError | None = None
     try:
-        for file in folder.glob(f"shard-{dist.get_rank() + 1:05d}-*.safetensors"):
+        for file in folder.glob(f"shard-{mesh.rank + 1:05d}-*.safetensors"):
             sync(file)
             own[file.name] = sha256_of(file)
     except OSError as error:
         failed = error
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, failed or own)
+    found: list[Any] = mesh.gather(failed or own)
     for failure in found:
         if isinstance(failure, OSError):
             raise failure

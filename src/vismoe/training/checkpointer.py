@@ -12,10 +12,13 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -44,6 +47,8 @@ class Checkpointer:
     A state maps names to tensors and JSON values. All processes of a run call every method. The main process writes,
     and every process reads the whole state; tensors that are distributed are written and read by all, each its parts.
 
+    As a context manager it waits at the end for what is being written.
+
     **Arguments:**
 
     - `folder`: path of RUN/checkpoints; created at the first `save`.
@@ -51,13 +56,37 @@ class Checkpointer:
     - `mesh`: the processes of the run; default: this process alone.
     - `warn`: called in the main process with a line of text for each damaged checkpoint that is skipped; default: no
       call.
+    - `asynchronous`: whether `save` returns when it has copied the state to the CPU's memory, and a thread writes the
+      copy; default False. An error in writing is then raised by the next `save`, `load` or `wait`.
     """
 
     def __init__(
-        self, folder: Path, keep: int = 3, mesh: Mesh | None = None, warn: Callable[[str], None] | None = None
+        self,
+        folder: Path,
+        keep: int = 3,
+        mesh: Mesh | None = None,
+        warn: Callable[[str], None] | None = None,
+        asynchronous: bool = False,
     ):
         self.folder, self.keep, self.warn = folder, keep, warn
-        self.mesh = Mesh() if mesh is None else mesh
+        self.mesh = self._writers = Mesh() if mesh is None else mesh
+        self._thread = ThreadPoolExecutor(1) if asynchronous else None
+        self._written: Future[None] | None = None
+        if asynchronous and self.mesh.size > 1:  # the training communicates meanwhile
+            group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+            self._writers = replace(self.mesh, group=group)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except OSError as error:
+            if kind is None:
+                raise
+            if self.warn is not None and self.mesh.is_main:
+                self.warn(str(error))  # beside the error that ends the training
 
     def save(self, step: int, state: Mapping[str, Any], best_step: int | None = None) -> None:
         """Writes a checkpoint atomically, then removes old ones.
@@ -74,16 +103,24 @@ class Checkpointer:
         **Raises:** OSError if the checkpoint cannot be written (disk full, …); ValueError, with its name, for a value
         that JSON cannot store. In both cases earlier checkpoints are unchanged.
         """
+        self.wait()
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         values = {name: value for name, value in state.items() if name not in tensors}
         for name, value in values.items():
             _check_value(name, value)
-        if any(hasattr(tensor, "device_mesh") for tensor in tensors.values()):
-            self._write_shards(step, tensors, values)
-        elif self.mesh.is_main:
-            self._write(step, tensors, values)
-        if self.mesh.is_main:
-            self._remove_old(step, best_step)
+        if self._thread is None:
+            self._write_all(step, tensors, values, best_step)
+        else:
+            self._written = self._thread.submit(self._write_all, step, _copied(tensors), values, best_step)
+
+    def wait(self) -> None:
+        """Waits until the checkpoint that is being written is complete.
+
+        **Raises:** OSError if it could not be written.
+        """
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
     def newest(self, template: Template | None = None) -> dict[str, Any] | None:
         """The state of the newest undamaged checkpoint; None if there is none. `template`: as for `load`.
@@ -111,6 +148,7 @@ class Checkpointer:
         **Raises:** DamagedCheckpointError with the name of the damaged file; ValueError for a checkpoint of a newer
         version of vismoe, and with `template` for one of formats 1 and 2.
         """
+        self.wait()
         path = self._path(step)
         version, sums = _read_manifest(path / MANIFEST)
         self._verify(path, sums)
@@ -146,10 +184,19 @@ class Checkpointer:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
 
+    def _write_all(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any], best_step: int | None) -> None:
+        if any(hasattr(tensor, "device_mesh") for tensor in tensors.values()):
+            self._write_shards(step, tensors, values)
+        elif self.mesh.is_main:
+            self._write(step, tensors, values)
+        if self.mesh.is_main:
+            self._remove_old(step, best_step)
+
     def _write(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Writes whole tensors; called in the main process."""
-        path, aside = self._path(step), self._begin(step)
+        path, aside = self._path(step), self._aside(step)
         try:
+            self._begin(step)
             save_file(_storable(tensors), aside / TENSORS)
             sync(aside / TENSORS)
             self._finish(step, {TENSORS: sha256_of(aside / TENSORS)}, values)
@@ -166,9 +213,9 @@ class Checkpointer:
         from vismoe.parallel.shards import write_shards  # it imports much of PyTorch
 
         try:
-            aside = self.mesh.run_on_main(lambda: self._begin(step))
-            sums = write_shards(aside, tensors)
-            self.mesh.run_on_main(lambda: self._finish(step, sums, values))
+            aside = self._writers.run_on_main(lambda: self._begin(step))
+            sums = write_shards(aside, tensors, self._writers)
+            self._writers.run_on_main(lambda: self._finish(step, sums, values))
         except OSError as error:
             raise OSError(error.errno, f"{self._path(step)} could not be written: {error.strerror or error}") from error
         finally:
@@ -216,6 +263,17 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         storages.add(tensor.untyped_storage().data_ptr())
         storable[name] = tensor
     return storable
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors, whole or distributed ones, in the CPU's memory."""
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions  # it imports much of PyTorch
+
+    stager = DefaultStager(StagingOptions(False, False, False, False))
+    try:
+        return cast(dict[str, Tensor], stager.stage(tensors))
+    finally:
+        stager.close()
 
 
 def _has_checksum(path: Path, expected: str) -> bool:

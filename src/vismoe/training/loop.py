@@ -145,8 +145,11 @@ def fit(
             _describe(data, state.model, log)
         unfuses = device.type == "cpu" and recipe.dtype == "bfloat16"
         answer = _warn if mesh.is_main else lambda text: None
-        with run.lock(), Stop(answer) as stop, unfused_attention(state.model) if unfuses else nullcontext():
-            checkpointer = Checkpointer(run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _warn)
+        checkpoints = Checkpointer(
+            run.path / CHECKPOINTS, recipe.keep_checkpoints, mesh, _warn, recipe.async_checkpoints
+        )
+        unfused = unfused_attention(state.model) if unfuses else nullcontext()
+        with run.lock(), checkpoints as checkpointer, Stop(answer) as stop, unfused:
             if (saved := checkpointer.newest(state.template)) is not None:
                 state.load_state_dict(saved)
             run.truncate_metrics(state.step)
@@ -158,6 +161,7 @@ def fit(
                     evaluation = _optimise(
                         checkpointer, trainer, balance, data, extra_eval, stop, on_status if mesh.is_main else None
                     )
+                checkpointer.wait()
                 stop.finish(_rest_of_run(max(checkpointer.steps(), default=None)))
                 if recipe.keep == "best" and (best_step := state.best_step) not in (None, state.step):
                     state.load_state_dict(checkpointer.load(best_step, state.template))
@@ -355,6 +359,7 @@ def _optimise(
             with meter.paused():
                 checkpointer.save(state.step, state.state_dict(), state.best_step)
         if stop_signal and not last:
+            checkpointer.wait()
             path = checkpointer.folder
             raise TrainingStoppedError(
                 stop_signal,

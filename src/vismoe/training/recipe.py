@@ -196,6 +196,8 @@ class Recipe:
     written only when training is stopped (Ctrl-C, SIGTERM) and, with keep=best, after each best evaluation."""
     keep_checkpoints: int = 3
     """Number of recent checkpoints to keep, in addition to that of the best evaluation."""
+    async_checkpoints: bool = False
+    """Whether training goes on while a checkpoint is written; the state is copied in memory first."""
     max_skipped: int = 10
     """Number of skipped steps in a row that end training with an error. A step is skipped if its loss or gradient is
     not finite."""

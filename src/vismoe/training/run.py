@@ -37,6 +37,7 @@ MAY_DIFFER = (
     "hang_timeout",
     "checkpoint_every",
     "keep_checkpoints",
+    "async_checkpoints",
     "max_unreadable",
     "track",
 )
