@@ -434,29 +434,41 @@ def test_a_finetuned_run_is_evaluated_on_what_it_never_saw(shades, tuned, capsys
     assert f"on {len(test)} images of the test split" in capsys.readouterr().out
 
 
-def test_a_run_as_data_stands_for_its_test_split(tuned, run, tmp_path, capsys):
-    """Its exported file and a copied model folder are evaluated on the images that the run never saw, without a note;
-    of another run it is noted that its training images may be among them."""
+def check_evaluated_as_the_test_split(tuned, model, notes, capsys):
+    """Evaluates a model on a run's test split, and counts the notes that it may know these images."""
     test = json.loads((tuned / "split.json").read_text())["test"]
     expected = json.loads((tuned / "report.json").read_text())["test"]
+    assert main(["eval", str(model), "--data", f"{tuned}/", "--json", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["part"], found["images"]) == ("test", len(test))
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert err.count("if it was trained on these images, the metrics are too good") == notes
+
+
+def test_a_run_as_data_stands_for_its_test_split(tuned, run, tmp_path, capsys):
+    """A copied model folder is evaluated on the images that the run never saw, without a note; of another run it is
+    noted that its training images may be among them."""
+    shutil.copytree(tuned / "model", tmp_path / "copied")
+    shutil.copytree(tuned, tmp_path / "other")
+    capsys.readouterr()
+    check_evaluated_as_the_test_split(tuned, tmp_path / "copied", 0, capsys)
+    check_evaluated_as_the_test_split(tuned, tmp_path / "other", 1, capsys)
+    assert main(["eval", str(run), "--data", str(run), "--json"]) == 0  # the run of a named set
+    assert json.loads(capsys.readouterr().out)["images"] == 450
+    assert main(["densify", str(tuned), str(tmp_path / "dense"), "--data", str(tuned)]) == 0
+    test = json.loads((tuned / "split.json").read_text())["test"]
+    assert capsys.readouterr().out.count(f"on {len(test)} images") == 2
+
+
+@pytest.mark.slow
+def test_an_exported_run_on_its_test_split(tuned, tmp_path, capsys):
+    """The exported file is evaluated on the images that the run never saw; exporting says its steps."""
     capsys.readouterr()
     assert main(["export", str(tuned), str(tmp_path / "mine.onnx")]) == 0
     steps = ["vismoe: exporting the model …", "vismoe: verifying the file in ONNX Runtime …"]
     assert capsys.readouterr().err.splitlines() == steps
-    shutil.copytree(tuned / "model", tmp_path / "copied")
-    shutil.copytree(tuned, tmp_path / "other")
-    capsys.readouterr()
-    for model, notes in (("mine.onnx", 0), ("copied", 0), ("other", 1)):
-        assert main(["eval", str(tmp_path / model), "--data", f"{tuned}/", "--json", "--device", "cpu"]) == 0
-        out, err = capsys.readouterr()
-        found = json.loads(out)
-        assert (found["part"], found["images"]) == ("test", len(test))
-        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-4)
-        assert err.count("if it was trained on these images, the metrics are too good") == notes
-    assert main(["eval", str(run), "--data", str(run), "--json"]) == 0  # the run of a named set
-    assert json.loads(capsys.readouterr().out)["images"] == 450
-    assert main(["densify", str(tuned), str(tmp_path / "dense"), "--data", str(tuned)]) == 0
-    assert capsys.readouterr().out.count(f"on {len(test)} images") == 2
+    check_evaluated_as_the_test_split(tuned, tmp_path / "mine.onnx", 0, capsys)
 
 
 def test_fewshot_and_densify_keep_to_the_run_s_parts(tuned, tmp_path, capsys):
@@ -482,7 +494,8 @@ def test_an_unfinished_run_has_no_test_part(shades, tuned, tmp_path, capsys, mon
     assert "give the same `vismoe finetune` command again" in capsys.readouterr().err
     shutil.copytree(tuned / "model", tmp_path / "run" / "initial")
     image = str(shades / "tuned-data" / "dark" / "0.png")
-    for command in (["predict", str(tmp_path / "run"), image], ["export", str(tmp_path / "run" / "model"), "x.onnx"]):
+    data = ["--data", str(shades / "tuned-data")]
+    for command in (["predict", str(tmp_path / "run"), image], ["eval", str(tmp_path / "run" / "model"), *data]):
         main(command)
         error = capsys.readouterr().err
         assert "run is not finished, so its model is neither fully trained nor tested: give the same" in error
