@@ -8,7 +8,8 @@ one forward pass for each batch size, and removes the folder. Each forward pass 
 of the file in the system's cache. Where the disk or the memory is too small, it says so and ends.
 
 The limit of a run is the longer of two times: the bytes that it read ÷ the bandwidth of cold reads of the same file by
-as many threads, measured right before it; and its MACs ÷ the rate of a product of the network's own shape in bfloat16.
+as many threads; and its MACs ÷ the rate of a product of the network's own shape in bfloat16. Both are measured right
+before the run and right after it, because the speed of a machine may change, and the mean counts.
 Writes results/larger_than_memory.csv. Linux only.
 """
 
@@ -17,11 +18,13 @@ import math
 import multiprocessing
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +139,15 @@ def bandwidth(file: Path) -> float:
 
 
 def rate(rows: int, width: int, hidden: int) -> float:
-    """MACs per second of a product in bfloat16: the best of eight."""
+    """MACs per second of a product in bfloat16: the median of nine."""
     x, weight = torch.randn(rows, width).bfloat16(), torch.randn(hidden, width).bfloat16()
     times = []
     with torch.inference_mode():
-        for _ in range(8):
+        for _ in range(9):
             start = time.perf_counter()
             F.linear(x, weight)
             times.append(time.perf_counter() - start)
-    return rows * width * hidden / min(times)
+    return rows * width * hidden / statistics.median(times)
 
 
 def measure(folder: Path, preset: str, max_memory: str, batch: int, out: Path) -> None:
@@ -152,7 +155,8 @@ def measure(folder: Path, preset: str, max_memory: str, batch: int, out: Path) -
     shape: Any = on_meta(preset)
     hidden = shape.blocks[0].mlp.fc1.out_features
     macs = cost(shape, (3, *shape.patch_embed.img_size)).macs * batch
-    products = rate(batch * shape.patch_embed.num_patches, shape.embed_dim, hidden)
+    measured = partial(rate, batch * shape.patch_embed.num_patches, shape.embed_dim, hidden)
+    before = measured()
     file = folder / "model.safetensors"
     drop_cache(file)
     start = time.perf_counter()
@@ -162,10 +166,12 @@ def measure(folder: Path, preset: str, max_memory: str, batch: int, out: Path) -
     assert store is not None
     disk = bandwidth(file)
     drop_cache(file)
-    images = torch.rand(batch, 3, *shape.patch_embed.img_size)
+    images = torch.randn(batch, 3, *shape.patch_embed.img_size)
     start = time.perf_counter()
     predictor.run({"image": images})
-    seconds = time.perf_counter() - start
+    seconds, peak = time.perf_counter() - start, peak_bytes()
+    products = (before + measured()) / 2
+    disk = (disk + bandwidth(file)) / 2
     limit = max(store.bytes_read / disk, macs / products)
     every = sum(size * number for size, number in zip(store.expert_bytes, store.num_experts, strict=True))
     row = {
@@ -183,7 +189,7 @@ def measure(folder: Path, preset: str, max_memory: str, batch: int, out: Path) -
         "experts_gb": round(every / 1e9, 3),
         "disk_gb_per_second": round(disk / 1e9, 3),
         "gmacs_per_second": round(products / 1e9, 1),
-        "peak_gib": round(peak_bytes() / 2**30, 3),
+        "peak_gib": round(peak / 2**30, 3),
         "seconds_to_open": round(opened, 1),
     }
     Table(out).append(row)
