@@ -102,10 +102,10 @@ def box_figure(trace: ImageTrace, found: Sequence[BoxExperts]) -> "Figure":
     for axis, name in zip(axes[1:], names, strict=True):
         shares = torch.stack([each.experts[name].double() for each in found])
         shares = shares / shares.sum(1, keepdim=True).clamp_min(1)
-        colours, start = expert_colours(shares.shape[1]), torch.zeros(len(found), dtype=torch.float64)
+        colours, starts = expert_colours(shares.shape[1]), shares.cumsum(1) - shares
         for expert in range(shares.shape[1]):
-            axis.barh(range(1, len(found) + 1), shares[:, expert], left=start, color=colours[expert])
-            start = start + shares[:, expert]
+            own, start = shares[:, expert].tolist(), starts[:, expert].tolist()
+            axis.barh(range(1, len(found) + 1), own, left=start, color=colours[expert])
         axis.invert_yaxis()
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("share of the box's patches", fontsize=8)

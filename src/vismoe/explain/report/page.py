@@ -26,6 +26,7 @@ h2 { margin-top: 2.5rem; border-bottom: 1px solid #bbb; }
 figure { margin: 1rem 0; } figcaption, .small { color: #555; font-size: .9rem; }
 img { max-width: 100%; height: auto; background: #fff; }
 .scroll { overflow-x: auto; }
+caption { text-align: left; white-space: nowrap; padding: .4rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }
 @media (prefers-color-scheme: dark) {
@@ -66,6 +67,7 @@ class Page:
         for suffix in ("svg", "png"):
             path = self.folder / "figures" / f"{name}.{suffix}"
             save_figure(figure, path, dpi=DPI)
+            figure.set_layout_engine("none")  # the next file has the same layout, which takes longest to compute
         data = base64.b64encode(path.read_bytes()).decode()
         shown = escape(plain(caption))
         self.parts.append(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vismoe.files.figures import new_figure, plain_text
 
-from ..analysis import LayerAnalysis, SetAnalysis
+from ..analysis import Information, LayerAnalysis, SetAnalysis
 from ..gallery import MOST, SIDE
 from ..parts import WithoutExpert
 from ..routing_figure import expert_colours
@@ -26,7 +26,9 @@ def load_figure(analysis: SetAnalysis) -> "Figure":
     figure, axes = _panels(len(analysis.layers), 2.6)
     for axis, layer in zip(axes, analysis.layers, strict=True):
         share = layer.load.double() / layer.load.sum().clamp_min(1)
-        axis.bar(range(len(share)), share, color=expert_colours(len(share))[:-1], edgecolor="#555", linewidth=0.5)
+        axis.bar(
+            range(len(share)), share.tolist(), color=expert_colours(len(share))[:-1], edgecolor="#555", linewidth=0.5
+        )
         axis.axhline(1 / len(share), color="black", linewidth=0.8, linestyle="--")
         _titled(axis, layer.name, "expert", "share of the choices")
     return figure
@@ -49,17 +51,17 @@ def class_figure(analysis: SetAnalysis) -> "Figure":
 def position_figure(layer: LayerAnalysis) -> "Figure":
     """For each expert, how often it gets the patch at each place, relative to an even choice: white is as often, red
     more often, blue less often."""
-    counts = layer.by_position.double()
+    counts: Tensor = layer.by_position.double()
     ratio: Tensor = counts / counts.mean((1, 2), keepdim=True).clamp_min(1e-9)
     across = min(TILES, len(ratio))
     down = -(-len(ratio) // across)
     rows, columns = layer.grid
     sheet = torch.full((down * (rows + 1), across * (columns + 1)), torch.nan, dtype=torch.float64)
-    figure = new_figure(1.2 * across + 1, 1.2 * down * rows / columns + 0.3 * down + 0.4)
+    figure = new_figure(1.2 * across + 1, 1.0 * down * rows / columns + 0.3 * down + 0.3)
     axis = figure.subplots()
-    for expert, own in enumerate(ratio.unbind()):
+    for expert in range(len(ratio)):
         top, left = expert // across * (rows + 1), expert % across * (columns + 1)
-        sheet[top : top + rows, left : left + columns] = own
+        sheet[top : top + rows, left : left + columns] = ratio[expert]
         axis.text(left + columns / 2 - 0.5, top - 0.6, f"expert {expert}", fontsize=7, ha="center", va="bottom")
     image = axis.imshow(sheet.numpy(), cmap="RdBu_r", vmin=0, vmax=2)
     axis.set_axis_off()
@@ -73,7 +75,7 @@ def position_figure(layer: LayerAnalysis) -> "Figure":
 def information_figure(analysis: SetAnalysis) -> "Figure":
     """Mutual information of the expert and the class, and of the expert and the position, with the mean of shuffled
     controls, layer by layer."""
-    panels = {
+    panels: dict[str, list[Information | None]] = {
         "expert and class": [layer.by_class_information for layer in analysis.layers],
         "expert and position": [layer.by_position_information for layer in analysis.layers],
     }
