@@ -71,7 +71,8 @@ def explain(
         raise ValueError(f"{'--json' if json else '--without-experts'} is for a data set, and image files are given")
     twin = compare if compare is not None else _known_twin(model)
     names = [model] if twin is None else [model, twin]
-    predictors = [_open(name, device, batch_size) for name in names]
+    classes = 10 if inputs and inputs[0] in NAMED else None  # of a preset, whose classes are not given
+    predictors = [_open(name, classes, device, batch_size) for name in names]
     if images:
         _check_capacity(capacity)
     with whole_folder(out) as folder:
@@ -85,9 +86,9 @@ def explain(
     note(f"the report is {out / 'index.html'}")
 
 
-def _open(name: str, device: str, batch_size: int | None) -> Predictor:
+def _open(name: str, classes: int | None, device: str, batch_size: int | None) -> Predictor:
     # Not optimized: packed weights can be neither counted nor given hooks.
-    network = open_model(name).to(resolve_device(device))
+    network = open_model(name, classes).to(resolve_device(device))
     predictor = Predictor(network, batch_size=batch_size, optimized=False)
     predictor.task.check_model(predictor.model)
     return predictor
