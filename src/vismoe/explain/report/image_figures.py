@@ -98,7 +98,9 @@ def box_figure(trace: ImageTrace, found: Sequence[BoxExperts]) -> "Figure":
             s * scale for s, scale in zip(each.box.box, (horizontal, vertical) * 2, strict=True)
         )
         axes[0].plot([left, right, right, left, left], [top, top, bottom, bottom, top], color="#ff3b30", linewidth=1.2)
-        axes[0].text(left, top, str(number), fontsize=7, color="white", backgroundcolor="#ff3b30", va="bottom")
+        label = {"facecolor": "#ff3b30", "edgecolor": "none", "pad": 1}
+        axes[0].text(left, top, str(number), fontsize=7, color="white", bbox=label, va="top", clip_on=True)
+    axes[0].set(xlim=(-0.5, trace.image.width - 0.5), ylim=(trace.image.height - 0.5, -0.5))
     for axis, name in zip(axes[1:], names, strict=True):
         shares = torch.stack([each.experts[name].double() for each in found])
         shares = shares / shares.sum(1, keepdim=True).clamp_min(1)
