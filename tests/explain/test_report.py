@@ -120,15 +120,19 @@ def test_report_of_a_set(model, tmp_path, capsys):
     differing = [n for n, place in enumerate(chosen) if answers[0][place].names[0] != answers[1][place].names[0]]
     rows = rows_of(out / "tables" / "differences.csv") if differing else []
     assert [int(row["number"]) for row in rows] == differing
+    assert [row["class"] for row in rows] == [("'=dog", "'=dog", "owl", "owl")[number] for number in differing]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing.png"], "nothing.png"),
+        (["nothing.png"], "nothing.png: no such image"),
+        (["photo.png", "nothing"], "nothing: no such image"),
         (["photo.png", "digits"], "digits is not an image file"),
         (["photo.png", "--capacity", "0"], "capacity=0: accepted are positive numbers"),
         (["photo.png", "--json"], "--json is for a data set"),
+        (["photo.png", "--max-images", "3"], "--max-images is for a data set"),
+        (["digits", "--capacity", "2"], "--capacity is for images"),
         (["broken.png"], "broken.png"),
         (["digits", "fashion-mnist"], "one data set"),
         ([], "no data set given"),

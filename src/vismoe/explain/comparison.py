@@ -38,11 +38,13 @@ class Difference:
 
     - `number`: number of the image, from 0.
     - `image`: its path or title.
+    - `label`: names of its true classes; "" if they are not known.
     - `answers`: both answers as text.
     """
 
     number: int
     image: str
+    label: str
     answers: tuple[str, str]
 
 
@@ -65,6 +67,7 @@ def compare_networks(
     names: tuple[str, str],
     images: Sequence[Image.Image],
     titles: Sequence[str],
+    labels: Sequence[str] = (),
 ) -> Comparison:
     """Compares two networks for the same task on images.
 
@@ -74,6 +77,7 @@ def compare_networks(
     - `names`: their names.
     - `images`: the images, decoded one by one.
     - `titles`: path or title of each image.
+    - `labels`: names of the true classes of each image; default: they are not known.
 
     **Raises:** ValueError for networks of different tasks or classes.
     """
@@ -92,7 +96,7 @@ def compare_networks(
             own += [answer_of(prediction) for prediction in predictor.predict(chunk, topk=1)]
         answers.append(own)
     differences = [
-        Difference(number, title, (first, second))
+        Difference(number, title, labels[number] if labels else "", (first, second))
         for number, (title, first, second) in enumerate(zip(titles, *answers, strict=True))
         if first.rpartition(" ")[0] != second.rpartition(" ")[0]
     ]

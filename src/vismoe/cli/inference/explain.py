@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import tyro
 from PIL import Image
+from torch import Tensor
 
 from vismoe.data import NAMED, Data, Sample, check_images
+from vismoe.data.images import IMAGE_SUFFIXES
 from vismoe.explain import analyse_set, compare_networks, has_capacity, without_each_expert
 from vismoe.explain.report import CAPACITIES, Page, add_comparison, add_image, add_set, add_without
 from vismoe.features import open_images
@@ -60,21 +62,21 @@ def explain(
     """
     check_at_least(1, max_images=max_images, batch_size=1 if batch_size is None else batch_size)
     refuse_existing(out)
-    images = [Path(each) for each in inputs if Path(each).is_file() and not each.endswith(".zip")]
-    if images and len(images) < len(inputs):
-        other = next(each for each in inputs if Path(each) not in images)
-        raise ValueError(f"{other} is not an image file: name either image files or one data set")
-    if not images and len(inputs) > 1:
-        missing = next((each for each in inputs if not Path(each).exists() and each not in NAMED), inputs[1])
-        raise ValueError(f"{missing}: name image files, or one data set")
-    if images and (without_experts or json):
-        raise ValueError(f"{'--json' if json else '--without-experts'} is for a data set, and image files are given")
+    images = _image_files(inputs)
+    options = {
+        "--json": json,
+        "--without-experts": without_experts,
+        "--max-images": max_images != MOST_IMAGES,
+    }
+    if images and (given := [name for name, is_given in options.items() if is_given]):
+        raise ValueError(f"{given[0]} is for a data set, and image files are given")
+    if not images and capacity != CAPACITIES:
+        raise ValueError("--capacity is for images, and a data set is given: it is run with the model's own capacity")
+    _check_capacity(capacity)
     twin = compare if compare is not None else _known_twin(model)
     names = [model] if twin is None else [model, twin]
     classes = 10 if inputs and inputs[0] in NAMED else None  # of a preset, whose classes are not given
     predictors = [_open(name, classes, device, batch_size) for name in names]
-    if images:
-        _check_capacity(capacity)
     with whole_folder(out) as folder:
         page = Page(folder, f"What the experts of {model} do")
         if images:
@@ -84,6 +86,23 @@ def explain(
             _explain_set(page, predictors, names, data, without_experts, max_images, json)
         page.write()
     note(f"the report is {out / 'index.html'}")
+
+
+def _image_files(inputs: Sequence[str]) -> list[Path]:
+    """The image files that are named; none if a data set is.
+
+    **Raises:** FileNotFoundError for a missing image; ValueError for both, and for several data sets.
+    """
+    images = [Path(each) for each in inputs if Path(each).is_file() and not each.endswith(".zip")]
+    if images and len(images) < len(inputs):
+        other = next(each for each in inputs if Path(each) not in images)
+        raise ValueError(f"{other} is not an image file: name either image files or one data set")
+    missing = [each for each in inputs if not Path(each).exists() and each not in NAMED]
+    if missing and (len(inputs) > 1 or Path(missing[0]).suffix.lower() in IMAGE_SUFFIXES):
+        raise FileNotFoundError(f"{missing[0]}: no such image")
+    if not images and len(inputs) > 1:
+        raise ValueError(f"{inputs[1]} is a second data set: name image files, or one data set")
+    return images
 
 
 def _open(name: str, classes: int | None, device: str, batch_size: int | None) -> Predictor:
@@ -115,15 +134,16 @@ def _explain_images(
 ) -> None:
     predictor = predictors[0]
     if not has_capacity(predictor.model):
+        if capacities != CAPACITIES:
+            raise ValueError(f"--capacity: {names[0]} has no sparse layer with a capacity")
         note(f"{names[0]} has no layer with a capacity, so none is compared")
     opened: list[tuple[str, Sample]] = []
     for number, (title, sample) in enumerate(open_inputs(images, predictor.task.read), start=1):
         add_image(page, predictor, sample, title, number, capacities)
         opened.append((title, sample))
     if len(predictors) == 2:
-        pictures = [sample["image"] for _, sample in opened]
-        titles = [title for title, _ in opened]
-        add_comparison(page, compare_networks((predictors[0], predictors[1]), (names[0], names[1]), pictures, titles))
+        decoded, titles = [sample["image"] for _, sample in opened], [title for title, _ in opened]
+        add_comparison(page, compare_networks((predictors[0], predictors[1]), (names[0], names[1]), decoded, titles))
 
 
 def _explain_set(
@@ -155,13 +175,14 @@ def _explain_set(
     if len(predictors) == 2:
         note_step(f"comparing with {names[1]}")
         titles = list(images.files) or [f"image {number}" for number in range(len(images))]
+        labels = [_class_names(label, opened.classes) for label in images.labels]
         pair = (predictors[0], predictors[1])
-        add_comparison(page, compare_networks(pair, (names[0], names[1]), _Pictures(images), titles))
+        add_comparison(page, compare_networks(pair, (names[0], names[1]), _Images(images), titles, labels))
     if json:
         print(json_format.dumps(analysis.to_json()))
 
 
-class _Pictures(Sequence[Image.Image]):
+class _Images(Sequence[Image.Image]):
     """The images of a set, decoded one by one."""
 
     def __init__(self, images: Any):
@@ -172,6 +193,11 @@ class _Pictures(Sequence[Image.Image]):
 
     def __getitem__(self, place: Any) -> Any:
         return self.images.image(place)
+
+
+def _class_names(label: Tensor, classes: Sequence[str]) -> str:
+    numbers = label.nonzero()[:, 0].tolist() if label.ndim else [int(label)]
+    return ", ".join(classes[number] for number in numbers)
 
 
 def _opened(model: str, data: str | None, predictor: Predictor) -> Data:
@@ -185,8 +211,6 @@ def _opened(model: str, data: str | None, predictor: Predictor) -> Data:
 
 
 def _is_flat(folder: Path) -> bool:
-    from vismoe.data.images import IMAGE_SUFFIXES
-
     entries = [each for each in folder.iterdir() if not each.name.startswith(".")]
     return bool(entries) and all(each.is_file() and each.suffix.lower() in IMAGE_SUFFIXES for each in entries)
 

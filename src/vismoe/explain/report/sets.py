@@ -91,7 +91,8 @@ def add_comparison(page: Page, comparison: Comparison) -> None:
         names = names if names[0] != names[1] else [f"{name} ({n})" for n, name in enumerate(names, start=1)]
         page.table(
             [
-                {"number": each.number, "image": each.image} | dict(zip(names, each.answers, strict=True))
+                {"number": each.number, "image": each.image, "class": each.label}
+                | dict(zip(names, each.answers, strict=True))
                 for each in comparison.differences
             ],
             "differences",
