@@ -25,7 +25,7 @@ class BoxExperts:
     experts: dict[str, Int[Tensor, " E"]]
 
 
-def experts_of_boxes(trace: ImageTrace, min_score: float = 0.3) -> list[BoxExperts]:
+def experts_of_boxes(trace: ImageTrace, min_score: float | int = 0.3) -> list[BoxExperts]:
     """The experts of each found box of a detector.
 
     **Arguments:**
