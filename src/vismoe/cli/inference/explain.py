@@ -94,12 +94,12 @@ def _image_files(inputs: Sequence[str]) -> list[Path]:
     **Raises:** FileNotFoundError for a missing image; ValueError for both, and for several data sets.
     """
     images = [Path(each) for each in inputs if Path(each).is_file() and not each.endswith(".zip")]
-    if images and len(images) < len(inputs):
-        other = next(each for each in inputs if Path(each) not in images)
-        raise ValueError(f"{other} is not an image file: name either image files or one data set")
     missing = [each for each in inputs if not Path(each).exists() and each not in NAMED]
     if missing and (len(inputs) > 1 or Path(missing[0]).suffix.lower() in IMAGE_SUFFIXES):
         raise FileNotFoundError(f"{missing[0]}: no such image")
+    if images and len(images) < len(inputs):
+        other = next(each for each in inputs if Path(each) not in images)
+        raise ValueError(f"{other} is not an image file: name either image files or one data set")
     if not images and len(inputs) > 1:
         raise ValueError(f"{inputs[1]} is a second data set: name image files, or one data set")
     return images
