@@ -53,6 +53,7 @@ def position_figure(layer: LayerAnalysis) -> "Figure":
     more often, blue less often."""
     counts: Tensor = layer.by_position.double()
     ratio: Tensor = counts / counts.mean((1, 2), keepdim=True).clamp_min(1e-9)
+    ratio[layer.load == 0] = torch.nan  # a dead expert's map is empty
     across = min(TILES, len(ratio))
     down = -(-len(ratio) // across)
     rows, columns = layer.grid
