@@ -108,6 +108,8 @@ class Checkpointer:
         values = {name: value for name, value in state.items() if name not in tensors}
         for name, value in values.items():
             _check_value(name, value)
+        if not self.mesh.is_main and not _are_distributed(tensors):
+            return
         if self._thread is None:
             self._write_all(step, tensors, values, best_step)
         else:
@@ -127,12 +129,14 @@ class Checkpointer:
 
         **Raises:** ValueError for a checkpoint of a newer version of vismoe.
         """
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for number, step in reversed([*enumerate(steps)]):
             try:
                 return self.load(step, template)
             except DamagedCheckpointError as error:
                 if self.warn is not None and self.mesh.is_main:
-                    self.warn(f"{error}; using the previous checkpoint")
+                    then = "using the previous checkpoint" if number else "there is no earlier one: starting at step 0"
+                    self.warn(f"{error}; {then}")
         return None
 
     def load(self, step: int, template: Template | None = None) -> dict[str, Any]:
@@ -185,9 +189,10 @@ class Checkpointer:
         return self.folder / f"step-{step:06d}"
 
     def _write_all(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any], best_step: int | None) -> None:
-        if any(hasattr(tensor, "device_mesh") for tensor in tensors.values()):
+        """Writes a checkpoint, then removes old ones; called in the processes that have something to write."""
+        if _are_distributed(tensors):
             self._write_shards(step, tensors, values)
-        elif self.mesh.is_main:
+        else:
             self._write(step, tensors, values)
         if self.mesh.is_main:
             self._remove_old(step, best_step)
@@ -217,7 +222,8 @@ class Checkpointer:
             sums = write_shards(aside, tensors, self._writers)
             self._writers.run_on_main(lambda: self._finish(step, sums, values))
         except OSError as error:
-            raise OSError(error.errno, f"{self._path(step)} could not be written: {error.strerror or error}") from error
+            text = f"{self._path(step)} could not be written: {error.strerror or error}"
+            raise (OSError(text) if error.errno is None else OSError(error.errno, text)) from error
         finally:
             if self.mesh.is_main:
                 shutil.rmtree(self._aside(step), ignore_errors=True)
@@ -263,6 +269,10 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         storages.add(tensor.untyped_storage().data_ptr())
         storable[name] = tensor
     return storable
+
+
+def _are_distributed(tensors: Mapping[str, Tensor]) -> bool:
+    return any(hasattr(tensor, "device_mesh") for tensor in tensors.values())
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -350,4 +360,5 @@ def _remove(path: Path) -> None:
 
 
 def _damaged(path: Path) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"checkpoints/{path.parent.name}/{path.name} is damaged")
+    what = "damaged" if path.exists() else "missing"
+    return DamagedCheckpointError(f"checkpoints/{path.parent.name}/{path.name} is {what}")
