@@ -6,7 +6,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
-AXE := .venv/axe-core-4.14.1/axe.min.js
 
 # Without it each process would compile all it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -28,16 +27,11 @@ test-marked: setup
 test-faults: setup
 	$(PYTEST) -m faults tests/faults
 
-# The service's page, in Debian's Chromium; axe-core, from npm, checks that everybody can use it.
-test-browser: setup $(AXE)
+# The service's page, in Debian's Chromium.
+test-browser: setup
 	@command -v chromium > /dev/null || { as=$$(test "$$(id -u)" = 0 || echo sudo); \
 		$$as apt-get update -q && $$as apt-get install -y -q --no-install-recommends chromium; }
-	VISMOE_AXE=$(AXE) $(PYTEST) -m browser tests/browser
-
-$(AXE): $(READY)
-	@mkdir -p $(@D)
-	@cd $(@D) && npm pack --silent axe-core@$(patsubst axe-core-%,%,$(notdir $(@D))) > /dev/null && \
-		tar -xzf axe-core-*.tgz --strip-components=1 package/axe.min.js && touch axe.min.js
+	$(PYTEST) -m browser tests/browser
 
 # With every annotation of shapes checked, the rooms that hand tensors to each other; `make test` checks moe's.
 test-shapes: setup
