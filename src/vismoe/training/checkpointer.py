@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -76,7 +76,7 @@ class Checkpointer:
             group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
             self._writers = replace(self.mesh, group=group)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
