@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -121,6 +122,20 @@ def test_report_of_a_set(model, tmp_path, capsys):
     rows = rows_of(out / "tables" / "differences.csv") if differing else []
     assert [int(row["number"]) for row in rows] == differing
     assert [row["class"] for row in rows] == [("'=dog", "'=dog", "owl", "owl")[number] for number in differing]
+
+
+def test_a_run_and_its_dense_twin(tmp_path, capsys):
+    """A run folder needs no data set: its own images are analysed, and the twin that the demo leaves in it is
+    compared."""
+    kept = Path(__file__).parents[1] / "old_formats" / "run_adamw"
+    shutil.copytree(kept, tmp_path / "run")
+    shutil.copytree(kept, tmp_path / "run" / "dense")
+    assert main(["explain", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--max-images", "5"]) == 0
+    printed = capsys.readouterr().err
+    assert "compared with its dense twin" in printed
+    assert "5 of 450 images" in printed
+    assert len(rows_of(tmp_path / "out" / "tables" / "models.csv")) == 2
+    assert "answers differ for 0 of 5 images" in (tmp_path / "out" / "index.html").read_text()
 
 
 @pytest.mark.parametrize(
