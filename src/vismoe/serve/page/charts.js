@@ -96,11 +96,12 @@ export function shares(corner, rows, columns, values) {
       }),
     ),
   );
-  return element(
-    "div",
-    { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${corner}` },
-    element("table", { class: "heat" }, element("thead", {}, head), element("tbody", {}, body)),
-  );
+  return scrolled(corner, element("table", { class: "heat" }, element("thead", {}, head), element("tbody", {}, body)));
+}
+
+/** A table that scrolls, also with the keyboard, where it is too wide. */
+export function scrolled(name, table) {
+  return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${name}` }, table);
 }
 
 /** Where in the image an expert's patches are: a small map, the brighter the more. */

@@ -1,11 +1,12 @@
 // The view Compare: the same image through two models, side by side.
 
 import { answerList, inWords } from "./answers.js";
-import { amount, byId, element, facts, median, milliseconds } from "./elements.js";
+import { amount, byId, element, facts, median, milliseconds, percent } from "./elements.js";
 import { current, onImage } from "./images.js";
 import { postImage, showProblem } from "./service.js";
 
 const ROUNDS = 5; // a single time says little
+const SAME = 0.05; // times that differ by less are about the same
 const OBJECTS = 100;
 
 let models = [];
@@ -108,9 +109,10 @@ function showVerdict() {
   }
   const [one, other] = columns;
   const same = one.words === other.words;
-  const ratio = median(one.times) / median(other.times);
-  const time = ratio >= 1 ? `${ratio.toFixed(2)} times as long as` : `${(1 / ratio).toFixed(2)} times faster than`;
+  const less = 1 - median(one.times) / median(other.times);
+  const time =
+    Math.abs(less) < SAME ? "about the same time as" : `${percent(Math.abs(less))} ${less > 0 ? "less" : "more"} time than`;
   const answers = same ? `Both answer ${one.words}.` : `They differ: ${one.words}, and ${other.words}.`;
-  verdict.textContent = `${answers} ${one.model.name} ${ratio >= 1 ? "takes" : "is"} ${time} ${other.model.name}.`;
+  verdict.textContent = `${answers} ${one.model.name} takes ${time} ${other.model.name}.`;
   verdict.classList.toggle("differs", !same);
 }

@@ -44,8 +44,9 @@ export const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} 
 
 export const milliseconds = (time) => `${time.toFixed(time < 10 ? 2 : time < 100 ? 1 : 0)} ms`;
 
-/** A number of parameters or operations, such as 4.1 M. */
+/** A number of parameters or operations, such as 4.1 M; null: unknown. */
 export function amount(number) {
+  if (number === null) return "unknown";
   for (const [size, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
     if (number >= size) return `${(number / size).toPrecision(3)} ${letter}`;
   }

@@ -1,6 +1,6 @@
 // The view Inspect: what the experts of each layer took of a data set, and the curves and report of the run.
 
-import { curves, loadBars, positionMap, shares } from "./charts.js";
+import { curves, loadBars, positionMap, scrolled, shares } from "./charts.js";
 import { byId, element, options } from "./elements.js";
 import { colourOf } from "./overlay.js";
 import { get, showProblem } from "./service.js";
@@ -82,11 +82,11 @@ function showLayer() {
       "div",
       { class: "columns" },
       card("Load", `Share of the choices of ${experts.images} validation images that each expert got.`, loadBars(layer.load, layer.dead), deadInWords(layer.dead)),
-      card("What decides", "Mutual information between a patch's expert and its class or its place, in bits; beside it, that of shuffled labels, which is what chance gives.", information(layer.mutual_information)),
+      card("Class or position", "What a patch's expert tells of its image's class, and of its place: mutual information in bits. By chance: the same with shuffled labels.", information(number)),
     ),
     card("Classes", "To which expert the patches of each class go, in per cent.", shares("expert \\ class", names, experts.classes, layer.by_class)),
     card("Experts", "Where in the image an expert's patches are, and those that it takes most surely.", gallery(layer)),
-    next ? card("Across layers", `To which experts of ${next.name} (columns) the patches of each expert of ${layer.name} (rows) go. Each column adds up to 100.`, together(layer, next)) : "",
+    next ? card("Across layers", `From which experts of ${layer.name} (rows) the patches of each expert of ${next.name} (columns) come, in per cent.`, together(layer, next)) : "",
   );
 }
 
@@ -100,12 +100,23 @@ function deadInWords(dead) {
   return element("p", { class: "verdict differs" }, dead.length > 1 ? `Experts ${names} are dead: no patch goes there.` : `Expert ${names} is dead: no patch goes there.`);
 }
 
-function information(bits) {
-  const rows = ["class", "position"].map((what) =>
-    element("tr", {}, element("th", { scope: "row" }, what), element("td", {}, bits[what].toFixed(3)), element("td", {}, bits[`${what}_shuffled`].toFixed(3))),
-  );
-  const head = element("tr", {}, ["expert and", "bits", "shuffled"].map((name) => element("th", { scope: "col" }, name)));
-  return element("table", { class: "plain" }, element("thead", {}, head), element("tbody", {}, rows));
+/** Mutual information of all layers; the chosen one stands out. */
+function information(chosen) {
+  const head = ["layer", "class", "by chance", "position", "by chance"].map((name) => element("th", { scope: "col" }, name));
+  const rows = experts.layers.map(({ name, mutual_information: bits }, number) => {
+    const cell = (what, look) => element("td", { class: look }, bits[what].toFixed(3));
+    return element(
+      "tr",
+      { class: number === chosen ? "current" : null },
+      element("th", { scope: "row" }, name),
+      cell("class"),
+      cell("class_shuffled", "chance"),
+      cell("position"),
+      cell("position_shuffled", "chance"),
+    );
+  });
+  const table = element("table", { class: "plain" }, element("thead", {}, element("tr", {}, head)), element("tbody", {}, rows));
+  return scrolled("mutual information by layer", table);
 }
 
 function gallery(layer) {

@@ -1,10 +1,10 @@
 // Starts the page: asks which models there are, and shows the view that the address names.
 
 import { showCompare, startCompare } from "./compare.js";
-import { amount, byId } from "./elements.js";
+import { byId, element } from "./elements.js";
 import { startImages } from "./images.js";
 import { showInspect, startInspect } from "./inspect.js";
-import { get, showProblem } from "./service.js";
+import { get, hasToken, showProblem } from "./service.js";
 import { startTry } from "./try.js";
 
 const VIEWS = ["try", "compare", "inspect"];
@@ -46,16 +46,16 @@ function startTabs() {
   addEventListener("hashchange", show);
 }
 
-function about({ name, task, classes, input_size: [, height, width], parameters, active_parameters: active }) {
-  const size = `${amount(parameters)} parameters${active < parameters ? `, ${amount(active)} of them active` : ""}`;
-  return `${name}: ${task}, ${classes.length} classes, ${height} × ${width} pixels, ${size}`;
+function about({ name, task, classes, input_size: [, height, width] }) {
+  return `${name}: ${task}, ${classes.length} classes, ${height} × ${width} pixels`;
 }
 
 async function start() {
   try {
     const { models } = await get("v1/model");
-    byId("about").textContent = models.map(about).join(" · ");
+    byId("about").replaceChildren(...models.map((model) => element("p", {}, about(model))));
     document.title = `${models[0].name} – vismoe`;
+    byId("interface").hidden = hasToken(); // a link cannot carry the token
     startImages();
     startTry(models);
     startCompare(models);
@@ -63,7 +63,7 @@ async function start() {
     startTabs();
     show();
   } catch (error) {
-    byId("about").textContent = "";
+    byId("about").replaceChildren();
     showProblem(error);
   }
 }

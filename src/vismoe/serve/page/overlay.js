@@ -28,7 +28,7 @@ function paint(canvas, image) {
   canvas.width = Math.round(image.naturalWidth * scale);
   canvas.height = Math.round(image.naturalHeight * scale);
   const context = canvas.getContext("2d");
-  context.imageSmoothingEnabled = scale < 6; // the pixels of a very small image are shown as they are
+  context.imageSmoothingEnabled = scale < 16; // the pixels of a very small image are shown as they are
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
   return context;
 }
@@ -64,9 +64,8 @@ function hatch(context, [left, top, width, height]) {
  */
 export function drawExperts(canvas, image, layer, only, cursor) {
   const context = paint(canvas, image);
-  for (const { row, column, choices } of patches(layer)) {
+  for (const { row, column, taken } of patches(layer)) {
     const [left, top, width, height] = cell(canvas, layer.grid, row, column);
-    const taken = choices.filter(({ expert }) => expert >= 0);
     if (only !== null) {
       const one = taken.find(({ expert }) => expert === only);
       context.fillStyle = one ? colourOf(only) : "rgb(20 20 20)";
@@ -134,17 +133,19 @@ function outline(context, [left, top, width, height]) {
   context.strokeRect(left, top, width, height);
 }
 
-/** The patches of a layer: row, column, and the choices, each an expert (−1: dropped) and a gate. */
+/**
+ * The patches of a layer: row, column, `taken` (the choices that were kept, each an expert and its gate), and `lost`, how
+ * many were dropped. Where experts choose patches, and not the other way, only a patch that none has chosen is lost.
+ */
 export function patches(layer) {
+  const expertsChoose = layer.k === layer.experts;
   return layer.expert.flatMap((experts, row) =>
-    experts.map((chosen, column) => ({
-      row,
-      column,
-      choices: chosen.map((expert, choice) => ({
-        expert: layer.kept[row][column] ? expert : -1,
-        weight: layer.weight[row][column][choice],
-      })),
-    })),
+    experts.map((chosen, column) => {
+      const weights = layer.weight[row][column];
+      const taken = chosen.map((expert, choice) => ({ expert, weight: weights[choice] })).filter(({ expert }) => expert >= 0);
+      const lost = expertsChoose ? Number(taken.length === 0) : chosen.length - taken.length;
+      return { row, column, taken, lost };
+    }),
   );
 }
 

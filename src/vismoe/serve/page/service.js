@@ -12,6 +12,9 @@ export class Problem extends Error {
   }
 }
 
+/** Whether the service has wanted a token. */
+export const hasToken = () => sessionStorage.getItem(KEY) !== null;
+
 /** GET; null where the service has answered 202: not ready yet. */
 export async function get(path, signal) {
   const response = await call(path, { signal });

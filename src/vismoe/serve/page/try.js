@@ -61,7 +61,7 @@ function showCapacity() {
   const words = capacity === null ? "as the model has it" : `${capacity.toFixed(2)}×`;
   byId("capacity-value").textContent = words;
   byId("capacity").setAttribute("aria-valuetext", words);
-  byId("capacity-own").setAttribute("aria-pressed", String(capacity === null));
+  byId("capacity-own").disabled = capacity === null;
   if (capacity === null) byId("capacity").value = 1;
 }
 
@@ -151,40 +151,32 @@ function showStage() {
 function showChips() {
   const counts = new Array(layer().experts).fill(0);
   let dropped = 0;
-  for (const { choices } of patches(layer())) {
-    for (const { expert } of choices) {
-      if (expert < 0) dropped += 1;
-      else counts[expert] += 1;
-    }
+  for (const { taken, lost } of patches(layer())) {
+    for (const { expert } of taken) counts[expert] += 1;
+    dropped += lost;
   }
   const chips = byId("experts");
   const focused = [...chips.children].indexOf(document.activeElement);
   chips.replaceChildren(
-    chip("All", null, null),
-    ...counts.map((count, expert) => chip(`${expert}`, expert, count)),
+    chip(null),
+    ...counts.map((count, expert) => chip(expert, count)),
     element("span", { class: "chip still" }, element("span", { class: "swatch hatched" }), `dropped ${dropped}`),
   );
   if (focused >= 0) chips.children[focused]?.focus();
 }
 
-function chip(text, expert, count) {
-  return element(
-    "button",
-    {
-      type: "button",
-      class: "chip",
-      "aria-pressed": String(only === expert),
-      "aria-label": expert === null ? "All experts" : `Expert ${expert}, ${count} patches`,
-      "--colour": expert === null ? null : colourOf(expert),
-      onclick: () => {
-        only = only === expert ? null : expert;
-        showStage();
-      },
-    },
-    expert === null ? null : element("span", { class: "swatch" }),
-    text,
-    count === null ? null : element("span", { class: "quiet" }, String(count)),
-  );
+function chip(expert, count) {
+  const unseen = (words) => element("span", { class: "unseen" }, words);
+  const content =
+    expert === null
+      ? ["All", unseen(" experts")]
+      : [element("span", { class: "swatch" }), unseen("Expert "), expert, unseen(": "), element("span", { class: "quiet" }, count), unseen(" patches")];
+  const press = () => {
+    only = only === expert ? null : expert;
+    showStage();
+  };
+  const pressed = String(only === expert);
+  return element("button", { type: "button", class: "chip", "aria-pressed": pressed, "--colour": expert === null ? null : colourOf(expert), onclick: press }, content);
 }
 
 function showPatch() {
@@ -192,10 +184,8 @@ function showPatch() {
 }
 
 function patchInWords(row, column) {
-  const { choices } = patches(layer()).find((patch) => patch.row === row && patch.column === column);
-  const taken = choices.filter(({ expert }) => expert >= 0);
+  const { taken, lost } = patches(layer()).find((patch) => patch.row === row && patch.column === column);
   const words = taken.map(({ expert, weight }) => `expert ${expert} (gate ${weight.toFixed(2)})`);
-  const lost = choices.length - taken.length;
   if (lost) words.push(taken.length ? `${lost} dropped` : "dropped: no expert had room");
   return `Row ${row + 1}, column ${column + 1}: ${words.join(", ")}`;
 }
