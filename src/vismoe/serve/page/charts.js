@@ -116,3 +116,25 @@ export function positionMap(values, label) {
   );
   return map;
 }
+
+/** Any JSON as nested lists of terms; lists of objects as tables. */
+export function nested(value) {
+  if (Array.isArray(value) && value.length > 0 && value.every((one) => one && typeof one === "object" && !Array.isArray(one))) {
+    const names = [...new Set(value.flatMap(Object.keys))];
+    const head = element("tr", {}, names.map((name) => element("th", { scope: "col" }, name)));
+    const rows = value.map((one) => element("tr", {}, names.map((name) => element("td", {}, nested(one[name] ?? null)))));
+    return scrolled(names.join(", "), element("table", { class: "plain" }, element("thead", {}, head), element("tbody", {}, rows)));
+  }
+  if (Array.isArray(value)) return element("span", {}, value.map(plain).join(", ") || "–");
+  if (value === null || typeof value !== "object") return element("span", {}, plain(value));
+  const pairs = Object.entries(value).map(([name, one]) => {
+    const isLong = one !== null && typeof one === "object";
+    return element("div", { class: isLong ? "long" : null }, element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, nested(one)));
+  });
+  return element("dl", { class: "facts" }, pairs);
+}
+
+function plain(value) {
+  if (value === null) return "–";
+  return typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(4))) : String(value);
+}

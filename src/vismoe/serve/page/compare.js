@@ -62,7 +62,7 @@ function column(model) {
 function showCost({ model, cost, times }) {
   const time = times.length ? `${milliseconds(median(times))} (median of ${times.length})` : "–";
   facts(cost, [
-    ["Time", time],
+    ["Time in the service", time],
     ["MACs per image", amount(model.macs)],
     ["Parameters", amount(model.parameters)],
     ["Active per token", amount(model.active_parameters)],

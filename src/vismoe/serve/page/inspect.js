@@ -1,6 +1,6 @@
 // The view Inspect: what the experts of each layer took of a data set, and the curves and report of the run.
 
-import { curves, loadBars, positionMap, scrolled, shares } from "./charts.js";
+import { curves, loadBars, nested, positionMap, scrolled, shares } from "./charts.js";
 import { byId, element, options } from "./elements.js";
 import { colourOf } from "./overlay.js";
 import { get, showProblem } from "./service.js";
@@ -162,8 +162,20 @@ function showRun(place, run) {
   const open = place.querySelector("details")?.open;
   place.replaceChildren(
     card("Run", state, charts.length ? element("div", { class: "columns" }, charts) : element("p", {}, "No metrics are logged yet.")),
-    run.report ? element("details", { class: "card", open }, element("summary", {}, "Report"), element("pre", { tabindex: 0, "aria-label": "Report" }, run.report)) : "",
+    run.report ? element("details", { class: "card", open }, element("summary", {}, "Report"), report(run.report)) : "",
   );
+}
+
+const ESCAPED = { "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&amp;": "&" };
+
+/** The report, which the service escapes for HTML; here it goes in as text. */
+function report(escaped) {
+  const text = escaped.replace(/&(lt|gt|quot|#x27|amp);/g, (entity) => ESCAPED[entity]);
+  try {
+    return nested(JSON.parse(text));
+  } catch {
+    return element("pre", { tabindex: 0, "aria-label": "Report" }, text);
+  }
 }
 
 /** The curves of metrics.jsonl: losses together, what lies between 0 and 1 together, and each other number alone. */
