@@ -11,7 +11,7 @@ from .conftest import MARKUP, Service
 
 
 def measured(page: Any) -> None:
-    page.wait_for_function("document.querySelector('#compare-verdict').textContent !== ''")
+    page.wait_for_function("() => document.querySelector('#compare-verdict').textContent !== ''")
 
 
 def test_both_answers_are_shown_with_their_cost(page: Any, service: Service, digit: Path) -> None:

@@ -10,6 +10,10 @@ import pytest
 from .conftest import Service
 
 
+def short(number: float, digits: int) -> str:
+    return f"{float(f'{number:.{digits}g}'):g}"
+
+
 def ready(page: Any) -> None:
     page.click("#tab-inspect")
     page.wait_for_selector("#inspect-experts .gallery", timeout=60_000)
@@ -43,7 +47,7 @@ def test_experts_are_shown_with_load_classes_and_gallery(page: Any, service: Ser
         assert galleries.count() == experts
         assert galleries.locator("img").count() == sum(len(images) for images in layer["gallery"])
         galleries.first.locator("img").first.scroll_into_view_if_needed()
-        page.wait_for_function("document.querySelector('.gallery img').naturalWidth > 0")
+        page.wait_for_function("() => document.querySelector('.gallery img').naturalWidth > 0")
     assert page.locator("section[aria-label='Class or position'] tbody tr").count() == len(answer["layers"])
 
 
@@ -55,12 +59,12 @@ def test_curves_and_report_of_a_run(page: Any, service: Service) -> None:
     chart = page.locator("figure", has_text="Loss")
     points = chart.locator("polyline").first.get_attribute("points").split()
     assert len(points) == len(losses)
-    assert f"loss {float(f'{losses[-1]['loss']:.3g}'):g}" in chart.locator(".keys").inner_text()
+    assert f"loss {short(losses[-1]['loss'], 3)}" in chart.locator(".keys").inner_text()
     assert "Finished after 60 steps." in page.locator("#inspect-run").inner_text()
     page.click("summary")
     summary = json.loads((service.sparse / "summary.json").read_text())
     report = page.locator("details").inner_text()
-    assert f"{float(f'{summary['top1']:.4g}'):g}" in report
+    assert short(summary["top1"], 4) in report
     assert "&quot;" not in report
 
 
@@ -79,8 +83,8 @@ def test_a_running_run_is_asked_again_until_it_is_finished(page: Any, service: S
 
     page.route("**/v1/run*", growing)
     page.click("#tab-inspect")
-    page.wait_for_function("document.querySelector('#inspect-run').innerText.includes('Running: step')")
-    page.wait_for_function("document.querySelector('#inspect-run').innerText.includes('Finished after 60')")
+    page.wait_for_function("() => document.querySelector('#inspect-run').innerText.includes('Running: step')")
+    page.wait_for_function("() => document.querySelector('#inspect-run').innerText.includes('Finished after 60')")
     page.wait_for_timeout(2500)
     assert len(calls) == 3
 

@@ -1,4 +1,4 @@
-"""pytest -m browser tests/browser/test_page.py: what all views share: keyboard, screen readers, phones, errors, token."""
+"""pytest -m browser tests/browser/test_page.py: what all views share: keys, screen readers, phones, errors, token."""
 
 import os
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def fill(page: Any, photo: Path) -> None:
 def settled(page: Any, view: str) -> None:
     page.click(f"#tab-{view}")
     if view == "compare":
-        page.wait_for_function("document.querySelector('#compare-verdict').textContent !== ''")
+        page.wait_for_function("() => document.querySelector('#compare-verdict').textContent !== ''")
     if view == "inspect":
         page.wait_for_selector("#inspect-experts .gallery", timeout=60_000)
         page.wait_for_selector("svg.curves")
@@ -136,7 +136,7 @@ def test_a_token_is_asked_for_once(
     page.wait_for_selector("#token-dialog[open]")
     page.keyboard.type("a wrong token")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#token-note').innerText.includes('did not accept')")
+    page.wait_for_function("() => document.querySelector('#token-note').innerText.includes('did not accept')")
     page.wait_for_selector("#token-dialog[open]")
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")

@@ -35,7 +35,9 @@ def colour_at(page: Any, row: int, column: int, grid: tuple[int, int]) -> list[i
         """([row, column, rows, columns]) => {
             const canvas = document.getElementById("overlay");
             const [x, y] = [((column + 0.5) * canvas.width) / columns, ((row + 0.5) * canvas.height) / rows];
-            return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3);
+            const pixel = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+            pixel.drawImage(canvas, x, y, 1, 1, 0, 0, 1, 1);
+            return [...pixel.getImageData(0, 0, 1, 1).data].slice(0, 3);
         }""",
         [row, column, *grid],
     )
@@ -71,7 +73,7 @@ def test_an_image_is_dropped_and_another_one_pasted(page: Any, digit: Path, phot
         answered(page)
 
     page.wait_for_selector("#camera:not([hidden])")
-    page.wait_for_function("document.querySelectorAll('#try-model option').length")
+    page.wait_for_function("() => document.querySelectorAll('#try-model option').length")
     hand_over("drop", "dataTransfer", digit)
     assert page.locator("#picked").text_content() == digit.name
     first = answers(page)
@@ -156,7 +158,7 @@ def test_the_slider_asks_again_and_shows_what_was_dropped(page: Any, service: Se
     own = page.locator("#try-answer .label").first.text_content()
     page.locator("#capacity").focus()
     page.keyboard.press("Home")  # the smallest capacity
-    page.wait_for_function("document.querySelector('#cost').innerText.includes('Difference')")
+    page.wait_for_function("() => document.querySelector('#cost').innerText.includes('Difference')")
     assert page.locator("#capacity-value").text_content() == "0.25×"
     trace = own_trace(service, photo, 0.25)
     assert trace.kept < 0.5
@@ -167,7 +169,7 @@ def test_the_slider_asks_again_and_shows_what_was_dropped(page: Any, service: Se
     verdict = page.locator("#changed").text_content()
     assert verdict == ("The answer is the same." if now == own else f"The answer changed: {own} → {now}")
     page.click("#capacity-own")
-    page.wait_for_function("!document.querySelector('#cost').innerText.includes('Difference')")
+    page.wait_for_function("() => !document.querySelector('#cost').innerText.includes('Difference')")
     assert page.locator("#capacity-value").text_content() == "as the model has it"
     assert page.locator("#try-answer .label").first.text_content() == own
 
@@ -186,9 +188,9 @@ def test_a_late_answer_for_an_earlier_capacity_is_dropped(page: Any, photo: Path
     page.keyboard.press("Home")
     page.wait_for_timeout(250)  # the call is on its way
     page.keyboard.press("End")
-    page.wait_for_function("document.querySelector('#cost').innerText.includes('Difference')")
+    page.wait_for_function("() => document.querySelector('#cost').innerText.includes('Difference')")
     page.wait_for_timeout(700)
-    assert ended == ["net::ERR_ABORTED"]
+    assert "net::ERR_ABORTED" in ended
     assert page.locator("#capacity-value").text_content() == "2.00×"
     assert "100.0 %" in page.locator("#cost").inner_text()
 
@@ -196,7 +198,7 @@ def test_a_late_answer_for_an_earlier_capacity_is_dropped(page: Any, photo: Path
 def test_a_dense_model_has_no_experts_and_no_capacity(page: Any, photo: Path) -> None:
     choose(page, photo)
     page.select_option("#try-model", "1")
-    page.wait_for_function("document.querySelector('#legend').innerText.includes('no experts')")
+    page.wait_for_function("() => document.querySelector('#legend').innerText.includes('no experts')")
     assert page.locator("#capacity-card").is_hidden()
     assert page.locator("#experts").is_hidden()
     assert "experts" not in page.locator("#try-view option").all_text_contents()

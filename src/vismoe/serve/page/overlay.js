@@ -64,6 +64,7 @@ function hatch(context, [left, top, width, height]) {
  */
 export function drawExperts(canvas, image, layer, only, cursor) {
   const context = paint(canvas, image);
+  fade(context);
   for (const { row, column, taken } of patches(layer)) {
     const [left, top, width, height] = cell(canvas, layer.grid, row, column);
     if (only !== null) {
@@ -92,6 +93,14 @@ export function drawExperts(canvas, image, layer, only, cursor) {
   }
   lines(context, canvas, layer.grid);
   if (cursor) outline(context, cell(canvas, layer.grid, ...cursor));
+}
+
+/** Takes the image's own colours away, so that those of the experts stand out. */
+function fade(context) {
+  context.globalCompositeOperation = "saturation";
+  context.fillStyle = "gray";
+  context.fillRect(0, 0, context.canvas.width, context.canvas.height);
+  context.globalCompositeOperation = "source-over";
 }
 
 const strength = (weight) => 0.22 + 0.6 * Math.min(1, Math.max(0, weight));
