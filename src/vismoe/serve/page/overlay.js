@@ -1,7 +1,8 @@
 // Draws what the experts took: an image, and over each patch the colour of its expert, as strong as the gate.
 
-// Okabe and Ito's colours, which people with colour-blindness tell apart; numbers say what colours cannot.
-const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999"];
+// Okabe and Ito's colours, which people with colour-blindness tell apart, with Tol's wine for their black; numbers say
+// what colours cannot.
+const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#882255"];
 const SHADES = [0, 35, -30, 60]; // per cent of white, or of black, for experts 8–15, 16–23, 24–31
 const LONGEST = 1120;
 

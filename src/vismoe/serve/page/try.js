@@ -151,7 +151,7 @@ function showCost() {
     const before = median(times.get(null));
     const less = 1 - time / before;
     rows.push(["As the model has it", milliseconds(before)]);
-    rows.push(["Difference", `${percent(Math.abs(less))} ${less < 0 ? "slower" : "faster"}`]);
+    rows.push(["Difference", `${percent(Math.abs(less))} ${less < 0 ? "more" : "less"} time`]);
     const [now, first] = [inWords(answer.predictions), inWords(own.predictions)];
     verdict = now === first ? "The answer is the same." : `The answer changed: ${first} → ${now}`;
     byId("changed").classList.toggle("differs", now !== first);
