@@ -195,7 +195,7 @@ def draw(of_all: list[list[Span]], path: Path) -> None:
     kinds = {
         "exchange of tokens": ("#d1495b", is_exchange),
         "FSDP: parameters and gradients": ("#edae49", is_sharding),
-        "balancing: sum of loads": ("#66a182", lambda span: "allreduce_" in span.name),
+        "sums: load of experts, norm of the gradient": ("#66a182", lambda span: "allreduce_" in span.name),
     }
     for rank, found in enumerate(of_all):
         end = max(span.end for span in found)

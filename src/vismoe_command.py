@@ -12,6 +12,7 @@ COMMANDS = {
     },
     "inference": {
         "predict": "classify images, or find the objects in them",
+        "serve": "answer over HTTP, with a web page",
         "eval": "evaluate a model on a data set",
         "embed": "write the features of images to a file",
         "fewshot": "evaluate a model's features with a few labelled images per class",

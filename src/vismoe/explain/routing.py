@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vismoe.data import ImageSet
@@ -39,16 +39,23 @@ class LayerRouting:
 def experts_of_tokens(plan: Plan) -> Int[Tensor, "N k"]:
     """The experts of each token, best first; −1 for a dropped choice. If tokens have different numbers of experts, k is
     E and unused entries are −1. In soft routing k is 1: the expert with the largest combine weight."""
+    return choices_of_tokens(plan)[0]
+
+
+def choices_of_tokens(plan: Plan) -> tuple[Int[Tensor, "N k"], Float[Tensor, "N k"]]:
+    """The experts of each token, as `experts_of_tokens` returns them, and their combine weights; 0 where a choice was
+    dropped."""
     if isinstance(plan, SoftPlan):
-        return plan.combine.sum(-1).flatten(0, 1).argmax(1, keepdim=True)
+        largest = plan.combine.sum(-1).flatten(0, 1).max(1, keepdim=True)
+        return largest.indices, largest.values
     expert_of_row = torch.repeat_interleave(torch.arange(len(plan.count), device=plan.count.device), plan.count)
     if plan.inverse is None:
         weight = plan.weight.new_full((plan.num_tokens, len(plan.count)), -1)
         weight[plan.token[: len(expert_of_row)], expert_of_row] = plan.weight[: len(expert_of_row)]
         best = weight.sort(1, descending=True)
-        return torch.where(best.values < 0, -1, best.indices)
+        return torch.where(best.values < 0, -1, best.indices), best.values.clamp_min(0)
     dropped = torch.full((len(plan.token) - len(expert_of_row),), -1, device=expert_of_row.device)
-    return torch.cat([expert_of_row, dropped])[plan.inverse]
+    return torch.cat([expert_of_row, dropped])[plan.inverse], plan.weight[plan.inverse]
 
 
 def route(predictor: Predictor, images: ImageSet) -> dict[str, LayerRouting]:

@@ -71,6 +71,8 @@ class Predictor:
     - `mesh`: processes that share each batch of `predict`; all of them call it with the same images, and get all
       predictions. Default: this process alone.
 
+    **Attributes:** `model`, `task`, `batch_size`, and `config`: timm's data configuration of the images.
+
     **Raises:** ValueError, FileNotFoundError if the source is not a trained model; ValueError for bfloat16 where the
     model cannot be optimized or the processor does not have it.
     """
@@ -94,8 +96,8 @@ class Predictor:
         self._optimize(not isinstance(model, nn.Module) if optimized is None else optimized, dtype)
         self.task = task_of(self.model) if task is None else task
         self.batch_size = min(BATCH_SIZE, self.task.largest_batch) if batch_size is None else batch_size
-        config = data_config(self.model) | dict(preprocessing or {})
-        self._transform = self.task.evaluation_transform(config)
+        self.config = data_config(self.model) | dict(preprocessing or {})
+        self._transform = self.task.evaluation_transform(self.config)
         self._mesh = Mesh() if mesh is None else mesh
         self._lock = threading.Lock()
 

@@ -73,7 +73,7 @@ def profile(model: nn.Module, batch: int, image: tuple[int, ...], static: bool, 
         model.train()
         stack.enter_context(_watched(model, static, layers))
         stack.enter_context(record(model))  # auxiliary losses are wanted
-        stack.enter_context(saved.ofblocks_of(list(blocks_of(model))))
+        stack.enter_context(saved.counting(list(blocks_of(model))))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_FusedAttention())
         torch.func.functional_call(model, tensors, images)
@@ -195,7 +195,7 @@ class _Saved:
         return outside + sum(self.inputs.values()) + max(inside.values(), default=0)
 
     @contextmanager
-    def ofblocks_of(self, blocks: list[nn.Module]) -> Iterator[None]:
+    def counting(self, blocks: list[nn.Module]) -> Iterator[None]:
         """Context in which everything that is saved counts."""
         hooks = []
         for number, block in enumerate(blocks):

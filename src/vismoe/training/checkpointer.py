@@ -108,6 +108,8 @@ class Checkpointer:
         values = {name: value for name, value in state.items() if name not in tensors}
         for name, value in values.items():
             _check_value(name, value)
+        if not self.mesh.is_main and not _are_distributed(tensors):
+            return
         if self._thread is None:
             self._write_all(step, tensors, values, best_step)
         else:
@@ -185,9 +187,10 @@ class Checkpointer:
         return self.folder / f"step-{step:06d}"
 
     def _write_all(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any], best_step: int | None) -> None:
-        if any(hasattr(tensor, "device_mesh") for tensor in tensors.values()):
+        """Writes a checkpoint, then removes old ones; called in the processes that have something to write."""
+        if _are_distributed(tensors):
             self._write_shards(step, tensors, values)
-        elif self.mesh.is_main:
+        else:
             self._write(step, tensors, values)
         if self.mesh.is_main:
             self._remove_old(step, best_step)
@@ -263,6 +266,10 @@ def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         storages.add(tensor.untyped_storage().data_ptr())
         storable[name] = tensor
     return storable
+
+
+def _are_distributed(tensors: Mapping[str, Tensor]) -> bool:
+    return any(hasattr(tensor, "device_mesh") for tensor in tensors.values())
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def _row(name: str) -> dict[str, Any]:
         "image_size": size[1],
         "parameters": model_cost.parameters,
         "active_parameters": model_cost.active_parameters,
-        "multiplications": model_cost.macs,
+        "macs": model_cost.macs,
         "weights": [_weights(entry) for entry in published if entry is not None],
     }
 
@@ -77,7 +77,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for column in ("image", "parameters", "active per token", "MACs"):
         table.add_column(column, justify="right")
     for row in rows:
-        numbers = [f"{int(row[key]) / 1e6:,.2f}" for key in ("parameters", "active_parameters", "multiplications")]
+        numbers = [f"{int(row[key]) / 1e6:,.2f}" for key in ("parameters", "active_parameters", "macs")]
         table.add_row(str(row["name"]), str(row["image_size"]), *numbers)
     console = Console(width=None if Console().is_terminal else 120)
     console.print(table)
