@@ -18,6 +18,7 @@ import vismoe
 MODULES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 MARKUP = "<img src=x onerror=alert(1)>"
 """The name of the class 0 of the dense network: text, wherever it is shown."""
+STEPS = 30
 TOKEN = "a-token-of-these-tests"
 
 
@@ -41,7 +42,7 @@ class Service:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The runs of a tiny sparse network and of its dense twin."""
     folder = tmp_path_factory.mktemp("runs")
-    options = {"steps": 60, "evaluate_every": 30}
+    options = {"steps": STEPS, "evaluate_every": STEPS // 2}
     for name in ("digits", "digits_dense"):
         vismoe.train(name, out=folder / name, **options)
     config = folder / "digits_dense" / "model" / "config.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Service
+from .conftest import STEPS, Service
 
 
 def short(number: float, digits: int) -> str:
@@ -60,7 +60,7 @@ def test_curves_and_report_of_a_run(page: Any, service: Service) -> None:
     points = chart.locator("polyline").first.get_attribute("points").split()
     assert len(points) == len(losses)
     assert f"loss {short(losses[-1]['loss'], 3)}" in chart.locator(".keys").inner_text()
-    assert "Finished after 60 steps." in page.locator("#inspect-run").inner_text()
+    assert f"Finished after {STEPS} steps." in page.locator("#inspect-run").inner_text()
     page.click("summary")
     summary = json.loads((service.sparse / "summary.json").read_text())
     report = page.locator("details").inner_text()
@@ -76,7 +76,7 @@ def test_a_running_run_is_asked_again_until_it_is_finished(page: Any, service: S
         calls.append(1)
         answer = route.fetch().json()
         if len(calls) < 3:
-            steps = 20 * len(calls)
+            steps = STEPS // 3 * len(calls)
             kept = [line for line in answer["metrics"] if line["step"] <= steps]
             answer |= {"metrics": kept, "finished": False, "report": None}
         route.fulfill(json=answer)
@@ -84,7 +84,7 @@ def test_a_running_run_is_asked_again_until_it_is_finished(page: Any, service: S
     page.route("**/v1/run*", growing)
     page.click("#tab-inspect")
     page.wait_for_function("() => document.querySelector('#inspect-run').innerText.includes('Running: step')")
-    page.wait_for_function("() => document.querySelector('#inspect-run').innerText.includes('Finished after 60')")
+    page.wait_for_function("() => document.querySelector('#inspect-run').innerText.includes('Finished after')")
     page.wait_for_timeout(2500)
     assert len(calls) == 3
 

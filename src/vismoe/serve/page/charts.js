@@ -91,8 +91,8 @@ export function shares(corner, rows, columns, values) {
       {},
       element("th", { scope: "row" }, rows[row]),
       line.map((value, column) => {
-        const share = value / sums[column];
-        return element("td", { class: share > 0.55 ? "strong" : null, "--strength": `${Math.round(100 * share)}%` }, String(Math.round(100 * share)));
+        const share = Math.round((100 * value) / sums[column]);
+        return element("td", { "--strength": `${share}%` }, share);
       }),
     ),
   );
