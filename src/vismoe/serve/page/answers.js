@@ -4,6 +4,15 @@ import { element, percent } from "./elements.js";
 
 const MOST_OBJECTS = 20;
 
+/** Objects with a lower score are not shown, unless a person wants them. */
+export const LEAST_SCORE = 0.3;
+
+/** How many classes, or objects, to ask for. */
+export const asked = ({ task }) => (task.includes("detection") ? 100 : 5);
+
+/** An answer without objects of a score below `least`; classes stay. */
+export const surely = (answer, least) => answer.filter(({ box, probability }) => !box || probability >= least);
+
 /** The list of an answer: the most probable classes, or the objects with the highest scores. */
 export function answerList(answer) {
   if (answer.length === 0) return element("p", { class: "quiet" }, "Nothing found.");
@@ -18,7 +27,7 @@ export function answerList(answer) {
     ),
   );
   const more = answer.length - shown.length;
-  return element("div", {}, element("ol", { class: "answer" }, rows), more > 0 ? `and ${more} more objects` : null);
+  return element("div", {}, element("ol", { class: "answer" }, rows), more > 0 ? element("p", { class: "more quiet" }, `and ${more} more objects`) : null);
 }
 
 /** An answer in words: the first class, or how many objects of each class there are. */

@@ -5,6 +5,7 @@ import { colourOf } from "./overlay.js";
 
 const [WIDTH, HEIGHT] = [560, 240];
 const EDGE = { left: 52, right: 12, top: 12, bottom: 34 };
+const LOOKS = 4; // colours of lines
 const DASHES = ["", "7 4", "2 3", "10 3 2 3"];
 
 /** Curves over steps. `series`: name and points [step, value]; `title` names the chart. */
@@ -31,22 +32,27 @@ export function curves(title, series) {
   }
   series.forEach(({ points }, number) => {
     const place = points.map(([step, value]) => `${left(step).toFixed(1)},${top(value).toFixed(1)}`);
-    const look = { class: `line line-${number % 4}`, "stroke-dasharray": DASHES[number % 4] || null };
     if (points.length === 1) {
       const [cx, cy] = place[0].split(",");
-      chart.append(drawn("circle", { class: look.class, cx, cy, r: 3 }));
-    } else chart.append(drawn("polyline", { ...look, points: place.join(" ") }));
+      chart.append(drawn("circle", { ...look(number), "stroke-dasharray": null, cx, cy, r: 3 }));
+    } else chart.append(drawn("polyline", { ...look(number), points: place.join(" ") }));
   });
   const names = series.map(({ name, points }, number) =>
     element(
       "li",
       {},
       drawn("svg", { viewBox: "0 0 28 8", class: "key", "aria-hidden": "true" },
-        drawn("line", { class: `line line-${number % 4}`, "stroke-dasharray": DASHES[number % 4] || null, x1: 0, x2: 28, y1: 4, y2: 4 })),
+        drawn("line", { ...look(number), x1: 0, x2: 28, y1: 4, y2: 4 })),
       `${name} ${short(points.at(-1)[1])}`,
     ),
   );
   return element("figure", { class: "chart" }, element("figcaption", {}, title), chart, element("ul", { class: "keys" }, names));
+}
+
+/** A colour and a dash for each curve: the fifth has the first one's colour and the second one's dash. */
+function look(number) {
+  const dash = DASHES[(number + Math.floor(number / LOOKS)) % DASHES.length];
+  return { class: `line line-${number % LOOKS}`, "stroke-dasharray": dash || null };
 }
 
 function scale(values) {

@@ -1,13 +1,12 @@
 // The view Compare: the same image through two models, side by side.
 
-import { answerList, inWords } from "./answers.js";
+import { answerList, asked, inWords, LEAST_SCORE, surely } from "./answers.js";
 import { amount, byId, element, facts, median, milliseconds, percent } from "./elements.js";
 import { current, onImage } from "./images.js";
 import { postImage, showProblem } from "./service.js";
 
 const ROUNDS = 5; // a single time says little
 const SAME = 0.05; // times that differ by less are about the same
-const OBJECTS = 100;
 
 let models = [];
 let columns = [];
@@ -60,9 +59,8 @@ function column(model) {
 }
 
 function showCost({ model, cost, times }) {
-  const time = times.length ? `${milliseconds(median(times))} (median of ${times.length})` : "–";
   facts(cost, [
-    ["Time in the service", time],
+    [`Time, median of ${times.length || ROUNDS}`, times.length ? milliseconds(median(times)) : "–"],
     ["MACs per image", amount(model.macs)],
     ["Parameters", amount(model.parameters)],
     ["Active per token", amount(model.active_parameters)],
@@ -80,12 +78,12 @@ async function ask() {
   try {
     for (let round = 0; round < ROUNDS; round++) {
       for (const [number, one] of columns.entries()) {
-        const topk = one.model.task === "detection" ? OBJECTS : 5;
-        const got = await postImage("v1/predict", current, { model: number, topk }, signal);
+        const got = await postImage("v1/predict", current, { model: number, topk: asked(one.model) }, signal);
         one.times.push(got.milliseconds);
         if (round === 0) {
-          one.words = inWords(got.predictions[0]);
-          one.answer.replaceChildren(answerList(got.predictions[0]));
+          const found = surely(got.predictions[0], LEAST_SCORE);
+          one.words = inWords(found);
+          one.answer.replaceChildren(answerList(found));
         }
         showCost(one);
       }

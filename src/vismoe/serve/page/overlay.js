@@ -171,14 +171,13 @@ export function drawMap(canvas, image, values) {
   );
 }
 
-/** Draws found objects over the image that was uploaded. */
-export function drawBoxes(canvas, image, objects) {
+/** Draws found objects over the image that was uploaded, those with the highest scores on top. */
+export function drawBoxes(canvas, image, objects, classes) {
   const context = paint(canvas, image);
   const scale = canvas.width / image.naturalWidth;
-  const classes = [...new Set(objects.map(({ label }) => label))];
   context.font = "600 26px system-ui, sans-serif";
   context.textBaseline = "bottom";
-  for (const { label, probability, box } of objects) {
+  for (const { label, probability, box } of [...objects].reverse()) {
     const [left, top, right, bottom] = box.map((value) => value * scale);
     const colour = colourOf(classes.indexOf(label));
     context.lineWidth = 9;

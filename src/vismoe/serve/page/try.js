@@ -1,13 +1,13 @@
 // The view Try: one image, its answer, which expert takes which patch, and what another capacity changes.
 
-import { answerList, inWords } from "./answers.js";
+import { answerList, asked, inWords, LEAST_SCORE, surely } from "./answers.js";
 import { byId, element, facts, median, milliseconds, options, percent } from "./elements.js";
 import { current, onImage } from "./images.js";
 import { colourOf, decoded, drawBoxes, drawExperts, drawImage, drawMap, patches } from "./overlay.js";
 import { postImage, showProblem } from "./service.js";
 
 const WAIT = 100; // milliseconds without a move of the slider before the service is asked
-const OBJECTS = 100;
+const SCORES = [0, 0.1, LEAST_SCORE, 0.5, 0.7];
 const ROUNDS = 5; // one time says little, and the first of a model is often long
 
 let models = [];
@@ -32,6 +32,9 @@ export function startTry(list) {
     byId("try-layer").replaceChildren();
     start();
   });
+  options(byId("try-score"), SCORES.map((score) => [score, score ? `from ${percent(score)}` : "all"]));
+  byId("try-score").value = LEAST_SCORE;
+  byId("try-score").addEventListener("change", show);
   byId("try-view").addEventListener("change", show);
   byId("try-layer").addEventListener("change", () => {
     only = null;
@@ -45,6 +48,7 @@ export function startTry(list) {
 }
 
 const model = () => models[Number(byId("try-model").value)];
+const certain = (got) => surely(got.predictions, Number(byId("try-score").value));
 const layer = () => answer?.layers[Number(byId("try-layer").value)];
 
 /** Asks anew, for a new image or another model. */
@@ -81,7 +85,7 @@ async function ask() {
   try {
     const got = await explained(capacity, signal);
     const seen = await decoded(got.image);
-    if (got.predictions[0]?.box) upload ??= await decoded(byId("thumbnail").src);
+    if (got.predictions[0]?.box) upload ??= await decoded(byId("thumbnail").src).catch(() => null);
     if (signal.aborted) return;
     [answer, image] = [got, seen];
     if (capacity === null) own = got;
@@ -96,10 +100,10 @@ async function ask() {
   }
 }
 
-async function explained(asked, signal) {
-  const topk = model().task === "detection" ? OBJECTS : 5;
-  const got = await postImage("v1/explain", current, { model: byId("try-model").value, topk, capacity: asked }, signal);
-  if (!signal.aborted) times.set(asked, [...(times.get(asked) ?? []), got.milliseconds]);
+async function explained(factor, signal) {
+  const fields = { model: byId("try-model").value, topk: asked(model()), capacity: factor };
+  const got = await postImage("v1/explain", current, fields, signal);
+  if (!signal.aborted) times.set(factor, [...(times.get(factor) ?? []), got.milliseconds]);
   return got;
 }
 
@@ -136,9 +140,9 @@ function views() {
 }
 
 function showAnswer() {
-  byId("try-answer").replaceChildren(answerList(answer.predictions));
+  byId("try-answer").replaceChildren(answerList(certain(answer)));
   const cost = showCost();
-  byId("try-status").textContent = `Answer: ${inWords(answer.predictions)}. ${cost}`;
+  byId("try-status").textContent = `Answer: ${inWords(certain(answer))}. ${cost}`;
 }
 
 /** Shows what the answer costs, beside the model's own capacity; returns it in words. */
@@ -152,7 +156,7 @@ function showCost() {
     const less = 1 - time / before;
     rows.push(["As the model has it", milliseconds(before)]);
     rows.push(["Difference", `${percent(Math.abs(less))} ${less < 0 ? "more" : "less"} time`]);
-    const [now, first] = [inWords(answer.predictions), inWords(own.predictions)];
+    const [now, first] = [inWords(certain(answer)), inWords(certain(own))];
     verdict = now === first ? "The answer is the same." : `The answer changed: ${first} → ${now}`;
     byId("changed").classList.toggle("differs", now !== first);
   }
@@ -165,12 +169,13 @@ function showStage() {
   const view = byId("try-view").value;
   const experts = view === "experts";
   byId("try-layer-field").hidden = !experts;
+  byId("try-score-field").hidden = !upload;
   byId("experts").hidden = !experts;
   byId("patch").hidden = !experts;
   const canvas = byId("overlay");
   canvas.tabIndex = experts ? 0 : -1;
   byId("legend").textContent = legend(view);
-  if (view === "boxes") drawBoxes(canvas, upload, answer.predictions);
+  if (view === "boxes") drawBoxes(canvas, upload, certain(answer), model().classes);
   else if (view === "attention") drawMap(canvas, image, answer.rollout);
   else if (view === "image") drawImage(canvas, image);
   else {
