@@ -11,6 +11,7 @@ import torch
 
 from vismoe.adapt import run_splits
 from vismoe.data import Data
+from vismoe.explain import analyse_set
 from vismoe.training import Run, without_nan
 
 from .models import Served
@@ -54,8 +55,6 @@ class Insight:
         assert served.run is not None
         result: dict[str, Any] | ServiceError
         try:
-            from vismoe.explain import analyse_set  # XXX
-
             with self._one_at_a_time:
                 torch.set_num_threads(1)  # of this thread: requests come first
                 data = run_splits(served.run)

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +57,11 @@ class Served:
 
 
 def open_served(
-    source: str, device: str = "auto", dtype: Literal["float32", "bfloat16"] = "float32", batch_size: int = 16
+    source: str,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 16,
+    running: Sequence[Served] = (),
 ) -> Served:
     """Opens a trained model, and runs it on one image.
 
@@ -66,6 +71,7 @@ def open_served(
     - `device`: "auto", "cpu", "cuda", …; default "auto".
     - `dtype`: type of weights and products on a CPU; default "float32".
     - `batch_size`: images per forward pass, at most; default 16.
+    - `running`: models that answer meanwhile; default: none.
 
     **Raises:** FileNotFoundError, ValueError if it cannot be opened, or its answer is not finite.
     """
@@ -74,7 +80,11 @@ def open_served(
     network = open_source(parsed, exported=True) if is_exported else open_trained(parsed)
     run = Run.of(parsed.name) if parsed.is_local else None
     channels, height, width = data_config(network)["input_size"]
-    counted = None if is_exported else cost(network, (channels, height, width))  # before its weights are packed
+    with ExitStack() as stack:
+        for other in running:  # PyTorch's counter of operations hooks into the modules of all threads
+            stack.enter_context(other.predictor.paused())
+        # Before the weights are packed.
+        counted = None if is_exported else cost(network, (channels, height, width))
     if not is_exported:
         network.to(resolve_device(device))
     layers = layers_of(network)
@@ -157,10 +167,11 @@ class Models:
     def __init__(self, sources: Sequence[str], **options: Any):
         self._sources, self._options = tuple(sources), options
         self._reloading = threading.Lock()
+        self.current: tuple[Served, ...] = ()
         self.current = self._open()
 
     def _open(self) -> tuple[Served, ...]:
-        return tuple(open_served(source, **self._options) for source in self._sources)
+        return tuple(open_served(source, running=self.current, **self._options) for source in self._sources)
 
     def __getitem__(self, number: int) -> Served:
         """A model by its place. **Raises:** ServiceError."""
