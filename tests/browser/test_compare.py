@@ -43,10 +43,6 @@ def test_names_of_classes_are_text(page: Any, service: Service, photo: Path) -> 
     measured(page)
     assert page.locator("#compare-models .label").all_text_contents() == [MARKUP, MARKUP]
     assert page.locator("#compare-models img").count() == 0
-    page.unroute("**/v1/predict")
-    page.click("#tab-inspect")
-    page.select_option("#inspect-model", "1")
-    assert page.locator("img[src=x]").count() == 0
 
 
 def test_one_model_alone_is_told_how_to_get_a_second(

@@ -1,5 +1,6 @@
 """pytest -m browser tests/browser/test_inspect.py: experts on the run's images, and the run itself."""
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import STEPS, Service
+from .conftest import MARKUP, STEPS, Service
 
 
 def short(number: float, digits: int) -> str:
@@ -66,6 +67,24 @@ def test_curves_and_report_of_a_run(page: Any, service: Service) -> None:
     report = page.locator("details").inner_text()
     assert short(summary["top1"], 4) in report
     assert "&quot;" not in report
+
+
+def test_a_report_is_text_and_fits_a_phone(open_page: Callable[..., Any], service: Service) -> None:
+    page = open_page(service.address, viewport={"width": 360, "height": 740})
+    report = {"note": MARKUP, "classes": [{"class": f"a & b {number}", "images": 3} for number in range(9)]}
+    report |= {"deep": {"deeper": {"numbers": [0.123456] * 40, "path": "x" * 200}}}
+
+    def told(route: Any) -> None:
+        route.fulfill(json=route.fetch().json() | {"report": html.escape(json.dumps(report))})
+
+    page.route("**/v1/run*", told)
+    page.click("#tab-inspect")
+    page.click("summary")
+    shown = page.locator("details")
+    assert shown.locator("dd").first.text_content() == MARKUP
+    assert shown.locator("img").count() == 0
+    assert shown.locator("tbody tr").first.text_content() == "a & b 03"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_a_running_run_is_asked_again_until_it_is_finished(page: Any, service: Service) -> None:

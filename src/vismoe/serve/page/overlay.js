@@ -96,12 +96,14 @@ export function drawExperts(canvas, image, layer, only, cursor) {
   if (cursor) outline(context, cell(canvas, layer.grid, ...cursor));
 }
 
-/** Takes the image's own colours away, so that those of the experts stand out. */
+/** Takes the image's own colours and darkest parts away, so that the experts' colours stand out. */
 function fade(context) {
   context.globalCompositeOperation = "saturation";
   context.fillStyle = "gray";
   context.fillRect(0, 0, context.canvas.width, context.canvas.height);
   context.globalCompositeOperation = "source-over";
+  context.fillStyle = "rgb(255 255 255 / 0.28)";
+  context.fillRect(0, 0, context.canvas.width, context.canvas.height);
 }
 
 const strength = (weight) => 0.22 + 0.6 * Math.min(1, Math.max(0, weight));

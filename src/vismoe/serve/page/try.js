@@ -107,12 +107,16 @@ async function explained(factor, signal) {
   return got;
 }
 
-/** Asks for the same again, in turn at the model's own capacity and at that of the slider, for times to rely on. */
+/**
+ * Asks for the same again, in turn at the model's own capacity and at that of the slider: times are compared with those
+ * of the same seconds, because other programs slow a machine down, too.
+ */
 async function measure(signal) {
   const wanted = capacity === null ? [null] : [null, capacity];
+  for (const one of wanted) times.set(one, times.get(one)?.slice(-1) ?? []);
   for (let round = 1; round <= ROUNDS; round++) {
     for (const one of wanted) {
-      if ((times.get(one)?.length ?? 0) >= round) continue;
+      if (times.get(one).length >= round) continue;
       const got = await explained(one, signal);
       if (signal.aborted) return;
       if (one === null) own ??= got;
