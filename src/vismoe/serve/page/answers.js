@@ -27,7 +27,12 @@ export function answerList(answer) {
     ),
   );
   const more = answer.length - shown.length;
-  return element("div", {}, element("ol", { class: "answer" }, rows), more > 0 ? element("p", { class: "more quiet" }, `and ${more} more objects`) : null);
+  return element(
+    "div",
+    {},
+    element("ol", { class: "answer" }, rows),
+    more > 0 ? element("p", { class: "more quiet" }, `and ${more} more objects`) : null,
+  );
 }
 
 /** An answer in words: the first class, or how many objects of each class there are. */

@@ -41,12 +41,21 @@ export function curves(title, series) {
     element(
       "li",
       {},
-      drawn("svg", { viewBox: "0 0 28 8", class: "key", "aria-hidden": "true" },
-        drawn("line", { ...look(number), x1: 0, x2: 28, y1: 4, y2: 4 })),
+      drawn(
+        "svg",
+        { viewBox: "0 0 28 8", class: "key", "aria-hidden": "true" },
+        drawn("line", { ...look(number), x1: 0, x2: 28, y1: 4, y2: 4 }),
+      ),
       `${name} ${short(points.at(-1)[1])}`,
     ),
   );
-  return element("figure", { class: "chart" }, element("figcaption", {}, title), chart, element("ul", { class: "keys" }, names));
+  return element(
+    "figure",
+    { class: "chart" },
+    element("figcaption", {}, title),
+    chart,
+    element("ul", { class: "keys" }, names),
+  );
 }
 
 /** A colour and a dash for each curve: the fifth has the first one's colour and the second one's dash. */
@@ -90,7 +99,12 @@ export function loadBars(load, dead) {
  */
 export function shares(corner, rows, columns, values) {
   const sums = columns.map((_, column) => values.reduce((total, line) => total + line[column], 0) || 1);
-  const head = element("tr", {}, element("th", { scope: "col" }, corner), columns.map((name) => element("th", { scope: "col" }, name)));
+  const head = element(
+    "tr",
+    {},
+    element("th", { scope: "col" }, corner),
+    columns.map((name) => element("th", { scope: "col" }, name)),
+  );
   const body = values.map((line, row) =>
     element(
       "tr",
@@ -114,7 +128,13 @@ export function scrolled(name, table) {
 export function positionMap(values, label) {
   const most = Math.max(...values.flat()) || 1;
   const [rows, columns] = [values.length, values[0].length];
-  const map = drawn("svg", { viewBox: `0 0 ${columns} ${rows}`, class: "position", role: "img", "aria-label": label, "shape-rendering": "crispEdges" });
+  const map = drawn("svg", {
+    viewBox: `0 0 ${columns} ${rows}`,
+    class: "position",
+    role: "img",
+    "aria-label": label,
+    "shape-rendering": "crispEdges",
+  });
   values.forEach((line, row) =>
     line.forEach((value, column) =>
       map.append(drawn("rect", { x: column, y: row, width: 1, height: 1, "fill-opacity": (value / most).toFixed(3) })),
@@ -125,17 +145,39 @@ export function positionMap(values, label) {
 
 /** Any JSON as nested lists of terms; lists of objects as tables. */
 export function nested(value) {
-  if (Array.isArray(value) && value.length > 0 && value.every((one) => one && typeof one === "object" && !Array.isArray(one))) {
+  if (
+    Array.isArray(value) &&
+    value.length > 0 &&
+    value.every((one) => one && typeof one === "object" && !Array.isArray(one))
+  ) {
     const names = [...new Set(value.flatMap(Object.keys))];
-    const head = element("tr", {}, names.map((name) => element("th", { scope: "col" }, name)));
-    const rows = value.map((one) => element("tr", {}, names.map((name) => element("td", {}, nested(one[name] ?? null)))));
-    return scrolled(names.join(", "), element("table", { class: "plain" }, element("thead", {}, head), element("tbody", {}, rows)));
+    const head = element(
+      "tr",
+      {},
+      names.map((name) => element("th", { scope: "col" }, name)),
+    );
+    const rows = value.map((one) =>
+      element(
+        "tr",
+        {},
+        names.map((name) => element("td", {}, nested(one[name] ?? null))),
+      ),
+    );
+    return scrolled(
+      names.join(", "),
+      element("table", { class: "plain" }, element("thead", {}, head), element("tbody", {}, rows)),
+    );
   }
   if (Array.isArray(value)) return element("span", {}, value.map(plain).join(", ") || "–");
   if (value === null || typeof value !== "object") return element("span", {}, plain(value));
   const pairs = Object.entries(value).map(([name, one]) => {
     const isLong = one !== null && typeof one === "object";
-    return element("div", { class: isLong ? "long" : null }, element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, nested(one)));
+    return element(
+      "div",
+      { class: isLong ? "long" : null },
+      element("dt", {}, name.replaceAll("_", " ")),
+      element("dd", {}, nested(one)),
+    );
   });
   return element("dl", { class: "facts" }, pairs);
 }

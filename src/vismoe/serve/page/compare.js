@@ -35,7 +35,8 @@ export function showCompare(shown) {
 function note() {
   const words =
     models.length < 2
-      ? "This service has one model. Start it with vismoe serve MODEL --compare MODEL2 to see two side by side, such as a sparse network and its dense twin."
+      ? "This service has one model. Start it with vismoe serve MODEL --compare MODEL2 to see two side by side, " +
+        "such as a sparse network and its dense twin."
       : "Choose an image to see both answers.";
   byId("compare-note").textContent = words;
   byId("compare-note").hidden = models.length > 1 && current !== null;
@@ -109,7 +110,9 @@ function showVerdict() {
   const same = one.words === other.words;
   const less = 1 - median(one.times) / median(other.times);
   const time =
-    Math.abs(less) < SAME ? "about the same time as" : `${percent(Math.abs(less))} ${less > 0 ? "less" : "more"} time than`;
+    Math.abs(less) < SAME
+      ? "about the same time as"
+      : `${percent(Math.abs(less))} ${less > 0 ? "less" : "more"} time than`;
   const answers = same ? `Both answer ${one.words}.` : `They differ: ${one.words}, and ${other.words}.`;
   verdict.textContent = `${answers} ${one.model.name} takes ${time} ${other.model.name}.`;
   verdict.classList.toggle("differs", !same);

@@ -47,7 +47,12 @@ export const milliseconds = (time) => `${time.toFixed(time < 10 ? 2 : time < 100
 /** A number of parameters or operations, such as 4.1 M; null: unknown. */
 export function amount(number) {
   if (number === null) return "unknown";
-  for (const [size, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+  for (const [size, letter] of [
+    [1e12, "T"],
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]) {
     if (number >= size) return `${(number / size).toPrecision(3)} ${letter}`;
   }
   return String(number);

@@ -16,7 +16,10 @@ let round = 0; // a newer one ends the questions of an older one
 /** Fills the view for the models of the service. */
 export function startInspect(list) {
   models = list;
-  options(byId("inspect-model"), models.map(({ name }, number) => [number, name]));
+  options(
+    byId("inspect-model"),
+    models.map(({ name }, number) => [number, name]),
+  );
   byId("inspect-model-field").hidden = models.length < 2;
   byId("inspect-model").addEventListener("change", start);
   byId("inspect-layer").addEventListener("change", showLayer);
@@ -37,7 +40,10 @@ function start() {
   byId("inspect-experts").replaceChildren();
   byId("inspect-run").replaceChildren();
   if (!models[number].run) {
-    note("This model is no run folder: there is no data set to look at its experts with, and there are no curves. Serve the folder of a training run to see them.");
+    note(
+      "This model is no run folder: there is no data set to look at its experts with, and there are no curves. " +
+        "Serve the folder of a training run to see them.",
+    );
     return;
   }
   note(models[number].sparse ? "The experts are being computed …" : "This model has no experts.");
@@ -62,7 +68,10 @@ async function pollExperts(mine, model) {
     }
     experts = got;
     note("");
-    options(byId("inspect-layer"), experts.layers.map(({ name }, number) => [number, name]));
+    options(
+      byId("inspect-layer"),
+      experts.layers.map(({ name }, number) => [number, name]),
+    );
     byId("inspect-layer-field").hidden = false;
     showLayer();
   } catch (error) {
@@ -81,28 +90,63 @@ function showLayer() {
     element(
       "div",
       { class: "columns" },
-      card("Load", `Share of the choices of ${experts.images} validation images that each expert got.`, loadBars(layer.load, layer.dead), deadInWords(layer.dead)),
-      card("Class or position", "What a patch's expert tells of its image's class, and of its place: mutual information in bits. By chance: the same with shuffled labels.", information(number)),
+      card(
+        "Load",
+        `Share of the choices of ${experts.images} validation images that each expert got.`,
+        loadBars(layer.load, layer.dead),
+        deadInWords(layer.dead),
+      ),
+      card(
+        "Class or position",
+        "What a patch's expert tells of its image's class, and of its place: mutual information in bits. " +
+          "By chance: the same with shuffled labels.",
+        information(number),
+      ),
     ),
-    card("Classes", "To which expert the patches of each class go, in per cent.", shares("expert \\ class", names, experts.classes, layer.by_class)),
+    card(
+      "Classes",
+      "To which expert the patches of each class go, in per cent.",
+      shares("expert \\ class", names, experts.classes, layer.by_class),
+    ),
     card("Experts", "Where in the image an expert's patches are, and those that it takes most surely.", gallery(layer)),
-    next ? card("Across layers", `From which experts of ${layer.name} (rows) the patches of each expert of ${next.name} (columns) come, in per cent.`, together(layer, next)) : "",
+    next
+      ? card(
+          "Across layers",
+          `From which experts of ${layer.name} (rows) the patches of each expert of ${next.name} (columns) come, ` +
+            "in per cent.",
+          together(layer, next),
+        )
+      : "",
   );
 }
 
 function card(title, words, ...children) {
-  return element("section", { class: "card", "aria-label": title }, element("h2", {}, title), element("p", { class: "quiet small" }, words), ...children);
+  return element(
+    "section",
+    { class: "card", "aria-label": title },
+    element("h2", {}, title),
+    element("p", { class: "quiet small" }, words),
+    ...children,
+  );
 }
 
 function deadInWords(dead) {
   if (dead.length === 0) return element("p", { class: "small" }, "No expert is dead.");
   const names = dead.join(", ");
-  return element("p", { class: "verdict differs" }, dead.length > 1 ? `Experts ${names} are dead: no patch goes there.` : `Expert ${names} is dead: no patch goes there.`);
+  return element(
+    "p",
+    { class: "verdict differs" },
+    dead.length > 1
+      ? `Experts ${names} are dead: no patch goes there.`
+      : `Expert ${names} is dead: no patch goes there.`,
+  );
 }
 
 /** Mutual information of all layers; the chosen one stands out. */
 function information(chosen) {
-  const head = ["layer", "class", "by chance", "position", "by chance"].map((name) => element("th", { scope: "col" }, name));
+  const head = ["layer", "class", "by chance", "position", "by chance"].map((name) =>
+    element("th", { scope: "col" }, name),
+  );
   const rows = experts.layers.map(({ name, mutual_information: bits }, number) => {
     const cell = (what, look) => element("td", { class: look }, bits[what].toFixed(3));
     return element(
@@ -115,27 +159,45 @@ function information(chosen) {
       cell("position_shuffled", "chance"),
     );
   });
-  const table = element("table", { class: "plain" }, element("thead", {}, element("tr", {}, head)), element("tbody", {}, rows));
+  const table = element(
+    "table",
+    { class: "plain" },
+    element("thead", {}, element("tr", {}, head)),
+    element("tbody", {}, rows),
+  );
   return scrolled("mutual information by layer", table);
 }
 
 function gallery(layer) {
-  return element("div", { class: "gallery" }, layer.load.map((_, expert) => {
-    const images = layer.gallery[expert] ?? [];
-    const patches = images.map((source, place) => element("img", { src: source, alt: `Patch ${place + 1} of expert ${expert}`, loading: "lazy" }));
-    return element(
-      "article",
-      { class: "expert", "--colour": colourOf(expert) },
-      element("h3", {}, element("span", { class: "swatch" }), `Expert ${expert}`),
-      positionMap(layer.by_position[expert], `Where the patches of expert ${expert} are`),
-      patches.length ? element("div", { class: "patches" }, patches) : element("p", { class: "quiet small" }, "It takes no patch."),
-    );
-  }));
+  return element(
+    "div",
+    { class: "gallery" },
+    layer.load.map((_, expert) => {
+      const images = layer.gallery[expert] ?? [];
+      const patches = images.map((source, place) =>
+        element("img", { src: source, alt: `Patch ${place + 1} of expert ${expert}`, loading: "lazy" }),
+      );
+      return element(
+        "article",
+        { class: "expert", "--colour": colourOf(expert) },
+        element("h3", {}, element("span", { class: "swatch" }), `Expert ${expert}`),
+        positionMap(layer.by_position[expert], `Where the patches of expert ${expert} are`),
+        patches.length
+          ? element("div", { class: "patches" }, patches)
+          : element("p", { class: "quiet small" }, "It takes no patch."),
+      );
+    }),
+  );
 }
 
 function together(layer, next) {
   const columns = next.load.map((_, expert) => String(expert));
-  return shares(`${layer.name} \\ ${next.name}`, layer.load.map((_, expert) => String(expert)), columns, layer.together);
+  return shares(
+    `${layer.name} \\ ${next.name}`,
+    layer.load.map((_, expert) => String(expert)),
+    columns,
+    layer.together,
+  );
 }
 
 async function pollRun(mine, model) {
@@ -161,7 +223,11 @@ function showRun(place, run) {
   const charts = grouped(run.metrics).map(([title, series]) => curves(title, series));
   const open = place.querySelector("details")?.open;
   place.replaceChildren(
-    card("Run", state, charts.length ? element("div", { class: "columns" }, charts) : element("p", {}, "No metrics are logged yet.")),
+    card(
+      "Run",
+      state,
+      charts.length ? element("div", { class: "columns" }, charts) : element("p", {}, "No metrics are logged yet."),
+    ),
     run.report ? element("details", { class: "card", open }, element("summary", {}, "Report"), report(run.report)) : "",
   );
 }

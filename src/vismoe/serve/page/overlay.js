@@ -146,15 +146,17 @@ function outline(context, [left, top, width, height]) {
 }
 
 /**
- * The patches of a layer: row, column, `taken` (the choices that were kept, each an expert and its gate), and `lost`, how
- * many were dropped. Where experts choose patches, and not the other way, only a patch that none has chosen is lost.
+ * The patches of a layer: row, column, `taken` (the choices that were kept, each an expert and its gate), and `lost`,
+ * how many were dropped. Where experts choose patches, and not the other way, only a patch that none has chosen is lost.
  */
 export function patches(layer) {
   const expertsChoose = layer.k === layer.experts;
   return layer.expert.flatMap((experts, row) =>
     experts.map((chosen, column) => {
       const weights = layer.weight[row][column];
-      const taken = chosen.map((expert, choice) => ({ expert, weight: weights[choice] })).filter(({ expert }) => expert >= 0);
+      const taken = chosen
+        .map((expert, choice) => ({ expert, weight: weights[choice] }))
+        .filter(({ expert }) => expert >= 0);
       const lost = expertsChoose ? Number(taken.length === 0) : chosen.length - taken.length;
       return { row, column, taken, lost };
     }),

@@ -25,14 +25,20 @@ let timer = null;
 /** Fills the view for the models of the service. */
 export function startTry(list) {
   models = list;
-  options(byId("try-model"), models.map(({ name }, number) => [number, name]));
+  options(
+    byId("try-model"),
+    models.map(({ name }, number) => [number, name]),
+  );
   byId("try-model-field").hidden = models.length < 2;
   byId("try-model").addEventListener("change", () => {
     byId("try-view").replaceChildren(); // another model has other views and layers
     byId("try-layer").replaceChildren();
     start();
   });
-  options(byId("try-score"), SCORES.map((score) => [score, score ? `from ${percent(score)}` : "all"]));
+  options(
+    byId("try-score"),
+    SCORES.map((score) => [score, score ? `from ${percent(score)}` : "all"]),
+  );
   byId("try-score").value = LEAST_SCORE;
   byId("try-score").addEventListener("change", show);
   byId("try-view").addEventListener("change", show);
@@ -129,7 +135,10 @@ function show() {
   byId("try-empty").hidden = true;
   byId("try-result").hidden = false;
   options(byId("try-view"), views());
-  options(byId("try-layer"), answer.layers.map(({ name, experts }, number) => [number, `${name} (${experts} experts)`]));
+  options(
+    byId("try-layer"),
+    answer.layers.map(({ name, experts }, number) => [number, `${name} (${experts} experts)`]),
+  );
   byId("capacity-card").hidden = !model().capacity;
   showAnswer();
   showStage();
@@ -229,7 +238,17 @@ function chip(expert, count) {
     showStage();
   };
   const pressed = String(only === expert);
-  return element("button", { type: "button", class: "chip", "aria-pressed": pressed, "--colour": expert === null ? null : colourOf(expert), onclick: press }, content);
+  return element(
+    "button",
+    {
+      type: "button",
+      class: "chip",
+      "aria-pressed": pressed,
+      "--colour": expert === null ? null : colourOf(expert),
+      onclick: press,
+    },
+    content,
+  );
 }
 
 function showPatch() {
