@@ -16,9 +16,9 @@ import vismoe
 for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "httpx"):
     pytest.importorskip(module, reason=f"{module} is not installed: pip install 'vismoe[serve]' httpx")
 
-from starlette.testclient import TestClient
+from starlette.testclient import TestClient  # noqa: E402
 
-from vismoe.serve import Models, Service, Settings
+from vismoe.serve import Models, Service, Settings  # noqa: E402
 
 IMAGES = [Image.effect_noise((8 + number, 9), 80) for number in range(6)]
 NAMES = ["cat", "dog", "<b>owl</b>"]

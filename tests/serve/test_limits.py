@@ -239,7 +239,11 @@ def test_json(shared, body, expected):
         (b"x", "multipart/form-data; boundary=a", (400, "bad_multipart")),
         (b"", "multipart/form-data; boundary=a", (422, "bad_value")),
         (b"--a\r\n\r\n\r\n--a--\r\n", "multipart/form-data; boundary=a", (400, "bad_multipart")),
-        (b"--a\r\nContent-Disposition: form-data\r\n\r\n\r\n--a--\r\n", "multipart/form-data; boundary=a", (400, "bad_multipart")),
+        (
+            b"--a\r\nContent-Disposition: form-data\r\n\r\n\r\n--a--\r\n",
+            "multipart/form-data; boundary=a",
+            (400, "bad_multipart"),
+        ),
         (
             b'--a\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--a--\r\n',
             "multipart/form-data; boundary=a",
@@ -251,7 +255,7 @@ def test_json(shared, body, expected):
             (422, "bad_value"),
         ),
     ],
-)  # fmt: skip
+)
 def test_forms(shared, content, kind, expected):
     """Other types, and forms that are damaged or lack the image."""
     assert refusal(shared.post("/v1/predict", content=content, headers={"Content-Type": kind})) == expected

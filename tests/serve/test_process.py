@@ -137,7 +137,7 @@ def test_sigterm_finishes_what_has_begun(start, folder):
     time.sleep(0.3)
     process.popen.send_signal(signal.SIGTERM)
     time.sleep(0.5)
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionError):
         process.connect().close()
     assert process.popen.poll() is None
     connection.sendall(FORM[50:])

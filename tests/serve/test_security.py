@@ -10,7 +10,11 @@ PNG = encoded(IMAGES[0])
 TOKEN = "0123456789abcdef-secret"
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "a@127.0.0.1", "127.0.0.1:x", "[::1", "192.168.0.7"])  # fmt: skip
+UNKNOWN = ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "", "a@127.0.0.1", "127.0.0.1:x", "[::1"]
+FOREIGN = ["https://evil.example", "null", "http://127.0.0.1:3000", "http://localhost:8000", "file://", "http://["]
+
+
+@pytest.mark.parametrize("host", [*UNKNOWN, "192.168.0.7"])
 def test_unknown_hosts(shared, host):
     """With DNS rebinding a foreign page reaches the service under the page's own name."""
     for path in ("/", "/healthz", "/v1/model"):
@@ -32,7 +36,7 @@ def test_further_hosts(start):
     assert client.get("/v1/model", headers=inside).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:3000", "http://localhost:8000", "file://", "http://[", "http://127.0.0.1:8000, http://evil.example"])  # fmt: skip
+@pytest.mark.parametrize("origin", [*FOREIGN, "http://127.0.0.1:8000, http://evil.example"])
 def test_foreign_origins(shared, origin):
     """A page of another site may POST a form without asking: it burns no processor time. Another port is another
     site."""
@@ -67,6 +71,8 @@ def test_token(start):
         assert refusal(client.get("/v1/model", headers=headers)) == (401, "unauthorized")
     assert refusal(client.get("/v1/model", params={"token": TOKEN})) == (401, "unauthorized")
     assert refusal(client.post("/v1/predict", files=files(PNG))) == (401, "unauthorized")
+    described = client.get("/openapi.json", headers={"Authorization": f"Bearer {TOKEN}"}).json()
+    assert described["security"] == [{"token": []}]
 
 
 def test_public_addresses_need_a_token():
@@ -82,7 +88,15 @@ def test_public_addresses_need_a_token():
 
 
 def test_settings_out_of_range():
-    for wrong in ({"queue": 0}, {"batch_size": 0}, {"max_body": 0}, {"port": 70_000}, {"max_wait_ms": -1.0}, {"request_timeout": 0.0}, {"allow_hosts": ["http://a"]}):  # fmt: skip
+    for wrong in (
+        {"queue": 0},
+        {"batch_size": 0},
+        {"max_body": 0},
+        {"port": 70_000},
+        {"max_wait_ms": -1.0},
+        {"request_timeout": 0.0},
+        {"allow_hosts": ["http://a"]},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong)).removesuffix("s")):
             Settings(**wrong)
 

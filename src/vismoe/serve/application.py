@@ -214,11 +214,19 @@ class Service:
 
         @api.get("/openapi.json", include_in_schema=False)
         async def openapi() -> JSONResponse:
-            return JSONResponse(api.openapi())
+            return JSONResponse(self._description(api))
 
         @api.get("/docs", include_in_schema=False)
         async def docs() -> Response:
-            return docs_page(api.openapi())
+            return docs_page(self._description(api))
+
+    def _description(self, api: FastAPI) -> dict[str, Any]:
+        """The OpenAPI document."""
+        description = api.openapi()
+        if self.settings.token is not None:
+            description["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            description["security"] = [{"token": []}]
+        return description
 
     def _capacity(self, options: schemas.PredictOptions) -> float | None:
         served = self.models[options.model]
