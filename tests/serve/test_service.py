@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import socket
 import threading
 
 import pytest
@@ -197,3 +198,11 @@ def test_the_command_refuses(capsys, folder, tmp_path):
         printed = capsys.readouterr()
         assert printed.err.startswith("vismoe: error: ")
         assert printed.err.count("\n") == 1
+
+
+def test_an_address_in_use(folder, capsys):
+    """Is one line, not a trace."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", str(folder), "--port", port]) == 2
+    assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err

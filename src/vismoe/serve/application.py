@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-import torch
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
@@ -55,7 +54,7 @@ class Service:
         self.metrics, self.insight = Metrics(), Insight()
         self.batcher = Batcher(settings.queue, settings.batch_size, settings.max_wait_ms / 1000, self.metrics.batch)
         self.metrics.watch_queue(lambda: self.batcher.waiting)
-        self.decoders = ThreadPoolExecutor(DECODERS, "decoder", torch.set_num_threads, (1,))
+        self.decoders = ThreadPoolExecutor(DECODERS, "decoder")
         api = self._api()
         paths = [getattr(route, "path", "") for route in api.routes]
         guarded = Guard(BodyLimit(api, settings), settings)
@@ -64,6 +63,7 @@ class Service:
     def close(self) -> None:
         """Answers what waits, and ends the threads."""
         self.is_ready = False
+        self.insight.close()
         self.batcher.close()
         self.decoders.shutdown()
 

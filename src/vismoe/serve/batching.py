@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
-
 from .requests.errors import ServiceError
 from .requests.logs import log
 
@@ -81,7 +79,7 @@ class Batcher:
         self._jobs: deque[Job] = deque()
         self._reserved, self._is_closed = 0, False
         self._recent = 1.0  # seconds of the last batch, for Retry-After
-        self._thread = threading.Thread(target=self._loop, args=(torch.get_num_threads(),), name="inference")
+        self._thread = threading.Thread(target=self._loop, name="inference")
         self._thread.daemon = True
         self._thread.start()
 
@@ -134,8 +132,7 @@ class Batcher:
             places.left = 0
             self._changed.notify_all()
 
-    def _loop(self, threads: int) -> None:
-        torch.set_num_threads(threads)  # a number of each thread; those that decode have 1
+    def _loop(self) -> None:
         while batch := self._next():
             started = time.perf_counter()
             _run([job for job in batch if job.result.set_running_or_notify_cancel()])

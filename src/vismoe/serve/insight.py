@@ -7,8 +7,6 @@ import threading
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-
 from vismoe.adapt import run_splits
 from vismoe.data import Data
 from vismoe.explain import analyse_set
@@ -32,6 +30,14 @@ class Insight:
         self._results: WeakKeyDictionary[Served, dict[str, Any] | ServiceError | None] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Ends what is computed, after its current batch: Python must not end while a thread is in PyTorch."""
+        self._is_closed = True
+        for thread in self._threads:
+            thread.join()
 
     def experts(self, served: Served) -> dict[str, Any] | None:
         """What the experts do; None while it is computed.
@@ -45,7 +51,9 @@ class Insight:
         with self._lock:
             if served not in self._results:
                 self._results[served] = None
-                threading.Thread(target=self._compute, args=(served,), name="insight", daemon=True).start()
+                thread = threading.Thread(target=self._compute, args=(served,), name="insight", daemon=True)
+                self._threads = [each for each in self._threads if each.is_alive()] + [thread]
+                thread.start()
             result = self._results[served]
         if isinstance(result, ServiceError):
             raise ServiceError(result.code, result.message)
@@ -56,16 +64,25 @@ class Insight:
         result: dict[str, Any] | ServiceError
         try:
             with self._one_at_a_time:
-                torch.set_num_threads(1)  # of this thread: requests come first
                 data = run_splits(served.run)
                 images = data.val.subset(_spread(data, MOST_IMAGES))
-                answer = analyse_set(served.predictor, images, data.classes).to_json()
+                answer = analyse_set(served.predictor, images, data.classes, watch=self._check).to_json()
                 result = {"status": "ready", "images": len(images), "classes": data.classes, **without_nan(answer)}
+        except _ClosedError:
+            return
         except Exception as error:
             log("the experts cannot be shown", logging.ERROR, error, model=served.name)
             result = ServiceError("no_data", "the data set of this model cannot be read: the service's log says why")
         with self._lock:
             self._results[served] = result
+
+    def _check(self, done: int, total: int) -> None:
+        if self._is_closed:
+            raise _ClosedError
+
+
+class _ClosedError(Exception):
+    """The service stops."""
 
 
 def _spread(data: Data, most: int) -> list[int]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,10 +34,18 @@ def run_service(service: Service, on_ready: Callable[[str], None]) -> None:
     - `service`: the service.
     - `on_ready`: called with the address once it accepts requests.
 
-    **Raises:** OSError if the address is in use.
+    **Raises:** OSError if it cannot listen at the address.
     """
+    host, port = service.settings.host, service.settings.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        service.close()
+        raise OSError(f"cannot listen at {host} port {port}: {error.strerror or error}") from error
     log_as_json()
-    _Server(service, on_ready).run()
+    with listener:
+        _Server(service, on_ready).run([listener])
 
 
 class _Server(uvicorn.Server):
@@ -50,8 +59,6 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 service.application,
-                host=settings.host,
-                port=settings.port,
                 http=Protocol,
                 ws="none",
                 lifespan="on",
