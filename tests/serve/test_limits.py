@@ -270,3 +270,9 @@ def test_file_names_are_not_used(shared):
     """Whatever they are."""
     for name in ("../../etc/passwd", "\u202e.png", "a" * 2000, 'x";\r\nX: 1', "=cmd()"):
         assert shared.post("/v1/predict", files=[("image", (name, PNG))]).status_code == 200
+
+
+def test_heads(shared):
+    """A head that arrives at once is limited too; tests/serve/test_process.py sends one in pieces."""
+    assert refusal(shared.get("/v1/model", headers={"X-Large": "a" * 40_000})) == (431, "head_too_large")
+    assert shared.get("/v1/model", headers={"X-Large": "a" * 20_000}).status_code == 200

@@ -111,7 +111,7 @@ def test_slow_and_damaged_connections(start, folder):
         connection.close()
 
     for content, expected in (
-        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 100_000, (400, "bad_request")),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 100_000, (431, "head_too_large")),
         (b"hello\r\n\r\n", (400, "bad_request")),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", (400, "bad_request")),
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", (400, "bad_request")),

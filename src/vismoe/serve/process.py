@@ -16,11 +16,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .application import Service
 from .requests.errors import ServiceError, error_content
 from .requests.logs import log, log_as_json
-from .requests.security import HEADERS
+from .requests.security import HEADERS, LARGEST_HEAD, head_too_large
 from .settings import Settings
 
-LARGEST_HEAD = 32_768
-"""Bytes of a request's head, at most."""
 KEEP_ALIVE = 10
 """Seconds after which an idle connection is closed."""
 
@@ -162,22 +160,23 @@ class TimedProtocol(H11Protocol):
         if self.transport.is_closing():
             return
         if self.conn.our_state is h11.IDLE and self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            self._send_error(408, ServiceError("timeout", f"no request was sent within {self.seconds:g} seconds"))
+            self._send_error(ServiceError("timeout", f"no request was sent within {self.seconds:g} seconds"))
         else:
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            message = f"the request is not valid HTTP, or its head has more than {LARGEST_HEAD:,} bytes"
-            self._send_error(400, ServiceError("bad_request", message))
+            is_large = len(self.conn.trailing_data[0]) > LARGEST_HEAD
+            invalid = ServiceError("bad_request", "the request is not valid HTTP")
+            self._send_error(head_too_large() if is_large else invalid)
         else:
             self.transport.close()
 
-    def _send_error(self, status: int, error: ServiceError) -> None:
+    def _send_error(self, error: ServiceError) -> None:
         body = json.dumps(error_content(error.code, error.message)).encode()
         headers = {**HEADERS, "Content-Type": "application/json", "Content-Length": str(len(body))}
         response = h11.Response(
-            status_code=status, headers=[*headers.items(), ("Connection", "close")], reason=b"Error"
+            status_code=error.status, headers=[*headers.items(), ("Connection", "close")], reason=b"Error"
         )
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")

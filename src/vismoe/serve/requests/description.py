@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from .errors import CODES
 from .schemas import ErrorAnswer, Options
 
-EVERYWHERE = ("unauthorized", "foreign_origin", "unknown_host", "internal")
+EVERYWHERE = ("unauthorized", "foreign_origin", "unknown_host", "head_too_large", "internal")
 """Errors of every route."""
 OF_UPLOADS = (
     "bad_request",

@@ -25,6 +25,7 @@ CODES = {
     "bad_value": 422,
     "too_many_images": 422,
     "not_supported": 422,
+    "head_too_large": 431,
     "internal": 500,
     "busy": 503,
     "stopping": 503,

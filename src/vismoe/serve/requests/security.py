@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..settings import WILDCARDS, Settings
 from .errors import ServiceError
 
+LARGEST_HEAD = 32_768
+"""Bytes of a request's address and headers, at most."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 OWN_SITE = ("same-origin", "none")
 """Values of Sec-Fetch-Site that a browser sends for the service's own page, and for addresses that a person enters."""
@@ -57,6 +59,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
         try:
+            if sum(len(part) for pair in scope["headers"] for part in pair) > LARGEST_HEAD:
+                raise head_too_large()  # one that arrives at once; uvicorn limits those that arrive in pieces
             self.check(scope["path"], Headers(scope=scope))
         except ServiceError as error:
             await error.response(scope, receive, send)
@@ -110,6 +114,11 @@ class Guard:
                 "this service needs its token: send the header Authorization: Bearer TOKEN",
                 {"WWW-Authenticate": "Bearer"},
             )
+
+
+def head_too_large() -> ServiceError:
+    """The error for a request with too many headers."""
+    return ServiceError("head_too_large", f"the head of a request may have {LARGEST_HEAD:,} bytes")
 
 
 def _name_of(host: str) -> str:
