@@ -1,4 +1,4 @@
-# make demo | test | lint | setup; what .ci/run adds: test-marked | test-shapes; everything at once: test-all.
+# make demo | test | lint | setup; what .ci/run adds: test-marked | test-faults | test-browser | test-shapes; everything at once: test-all.
 # PYTHON: which Python (3.11 or newer) makes .venv. TORCH_INDEX: where to take torch from, for a laptop without a GPU
 # (docs/install.md). make bench: speed, in a few minutes; bench-peers: beside other libraries; bench-cuda: on a CUDA
 # device; wheels: builds and checks both wheels (docs/performance.md). make evidence | evidence-pair: the study of docs/evidence.md, or its decisive pair of runs.
@@ -6,11 +6,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+AXE := .venv/axe-core-4.14.1/axe.min.js
 
 # Without it each process would compile all it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-marked test-faults test-shapes test-all lint setup clean evidence evidence-pair \
+.PHONY: demo test test-marked test-faults test-browser test-shapes test-all lint setup clean evidence evidence-pair \
 	bench bench-peers bench-cuda wheels
 
 demo: setup
@@ -26,6 +27,17 @@ test-marked: setup
 # Distributed trainings in which processes are killed, stopped, or go wrong.
 test-faults: setup
 	$(PYTEST) -m faults tests/faults
+
+# The service's page, in Debian's Chromium; axe-core, from npm, checks that everybody can use it.
+test-browser: setup $(AXE)
+	@command -v chromium > /dev/null || { as=$$(test "$$(id -u)" = 0 || echo sudo); \
+		$$as apt-get update -q && $$as apt-get install -y -q --no-install-recommends chromium; }
+	VISMOE_AXE=$(AXE) $(PYTEST) -m browser tests/browser
+
+$(AXE): $(READY)
+	@mkdir -p $(@D)
+	@cd $(@D) && npm pack --silent axe-core@$(patsubst axe-core-%,%,$(notdir $(@D))) > /dev/null && \
+		tar -xzf axe-core-*.tgz --strip-components=1 package/axe.min.js && touch axe.min.js
 
 # With every annotation of shapes checked, the rooms that hand tensors to each other; `make test` checks moe's.
 test-shapes: setup

@@ -15,6 +15,7 @@ COMMANDS = {
         "serve": "answer over HTTP, with a web page",
         "eval": "evaluate a model on a data set",
         "embed": "write the features of images to a file",
+        "explain": "show what the experts do with images, or with a data set, as an HTML report",
         "fewshot": "evaluate a model's features with a few labelled images per class",
     },
     "models": {

@@ -23,6 +23,7 @@ BLOCK = re.compile(
 RUN = ("python", "bash")
 LONG = {
     "detection.md",
+    "explain.md",
     "export.md",
     "features.md",
     "how-to.md",

@@ -1,5 +1,6 @@
 """One image through a network: pytest tests/explain/test_trace.py"""
 
+import copy
 import math
 import threading
 
@@ -97,8 +98,8 @@ def test_capacity_is_restored(predictor, image):
     trace_image(predictor, image, 0.5)
     with using_capacity(predictor.model, 0.5):
         assert routers[0].eval_capacity_factor == 0.5
-    with pytest.raises(ValueError, match="unpack"), using_capacity(predictor.model, 0.5):
-        predictor.model(torch.zeros(1))
+    with pytest.raises(ValueError, match="topk=0"), using_capacity(predictor.model, 0.5):
+        predictor.predict(image, topk=0)
     for router, own in zip(routers, before, strict=True):
         assert {name: vars(router)[name] for name in own if not name.startswith("_")} == {
             name: value for name, value in own.items() if not name.startswith("_")
@@ -117,6 +118,18 @@ def test_capacity_is_restored(predictor, image):
     thread.join()
     assert not any(differing)
     assert all(trace.kept < 0.6 for trace in traces)
+
+
+@pytest.mark.parametrize("capacity", [None, 0.5])
+def test_the_optimized_form_is_traced_alike(predictor, image, capacity):
+    """A service runs the form with packed weights: it has the same experts, rollout and answer."""
+    packed = Predictor(copy.deepcopy(predictor.model), optimized=True)
+    expected, trace = (trace_image(each, image, capacity, rollout=True) for each in (predictor, packed))
+    for layer, other in zip(trace.layers, expected.layers, strict=True):
+        assert torch.equal(layer.expert, other.expert)
+        torch.testing.assert_close(layer.weight, other.weight)
+    torch.testing.assert_close(trace.rollout, expected.rollout)
+    assert trace.prediction.probabilities == pytest.approx(expected.prediction.probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize("capacity", [0, -1.0, math.nan, math.inf])

@@ -205,7 +205,11 @@ def test_command(capsys):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--devices", "0"], "devices=0: accepted are whole numbers ≥ 1"),
+        (["--devices", "0"], "devices=0: accepted are whole numbers from 1 to 16,777,216"),
+        (["--devices", "4", "--batch", "99999999999999999999"], "accepted are whole numbers from 1 to 16,777,216"),
+        (["--devices", "4", "--width", "0"], "width=0"),
+        (["--devices", "4", "--width", "65"], f"{PICO} cannot be built with embed_dim=65: "),
+        (["--devices", "4", "--depth", "-1"], "depth=-1"),
         (["--devices", "4", "--batch", "0"], "batch=0"),
         (["--devices", "4", "--memory", "much"], "memory='much': accepted are a number of bytes"),
         (["--devices", "4", "--replicate", "3"], "replicate=3: 3 must divide the number of processes, which is 4"),

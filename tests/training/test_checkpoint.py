@@ -42,6 +42,19 @@ def same(ours, expected):
     return True
 
 
+def test_no_checkpoint_is_left(tmp_path):
+    """A damaged one with none before it: a line says that the run starts again; one that is missing is called so."""
+    lines = []
+    checkpointer = Checkpointer(tmp_path, warn=lines.append)
+    for step in (1, 2):
+        checkpointer.save(step, tensors())
+        (tmp_path / f"step-00000{step}" / "tensors.safetensors").unlink()
+    assert checkpointer.newest() is None
+    missing = "checkpoints/step-00000{}/tensors.safetensors is missing; {}"
+    ends = [(2, "using the previous checkpoint"), (1, "there is no earlier one: starting at step 0")]
+    assert lines == [missing.format(step, then) for step, then in ends]
+
+
 def test_there_and_back(tmp_path):
     """Tensors, shared and transposed ones too, and values come back bit for bit; nothing else lies beside."""
     state = tensors() | {"step": 30, "best": None, "x.y": [0.1, {"k": "ä"}], "often": True}

@@ -86,7 +86,11 @@ class SharedBatches(Sampler[list[tuple[int, int]]]):
 def check_batch_size(batch_size: int, ranks: int) -> None:
     """Raises ValueError if a batch cannot be divided evenly, in pairs of images, among `ranks` processes."""
     if ranks > 1 and batch_size % (2 * ranks):
-        raise ValueError(f"batch_size={batch_size} for {ranks} processes: it must be a multiple of {2 * ranks}")
+        above = batch_size + -batch_size % (2 * ranks)
+        raise ValueError(
+            f"batch_size={batch_size} for {ranks} processes: it must be a multiple of {2 * ranks}, as each process "
+            f"takes pairs of images: use {above}"
+        )
 
 
 def training_batches(

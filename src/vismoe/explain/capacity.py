@@ -26,7 +26,7 @@ def has_capacity(model: nn.Module) -> bool:
 
 
 @contextmanager
-def using_capacity(model: nn.Module, capacity: float | None, priority: bool = True) -> Iterator[None]:
+def using_capacity(model: nn.Module, capacity: float | int | None, priority: bool = True) -> Iterator[None]:
     """Context in which every sparse layer of `model` has another capacity at evaluation. Afterwards, also after an
     error, each router gets its own back.
 

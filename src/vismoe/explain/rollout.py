@@ -24,7 +24,7 @@ def has_rollout(model: nn.Module) -> bool:
 
 
 def attention_rollout(
-    model: nn.Module, pixels: Float[Tensor, "1 C H W"], mask: Bool[Tensor, "1 H W"] | None = None
+    model: nn.Module, pixels: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B H W"] | None = None
 ) -> Float[Tensor, "rows columns"]:
     """The share of each patch in the answer, if information only moved by attention: of each block the mean over heads,
     half of it with the identity (the residual), multiplied over the blocks. It does not see what the experts did.

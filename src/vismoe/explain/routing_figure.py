@@ -129,7 +129,7 @@ def _show(axes: Axes, pixels: np.ndarray) -> None:
 def _overlay(axes: Axes, image: np.ndarray, layer: LayerRouting, number: int, grid: tuple[int, int]) -> None:
     expert = layer.expert[number, :, 0]
     patches, prefix = expert[-grid[0] * grid[1] :], expert[: -grid[0] * grid[1]]
-    colours = _colours(layer.num_experts)
+    colours = expert_colours(layer.num_experts)
     height, width = (-(-side // patches_of_side) for side, patches_of_side in zip(image.shape, grid, strict=False))
     tint = colours[patches.numpy()].reshape(*grid, 3).repeat(height, 0).repeat(width, 1)
     tint = tint[: image.shape[0], : image.shape[1]]  # a convolutional stem pads the last row and column of patches
@@ -140,7 +140,7 @@ def _overlay(axes: Axes, image: np.ndarray, layer: LayerRouting, number: int, gr
         spine.set(edgecolor=colours[prefix[0]] if len(prefix) else "black", linewidth=3 if len(prefix) else 0.8)
 
 
-def _colours(num_experts: int) -> np.ndarray:
+def expert_colours(num_experts: int) -> np.ndarray:
     """A colour for each expert; the last, black, is for dropped tokens (-1)."""
     if num_experts <= 8:
         colours = np.array([to_rgb(colour) for colour in DISTINCT[:num_experts]])
@@ -160,7 +160,7 @@ def _heat_map(axes: Axes, layer: LayerRouting, labels: Tensor, classes: Sequence
     axes.set_yticks(range(0, layer.num_experts, max(1, layer.num_experts // 8)))
     # Legend: a colour swatch to the left of each expert's row.
     key = axes.inset_axes((-0.045, 0, 0.03, 1))
-    key.imshow(_colours(layer.num_experts)[:-1, None], aspect="auto")
+    key.imshow(expert_colours(layer.num_experts)[:-1, None], aspect="auto")
     key.set(xticks=[], yticks=[])
     axes.tick_params(axis="y", pad=22, length=0)
     if len(classes) <= 30:

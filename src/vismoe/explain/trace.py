@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -110,7 +110,7 @@ class ImageTrace:
 def trace_image(
     predictor: Predictor,
     image: Image.Image,
-    capacity: float | None = None,
+    capacity: float | int | None = None,
     priority: bool = True,
     topk: int = 5,
     rollout: bool = False,
@@ -144,7 +144,7 @@ def trace_sample(
     predictor: Predictor,
     sample: Sample,
     title: str = "image",
-    capacity: float | None = None,
+    capacity: float | int | None = None,
     priority: bool = True,
     topk: int = 5,
     rollout: bool = False,
@@ -205,7 +205,7 @@ def shown_image(predictor: Predictor, pixels: Float[Tensor, "C H W"]) -> Image.I
     return Image.fromarray(shown_pixels(predictor, pixels).permute(1, 2, 0).numpy())
 
 
-def shown_pixels(predictor: Predictor, pixels: Float[Tensor, "*B C H W"]) -> Int[Tensor, "*B 3 H W"]:
+def shown_pixels(predictor: Predictor, pixels: Float[Tensor, "*B C H W"]) -> UInt8[Tensor, "*B 3 H W"]:
     """Prepared images as RGB in 0…255, uint8, with the normalisation undone."""
     mean, std = (torch.tensor(predictor.config[name])[:, None, None] for name in ("mean", "std"))
     levels = (pixels.cpu().float() * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)

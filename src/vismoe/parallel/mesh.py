@@ -174,7 +174,9 @@ class Mesh:
 
     def check_expert_parallel(self, number: int) -> None:
         """Raises ValueError if experts cannot be distributed over groups of `number` of these processes."""
-        if number < 1 or self.size % number:
+        if number < 1:
+            raise ValueError(f"expert_parallel={number}: accepted are numbers of processes ≥ 1")
+        if self.size % number:
             start = "" if self.size > 1 else ": start the command with torchrun --nproc-per-node N -m vismoe …"
             raise ValueError(
                 f"expert_parallel={number}: it must divide the number of processes, which is {self.size}{start}"

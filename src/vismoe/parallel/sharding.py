@@ -109,9 +109,8 @@ def check_layout(size: int, ep: int, replicate: int, layers: dict[str, MoE]) -> 
         if number < 1:
             raise ValueError(f"{name}={number}: accepted are numbers of processes ≥ 1")
     if size % (replicate * ep):
-        raise ValueError(
-            f"ep={ep}, replicate={replicate}: {replicate * ep} must divide the number of processes, which is {size}"
-        )
+        given = f"replicate={replicate}" if ep == 1 else f"ep={ep}, replicate={replicate}"
+        raise ValueError(f"{given}: {replicate * ep} must divide the number of processes, which is {size}")
     if ep > 1 and not layers:
         raise ValueError(f"ep={ep}: the network has no sparse layer whose experts could be distributed")
     for name, layer in layers.items():

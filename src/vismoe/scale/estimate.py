@@ -19,6 +19,10 @@ COUNT = 8
 """Bytes of a count of rows or choices, an int64."""
 
 
+MOST = 1 << 24
+"""Largest number of devices, and of images of a device."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Memory of one device, in bytes.
@@ -137,8 +141,8 @@ def estimate(
     """
     accepted = {"devices": (devices, 1), "batch": (batch, 1), "optimizer_states": (optimizer_states, 0)}
     for name, (number, least) in accepted.items():
-        if number < least:
-            raise ValueError(f"{name}={number}: accepted are whole numbers ≥ {least}")
+        if not least <= number <= MOST:
+            raise ValueError(f"{name}={number}: accepted are whole numbers from {least} to {MOST:,}")
     limit = parse_bytes(memory, "memory")
     network = _open(model, overrides)
     if any(isinstance(module, FSDPModule) for module in network.modules()):
@@ -163,8 +167,12 @@ def _open(model: nn.Module | str, overrides: dict[str, Any]) -> nn.Module:
         return model
     source = parse_source(model)
     if source.kind in ("preset", "published", "timm"):
-        with torch.device("meta"):
-            return create_model(source.text, **overrides)
+        try:
+            with torch.device("meta"):
+                return create_model(source.text, **overrides)
+        except (ArithmeticError, AssertionError, RuntimeError) as error:
+            given = ", ".join(f"{name}={value}" for name, value in overrides.items())
+            raise ValueError(f"{source} cannot be built with {given}: {str(error).splitlines()[0]}") from error
     if overrides:
         raise ValueError(f"{', '.join(overrides)}: accepted only with the name of a preset, not with {source}")
     return open_source(source)

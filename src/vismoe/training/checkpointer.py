@@ -129,12 +129,14 @@ class Checkpointer:
 
         **Raises:** ValueError for a checkpoint of a newer version of vismoe.
         """
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        for number, step in reversed([*enumerate(steps)]):
             try:
                 return self.load(step, template)
             except DamagedCheckpointError as error:
                 if self.warn is not None and self.mesh.is_main:
-                    self.warn(f"{error}; using the previous checkpoint")
+                    then = "using the previous checkpoint" if number else "there is no earlier one: starting at step 0"
+                    self.warn(f"{error}; {then}")
         return None
 
     def load(self, step: int, template: Template | None = None) -> dict[str, Any]:
@@ -220,7 +222,8 @@ class Checkpointer:
             sums = write_shards(aside, tensors, self._writers)
             self._writers.run_on_main(lambda: self._finish(step, sums, values))
         except OSError as error:
-            raise OSError(error.errno, f"{self._path(step)} could not be written: {error.strerror or error}") from error
+            text = f"{self._path(step)} could not be written: {error.strerror or error}"
+            raise (OSError(text) if error.errno is None else OSError(error.errno, text)) from error
         finally:
             if self.mesh.is_main:
                 shutil.rmtree(self._aside(step), ignore_errors=True)
@@ -357,4 +360,5 @@ def _remove(path: Path) -> None:
 
 
 def _damaged(path: Path) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"checkpoints/{path.parent.name}/{path.name} is damaged")
+    what = "damaged" if path.exists() else "missing"
+    return DamagedCheckpointError(f"checkpoints/{path.parent.name}/{path.name} is {what}")

@@ -152,6 +152,7 @@ def fit(
         with run.lock(), checkpoints as checkpointer, Stop(answer) as stop, unfused:
             if (saved := checkpointer.newest(state.template)) is not None:
                 state.load_state_dict(saved)
+                answer(f"resumed from step {state.step} of {recipe.steps}")
             run.truncate_metrics(state.step)
             run.update_length(recipe)
             with tracking(run, recipe, state.step) as track:

@@ -101,13 +101,15 @@ def open_source(
         folder = download(source.name, FILES) if source.kind == "hub" else Path(source.name)
         return load_on_disk(folder, None, max_memory)
     if ep > 1:
+        if source.kind == "exported":
+            raise ValueError(f"{source}: an exported file runs in one process, and cannot share experts with others")
         from vismoe.parallel.sharding import parallelize  # these import much of PyTorch
 
         from .folders.sharded import is_whole
 
         if source.kind in ("run", "folder") and not is_whole(Path(source.name)):
             return load(source.name, ep=ep)
-        return parallelize(open_source(source, num_classes, exported), ep=ep)
+        return parallelize(open_source(source, num_classes), ep=ep)
     if source.kind == "exported":
         if not exported:
             raise ValueError(f"{source}: {ANSWERS_ONLY}")

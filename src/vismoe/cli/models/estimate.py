@@ -15,6 +15,8 @@ from vismoe.files.amounts import as_text
 from vismoe.scale import Estimate, Layout
 from vismoe.scale import estimate as estimated
 
+from ..shared.values import check_at_least
+
 
 def estimate(
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
@@ -56,6 +58,7 @@ def estimate(
         json: Print JSON instead of a table.
     """
     changed = {"embed_dim": width, "depth": depth, "num_experts": experts}
+    check_at_least(1, **{name: value for name, value in {"width": width, "depth": depth}.items() if value is not None})
     overrides = {name: value for name, value in changed.items() if value is not None}
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if dtype == "bfloat16" else None
     found = estimated(

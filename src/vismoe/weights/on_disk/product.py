@@ -140,7 +140,8 @@ class ProductOnDisk:
         if room < self.store.piece:
             raise ValueError(
                 f"max_memory={as_text(self.limit)}: the process has {as_text(others)} without experts, this batch "
-                f"needs about {as_text(batch)} more, and an expert {as_text(self.store.piece)}: use smaller batches, "
-                "or a larger max_memory"
+                f"needs about {as_text(batch)} more, an expert {as_text(self.store.piece)}, and a margin of "
+                f"{as_text(MARGIN)} stays free: give at least {as_text(self.limit - room + self.store.piece)}, or use "
+                "smaller batches"
             )
         return room

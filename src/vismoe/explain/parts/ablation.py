@@ -13,8 +13,8 @@ from vismoe.inference import Predictor
 from vismoe.moe import MoE, Plan, Routing, SoftPlan
 from vismoe.moe.record import layers_of
 
-from .analysis import Watch
-from .tokens import short_name
+from ..analysis import Watch
+from ..tokens import short_name
 
 IMAGES = 200
 """Number of images on which the score without each expert is measured."""
