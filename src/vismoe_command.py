@@ -12,6 +12,7 @@ COMMANDS = {
     },
     "inference": {
         "predict": "classify images, or find the objects in them",
+        "serve": "answer over HTTP, with a web page",
         "eval": "evaluate a model on a data set",
         "embed": "write the features of images to a file",
         "explain": "show what the experts do with images, or with a data set, as an HTML report",

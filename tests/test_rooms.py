@@ -25,6 +25,7 @@ ROOMS = (
     "adapt",
     "deploy",
     "scale",
+    "serve",
     "vismoe",  # its own __init__.py: what is promised
     "cli",
 )

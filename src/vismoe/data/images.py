@@ -300,16 +300,24 @@ def read_image(path: Path) -> Image.Image:
         ):
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"its header declares {image.width} × {image.height} pixels, more than {MAX_PIXELS:,}")
-            image.load()
-            turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-            upright = image.copy() if turn is None else image.transpose(turn)
-            if upright.mode in ("I", "F"):
-                raise ValueError("the range of its 32-bit grey levels is unknown: convert it to 8 or 16 bits")
-            return upright
+            return upright_image(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}{FAILED}not an image of a known format") from error
     except (*UNREADABLE, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}{FAILED}{error}") from error
+
+
+def upright_image(image: Image.Image) -> Image.Image:
+    """Decodes an opened image and turns it upright, by its EXIF orientation.
+
+    **Raises:** ValueError for 32-bit grey levels; one of UNREADABLE or struct.error for a damaged image.
+    """
+    image.load()
+    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    upright = image.copy() if turn is None else image.transpose(turn)
+    if upright.mode in ("I", "F"):
+        raise ValueError("the range of its 32-bit grey levels is unknown: convert it to 8 or 16 bits")
+    return upright
 
 
 @dataclass(frozen=True)

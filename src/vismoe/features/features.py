@@ -62,7 +62,7 @@ def features(
 
     def forward(network: nn.Module, batch: Batch) -> Tensor:
         pixels = batch["image"]
-        return torch.stack([_embed(network, VIEWS[view](pixels)) for view in views]).mean(0).cpu()
+        return torch.stack([embed_pixels(network, VIEWS[view](pixels)) for view in views]).mean(0).cpu()
 
     vectors: list[Tensor] = []
     for output in predictor.outputs(images, workers, forward=forward):
@@ -98,7 +98,16 @@ def _last_linear(top: nn.Module) -> list[nn.Module]:
     return linear[-1:]
 
 
-def _embed(model: nn.Module, pixels: Tensor) -> Float[Tensor, "B d"]:
+def embed_pixels(model: nn.Module, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B d"]:
+    """The features of a batch, see `features`. No other thread may run the network meanwhile.
+
+    **Arguments:**
+
+    - `model`: the network, in evaluation mode.
+    - `pixels`: images as the network takes them.
+
+    **Raises:** ValueError for networks that do not return one vector per image.
+    """
     heads, head_inputs = classifiers(model), []
     hooks = [head.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0])) for head in heads]
     try:

@@ -5,6 +5,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,12 @@ class Predictor:
         mode = torch.no_grad() if is_distributed(self.model) else torch.inference_mode()
         with self._lock, mode, evaluating(self.model):
             return (forward or self.task.forward)(self.model, on_device)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context in which no thread runs the network through this predictor; others wait."""
+        with self._lock:
+            yield
 
     def outputs(
         self,

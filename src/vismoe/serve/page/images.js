@@ -1,0 +1,94 @@
+// The image that all views look at: dropped, pasted, picked from the disk, or taken with the camera.
+
+import { byId, element } from "./elements.js";
+import { Problem, showProblem } from "./service.js";
+
+const listeners = [];
+let address = null;
+
+/** The current image: a File, or null. */
+export let current = null;
+
+/** Calls `listener` with each new image. */
+export const onImage = (listener) => listeners.push(listener);
+
+function take(file) {
+  if (!file) return;
+  current = file;
+  showProblem(null);
+  if (address) URL.revokeObjectURL(address);
+  address = URL.createObjectURL(file);
+  const thumbnail = byId("thumbnail");
+  thumbnail.onerror = () => (thumbnail.hidden = true); // formats that the service can read and this browser cannot
+  thumbnail.src = address;
+  thumbnail.hidden = false;
+  byId("picker").classList.add("filled");
+  byId("picked").textContent = file.name || "image";
+  byId("picked-note").textContent = "Drop or paste another one at any time.";
+  for (const listener of listeners) listener(file);
+}
+
+function firstImage(transfer) {
+  const file = [...(transfer?.files ?? [])].find((one) => one.type.startsWith("image/"));
+  if (!file && transfer?.files?.length) {
+    showProblem(new Problem("This is not an image."));
+  }
+  return file;
+}
+
+/** Listens for images. */
+export function startImages() {
+  byId("file").addEventListener("change", (event) => {
+    take(event.target.files[0]);
+    event.target.value = ""; // so that the same file can be chosen again
+  });
+  document.addEventListener("paste", (event) => take(firstImage(event.clipboardData)));
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    document.body.classList.add("dragging");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.body.classList.remove("dragging");
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dragging");
+    take(firstImage(event.dataTransfer));
+  });
+  byId("camera").addEventListener("click", () => openCamera().catch(showProblem));
+}
+
+async function openCamera() {
+  const stream = await cameraStream();
+  const [dialog, video] = [byId("camera-dialog"), byId("camera-video")];
+  byId("camera-take").disabled = true;
+  video.onloadeddata = () => (byId("camera-take").disabled = false);
+  video.srcObject = stream;
+  byId("camera-cancel").onclick = () => dialog.close();
+  byId("camera-take").onclick = () => {
+    const still = element("canvas", { width: video.videoWidth, height: video.videoHeight });
+    still.getContext("2d").drawImage(video, 0, 0);
+    still.toBlob((blob) => take(new File([blob], "photo.jpg", { type: "image/jpeg" })), "image/jpeg", 0.95);
+    dialog.close();
+  };
+  dialog.onclose = () => {
+    video.srcObject = null;
+    for (const track of stream.getTracks()) track.stop();
+  };
+  dialog.showModal();
+}
+
+async function cameraStream() {
+  if (!navigator.mediaDevices) {
+    throw new Problem("Browsers give the camera only to pages from this machine or over HTTPS.");
+  }
+  try {
+    return await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch (error) {
+    throw new Problem(
+      error.name === "NotAllowedError"
+        ? "This browser does not let the page use the camera. Allow it in the settings of the page."
+        : "There is no camera that this browser can use.",
+    );
+  }
+}

@@ -1,0 +1,264 @@
+// The view Inspect: what the experts of each layer took of a data set, and the curves and report of the run.
+
+import { curves, loadBars, nested, positionMap, scrolled, shares } from "./charts.js";
+import { byId, element, options } from "./elements.js";
+import { colourOf } from "./overlay.js";
+import { get, showProblem } from "./service.js";
+
+const SOON = 1000; // milliseconds until the next question while the service computes
+const LATER = 2000; // and while a run goes on
+
+let models = [];
+let experts = null;
+let visible = false;
+let round = 0; // a newer one ends the questions of an older one
+
+/** Fills the view for the models of the service. */
+export function startInspect(list) {
+  models = list;
+  options(
+    byId("inspect-model"),
+    models.map(({ name }, number) => [number, name]),
+  );
+  byId("inspect-model-field").hidden = models.length < 2;
+  byId("inspect-model").addEventListener("change", start);
+  byId("inspect-layer").addEventListener("change", showLayer);
+}
+
+/** Asks while the view is shown, and not otherwise. */
+export function showInspect(shown) {
+  visible = shown;
+  if (shown) start();
+  else round += 1;
+}
+
+function start() {
+  const mine = ++round;
+  const number = byId("inspect-model").value;
+  experts = null;
+  byId("inspect-layer-field").hidden = true;
+  byId("inspect-experts").replaceChildren();
+  byId("inspect-run").replaceChildren();
+  if (!models[number].run) {
+    note(
+      "This model is no run folder: there is no data set to look at its experts with, and there are no curves. " +
+        "Serve the folder of a training run to see them.",
+    );
+    return;
+  }
+  note(models[number].sparse ? "The experts are being computed …" : "This model has no experts.");
+  if (models[number].sparse) pollExperts(mine, number);
+  pollRun(mine, number);
+}
+
+function note(words) {
+  byId("inspect-note").textContent = words;
+  byId("inspect-note").hidden = words === "";
+}
+
+const wait = (time) => new Promise((resolve) => setTimeout(resolve, time));
+
+async function pollExperts(mine, model) {
+  try {
+    let got = null;
+    while (!got) {
+      got = await get(`v1/experts?model=${model}`);
+      if (mine !== round) return;
+      if (!got) await wait(SOON);
+    }
+    experts = got;
+    note("");
+    options(
+      byId("inspect-layer"),
+      experts.layers.map(({ name }, number) => [number, name]),
+    );
+    byId("inspect-layer-field").hidden = false;
+    showLayer();
+  } catch (error) {
+    if (mine !== round) return;
+    if (error.code === "no_data") note(error.message);
+    else showProblem(error);
+  }
+}
+
+function showLayer() {
+  const number = Number(byId("inspect-layer").value);
+  const layer = experts.layers[number];
+  const next = experts.layers[number + 1];
+  const names = layer.load.map((_, expert) => `Expert ${expert}`);
+  byId("inspect-experts").replaceChildren(
+    element(
+      "div",
+      { class: "columns" },
+      card(
+        "Load",
+        `Share of the choices of ${experts.images} validation images that each expert got.`,
+        loadBars(layer.load, layer.dead),
+        deadInWords(layer.dead),
+      ),
+      card(
+        "Class or position",
+        "What a patch's expert tells of its image's class, and of its place: mutual information in bits. " +
+          "By chance: the same with shuffled labels.",
+        information(number),
+      ),
+    ),
+    card(
+      "Classes",
+      "To which expert the patches of each class go, in per cent.",
+      shares("expert \\ class", names, experts.classes, layer.by_class),
+    ),
+    card("Experts", "Where in the image an expert's patches are, and those that it takes most surely.", gallery(layer)),
+    next
+      ? card(
+          "Across layers",
+          `From which experts of ${layer.name} (rows) the patches of each expert of ${next.name} (columns) come, ` +
+            "in per cent.",
+          together(layer, next),
+        )
+      : "",
+  );
+}
+
+function card(title, words, ...children) {
+  return element(
+    "section",
+    { class: "card", "aria-label": title },
+    element("h2", {}, title),
+    element("p", { class: "quiet small" }, words),
+    ...children,
+  );
+}
+
+function deadInWords(dead) {
+  if (dead.length === 0) return element("p", { class: "small" }, "No expert is dead.");
+  const names = dead.join(", ");
+  return element(
+    "p",
+    { class: "verdict differs" },
+    dead.length > 1
+      ? `Experts ${names} are dead: no patch goes there.`
+      : `Expert ${names} is dead: no patch goes there.`,
+  );
+}
+
+/** Mutual information of all layers; the chosen one stands out. */
+function information(chosen) {
+  const head = ["layer", "class", "by chance", "position", "by chance"].map((name) =>
+    element("th", { scope: "col" }, name),
+  );
+  const rows = experts.layers.map(({ name, mutual_information: bits }, number) => {
+    const cell = (what, look) => element("td", { class: look }, bits[what].toFixed(3));
+    return element(
+      "tr",
+      { class: number === chosen ? "current" : null },
+      element("th", { scope: "row" }, name),
+      cell("class"),
+      cell("class_shuffled", "chance"),
+      cell("position"),
+      cell("position_shuffled", "chance"),
+    );
+  });
+  const table = element(
+    "table",
+    { class: "plain" },
+    element("thead", {}, element("tr", {}, head)),
+    element("tbody", {}, rows),
+  );
+  return scrolled("mutual information by layer", table);
+}
+
+function gallery(layer) {
+  return element(
+    "div",
+    { class: "gallery" },
+    layer.load.map((_, expert) => {
+      const images = layer.gallery[expert] ?? [];
+      const patches = images.map((source, place) =>
+        element("img", { src: source, alt: `Patch ${place + 1} of expert ${expert}`, loading: "lazy" }),
+      );
+      return element(
+        "article",
+        { class: "expert", "--colour": colourOf(expert) },
+        element("h3", {}, element("span", { class: "swatch" }), `Expert ${expert}`),
+        positionMap(layer.by_position[expert], `Where the patches of expert ${expert} are`),
+        patches.length
+          ? element("div", { class: "patches" }, patches)
+          : element("p", { class: "quiet small" }, "It takes no patch."),
+      );
+    }),
+  );
+}
+
+function together(layer, next) {
+  const columns = next.load.map((_, expert) => String(expert));
+  return shares(
+    `${layer.name} \\ ${next.name}`,
+    layer.load.map((_, expert) => String(expert)),
+    columns,
+    layer.together,
+  );
+}
+
+async function pollRun(mine, model) {
+  const place = byId("inspect-run");
+  for (;;) {
+    try {
+      const run = await get(`v1/run?model=${model}`);
+      if (mine !== round) return;
+      showRun(place, run);
+      if (run.finished) return;
+    } catch (error) {
+      if (mine === round) showProblem(error);
+      return;
+    }
+    await wait(LATER);
+    if (mine !== round || !visible) return;
+  }
+}
+
+function showRun(place, run) {
+  const done = Math.max(0, ...run.metrics.map(({ step }) => step));
+  const state = run.finished ? `Finished after ${done} steps.` : `Running: step ${done} of ${run.steps}.`;
+  const charts = grouped(run.metrics).map(([title, series]) => curves(title, series));
+  const open = place.querySelector("details")?.open;
+  place.replaceChildren(
+    card(
+      "Run",
+      state,
+      charts.length ? element("div", { class: "columns" }, charts) : element("p", {}, "No metrics are logged yet."),
+    ),
+    run.report ? element("details", { class: "card", open }, element("summary", {}, "Report"), report(run.report)) : "",
+  );
+}
+
+const ESCAPED = { "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&amp;": "&" };
+
+/** The report, which the service escapes for HTML; here it goes in as text. */
+function report(escaped) {
+  const text = escaped.replace(/&(lt|gt|quot|#x27|amp);/g, (entity) => ESCAPED[entity]);
+  try {
+    return nested(JSON.parse(text));
+  } catch {
+    return element("pre", { tabindex: 0, "aria-label": "Report" }, text);
+  }
+}
+
+/** The curves of metrics.jsonl: losses together, what lies between 0 and 1 together, and each other number alone. */
+function grouped(metrics) {
+  const series = new Map();
+  for (const { step, ...values } of metrics) {
+    for (const [name, value] of Object.entries(values)) {
+      if (typeof value !== "number") continue;
+      if (!series.has(name)) series.set(name, { name, points: [] });
+      series.get(name).points.push([step, value]);
+    }
+  }
+  const groups = new Map();
+  for (const one of series.values()) {
+    const share = one.points.every(([, value]) => value >= 0 && value <= 1);
+    const title = one.name.includes("loss") ? "Loss" : share ? "Scores" : one.name;
+    groups.set(title, [...(groups.get(title) ?? []), one]);
+  }
+  return [...groups];
+}

@@ -1,0 +1,71 @@
+// Starts the page: asks which models there are, and shows the view that the address names.
+
+import { showCompare, startCompare } from "./compare.js";
+import { byId, element } from "./elements.js";
+import { startImages } from "./images.js";
+import { showInspect, startInspect } from "./inspect.js";
+import { get, hasToken, showProblem } from "./service.js";
+import { startTry } from "./try.js";
+
+const VIEWS = ["try", "compare", "inspect"];
+
+function named() {
+  const name = location.hash.slice(1);
+  return VIEWS.includes(name) ? name : VIEWS[0];
+}
+
+function show() {
+  const name = named();
+  for (const view of VIEWS) {
+    const tab = byId(`tab-${view}`);
+    tab.setAttribute("aria-selected", String(view === name));
+    tab.tabIndex = view === name ? 0 : -1;
+    byId(view).hidden = view !== name;
+  }
+  byId("picker").hidden = name === "inspect";
+  showProblem(null);
+  showCompare(name === "compare");
+  showInspect(name === "inspect");
+}
+
+function startTabs() {
+  for (const view of VIEWS) byId(`tab-${view}`).addEventListener("click", () => (location.hash = view));
+  byId("tab-try").parentElement.addEventListener("keydown", (event) => {
+    const here = VIEWS.indexOf(named());
+    const next = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: VIEWS.length - 1 }[event.key];
+    if (next === undefined) return;
+    event.preventDefault();
+    const view = VIEWS[(next + VIEWS.length) % VIEWS.length];
+    location.hash = view;
+    byId(`tab-${view}`).focus();
+  });
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address names the view
+    byId("main").focus();
+  });
+  addEventListener("hashchange", show);
+}
+
+function about({ name, task, classes, input_size: [, height, width] }) {
+  return `${name}: ${task}, ${classes.length} classes, ${height} × ${width} pixels`;
+}
+
+async function start() {
+  try {
+    const { models } = await get("v1/model");
+    byId("about").replaceChildren(...models.map((model) => element("p", {}, about(model))));
+    document.title = `${models[0].name} – vismoe`;
+    byId("interface").hidden = hasToken(); // a link cannot carry the token
+    startImages();
+    startTry(models);
+    startCompare(models);
+    startInspect(models);
+    startTabs();
+    show();
+  } catch (error) {
+    byId("about").replaceChildren();
+    showProblem(error);
+  }
+}
+
+start();

@@ -1,0 +1,297 @@
+// The view Try: one image, its answer, which expert takes which patch, and what another capacity changes.
+
+import { answerList, asked, inWords, LEAST_SCORE, surely } from "./answers.js";
+import { byId, element, facts, median, milliseconds, options, percent } from "./elements.js";
+import { current, onImage } from "./images.js";
+import { colourOf, decoded, drawBoxes, drawExperts, drawImage, drawMap, patches } from "./overlay.js";
+import { postImage, showProblem } from "./service.js";
+
+const WAIT = 100; // milliseconds without a move of the slider before the service is asked
+const SCORES = [0, 0.1, LEAST_SCORE, 0.5, 0.7];
+const ROUNDS = 5; // one time says little, and the first of a model is often long
+
+let models = [];
+let answer = null; // of /v1/explain, for the capacity of the slider
+let own = null; // of /v1/explain, for the model's own capacity; the same object as `answer` there
+let image = null; // as the network sees it
+let upload = null; // as it was chosen; only for boxes
+let capacity = null;
+let times = new Map(); // by capacity: milliseconds of each answer for this image
+let only = null;
+let cursor = null;
+let call = null;
+let timer = null;
+
+/** Fills the view for the models of the service. */
+export function startTry(list) {
+  models = list;
+  options(
+    byId("try-model"),
+    models.map(({ name }, number) => [number, name]),
+  );
+  byId("try-model-field").hidden = models.length < 2;
+  byId("try-model").addEventListener("change", () => {
+    byId("try-view").replaceChildren(); // another model has other views and layers
+    byId("try-layer").replaceChildren();
+    start();
+  });
+  options(
+    byId("try-score"),
+    SCORES.map((score) => [score, score ? `from ${percent(score)}` : "all"]),
+  );
+  byId("try-score").value = LEAST_SCORE;
+  byId("try-score").addEventListener("change", show);
+  byId("try-view").addEventListener("change", show);
+  byId("try-layer").addEventListener("change", () => {
+    only = null;
+    cursor = null;
+    show();
+  });
+  byId("capacity").addEventListener("input", () => setCapacity(Number(byId("capacity").value)));
+  byId("capacity-own").addEventListener("click", () => setCapacity(null));
+  startCursor();
+  onImage(start);
+}
+
+const model = () => models[Number(byId("try-model").value)];
+const certain = (got) => surely(got.predictions, Number(byId("try-score").value));
+const layer = () => answer?.layers[Number(byId("try-layer").value)];
+
+/** Asks anew, for a new image or another model. */
+function start() {
+  if (!current) return;
+  answer = own = image = upload = only = cursor = capacity = null;
+  times = new Map();
+  showCapacity();
+  ask();
+}
+
+function setCapacity(value) {
+  capacity = value;
+  showCapacity();
+  call?.abort();
+  clearTimeout(timer);
+  timer = setTimeout(ask, WAIT);
+}
+
+function showCapacity() {
+  const words = capacity === null ? "as the model has it" : `${capacity.toFixed(2)}×`;
+  byId("capacity-value").textContent = words;
+  byId("capacity").setAttribute("aria-valuetext", words);
+  byId("capacity-own").disabled = capacity === null;
+  if (capacity === null) byId("capacity").value = 1;
+}
+
+async function ask() {
+  clearTimeout(timer);
+  call?.abort();
+  call = new AbortController();
+  const { signal } = call;
+  byId("try-result").classList.add("waiting");
+  try {
+    const got = await explained(capacity, signal);
+    const seen = await decoded(got.image);
+    if (got.predictions[0]?.box) upload ??= await decoded(byId("thumbnail").src).catch(() => null);
+    if (signal.aborted) return;
+    [answer, image] = [got, seen];
+    if (capacity === null) own = got;
+    showProblem(null);
+    show();
+    byId("try-result").classList.remove("waiting");
+    await measure(signal);
+  } catch (error) {
+    if (!signal.aborted) showProblem(error);
+  } finally {
+    if (!signal.aborted) byId("try-result").classList.remove("waiting");
+  }
+}
+
+async function explained(factor, signal) {
+  const fields = { model: byId("try-model").value, topk: asked(model()), capacity: factor };
+  const got = await postImage("v1/explain", current, fields, signal);
+  if (!signal.aborted) times.set(factor, [...(times.get(factor) ?? []), got.milliseconds]);
+  return got;
+}
+
+/**
+ * Asks for the same again, in turn at the model's own capacity and at that of the slider: times are compared with those
+ * of the same seconds, because other programs slow a machine down, too.
+ */
+async function measure(signal) {
+  const wanted = capacity === null ? [null] : [null, capacity];
+  for (const one of wanted) times.set(one, times.get(one)?.slice(-1) ?? []);
+  for (let round = 1; round <= ROUNDS; round++) {
+    for (const one of wanted) {
+      if (times.get(one).length >= round) continue;
+      const got = await explained(one, signal);
+      if (signal.aborted) return;
+      if (one === null) own ??= got;
+      showCost();
+    }
+  }
+}
+
+function show() {
+  byId("try-empty").hidden = true;
+  byId("try-result").hidden = false;
+  options(byId("try-view"), views());
+  options(
+    byId("try-layer"),
+    answer.layers.map(({ name, experts }, number) => [number, `${name} (${experts} experts)`]),
+  );
+  byId("capacity-card").hidden = !model().capacity;
+  showAnswer();
+  showStage();
+}
+
+function views() {
+  const found = [];
+  if (upload) found.push(["boxes", "found objects"]);
+  if (answer.layers.length) found.push(["experts", "experts"]);
+  if (answer.rollout) found.push(["attention", "attention"]);
+  return [...found, ["image", "the image alone"]];
+}
+
+function showAnswer() {
+  byId("try-answer").replaceChildren(answerList(certain(answer)));
+  const cost = showCost();
+  byId("try-status").textContent = `Answer: ${inWords(certain(answer))}. ${cost}`;
+}
+
+/** Shows what the answer costs, beside the model's own capacity; returns it in words. */
+function showCost() {
+  const time = median(times.get(capacity));
+  const rows = [[`Time, median of ${times.get(capacity).length}`, milliseconds(time)]];
+  let verdict = "";
+  if (answer.layers.length) rows.push(["Choices kept", percent(answer.kept, 1)]);
+  if (capacity !== null && own) {
+    const before = median(times.get(null));
+    const less = 1 - time / before;
+    rows.push(["As the model has it", milliseconds(before)]);
+    rows.push(["Difference", `${percent(Math.abs(less))} ${less < 0 ? "more" : "less"} time`]);
+    const [now, first] = [inWords(certain(answer)), inWords(certain(own))];
+    verdict = now === first ? "The answer is the same." : `The answer changed: ${first} → ${now}`;
+    byId("changed").classList.toggle("differs", now !== first);
+  }
+  facts(byId("cost"), rows);
+  byId("changed").textContent = verdict;
+  return `${rows.map(([term, value]) => `${term}: ${value}`).join(", ")}. ${verdict}`;
+}
+
+function showStage() {
+  const view = byId("try-view").value;
+  const experts = view === "experts";
+  byId("try-layer-field").hidden = !experts;
+  byId("try-score-field").hidden = !upload;
+  byId("experts").hidden = !experts;
+  byId("patch").hidden = !experts;
+  const canvas = byId("overlay");
+  canvas.tabIndex = experts ? 0 : -1;
+  byId("legend").textContent = legend(view);
+  if (view === "boxes") drawBoxes(canvas, upload, certain(answer), model().classes);
+  else if (view === "attention") drawMap(canvas, image, answer.rollout);
+  else if (view === "image") drawImage(canvas, image);
+  else {
+    drawExperts(canvas, image, layer(), only, cursor);
+    showChips();
+    showPatch();
+  }
+}
+
+function legend(view) {
+  const words = answer.layers.length ? [] : ["This model has no experts: every patch goes through the same MLPs."];
+  if (view === "experts") words.push("Colour: expert. Strength: gate. Hatched: dropped, no expert had room.");
+  if (view === "attention") words.push("Attention rollout: the brighter a patch, the more of it reaches the answer.");
+  return words.join(" ");
+}
+
+function showChips() {
+  const counts = new Array(layer().experts).fill(0);
+  let dropped = 0;
+  for (const { taken, lost } of patches(layer())) {
+    for (const { expert } of taken) counts[expert] += 1;
+    dropped += lost;
+  }
+  const chips = byId("experts");
+  const focused = [...chips.children].indexOf(document.activeElement);
+  chips.replaceChildren(
+    chip(null),
+    ...counts.map((count, expert) => chip(expert, count)),
+    element("span", { class: "chip still" }, element("span", { class: "swatch hatched" }), `dropped ${dropped}`),
+  );
+  if (focused >= 0) chips.children[focused]?.focus();
+}
+
+function chip(expert, count) {
+  const words = expert === null ? "All experts" : `Expert ${expert}: ${count} patches`;
+  const content = [element("span", { class: "unseen" }, words)];
+  if (expert === null) content.push(element("span", { "aria-hidden": "true" }, "All"));
+  else {
+    content.push(
+      element("span", { class: "swatch" }),
+      element("span", { "aria-hidden": "true" }, expert),
+      element("span", { class: "quiet", "aria-hidden": "true" }, count),
+    );
+  }
+  const press = () => {
+    only = only === expert ? null : expert;
+    showStage();
+  };
+  const pressed = String(only === expert);
+  return element(
+    "button",
+    {
+      type: "button",
+      class: "chip",
+      "aria-pressed": pressed,
+      "--colour": expert === null ? null : colourOf(expert),
+      onclick: press,
+    },
+    content,
+  );
+}
+
+function showPatch() {
+  byId("patch").textContent = cursor ? patchInWords(...cursor) : "Point at a patch to see its expert.";
+}
+
+function patchInWords(row, column) {
+  const { taken, lost } = patches(layer()).find((patch) => patch.row === row && patch.column === column);
+  const words = taken.map(({ expert, weight }) => `expert ${expert} (gate ${weight.toFixed(2)})`);
+  if (lost) words.push(taken.length ? `${lost} dropped` : "dropped: no expert had room");
+  return `Row ${row + 1}, column ${column + 1}: ${words.join(", ")}`;
+}
+
+/** The patch under the pointer, or the one to which the arrow keys went. */
+function startCursor() {
+  const canvas = byId("overlay");
+  const move = (row, column) => {
+    if (!layer() || byId("try-view").value !== "experts") return;
+    const [rows, columns] = layer().grid;
+    const next = [Math.min(Math.max(row, 0), rows - 1), Math.min(Math.max(column, 0), columns - 1)];
+    if (cursor && next[0] === cursor[0] && next[1] === cursor[1]) return;
+    cursor = next;
+    showStageLightly();
+  };
+  canvas.addEventListener("pointermove", (event) => {
+    if (!layer()) return;
+    const place = canvas.getBoundingClientRect();
+    const [rows, columns] = layer().grid;
+    move(
+      Math.floor(((event.clientY - place.top) / place.height) * rows),
+      Math.floor(((event.clientX - place.left) / place.width) * columns),
+    );
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    if (cursor) move(cursor[0] + step[0], cursor[1] + step[1]);
+    else move(0, 0);
+  });
+}
+
+function showStageLightly() {
+  drawExperts(byId("overlay"), image, layer(), only, cursor);
+  showPatch();
+}

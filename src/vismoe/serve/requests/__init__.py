@@ -1,0 +1,1 @@
+"""Requests before they reach a model: limits, security, errors, logs and metrics."""

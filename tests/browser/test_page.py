@@ -1,0 +1,150 @@
+"""pytest -m browser tests/browser/test_page.py: what all views share: keys, screen readers, phones, errors, token."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import TOKEN, Service
+
+VIEWS = ("try", "compare", "inspect")
+
+
+def shown(page: Any) -> list[str]:
+    return [view for view in VIEWS if page.locator(f"#{view}").is_visible()]
+
+
+def fill(page: Any, photo: Path) -> None:
+    """All views with content."""
+    page.set_input_files("#file", photo)
+    page.wait_for_selector("#try-result:not([hidden]):not(.waiting)")
+
+
+def settled(page: Any, view: str) -> None:
+    page.click(f"#tab-{view}")
+    if view == "compare":
+        page.wait_for_function("() => document.querySelector('#compare-verdict').textContent !== ''")
+    if view == "inspect":
+        page.wait_for_selector("#inspect-experts .gallery", timeout=60_000)
+        page.wait_for_selector("svg.curves")
+        page.click("summary")
+
+
+def test_tabs_by_keyboard_and_address(page: Any, service: Service) -> None:
+    page.wait_for_selector("#try:not([hidden])")
+    page.locator("#tab-try").focus()
+    for key, view in (("ArrowRight", "compare"), ("End", "inspect"), ("ArrowRight", "try"), ("ArrowLeft", "inspect")):
+        page.keyboard.press(key)
+        page.wait_for_function("(view) => location.hash === `#${view}`", arg=view)
+        assert shown(page) == [view]
+        assert page.evaluate("document.activeElement.id") == f"tab-{view}"
+        assert page.locator("[role=tab][aria-selected=true]").get_attribute("id") == f"tab-{view}"
+    page.goto(f"{service.address}/#compare")
+    assert shown(page) == ["compare"]
+    page.go_back()
+    page.wait_for_selector("#inspect:not([hidden])")
+
+
+def test_all_is_reached_with_the_tab_key(page: Any, photo: Path) -> None:
+    fill(page, photo)
+    page.locator("#tab-try").focus()
+    reached = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        here = page.evaluate("document.activeElement.id || document.activeElement.className")
+        reached.append(here)
+        if here:
+            outline = page.evaluate(
+                """() => {
+                    const here = document.activeElement;
+                    const shown = here.id === "file" ? document.querySelector("label[for=file]") : here;
+                    return getComputedStyle(shown).outlineStyle;
+                }"""
+            )
+            assert outline == "solid", here
+    for name in ("file", "camera", "try-model", "try-view", "try-layer", "overlay", "chip", "capacity"):
+        assert name in reached
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(open_page: Callable[..., Any], service: Service, photo: Path, scheme: str) -> None:
+    """axe-core, from the file that VISMOE_AXE names (make test-browser gets it)."""
+    axe = os.environ.get("VISMOE_AXE")
+    if not axe:
+        pytest.skip("VISMOE_AXE does not name axe.min.js: make test-browser gets it")
+    page = open_page(service.address, color_scheme=scheme, bypass_csp=True)
+    fill(page, photo)
+    for view in VIEWS:
+        settled(page, view)
+        page.evaluate(Path(axe).read_text())
+        found = page.evaluate("axe.run()")
+        assert len(found["passes"]) > 15
+        serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+        assert not serious, [(one["id"], one["nodes"][0]["html"]) for one in serious]
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(
+    open_page: Callable[..., Any], service: Service, photo: Path
+) -> None:
+    page = open_page(service.address, viewport={"width": 360, "height": 740}, has_touch=True)
+    fill(page, photo)
+    for view in VIEWS:
+        settled(page, view)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        edges = page.evaluate(
+            "[...document.querySelectorAll('button, select, canvas, .card')].filter((one) => one.offsetWidth)"
+            ".map((one) => one.getBoundingClientRect().right)"
+        )
+        assert max(edges) <= 360
+
+
+def test_what_the_service_refuses_is_said_in_words(
+    open_page: Callable[..., Any], service: Service, tmp_path: Path, photo: Path
+) -> None:
+    page = open_page(service.address, expect="Failed to load resource")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image at all")
+    page.set_input_files("#file", broken)
+    page.wait_for_selector("#problem:not([hidden])")
+    message = page.locator("#problem").inner_text()
+    assert "image" in message
+    assert "{" not in message
+    assert page.locator("#problem").get_attribute("role") == "alert"
+    fill(page, photo)
+    assert page.locator("#problem").is_hidden()
+
+
+def test_a_service_that_does_not_answer_is_said_in_words(
+    open_page: Callable[..., Any], service: Service, photo: Path
+) -> None:
+    page = open_page(service.address, expect="Failed to load resource")
+    page.wait_for_selector("#try:not([hidden])")
+    page.route("**/v1/**", lambda route: route.abort())
+    page.set_input_files("#file", photo)
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "does not answer" in page.locator("#problem").inner_text()
+
+
+def test_a_token_is_asked_for_once(
+    open_page: Callable[..., Any], serve: Callable[..., str], service: Service, tmp_path: Path, photo: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    page = open_page(serve(service.sparse, "--token-file", file), expect="Failed to load resource")
+    page.wait_for_selector("#token-dialog[open]")
+    page.keyboard.type("a wrong token")
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.querySelector('#token-note').innerText.includes('did not accept')")
+    page.wait_for_selector("#token-dialog[open]")
+    page.keyboard.type(TOKEN)
+    page.keyboard.press("Enter")
+    fill(page, photo)
+    page.click("#tab-inspect")
+    page.wait_for_selector("svg.curves")
+    page.reload()
+    page.wait_for_selector("#inspect:not([hidden])")
+    page.wait_for_selector("svg.curves")
+    assert page.locator("#token-dialog").is_hidden()
+    assert TOKEN not in page.url
