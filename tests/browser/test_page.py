@@ -122,6 +122,18 @@ def test_a_service_that_does_not_answer_is_said_in_words(
     assert "does not answer" in page.locator("#problem").inner_text()
 
 
+def test_an_image_chosen_before_the_service_has_answered_is_not_lost(
+    open_page: Callable[..., Any], service: Service, photo: Path
+) -> None:
+    page = open_page(service.address)
+    page.route("**/v1/model", lambda route: (page.wait_for_timeout(700), route.continue_()))
+    page.reload(wait_until="commit")
+    page.wait_for_selector("#file", state="attached")
+    page.wait_for_timeout(300)
+    assert page.locator("#about").inner_text() == "Loading …"
+    fill(page, photo)
+
+
 def test_a_token_is_asked_for_once(
     open_page: Callable[..., Any], serve: Callable[..., str], service: Service, tmp_path: Path, photo: Path
 ) -> None:

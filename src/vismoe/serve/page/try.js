@@ -51,6 +51,7 @@ export function startTry(list) {
   byId("capacity-own").addEventListener("click", () => setCapacity(null));
   startCursor();
   onImage(start);
+  start();
 }
 
 const model = () => models[Number(byId("try-model").value)];
