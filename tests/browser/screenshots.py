@@ -32,7 +32,7 @@ def main(address: str, image: str) -> None:
         page.select_option("#try-layer", str(page.locator("#try-layer option").count() - 1))
         page.locator("#capacity").evaluate("(slider) => (slider.value = 1.5)")
         page.locator("#capacity").dispatch_event("input")
-        page.wait_for_function("() => /median of 5[^]*Difference/.test(document.querySelector('#cost').innerText)")
+        page.wait_for_function("() => /median of 9[^]*Difference/.test(document.querySelector('#cost').innerText)")
         page.wait_for_timeout(500)
         take(page, "try")
         page.click("#tab-compare")

@@ -1,6 +1,5 @@
 """pytest -m browser tests/browser/test_page.py: what all views share: keys, screen readers, phones, errors, token."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,16 +69,12 @@ def test_all_is_reached_with_the_tab_key(page: Any, photo: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(open_page: Callable[..., Any], service: Service, photo: Path, scheme: str) -> None:
-    """axe-core, from the file that VISMOE_AXE names (make test-browser gets it)."""
-    axe = os.environ.get("VISMOE_AXE")
-    if not axe:
-        pytest.skip("VISMOE_AXE does not name axe.min.js: make test-browser gets it")
-    page = open_page(service.address, color_scheme=scheme, bypass_csp=True)
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-browser installs axe").Axe()
+    page = open_page(service.address, color_scheme=scheme, bypass_csp=True)  # axe is put into the page
     fill(page, photo)
     for view in VIEWS:
         settled(page, view)
-        page.evaluate(Path(axe).read_text())
-        found = page.evaluate("axe.run()")
+        found = axe.run(page).response
         assert len(found["passes"]) > 15
         serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
         assert not serious, [(one["id"], one["nodes"][0]["html"]) for one in serious]
@@ -125,6 +120,18 @@ def test_a_service_that_does_not_answer_is_said_in_words(
     page.set_input_files("#file", photo)
     page.wait_for_selector("#problem:not([hidden])")
     assert "does not answer" in page.locator("#problem").inner_text()
+
+
+def test_an_image_chosen_before_the_service_has_answered_is_not_lost(
+    open_page: Callable[..., Any], service: Service, photo: Path
+) -> None:
+    page = open_page(service.address)
+    page.route("**/v1/model", lambda route: (page.wait_for_timeout(700), route.continue_()))
+    page.reload(wait_until="commit")
+    page.wait_for_selector("#file", state="attached")
+    page.wait_for_timeout(300)
+    assert page.locator("#about").inner_text() == "Loading …"
+    fill(page, photo)
 
 
 def test_a_token_is_asked_for_once(

@@ -1,12 +1,11 @@
 // The view Compare: the same image through two models, side by side.
 
 import { answerList, asked, inWords, LEAST_SCORE, surely } from "./answers.js";
-import { amount, byId, element, facts, median, milliseconds, percent } from "./elements.js";
+import { amount, byId, element, facts, less, median, milliseconds } from "./elements.js";
 import { current, onImage } from "./images.js";
 import { postImage, showProblem } from "./service.js";
 
-const ROUNDS = 5; // a single time says little
-const SAME = 0.05; // times that differ by less are about the same
+const ROUNDS = 9; // a single time says little
 
 let models = [];
 let columns = [];
@@ -108,11 +107,8 @@ function showVerdict() {
   }
   const [one, other] = columns;
   const same = one.words === other.words;
-  const less = 1 - median(one.times) / median(other.times);
-  const time =
-    Math.abs(less) < SAME
-      ? "about the same time as"
-      : `${percent(Math.abs(less))} ${less > 0 ? "less" : "more"} time than`;
+  const difference = less(median(one.times), median(other.times));
+  const time = difference ? `${difference} time than` : "about the same time as";
   const answers = same ? `Both answer ${one.words}.` : `They differ: ${one.words}, and ${other.words}.`;
   verdict.textContent = `${answers} ${one.model.name} takes ${time} ${other.model.name}.`;
   verdict.classList.toggle("differs", !same);

@@ -63,3 +63,11 @@ export const median = (numbers) => {
   const middle = sorted.length >> 1;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 };
+
+const SAME = 0.05; // times that differ by less are about the same
+
+/** How much less, or more, a time is than another, in words; null if they are about the same. */
+export function less(time, other) {
+  const share = 1 - time / other;
+  return Math.abs(share) < SAME ? null : `${percent(Math.abs(share))} ${share > 0 ? "less" : "more"}`;
+}

@@ -56,6 +56,7 @@ export function startImages() {
     take(firstImage(event.dataTransfer));
   });
   byId("camera").addEventListener("click", () => openCamera().catch(showProblem));
+  take(byId("file").files[0]); // chosen before this module was there
 }
 
 async function openCamera() {

@@ -51,12 +51,12 @@ function about({ name, task, classes, input_size: [, height, width] }) {
 }
 
 async function start() {
+  startImages(); // one may be chosen before the service has answered
   try {
     const { models } = await get("v1/model");
     byId("about").replaceChildren(...models.map((model) => element("p", {}, about(model))));
     document.title = `${models[0].name} – vismoe`;
     byId("interface").hidden = hasToken(); // a link cannot carry the token
-    startImages();
     startTry(models);
     startCompare(models);
     startInspect(models);

@@ -1,14 +1,14 @@
 // The view Try: one image, its answer, which expert takes which patch, and what another capacity changes.
 
 import { answerList, asked, inWords, LEAST_SCORE, surely } from "./answers.js";
-import { byId, element, facts, median, milliseconds, options, percent } from "./elements.js";
+import { byId, element, facts, less, median, milliseconds, options, percent } from "./elements.js";
 import { current, onImage } from "./images.js";
 import { colourOf, decoded, drawBoxes, drawExperts, drawImage, drawMap, patches } from "./overlay.js";
 import { postImage, showProblem } from "./service.js";
 
 const WAIT = 100; // milliseconds without a move of the slider before the service is asked
 const SCORES = [0, 0.1, LEAST_SCORE, 0.5, 0.7];
-const ROUNDS = 5; // one time says little, and the first of a model is often long
+const ROUNDS = 9; // one time says little, and the first of a model is often long
 
 let models = [];
 let answer = null; // of /v1/explain, for the capacity of the slider
@@ -51,6 +51,7 @@ export function startTry(list) {
   byId("capacity-own").addEventListener("click", () => setCapacity(null));
   startCursor();
   onImage(start);
+  start();
 }
 
 const model = () => models[Number(byId("try-model").value)];
@@ -166,9 +167,8 @@ function showCost() {
   if (answer.layers.length) rows.push(["Choices kept", percent(answer.kept, 1)]);
   if (capacity !== null && own) {
     const before = median(times.get(null));
-    const less = 1 - time / before;
     rows.push(["As the model has it", milliseconds(before)]);
-    rows.push(["Difference", `${percent(Math.abs(less))} ${less < 0 ? "more" : "less"} time`]);
+    rows.push(["Difference", less(time, before) ?? "about the same"]);
     const [now, first] = [inWords(certain(answer)), inWords(certain(own))];
     verdict = now === first ? "The answer is the same." : `The answer changed: ${first} → ${now}`;
     byId("changed").classList.toggle("differs", now !== first);
