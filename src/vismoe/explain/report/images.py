@@ -153,7 +153,9 @@ def _add_parts(page: Page, predictor: Predictor, prepared: Sample, trace: ImageT
     parts = parts_of_answer(predictor, prepared, (grid[0], grid[1]))
     answer = predictor.task.classes[parts.target]
     if parts.patches is None:
-        page.text("The part of each patch in the answer needs captum, which is not installed: pip install 'vismoe[explain]'.")
+        page.text(
+            "The part of each patch in the answer needs captum, which is not installed: pip install 'vismoe[explain]'."
+        )
     if parts.patches is None and not parts.experts:
         return
     page.figure(
