@@ -12,7 +12,7 @@ processes. A step is forward, backward, clipping and AdamW, timed from when all 
 - `ep N`: `vismoe.parallelize` with ep=N.
 
 The time in exchanges is that in which a process sends tokens or waits for them, forward and backward, by PyTorch's
-profiler: the mean of processes. Writes results/distributed_step.csv, and with --figure a picture of one step of two
+profiler: the mean of processes. Writes results/distributed_step.csv, and with --figure a figure of one step of two
 processes that share experts.
 """
 
@@ -227,7 +227,7 @@ def main(
         rounds: Steps of each layout that are timed.
         sizes: Numbers of processes: 1, 2, 4.
         out: The CSV file.
-        figure: A PNG file for the picture of a step; default: none.
+        figure: A PNG file for the figure of a step; default: none.
     """
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:

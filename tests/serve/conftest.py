@@ -65,7 +65,7 @@ def start(models: Models) -> Iterator[Callable[..., TestClient]]:
         def started(used: Models | None = None, **settings: Any) -> TestClient:
             service = Service(models if used is None else used, Settings(**settings))
             client = TestClient(service.application, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
-            client.service = service  # type: ignore[attr-defined]
+            client.service = service
             return stack.enter_context(client)
 
         yield started

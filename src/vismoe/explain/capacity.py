@@ -14,8 +14,8 @@ FIELDS = ("eval_capacity_factor", "capacity_multiple_of", "capacity_rounding", "
 
 
 def capacity_routers(model: nn.Module) -> list[Any]:
-    """The routers whose capacity can be set: those of token choice and of expert choice. A router of whole images drops
-    no token."""
+    """The routers whose capacity can be set: token choice and expert choice. `ImageRouter` has none: it drops no
+    token."""
     routers: list[Any] = [layer.router for layer in model.modules() if isinstance(layer, MoE)]
     return [each for each in routers if hasattr(each, "eval_capacity_factor") and not isinstance(each, ImageRouter)]
 

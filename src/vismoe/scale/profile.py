@@ -122,7 +122,7 @@ class _WatchedExchange(AllToAllExchange):
 
 
 def _one_expert(experts: nn.Module, rows: Rows) -> Tensor:
-    """A product for the meta device, where counts have no values to read. Its activations are those of any product."""
+    """A product for the meta device, where counts have no values. It keeps the activations that any product keeps."""
     answers: Tensor = experts(rows.values, OneExpert(0))
     return answers
 

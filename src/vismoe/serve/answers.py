@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vismoe.data import Batch, Sample
 from vismoe.explain import data_uri, trace_image, using_capacity
 from vismoe.features.features import embed_pixels
-from vismoe.tasks import Prediction
+from vismoe.tasks import ClassPrediction, Prediction
 from vismoe.tasks.detection import BoxPrediction
 
 from .models import Served
@@ -122,8 +122,11 @@ def found(prediction: Prediction, topk: int) -> list[dict[str, Any]]:
             {"label": box.name, "probability": round(box.score, DIGITS), "box": [round(side, 2) for side in box.box]}
             for box in prediction.boxes
         ]
-    classes: Sequence[tuple[str, float]] = prediction.classes  # type: ignore[attr-defined]
-    return [{"label": name, "probability": round(value, DIGITS)} for name, value in classes[:topk]]
+    if not isinstance(prediction, ClassPrediction):
+        raise ServiceError(
+            "not_supported", "the service answers for classifiers and detectors, which this model is not"
+        )
+    return [{"label": name, "probability": round(value, DIGITS)} for name, value in prediction.classes[:topk]]
 
 
 def _prepared(served: Served, content: bytes) -> Sample:

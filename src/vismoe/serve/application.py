@@ -98,10 +98,12 @@ class Service:
 
             decoded = [loop.run_in_executor(self.decoders, prepare, content) for content in contents]
             results = await asyncio.gather(*decoded, return_exceptions=True)
-        failed = [each for each in results if isinstance(each, BaseException)]
-        if failed:
-            raise failed[0]
-        return [await asyncio.wrap_future(each) for each in results]  # type: ignore[arg-type]
+        waiting = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            waiting.append(result)
+        return [await asyncio.wrap_future(each) for each in waiting]
 
     def _api(self) -> FastAPI:
         @asynccontextmanager
@@ -177,7 +179,7 @@ class Service:
             **described(schemas.ExpertsAnswer, "no_data", "bad_value", further={202: schemas.StatusAnswer}),
         )
         async def experts(model: ModelQuery = 0) -> JSONResponse:
-            """What the experts do on images of the run's validation split. 202 while it is computed."""
+            """What the experts do on held-out images of the run. 202 while it is computed."""
             result = self.insight.experts(self.models[model])
             return JSONResponse({"status": "computing"}, 202) if result is None else JSONResponse(result)
 

@@ -99,8 +99,8 @@ def _is_independent(model: nn.Module) -> bool:
 
 
 def _scores(predictor: Predictor, batch: Batch, missing: tuple[Any, int] | None = None) -> Tensor:
-    """Logits (B, K), of an ensemble those of its members' mean probabilities; without one expert of a layer, if it is
-    given."""
+    """Returns logits (B, K). An ensemble's are those of its members' mean probabilities. `missing`: an expert whose
+    outputs are 0."""
 
     def forward(model: nn.Module, batch: Batch) -> Any:
         if missing is None:

@@ -17,8 +17,10 @@ from .page import Page
 
 CAPACITIES = (1.0, 0.5, 0.25)
 """The capacity factors that a report compares."""
-MIN_SCORE, REPEATS = 0.3, 3
-"""Least score of a box that is shown; and number of forward passes of each capacity, of which the fastest is shown."""
+MIN_SCORE = 0.3
+"""Lowest score of a box that is shown."""
+REPEATS = 3
+"""Number of timed forward passes at each capacity. The report shows the fastest."""
 
 
 def add_image(

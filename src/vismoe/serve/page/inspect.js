@@ -92,7 +92,7 @@ function showLayer() {
       { class: "columns" },
       card(
         "Load",
-        `Share of the choices of ${experts.images} validation images that each expert got.`,
+        `Share of the choices of ${experts.images} held-out images that each expert got.`,
         loadBars(layer.load, layer.dead),
         deadInWords(layer.dead),
       ),
