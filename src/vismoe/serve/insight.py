@@ -17,8 +17,7 @@ from .requests.errors import ServiceError
 from .requests.logs import log
 
 MOST_IMAGES = 200
-"""Largest number of held-out images of the run on which the experts are shown: of its test split, or, without one, of its
-validation split."""
+"""Largest number of images of the run on which the experts are shown: of its test split, or its validation split."""
 MOST_LINES = 20_000
 """Lines of the metrics that are sent, at most: of longer runs every second, third, … line."""
 REPORT = "report.json"
