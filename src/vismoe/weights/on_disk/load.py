@@ -103,7 +103,7 @@ def _check_limit(limit: int, model: nn.Module, store: ExpertStore, in_memory: Ma
         raise ValueError(
             f"max_memory={as_text(limit)}: this process has {as_text(process)}, the network without its experts "
             f"{as_text(rest)}, and {LEAST} experts and their conversion {as_text(experts)}; with a margin of "
-            f"{as_text(MARGIN)} that is {as_text(needed)}: give this, and a tenth more for a small batch"
+            f"{as_text(MARGIN)}, give at least {as_text(needed)}, and more for each batch"
         )
 
 
