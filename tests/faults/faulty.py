@@ -40,12 +40,12 @@ def while_writing() -> None:
 
     write, calls = shards.write_shards, []
 
-    def faulty(folder: Any, tensors: Any) -> Any:
+    def faulty(folder: Any, *others: Any) -> Any:
         calls.append(folder)
         if len(calls) == 2 and is_at_fault():
             (folder / "shard-00002-model-00001-of-00001.safetensors").write_bytes(b"half")
             kill()
-        return write(folder, tensors)
+        return write(folder, *others)
 
     shards.write_shards = faulty
 
