@@ -2,9 +2,12 @@
 FROM python:3.11-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY . /source
-# PyTorch's wheels for CPUs: those of the package index bring gigabytes of CUDA.
+# Where to take PyTorch from, such as its index of wheels for CPUs (docs/install.md): others bring gigabytes of CUDA.
+ARG TORCH_INDEX=
 RUN python -m venv /venv \
-    && /venv/bin/pip install --no-cache-dir torch torchvision --index-url https://download.pytorch.org/whl/cpu \
+    && if [ -n "$TORCH_INDEX" ]; then \
+        /venv/bin/pip install --no-cache-dir torch torchvision --index-url "$TORCH_INDEX"; \
+    fi \
     && /venv/bin/pip install --no-cache-dir '/source[serve,export]'
 
 FROM python:3.11-slim
