@@ -185,6 +185,7 @@ def test_padding_and_windows_of_a_detector():
     for layer in (first, last):
         assert torch.equal(layer.mask.view(12, 12), inside)
         assert torch.equal(layer.kept.view(12, 12), inside)
+        assert layer.to_json()["padding"] == (~inside).tolist()
     assert trace.kept == 1
     prepared = predictor.prepare({"image": image})
     with torch.no_grad(), vismoe.record(detector) as routing:

@@ -11,6 +11,8 @@ from vismoe.data import ImageSet
 from vismoe.explain import trace_image
 from vismoe.features import features
 from vismoe.serve import Models, open_served
+from vismoe.tasks import Prediction
+from vismoe.tasks.classification import Classification
 from vismoe.tasks.detection import Detection
 
 from .conftest import IMAGES, NAMES, encoded, files, network, refusal
@@ -133,6 +135,20 @@ def test_damaged_weights_are_not_served(tmp_path):
     torch.nn.init.constant_(model.head.weight, float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         open_served(str(vismoe.save(model, tmp_path / "nan")))
+
+
+def test_a_model_of_another_task_is_not_served(folder, monkeypatch):
+    """It is refused at start, not at the first request."""
+
+    class Other(Prediction):
+        def to_json(self):
+            return {}
+
+        columns = to_json
+
+    monkeypatch.setattr(Classification, "predictions", lambda self, outputs, images, topk: [Other() for _ in images])
+    with pytest.raises(ValueError, match="its task is classification: the service answers for classifiers and"):
+        open_served(str(folder))
 
 
 def test_images_do_not_compete_across_requests(tmp_path):

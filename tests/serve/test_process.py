@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import pytest
 
 import vismoe
+from vismoe.serve.process import MOST_CONNECTIONS
 
 from .conftest import IMAGES, encoded, network
 
@@ -57,6 +59,13 @@ class Process:
         )
         with urllib.request.urlopen(request, timeout=20) as response:
             return [each["probability"] for each in json.load(response)["predictions"][0]]
+
+    def status(self):
+        """The status of a request."""
+        try:
+            return 200 if self.ask() else 0
+        except urllib.error.HTTPError as error:
+            return error.code
 
     def stop(self):
         if self.popen.poll() is None:
@@ -183,3 +192,18 @@ def test_an_answer_does_not_wait_for_an_acknowledgement(start, folder):
         seconds.append(time.perf_counter() - started)
     connection.close()
     assert statistics.median(seconds) < 0.02
+
+
+def test_connections_beyond_the_limit_are_refused(start, folder):
+    """One client that opens connections and sends nothing does not take the service's files; the refusal is JSON."""
+    process = start(folder)
+    idle = [process.connect() for _ in range(MOST_CONNECTIONS)]
+    with process.connect() as further:
+        assert answer(further) == (503, "busy")
+    idle.pop().close()
+    deadline = time.monotonic() + 10
+    while (status := process.status()) != 200:
+        assert status == 503
+        assert time.monotonic() < deadline
+    for connection in idle:
+        connection.close()

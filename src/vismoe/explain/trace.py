@@ -55,7 +55,8 @@ class LayerTrace:
     kept_share: float
 
     def to_json(self) -> dict[str, Any]:
-        """The patches as nested lists, row by row; tokens before the patches are left out."""
+        """The patches as nested lists, row by row; tokens before the patches are left out. `padding` is true where a
+        patch is padding."""
 
         def on_grid(table: Tensor) -> Any:
             return table[self.prefix :].unflatten(0, self.grid).tolist()
@@ -68,6 +69,7 @@ class LayerTrace:
             "expert": on_grid(self.expert),
             "weight": on_grid(self.weight),
             "kept": on_grid(self.kept),
+            "padding": on_grid(~self.mask),
         }
 
 

@@ -122,10 +122,7 @@ def found(prediction: Prediction, topk: int) -> list[dict[str, Any]]:
             {"label": box.name, "probability": round(box.score, DIGITS), "box": [round(side, 2) for side in box.box]}
             for box in prediction.boxes
         ]
-    if not isinstance(prediction, ClassPrediction):
-        raise ServiceError(
-            "not_supported", "the service answers for classifiers and detectors, which this model is not"
-        )
+    assert isinstance(prediction, ClassPrediction)  # open_served accepts no other models
     return [{"label": name, "probability": round(value, DIGITS)} for name, value in prediction.classes[:topk]]
 
 

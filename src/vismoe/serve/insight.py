@@ -1,6 +1,5 @@
 """What the page shows of a run: the experts on its images, computed once in the background, and its curves."""
 
-import html
 import json
 import logging
 import threading
@@ -101,13 +100,13 @@ def run_of(served: Served) -> dict[str, Any]:
         raise ServiceError("no_run", "this model does not come from a run")
     try:
         lines = _lines(run)
-        finished, steps = run.is_finished, run.recipe.steps
+        finished, steps, report = run.is_finished, run.recipe.steps, _report(run)
     except (OSError, ValueError) as error:
         log("a run cannot be read", logging.ERROR, error, model=served.name)
         raise ServiceError("no_run", "the run of this model cannot be read: the service's log says why") from error
     every = -(-len(lines) // MOST_LINES)
     shown = lines if every < 2 else [*lines[:-1:every], lines[-1]]
-    return {"metrics": without_nan(shown), "steps": steps, "finished": finished, "report": _report(run)}
+    return {"metrics": without_nan(shown), "steps": steps, "finished": finished, "report": report}
 
 
 def _lines(run: Run) -> list[dict[str, Any]]:
@@ -123,9 +122,9 @@ def _lines(run: Run) -> list[dict[str, Any]]:
     return lines
 
 
-def _report(run: Run) -> str | None:
-    """The report of a fine-tuned network, else the summary of the run, as escaped text; None before its end."""
+def _report(run: Run) -> Any:
+    """The report of a fine-tuned network, else the summary of the run; None before its end."""
     for name in (REPORT, "summary.json"):
         if (run.path / name).is_file():
-            return html.escape((run.path / name).read_text(encoding="utf-8", errors="replace"))
+            return without_nan(json.loads((run.path / name).read_text(encoding="utf-8")))
     return None

@@ -20,6 +20,7 @@ from vismoe.inference import Predictor
 from vismoe.moe import ExpertChoiceRouter, MoE
 from vismoe.moe.record import layers_of
 from vismoe.parallel import resolve_device
+from vismoe.tasks import ClassPrediction
 from vismoe.tasks.detection import BoxPrediction
 from vismoe.training import Run
 from vismoe.vit import cost
@@ -137,18 +138,21 @@ def _layer(name: str, layer: Any) -> dict[str, Any]:
 
 
 def _try(served: Served) -> None:
-    """Raises ValueError if the answer for a grey image is not finite."""
+    """Raises ValueError if the answer for a grey image is not finite, or of a kind that the service does not have."""
     channels, height, width = served.facts["input_size"]
     sample: Sample = {"image": Image.new(MODES.get(channels, "RGB"), (width, height), 127)}
     predictor = served.predictor
     with torch.no_grad():
         outputs = predictor.run(predictor.collate([predictor.prepare(sample)]))
         (prediction,) = predictor.task.predictions(outputs, ["image"], 1)
-    found = (
-        [box.score for box in prediction.boxes]
-        if isinstance(prediction, BoxPrediction)
-        else getattr(prediction, "probabilities", [])
-    )
+    if isinstance(prediction, BoxPrediction):
+        found = [box.score for box in prediction.boxes]
+    elif isinstance(prediction, ClassPrediction):
+        found = list(prediction.probabilities)
+    else:
+        raise ValueError(
+            f"{served.name}: its task is {predictor.task.name}: the service answers for classifiers and detectors"
+        )
     if not torch.tensor(found, dtype=torch.float64).isfinite().all():
         raise ValueError(f"{served.name}: its answer for a grey image is not finite: the weights are damaged")
 

@@ -21,6 +21,8 @@ from .settings import Settings
 
 KEEP_ALIVE = 10
 """Seconds after which an idle connection is closed."""
+MOST_CONNECTIONS = 512
+"""Number of open connections, at most: half of the files that a process may usually open."""
 
 
 def run_service(service: Service, on_ready: Callable[[str], None]) -> None:
@@ -135,6 +137,9 @@ class TimedProtocol(H11Protocol):
             # asyncio sets it only for sockets with an explicit protocol. Without it, an answer waits up to 40 ms for
             # the client's acknowledgement of its head.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if len(self.connections) > MOST_CONNECTIONS:
+            self._send_error(ServiceError("busy", "too many connections: try again", {"Retry-After": "1"}))
+            return
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -179,7 +184,7 @@ class TimedProtocol(H11Protocol):
 
     def _send_error(self, error: ServiceError) -> None:
         body = json.dumps(error_content(error.code, error.message)).encode()
-        headers = {**HEADERS, "Content-Type": "application/json", "Content-Length": str(len(body))}
+        headers = {**HEADERS, **error.headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
         response = h11.Response(
             status_code=error.status, headers=[*headers.items(), ("Connection", "close")], reason=b"Error"
         )

@@ -228,20 +228,8 @@ function showRun(place, run) {
       state,
       charts.length ? element("div", { class: "columns" }, charts) : element("p", {}, "No metrics are logged yet."),
     ),
-    run.report ? element("details", { class: "card", open }, element("summary", {}, "Report"), report(run.report)) : "",
+    run.report ? element("details", { class: "card", open }, element("summary", {}, "Report"), nested(run.report)) : "",
   );
-}
-
-const ESCAPED = { "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&amp;": "&" };
-
-/** The report, which the service escapes for HTML; here it goes in as text. */
-function report(escaped) {
-  const text = escaped.replace(/&(lt|gt|quot|#x27|amp);/g, (entity) => ESCAPED[entity]);
-  try {
-    return nested(JSON.parse(text));
-  } catch {
-    return element("pre", { tabindex: 0, "aria-label": "Report" }, text);
-  }
 }
 
 /** The curves of metrics.jsonl: losses together, what lies between 0 and 1 together, and each other number alone. */

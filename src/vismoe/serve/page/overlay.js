@@ -66,8 +66,13 @@ function hatch(context, [left, top, width, height]) {
 export function drawExperts(canvas, image, layer, only, cursor) {
   const context = paint(canvas, image);
   fade(context);
-  for (const { row, column, taken } of patches(layer)) {
+  for (const { row, column, taken, padding } of patches(layer)) {
     const [left, top, width, height] = cell(canvas, layer.grid, row, column);
+    if (padding) {
+      context.fillStyle = "rgb(20 20 20)";
+      context.fillRect(left, top, width, height);
+      continue;
+    }
     if (only !== null) {
       const one = taken.find(({ expert }) => expert === only);
       context.fillStyle = one ? colourOf(only) : "rgb(20 20 20)";
@@ -148,6 +153,7 @@ function outline(context, [left, top, width, height]) {
 /**
  * The patches of a layer: row, column, `taken` (the choices that were kept, each an expert and its gate), and `lost`,
  * how many were dropped. Where experts choose patches, and not the other way, only a patch that none has chosen is lost.
+ * `padding`: whether the patch is a margin around the image, which no expert gets.
  */
 export function patches(layer) {
   const expertsChoose = layer.k === layer.experts;
@@ -157,8 +163,10 @@ export function patches(layer) {
       const taken = chosen
         .map((expert, choice) => ({ expert, weight: weights[choice] }))
         .filter(({ expert }) => expert >= 0);
+      const padding = layer.padding[row][column];
+      if (padding) return { row, column, taken: [], lost: 0, padding };
       const lost = expertsChoose ? Number(taken.length === 0) : chosen.length - taken.length;
-      return { row, column, taken, lost };
+      return { row, column, taken, lost, padding };
     }),
   );
 }

@@ -256,7 +256,8 @@ function showPatch() {
 }
 
 function patchInWords(row, column) {
-  const { taken, lost } = patches(layer()).find((patch) => patch.row === row && patch.column === column);
+  const { taken, lost, padding } = patches(layer()).find((patch) => patch.row === row && patch.column === column);
+  if (padding) return `Row ${row + 1}, column ${column + 1}: margin around the image, which no expert gets`;
   const words = taken.map(({ expert, weight }) => `expert ${expert} (gate ${weight.toFixed(2)})`);
   if (lost) words.push(taken.length ? `${lost} dropped` : "dropped: no expert had room");
   return `Row ${row + 1}, column ${column + 1}: ${words.join(", ")}`;

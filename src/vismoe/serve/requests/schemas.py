@@ -103,7 +103,7 @@ class RunAnswer(BaseModel):
     metrics: list[dict[str, Any]]
     steps: int
     finished: bool
-    report: str | None
+    report: dict[str, Any] | None = Field(description="The report of the run; null before its end.")
 
 
 class StatusAnswer(BaseModel):
