@@ -290,6 +290,10 @@ def bad_inputs(run, folder):
         ),
         (["train", "digits", *out, "--shear", "90"], "error: shear=90.0: accepted are at least 0 and below 90"),
         (["train", "digits", *out, "--split-seed", "-1"], "error: split_seed=-1: accepted are 0 to 2^32"),
+        (
+            ["train", "digits", *TINY, "--out", str(folder / "text.png" / "run")],
+            "text.png/run: a part of this path is a file",
+        ),
     ]
 
 

@@ -19,6 +19,15 @@ AFTER_INTERRUPTION = {
 }
 """What is left if a command is interrupted before it can write a checkpoint, and how to continue."""
 
+REASONS: dict[type[OSError], str] = {
+    NotADirectoryError: "a part of this path is a file, not a folder: give another path",
+    FileExistsError: "a file is in the way: give another path, or remove it",
+    FileNotFoundError: "no such file or folder",
+    IsADirectoryError: "a folder, where a file is expected",
+    PermissionError: "no permission: give another path, or change its permissions",
+}
+"""What is wrong with a path, by the operating system's error."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command.
@@ -46,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ModuleNotFoundError as error:
         return _fail(f"this needs {error.name}: pip install 'vismoe[all]'", BAD_INPUT)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        return _fail(_in_words(error), BAD_INPUT)
+    except ValueError as error:
         return _fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         return _fail(f"interrupted: {AFTER_INTERRUPTION.get(command, 'no file is left half-written')}", INTERRUPTED, "")
@@ -57,6 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _fail(str(error), FAILURES[type(error).__name__])
     return 0
+
+
+def _in_words(error: OSError) -> str:
+    """The message of an error; one of the operating system as the path, and what is wrong with it."""
+    if error.errno is None or error.filename is None:
+        return str(error)
+    return f"{error.filename}: {REASONS.get(type(error), error.strerror)}"
 
 
 def _fail(message: str, code: int, kind: str = "error: ") -> int:
