@@ -9,6 +9,7 @@ Writes results/capacity_time.csv.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def main(preset: str = PRESET, batches: tuple[int, ...] = BATCHES, seconds: floa
         model = vismoe.optimize(model, inplace=True)
         for batch in batches:
             sides: dict[str, Side] = {str(factor): (at_capacity(factor), model) for factor in (None, *FACTORS)}
-            found = medians(sides, lambda: torch.randn(batch, *SIZE), seconds)
+            found = medians(sides, partial(torch.randn, batch, *SIZE), seconds)
             for factor in FACTORS:
                 row = {
                     "preset": preset,

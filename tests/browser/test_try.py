@@ -159,8 +159,8 @@ def test_the_slider_asks_again_and_shows_what_was_dropped(page: Any, service: Se
     page.locator("#capacity").focus()
     page.keyboard.press("Home")  # the smallest capacity
     page.wait_for_function("() => document.querySelector('#cost').innerText.includes('Difference')")
-    assert page.locator("#capacity-value").text_content() == "0.25×"
-    trace = own_trace(service, photo, 0.25)
+    assert page.locator("#capacity-value").text_content() == "0.10×"
+    trace = own_trace(service, photo, 0.1)
     assert trace.kept < 0.5
     assert f"{100 * trace.kept:.1f} %" in page.locator("#cost").inner_text()
     dropped = sum(not kept for line in trace.layers[LAYER].to_json()["kept"] for kept in line)
