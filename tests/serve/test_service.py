@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import shutil
 import socket
 import threading
 
@@ -12,9 +13,11 @@ import torch
 from torch import nn
 
 import vismoe
+from vismoe.adapt import open_unfinished
 from vismoe.cli import main
 from vismoe.serve import Models
 from vismoe.serve.requests.logs import JsonFormatter
+from vismoe.training import Run
 
 from .conftest import IMAGES, encoded, files, network, refusal
 
@@ -206,3 +209,66 @@ def test_an_address_in_use(folder, capsys):
         port = str(taken.getsockname()[1])
         assert main(["serve", str(folder), "--port", port]) == 2
     assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
+
+
+def test_a_run_in_training(start, tmp_path):
+    """A run without a model answers with its newest checkpoint, its curves grow, and it is not called finished. After
+    a reload its model answers."""
+    out = tmp_path / "run"
+    recipe = {"steps": 4, "evaluate_every": 2, "checkpoint_every": 2, "schedule": "constant", "batch_size": 16}
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(status):
+        if status.step > 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        vismoe.train("digits", out=out, on_status=stop, **recipe)
+    assert not (out / "model").exists()
+    client = start(Models([str(out)]))
+    assert client.get("/v1/model").json()["models"][0]["step"] == 2
+    run = client.get("/v1/run").json()
+    assert (run["finished"], run["report"], run["metrics"][-1]["step"]) == (False, None, 3)
+    answer = best(client)
+    network, step = open_unfinished(Run(out))
+    assert step == 2
+    (expected,) = vismoe.Predictor(network).predict([IMAGES[0]])
+    assert [each["label"] for each in answer] == expected.names
+    assert [each["probability"] for each in answer] == pytest.approx(expected.probabilities, abs=1e-5)
+
+    vismoe.train("digits", out=out, resume=True, **recipe)
+    assert client.get("/v1/run").json()["finished"]
+    assert client.post("/v1/reload").status_code == 200
+    assert client.get("/v1/model").json()["models"][0]["step"] is None
+    (expected,) = vismoe.Predictor(str(out)).predict([IMAGES[0]])
+    assert [each["probability"] for each in best(client)] == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_a_run_that_goes_on_is_not_finished(start, tmp_path):
+    """The summary of the shorter run does not count."""
+    recipe = {"evaluate_every": 1, "checkpoint_every": 1, "schedule": "constant", "batch_size": 16}
+    vismoe.train("digits", out=tmp_path / "run", steps=1, **recipe)
+    client = start(Models([str(tmp_path / "run")]))
+    seen = []
+    vismoe.train(
+        "digits",
+        out=tmp_path / "run",
+        steps=2,
+        resume=True,
+        on_status=lambda status: seen.append(client.get("/v1/run").json()["finished"]),
+        **recipe,
+    )
+    assert seen
+    assert not any(seen)
+    assert client.get("/v1/run").json()["finished"]
+
+
+def test_a_run_without_a_checkpoint(tmp_path):
+    """It is refused with what to wait for."""
+    vismoe.train("digits", out=tmp_path / "run", steps=1)
+    for name in ("model", "checkpoints"):
+        shutil.rmtree(tmp_path / "run" / name, ignore_errors=True)
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet: wait for its first best evaluation"):
+        Models([str(tmp_path / "run")])

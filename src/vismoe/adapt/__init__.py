@@ -4,5 +4,6 @@ from .finetune import Finetuned, finetune
 from .freezing import freeze
 from .options import Options
 from .run_splits import run_splits, split_of_files
+from .unfinished import open_unfinished
 
-__all__ = ["Finetuned", "Options", "finetune", "freeze", "run_splits", "split_of_files"]
+__all__ = ["Finetuned", "Options", "finetune", "freeze", "open_unfinished", "run_splits", "split_of_files"]

@@ -1,7 +1,7 @@
 """One fine-tuning from a set to a report: what is the same for every task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,6 +20,7 @@ from .experts import is_sparse
 from .options import Options, Trained
 from .reserve_run import withdraw
 from .splits import Splits
+from .unfinished import evaluated_weights
 
 Log = Callable[[str], None]
 R = TypeVar("R")
@@ -188,7 +189,7 @@ class Adaptation(ABC):
         except TrainingStoppedError as error:
             if self.mesh.is_main and (saved := Checkpointer(path / CHECKPOINTS).newest()) is not None:
                 network = load_network(path / INITIAL)  # the one in training may be distributed
-                network.load_state_dict(_evaluated_weights(saved))
+                network.load_state_dict(evaluated_weights(saved))
                 task_for(AUTO, data, self.recipe.to_json()).save(network, path / MODEL)
             raise self._stopped(error.signal, "stopped", "the model at this step") from error
 
@@ -204,12 +205,6 @@ class Adaptation(ABC):
     def _stopped(self, number: int, what: str, model: str) -> TrainingStoppedError:
         text = f"{what}; {self.path / MODEL} is {model}, {self.unfinished}; give the same command again to continue"
         return TrainingStoppedError(number, f"{signal_name(number)}: {text}")
-
-
-def _evaluated_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of the network that is evaluated: the EMA if there is one."""
-    part = "average." if any(name.startswith("average.") for name in checkpoint) else "model."
-    return {name.removeprefix(part): value for name, value in checkpoint.items() if name.startswith(part)}
 
 
 def origin_of(options: Options, part: Trained, network: Any, notes: Sequence[str]) -> str:

@@ -26,10 +26,10 @@ def run_splits(run: Run) -> Data:
 
     **Raises:** ValueError if the splits are not known any more, or not yet.
     """
-    return _open_split(run).for_testing
+    return open_splits(run).for_testing
 
 
-def _open_split(run: Run) -> Data:
+def open_splits(run: Run) -> Data:
     """The data set of a run, with its training, validation and, if the set has one, test split."""
     name, task = run.recipe.data, run.recipe.task
     if run.test_files is not None:
@@ -55,7 +55,7 @@ def split_of_files(run: Run) -> dict[str, str]:
     if run.test_files is not None:
         files: dict[str, str] = run.read(SPLIT)["files"]
         return files
-    data = _open_split(run)
+    data = open_splits(run)
     if data.test is None:
         return dict.fromkeys(data.train_and_val[0].files, "train") | dict.fromkeys(data.val.files, "held-out")
     splits = {"train": data.train_and_val[0], "validation": data.val, "test": data.test}

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vismoe.adapt import open_unfinished
 from vismoe.data import Sample
 from vismoe.detection import Detector
 from vismoe.explain import has_capacity
@@ -24,8 +25,8 @@ from vismoe.tasks import ClassPrediction
 from vismoe.tasks.detection import BoxPrediction
 from vismoe.training import Run
 from vismoe.vit import cost
-from vismoe.weights import data_config, open_source, open_trained, parse_source
-from vismoe.weights.sources import MODEL
+from vismoe.weights import data_config, open_source, open_trained
+from vismoe.weights.sources import LOCAL, MODEL, ONNX
 
 from .requests.errors import ServiceError
 from .requests.logs import log
@@ -68,7 +69,8 @@ def open_served(
 
     **Arguments:**
 
-    - `source`: a run folder, a model folder, an .onnx file, or another name of a trained model.
+    - `source`: a run folder, a model folder, an .onnx file, or another name of a trained model. Of a run that is still
+      in training, or was interrupted, the newest checkpoint is opened.
     - `device`: "auto", "cpu", "cuda", …; default "auto".
     - `dtype`: type of weights and products on a CPU; default "float32".
     - `batch_size`: images per forward pass, at most; default 16.
@@ -76,10 +78,13 @@ def open_served(
 
     **Raises:** FileNotFoundError, ValueError if it cannot be opened, or its answer is not finite.
     """
-    parsed = parse_source(source)
-    is_exported = parsed.kind == "exported"
-    network = open_source(parsed, exported=True) if is_exported else open_trained(parsed)
-    run = Run.of(parsed.name) if parsed.is_local else None
+    path = Path(source.removeprefix(LOCAL))
+    run, step = Run.of(path), None
+    is_exported = path.suffix == ONNX and not path.is_dir()
+    if run is not None and run.path == path and not run.has_model:
+        network, step = open_unfinished(run)
+    else:
+        network = open_source(source, exported=True) if is_exported else open_trained(source)
     channels, height, width = data_config(network)["input_size"]
     with ExitStack() as stack:
         for other in running:  # PyTorch's counter of operations hooks into the modules of all threads
@@ -91,7 +96,7 @@ def open_served(
     layers = layers_of(network)
     predictor = Predictor(network, batch_size=batch_size, optimized=True, dtype=dtype)
     predictor.task.check_model(predictor.model)
-    name = _name(parsed.name if parsed.is_local else source)
+    name = _name(path) if path.exists() else source
     facts = {
         "name": name,
         "task": predictor.task.name,
@@ -105,6 +110,7 @@ def open_served(
         "capacity": has_capacity(network),
         "embedding": not is_exported and not isinstance(network, Detector),
         "run": run is not None and (run.path / "metrics.jsonl").is_file(),
+        "step": step,
     }
     served = Served(name, predictor, facts, run, 1 if competes(network) else None)
     _try(served)
@@ -124,8 +130,7 @@ def competes(model: nn.Module) -> bool:
     )
 
 
-def _name(source: str) -> str:
-    path = Path(source)
+def _name(path: Path) -> str:
     return (path.resolve().parent if path.name == MODEL else path).name
 
 

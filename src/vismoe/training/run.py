@@ -140,10 +140,12 @@ class Run:
         return run
 
     def update_length(self, recipe: Recipe) -> None:
-        """Writes the recipe if the length of the run has changed."""
+        """Writes the recipe if the length of the run has changed. The summary of the shorter run is removed, as the run
+        is not finished any more; its model stays until the end."""
         if self.writes:
             old, new = self.recipe.to_json(), recipe.to_json()
             if any(old[name] != new[name] for name in LENGTH):
+                (self.path / SUMMARY).unlink(missing_ok=True)
                 self.write(RECIPE, new)
 
     @property
