@@ -5,12 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from PIL import Image
 
 import vismoe
 from vismoe.data import ImageSet
 from vismoe.explain import trace_image
 from vismoe.features import features
 from vismoe.serve import Models, open_served
+from vismoe.serve.answers import Embed, Explain, Predict
 from vismoe.tasks import Prediction
 from vismoe.tasks.classification import Classification
 from vismoe.tasks.detection import Detection
@@ -33,6 +35,7 @@ def test_predictions_are_those_of_the_predictor(shared, folder):
     same_as_predictor(as_form["predictions"], folder)
     assert as_form["milliseconds"] > 0
     images = [base64.b64encode(content).decode() for content in CONTENTS]
+    images[0] = f"data:image/png;base64,{images[0]}"  # as a browser has it
     as_json = shared.post("/v1/predict", json={"images": images, "topk": 2}).json()
     same_as_predictor(as_json["predictions"], folder, topk=2)
 
@@ -157,3 +160,10 @@ def test_images_do_not_compete_across_requests(tmp_path):
     model = vismoe.create_model("vmoe_pico_patch2_8_every2_e8", num_classes=3, in_chans=1, eval_capacity_factor=0.5)
     assert open_served(str(vismoe.save(model, tmp_path / "tight"))).largest_batch == 1
     assert open_served(str(vismoe.save(network(), tmp_path / "free"))).largest_batch is None
+
+
+def test_images_wait_as_the_network_sees_them(models):
+    """Not decoded at their own size: 64 large photographs that wait would take gigabytes."""
+    large = encoded(Image.new("L", (3000, 2000)))
+    for work in (Predict(models[0]), Embed(models[0]), Explain(models[0], None, 5)):
+        assert work.prepare(large)["image"].shape == (1, 8, 8)

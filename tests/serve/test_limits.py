@@ -13,7 +13,7 @@ from PIL import Image
 
 from vismoe.serve import Settings
 from vismoe.serve.requests.bodies import BodyLimit
-from vismoe.serve.requests.decoding import MAX_PIXELS, decode_image
+from vismoe.serve.requests.decoding import MAX_PIXELS, MAX_SCANS, START_OF_SCAN, decode_image
 from vismoe.serve.requests.errors import ServiceError
 
 from .conftest import IMAGES, encoded, files, refusal
@@ -87,6 +87,26 @@ def test_bombs_are_refused_by_their_headers():
         with pytest.raises(ServiceError) as caught:
             decode_image(content)
         assert caught.value.code == "bad_image"
+
+
+def scans(number: int) -> bytes:
+    """A progressive JPEG file with so many scans: its last one again and again, each with a few bytes."""
+    content = encoded(Image.new("L", (400, 400)), "JPEG", progressive=True)
+    start = content.rindex(START_OF_SCAN)
+    (length,) = struct.unpack(">H", content[start + 2 : start + 4])
+    head = content[start : start + 2 + length]
+    return content[:-2] + (head + bytes(8)) * (number - content.count(START_OF_SCAN)) + b"\xff\xd9"
+
+
+def test_scans_of_a_jpeg_file_are_counted():
+    """A scan of 18 bytes takes as long as all pixels: 20 MB of them would take hours. What cameras and programs write
+    has about ten."""
+    assert decode_image(scans(MAX_SCANS)).size == (400, 400)
+    with pytest.raises(ServiceError, match="more than 100 scans") as caught:
+        decode_image(scans(MAX_SCANS + 1))
+    assert caught.value.code == "bad_image"
+    noise = Image.effect_noise((700, 700), 90).convert("RGB")  # pixels do not look like the beginning of a scan
+    assert decode_image(encoded(noise, "JPEG", quality=100)).size == (700, 700)
 
 
 def test_images_are_turned_upright():
@@ -276,3 +296,5 @@ def test_heads(shared):
     """A head that arrives at once is limited too; tests/serve/test_process.py sends one in pieces."""
     assert refusal(shared.get("/v1/model", headers={"X-Large": "a" * 40_000})) == (431, "head_too_large")
     assert shared.get("/v1/model", headers={"X-Large": "a" * 20_000}).status_code == 200
+    for address in ("/" + "a" * 40_000, "/v1/run?" + "a" * 40_000):
+        assert refusal(shared.get(address)) == (431, "head_too_large")

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -207,3 +208,19 @@ def test_connections_beyond_the_limit_are_refused(start, folder):
         assert time.monotonic() < deadline
     for connection in idle:
         connection.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the ignored signals from /proc")
+def test_a_hangup_during_the_start_does_not_end_the_service(folder):
+    """SIGHUP loads the models again once there are some; before, it is ignored."""
+    command = [sys.executable, "-m", "vismoe", "serve", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as popen:
+        state = Path(f"/proc/{popen.pid}/status")
+        deadline = time.monotonic() + 60
+        while not int(state.read_text().partition("SigIgn:")[2].split()[0], 16) & 1:  # SIGHUP is number 1
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        popen.send_signal(signal.SIGHUP)
+        assert popen.stdout.readline().startswith("vismoe: ready at")
+        popen.terminate()
+        assert popen.wait(20) == 0

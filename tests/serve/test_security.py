@@ -73,6 +73,7 @@ def test_token(start):
     assert refusal(client.post("/v1/predict", files=files(PNG))) == (401, "unauthorized")
     described = client.get("/openapi.json", headers={"Authorization": f"Bearer {TOKEN}"}).json()
     assert described["security"] == [{"token": []}]
+    assert described["paths"]["/healthz"]["get"]["security"] == []
 
 
 def test_public_addresses_need_a_token():

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from vismoe.data import Batch, Sample
-from vismoe.explain import data_uri, trace_image, using_capacity
+from vismoe.explain import data_uri, using_capacity
+from vismoe.explain.trace import trace_sample
 from vismoe.features.features import embed_pixels
 from vismoe.tasks import ClassPrediction, Prediction
 from vismoe.tasks.detection import BoxPrediction
@@ -95,16 +95,16 @@ class Explain:
     topk: int
     largest: int = 1
 
-    def prepare(self, content: bytes) -> Image.Image:
-        """Decodes an image file."""
-        return decode_image(content)
+    def prepare(self, content: bytes) -> Sample:
+        """Decodes and transforms an image file."""
+        return _prepared(self.served, content)
 
-    def __call__(self, values: Sequence[Image.Image]) -> list[dict[str, Any]]:
-        return [self._explain(image) for image in values]
+    def __call__(self, values: Sequence[Sample]) -> list[dict[str, Any]]:
+        return [self._explain(sample) for sample in values]
 
-    def _explain(self, image: Image.Image) -> dict[str, Any]:
+    def _explain(self, sample: Sample) -> dict[str, Any]:
         try:
-            trace = trace_image(self.served.predictor, image, self.capacity, topk=self.topk, rollout=True)
+            trace = trace_sample(self.served.predictor, sample, capacity=self.capacity, topk=self.topk, rollout=True)
         except ValueError as error:
             raise ServiceError("not_supported", "the experts of this model cannot be shown for this image") from error
         return {

@@ -22,7 +22,7 @@ from .models import Models
 from .pages import docs_page, page_file
 from .requests import schemas
 from .requests.bodies import BodyLimit
-from .requests.description import described, uploads
+from .requests.description import WITHOUT_TOKEN, described, uploads
 from .requests.errors import ServiceError
 from .requests.metrics import Metrics
 from .requests.observed import Observed
@@ -65,7 +65,7 @@ class Service:
         self.is_ready = False
         self.insight.close()
         self.batcher.close()
-        self.decoders.shutdown()
+        self.decoders.shutdown(cancel_futures=True)
 
     async def reload(self) -> None:
         """Opens the models again. **Raises:** ServiceError if that fails; the old ones stay."""
@@ -188,7 +188,9 @@ class Service:
             """The curves of the model's run, and its report."""
             return JSONResponse(await run_in_threadpool(run_of, self.models[model]))
 
-        @api.get("/healthz", **described(schemas.StatusAnswer))
+        @api.get(
+            "/healthz", **described(schemas.StatusAnswer, everywhere=WITHOUT_TOKEN), openapi_extra={"security": []}
+        )
         async def healthz() -> dict[str, str]:
             """Whether the process answers."""
             return {"status": "ok"}

@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Collection
 from importlib.resources import files
 from typing import Any
 
@@ -41,12 +42,15 @@ def docs_page(description: dict[str, Any]) -> HTMLResponse:
     - `description`: the document.
     """
     parts = []
+    operations = [operation for methods in description["paths"].values() for operation in methods.values()]
+    shared = set.intersection(*(set(_codes(operation)) for operation in operations if _codes(operation)))
     for path, methods in description["paths"].items():
         for method, operation in methods.items():
             parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
             parts.append(f"<p>{html.escape(operation.get('description', operation.get('summary', '')))}</p>")
             parts.append(_inputs(operation, description))
-            parts.append(_answers(operation))
+            parts.append(_answer(operation, description))
+            parts.append(_errors(operation, shared))
     title = f"{html.escape(description['info']['title'])}: HTTP API"
     return HTMLResponse(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -54,6 +58,8 @@ def docs_page(description: dict[str, Any]) -> HTMLResponse:
         f'<link rel="stylesheet" href="/page/style.css"></head><body><main><h1>{title}</h1>'
         f"<p>{html.escape(description['info'].get('description', ''))} "
         'The same for programs: <a href="/openapi.json">openapi.json</a>.</p>'
+        f"<p>Every route has these errors: {', '.join(sorted(shared))}. An error is "
+        "<code>{&quot;error&quot;: {&quot;code&quot;: …, &quot;message&quot;: …}}</code>.</p>"
         f"{''.join(parts)}</main></body></html>"
     )
 
@@ -64,9 +70,7 @@ def _inputs(operation: dict[str, Any], description: dict[str, Any]) -> str:
         for each in operation.get("parameters", [])
     ]
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        schema = content["schema"]
-        if "$ref" in schema:
-            schema = description["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        schema = _resolved(content["schema"], description)
         needed = schema.get("required", [])
         fields = "".join(
             f"<li><code>{html.escape(name)}</code>{' (required)' if name in needed else ''}: "
@@ -77,9 +81,36 @@ def _inputs(operation: dict[str, Any], description: dict[str, Any]) -> str:
     return f"<ul>{''.join(rows)}</ul>" if rows else ""
 
 
-def _answers(operation: dict[str, Any]) -> str:
+def _answer(operation: dict[str, Any], description: dict[str, Any]) -> str:
+    """The fields of a successful answer that have a description."""
+    content = operation["responses"]["200"].get("content", {}).get("application/json", {})
+    properties = _resolved(content.get("schema", {}), description).get("properties", {})
     rows = "".join(
-        f"<tr><td>{html.escape(status)}</td><td>{html.escape(answer.get('description', ''))}</td></tr>"
-        for status, answer in operation["responses"].items()
+        f"<li><code>{html.escape(name)}</code>: {html.escape(values['description'])}</li>"
+        for name, values in properties.items()
+        if "description" in values
     )
-    return f"<table><thead><tr><th>status</th><th>meaning</th></tr></thead><tbody>{rows}</tbody></table>"
+    return f"<p>Answer:</p><ul>{rows}</ul>" if rows else ""
+
+
+def _errors(operation: dict[str, Any], shared: Collection[str]) -> str:
+    codes = [code for code in _codes(operation) if code not in shared]
+    return f"<p>Errors: {html.escape(', '.join(codes))}</p>" if codes else ""
+
+
+def _codes(operation: dict[str, Any]) -> list[str]:
+    """The status and codes of each kind of error."""
+    return [
+        f"{status} {code}"
+        for status, answer in operation["responses"].items()
+        if status >= "400"
+        for code in answer["description"].split(", ")
+    ]
+
+
+def _resolved(schema: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
+    """A schema, where it is a reference the one that it refers to."""
+    found: dict[str, Any] = schema
+    if "$ref" in schema:
+        found = description["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return found

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from .settings import Settings
 KEEP_ALIVE = 10
 """Seconds after which an idle connection is closed."""
 MOST_CONNECTIONS = 512
-"""Number of open connections, at most: half of the files that a process may usually open."""
+"""Number of open connections, at most, and at most half of the files that the process may open."""
 
 
 def run_service(service: Service, on_ready: Callable[[str], None]) -> None:
@@ -55,6 +56,7 @@ class _Server(uvicorn.Server):
 
         class Protocol(TimedProtocol):
             seconds = timeout
+            most_connections = _most_connections()
 
         super().__init__(
             uvicorn.Config(
@@ -115,6 +117,16 @@ class _Server(uvicorn.Server):
             log("reload failed", reason=error.message)
 
 
+def _most_connections() -> int:
+    """Number of open connections, at most."""
+    if sys.platform == "win32":
+        return MOST_CONNECTIONS
+    import resource
+
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, files // 2)
+
+
 def _address(settings: Settings, port: int) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{port}"
@@ -128,6 +140,7 @@ class TimedProtocol(H11Protocol):
     """
 
     seconds: float = 30.0
+    most_connections: int = MOST_CONNECTIONS
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -137,7 +150,7 @@ class TimedProtocol(H11Protocol):
             # asyncio sets it only for sockets with an explicit protocol. Without it, an answer waits up to 40 ms for
             # the client's acknowledgement of its head.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > self.most_connections:
             self._send_error(ServiceError("busy", "too many connections: try again", {"Retry-After": "1"}))
             return
         self._watch()

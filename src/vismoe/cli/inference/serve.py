@@ -1,5 +1,6 @@
 """vismoe serve"""
 
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -80,4 +81,6 @@ def serve_model(
 
 
 def main(arguments: list[str]) -> None:
+    if hasattr(signal, "SIGHUP"):  # once the service runs it loads the models again, and must not end it before
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     tyro.cli(serve_model, args=arguments, prog="vismoe serve")

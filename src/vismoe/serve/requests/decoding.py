@@ -21,6 +21,11 @@ FORMATS = {
 with a long history of errors, or none that is needed."""
 MAX_PIXELS = 64_000_000
 """Largest number of pixels of an image: more than cameras of phones save by default, and 200 MB decoded."""
+MAX_SCANS = 100
+"""Largest number of scans of a JPEG file. Progressive ones usually have about ten; a scan of a few bytes may take
+as long to decode as all pixels."""
+START_OF_SCAN = b"\xff\xda"
+"""The marker before a scan. Inside of a scan, the byte 255 is always followed by 0 or by a marker."""
 SINGLE = ("JPEG", "MPO", "BMP")
 """Formats whose further images are never decoded: cameras save JPEG files with a second one as a preview (MPO)."""
 
@@ -42,6 +47,8 @@ def decode_image(content: bytes) -> Image.Image:
     ]
     if not kinds:
         raise ServiceError("not_an_image", f"the content is not an image: accepted are {', '.join(FORMATS)}")
+    if "JPEG" in kinds and content.count(START_OF_SCAN) > MAX_SCANS:
+        raise ServiceError("bad_image", f"the JPEG image has more than {MAX_SCANS} scans: save it again")
     try:
         with Image.open(BytesIO(content), formats=kinds) as image:
             _check(image)

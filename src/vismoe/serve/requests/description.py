@@ -1,6 +1,6 @@
 """What OpenAPI says of the routes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -8,8 +8,10 @@ from pydantic import BaseModel
 from .errors import CODES
 from .schemas import ErrorAnswer, Options
 
-EVERYWHERE = ("unauthorized", "foreign_origin", "unknown_host", "head_too_large", "internal")
-"""Errors of every route."""
+WITHOUT_TOKEN = ("foreign_origin", "unknown_host", "head_too_large", "internal")
+"""Errors of routes that need no token."""
+EVERYWHERE = ("unauthorized", *WITHOUT_TOKEN)
+"""Errors of every other route."""
 OF_UPLOADS = (
     "bad_request",
     "bad_json",
@@ -30,7 +32,10 @@ OF_UPLOADS = (
 
 
 def described(
-    answer: type[BaseModel], *codes: str, further: Mapping[int, type[BaseModel]] | None = None
+    answer: type[BaseModel],
+    *codes: str,
+    further: Mapping[int, type[BaseModel]] | None = None,
+    everywhere: Sequence[str] = EVERYWHERE,
 ) -> dict[str, Any]:
     """Arguments of a route: its answers and errors.
 
@@ -39,9 +44,10 @@ def described(
     - `answer`: the content of a successful answer.
     - `codes`: its errors, beside those of every route.
     - `further`: the contents of other successful answers, by status; default: none.
+    - `everywhere`: errors that the route shares with others; default: those of every route that needs the token.
     """
     by_status: dict[int, list[str]] = {}
-    for code in (*EVERYWHERE, *codes):
+    for code in (*everywhere, *codes):
         by_status.setdefault(CODES[code], []).append(code)
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorAnswer, "description": ", ".join(names)} for status, names in sorted(by_status.items())
@@ -62,8 +68,9 @@ def uploads(answer: type[BaseModel], form: type[Options], json: type[Options] | 
     """
     schema = form.model_json_schema()
     file = {"type": "string", "format": "binary"}
-    image = {"type": "array", "items": file, "minItems": 1, "description": "Image files: JPEG, PNG, WebP, GIF, BMP."}
-    schema["properties"] = {"image": image if json is not None else file} | schema["properties"]
+    several = {"type": "array", "items": file, "minItems": 1, "description": "Image files: JPEG, PNG, WebP, GIF, BMP."}
+    one = file | {"description": "An image file: JPEG, PNG, WebP, GIF, BMP."}
+    schema["properties"] = {"image": one if json is None else several} | schema["properties"]
     schema["required"] = ["image"]
     content: dict[str, Any] = {"multipart/form-data": {"schema": schema}}
     if json is not None:

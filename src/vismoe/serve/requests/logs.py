@@ -25,11 +25,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """Makes the service, uvicorn and warnings log as JSON on stderr."""
+    """Makes the service, uvicorn, asyncio and warnings log as JSON on stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.captureWarnings(True)
-    for name, level in (("vismoe.serve", logging.INFO), ("uvicorn", logging.WARNING), ("py.warnings", logging.WARNING)):
+    levels = {"vismoe.serve": logging.INFO} | dict.fromkeys(("uvicorn", "asyncio", "py.warnings"), logging.WARNING)
+    for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

@@ -25,6 +25,9 @@ Base64Images = Annotated[
 ]
 
 
+IN_SERVICE = "Time of the request in the service, waiting included."
+
+
 class Options(BaseModel):
     """Options of a request."""
 
@@ -68,24 +71,30 @@ class Found(BaseModel):
 
 
 class PredictAnswer(BaseModel):
-    predictions: list[list[Found]]
-    milliseconds: float
+    predictions: list[list[Found]] = Field(description="For each image its classes or objects, most probable first.")
+    milliseconds: float = Field(description=IN_SERVICE)
 
 
 class EmbedAnswer(BaseModel):
-    embeddings: list[list[float]]
-    milliseconds: float
+    embeddings: list[list[float]] = Field(description="For each image its features.")
+    milliseconds: float = Field(description=IN_SERVICE)
 
 
 class ExplainAnswer(BaseModel):
-    predictions: list[Found]
-    milliseconds: float
-    width: int
-    height: int
+    predictions: list[Found] = Field(description="Classes or objects, most probable first.")
+    milliseconds: float = Field(description="Time of the forward pass.")
+    width: int = Field(description="Width of the image as the network sees it.")
+    height: int = Field(description="Its height.")
     image: str = Field(description="The image as the network sees it, as a data URI.")
-    kept: float = Field(description="Share of the tokens' choices that were kept.")
-    layers: list[dict[str, Any]]
-    rollout: list[list[float]] | None
+    kept: float = Field(description="Share of the tokens' choices that were kept, 0 to 1.")
+    layers: list[dict[str, Any]] = Field(
+        description="For each sparse layer its name, the number of experts, k (choices of each patch), grid (rows and "
+        "columns of patches), and row by row for each patch: expert (its experts, best first; -1: dropped), weight "
+        "(gates of their outputs), kept (whether an expert has it), padding (whether it is a margin)."
+    )
+    rollout: list[list[float]] | None = Field(
+        description="Attention rollout: for each patch how much of it reaches the answer; null where it is not known."
+    )
 
 
 class ModelAnswer(BaseModel):

@@ -59,7 +59,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         try:
-            if sum(len(part) for pair in scope["headers"] for part in pair) > LARGEST_HEAD:
+            if _size_of_head(scope) > LARGEST_HEAD:
                 raise head_too_large()  # one that arrives at once; uvicorn limits those that arrive in pieces
             self.check(scope["path"], Headers(scope=scope))
         except ServiceError as error:
@@ -111,7 +111,8 @@ class Guard:
         if scheme.lower() != "bearer" or not is_right:
             raise ServiceError(
                 "unauthorized",
-                "this service needs its token: send the header Authorization: Bearer TOKEN",
+                ("the token is wrong" if given else "this service needs its token")
+                + ": send the header Authorization: Bearer TOKEN",
                 {"WWW-Authenticate": "Bearer"},
             )
 
@@ -119,6 +120,12 @@ class Guard:
 def head_too_large() -> ServiceError:
     """The error for a request with too many headers."""
     return ServiceError("head_too_large", f"the head of a request may have {LARGEST_HEAD:,} bytes")
+
+
+def _size_of_head(scope: Scope) -> int:
+    """Bytes of a request's address and headers, about as they were sent."""
+    headers = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+    return len(scope.get("raw_path") or b"") + len(scope["query_string"]) + headers
 
 
 def _name_of(host: str) -> str:

@@ -115,26 +115,32 @@ def _read_json(content: bytes, kind: type[Options], most_images: int) -> tuple[d
     if len(images) > most_images:
         raise _too_many(most_images)
     try:
-        return given, [base64.b64decode(text, validate=True) for text in images]
+        return given, [base64.b64decode(_without_type(text), validate=True) for text in images]
     except (binascii.Error, ValueError) as error:
         raise ServiceError("bad_value", "images: expected image files in base64") from error
 
 
+def _without_type(text: str) -> str:
+    """Base64, without the `data:image/png;base64,` of a data URI."""
+    return text.partition(";base64,")[2] if text.startswith("data:") else text
+
+
 def _too_many(most_images: int) -> ServiceError:
-    return ServiceError("too_many_images", f"a request may have {most_images} images: send several requests")
+    return ServiceError("too_many_images", f"images in a request, at most: {most_images}; send several requests")
 
 
 def _checked(kind: type[Given], values: dict[str, Any], strict: bool) -> Given:
     try:
         return kind.model_validate(values, strict=strict)
     except ValidationError as error:
+        if error.errors()[0]["type"] == "extra_forbidden":
+            names = ", ".join(name for name in kind.model_fields if name != "images")
+            raise ServiceError("bad_value", f"an option is unknown; accepted are {names}") from error
         raise ServiceError("bad_value", describe(error.errors())) from error
 
 
 def describe(errors: Any) -> str:
     """What pydantic's first error says, without the values that were given."""
     first = errors[0]
-    if first["type"] == "extra_forbidden":
-        return "an option is unknown: /docs lists the options"
     place = ".".join(str(part) for part in first["loc"] if part not in ("query", "body", "path"))
     return f"{place}: {first['msg']}" if place else str(first["msg"])
