@@ -1,7 +1,10 @@
 """pytest tests/serve/test_answers.py: a service answers as `vismoe predict`, `embed` and `explain` do."""
 
 import base64
+import os
+import platform
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,3 +170,19 @@ def test_images_wait_as_the_network_sees_them(models):
     large = encoded(Image.new("L", (3000, 2000)))
     for work in (Predict(models[0]), Embed(models[0]), Explain(models[0], None, 5)):
         assert work.prepare(large)["image"].shape == (1, 8, 8)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps freed memory")
+def test_memory_of_large_images_is_returned(models):
+    """What decoding took does not stay with the process."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    large = encoded(Image.new("RGB", (5000, 4000)), "JPEG")
+    work = Predict(models[0])
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(work.prepare, CONTENTS[:2]))
+        before = resident()
+        list(threads.map(work.prepare, [large] * 8))
+        assert resident() - before < 50e6  # one image has 60 MB

@@ -1,6 +1,5 @@
 """How fast networks are beside each other: latency, images per second and memory."""
 
-import ctypes
 import statistics
 import time
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 
 from vismoe.vit import evaluating
 from vismoe.weights import data_config
+
+from .memory import return_memory
 
 WARM_UP = 2
 
@@ -88,8 +89,7 @@ def _megabytes(network: nn.Module, batch_size: int, device: torch.device) -> flo
         before = torch.cuda.memory_allocated()
         _forward(network, images)
         return (weights + torch.cuda.max_memory_allocated() - before) / 1e6
-    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)  # memory that is free but still this process's would be used again, and not be seen
+    return_memory()  # what is free but still this process's would be used again, and not be seen
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     except OSError:

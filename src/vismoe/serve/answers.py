@@ -11,6 +11,7 @@ from vismoe.data import Batch, Sample
 from vismoe.explain import data_uri, using_capacity
 from vismoe.explain.trace import trace_sample
 from vismoe.features.features import embed_pixels
+from vismoe.inference.memory import return_memory
 from vismoe.tasks import ClassPrediction, Prediction
 from vismoe.tasks.detection import BoxPrediction
 
@@ -18,6 +19,8 @@ from .models import Served
 from .requests.decoding import decode_image
 from .requests.errors import ServiceError
 
+LARGE = 8_000_000
+"""Pixels of an image above which the memory that it took is returned to the system at once."""
 DIGITS = 8
 """Decimal places of probabilities: an error of 5e-9."""
 
@@ -128,7 +131,12 @@ def found(prediction: Prediction, topk: int) -> list[dict[str, Any]]:
 
 def _prepared(served: Served, content: bytes) -> Sample:
     image = decode_image(content)
+    is_large = image.width * image.height > LARGE
     try:
         return served.predictor.prepare({"image": image})
     except ValueError as error:
         raise ServiceError("bad_image", "the image cannot be prepared for this model") from error
+    finally:
+        del image
+        if is_large:
+            return_memory()
