@@ -136,7 +136,7 @@ def _print_result(finetuned: Finetuned, options: Options) -> None:
     written = [name for name in ("model/", "report.json", "classes.csv", *FIGURES) if (path / name).exists()]
     print(f"everything is in {path}: {', '.join(written)}, …")
     if report["weakness"] is None:
-        print(f"next: vismoe predict {path} IMAGES; vismoe export {path} model.onnx")
+        print(f"next: vismoe predict {path} IMAGES; vismoe serve {path}; vismoe export {path} model.onnx")
     else:
         print(f"warning: {report['weakness']}")
         source = "" if options.trained else " --from a trained network,"

@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> None:
             images = run.data["training_images"]
             remedy = f"use --steps {run.recipe.enough_steps(images)} or more"
             warn_of_weakness(run.summary["weakness"], run.recipe.shortage(images), remedy)
-            print(f"next: vismoe eval {shlex.quote(str(run.path))} --data {shlex.quote(recipe.data)}")
+            path = shlex.quote(str(run.path))
+            print(f"next: vismoe eval {path} --data {shlex.quote(recipe.data)}; vismoe serve {path}")
 
     tyro.cli(
         command, args=rest, prog=f"vismoe train {name}", description=f"{getdoc(RECIPES[name])}\n\n{_example(name)}"
