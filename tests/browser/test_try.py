@@ -2,6 +2,7 @@
 steps. What the page shows is compared with the predictor's and the router's own figures."""
 
 import base64
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +58,51 @@ def test_the_answer_is_that_of_the_predictor(page: Any, service: Service, photo:
     assert page.locator("#try-status").text_content().startswith(f"Answer: {expected.classes[0][0]}.")
 
 
-def test_an_image_is_dropped_and_another_one_pasted(page: Any, digit: Path, photo: Path) -> None:
-    def hand_over(event: str, field: str, path: Path) -> None:
-        content = base64.b64encode(path.read_bytes()).decode()
-        page.evaluate(
-            """async ([event, field, content, name, type]) => {
+def hand_over(page: Any, event: str, *paths: Path) -> None:
+    """Drops or pastes files."""
+    types = {".png": "image/png", ".jpg": "image/jpeg", ".txt": "text/plain"}
+    files = [[base64.b64encode(path.read_bytes()).decode(), path.name, types[path.suffix]] for path in paths]
+    page.evaluate(
+        """([event, files]) => {
+            const transfer = new DataTransfer();
+            for (const [content, name, type] of files) {
                 const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-                const transfer = new DataTransfer();
                 transfer.items.add(new File([bytes], name, { type }));
-                const Kind = event === "paste" ? ClipboardEvent : DragEvent;
-                document.body.dispatchEvent(new Kind(event, { bubbles: true, cancelable: true, [field]: transfer }));
-            }""",
-            [event, field, content, path.name, "image/png" if path.suffix == ".png" else "image/jpeg"],
-        )
-        answered(page)
+            }
+            const [Kind, field] = event === "paste" ? [ClipboardEvent, "clipboardData"] : [DragEvent, "dataTransfer"];
+            document.body.dispatchEvent(new Kind(event, { bubbles: true, cancelable: true, [field]: transfer }));
+        }""",
+        [event, files],
+    )
 
+
+def test_of_several_files_the_first_image_is_used(page: Any, digit: Path, photo: Path, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("no image")
+    page.wait_for_function("() => document.querySelectorAll('#try-model option').length")
+    hand_over(page, "drop", note, digit, photo)
+    answered(page)
+    assert page.locator("#picked").text_content() == digit.name
+    assert page.locator("#picked-note").inner_text().startswith("Only the first of 3 files is used.")
+    hand_over(page, "drop", photo)
+    page.wait_for_function("(name) => document.querySelector('#picked').innerText === name", arg=photo.name)
+    assert "Only" not in page.locator("#picked-note").inner_text()
+    hand_over(page, "drop", note)
+    assert page.locator("#problem").inner_text().startswith("note.txt is not an image. ")
+    page.evaluate("DataTransferItem.prototype.webkitGetAsEntry = () => ({ isDirectory: true, name: 'digit.png' })")
+    hand_over(page, "drop", digit)
+    assert page.locator("#problem").inner_text().startswith("digit.png is a folder. ")
+    assert page.locator("#picked").text_content() == photo.name
+
+
+def test_an_image_is_dropped_and_another_one_pasted(page: Any, digit: Path, photo: Path) -> None:
     page.wait_for_selector("#camera:not([hidden])")
     page.wait_for_function("() => document.querySelectorAll('#try-model option').length")
-    hand_over("drop", "dataTransfer", digit)
+    hand_over(page, "drop", digit)
+    answered(page)
     assert page.locator("#picked").text_content() == digit.name
     first = answers(page)
-    hand_over("paste", "clipboardData", photo)
+    hand_over(page, "paste", photo)
     assert page.locator("#picked").text_content() == photo.name
     page.wait_for_function(
         "(before) => document.querySelector('#try-answer').innerText !== before", arg="\n".join(first)
@@ -113,6 +138,21 @@ def test_a_patch_has_the_colour_and_the_number_of_its_expert(page: Any, service:
     for expert in experts:
         count = sum(one == expert for line in layer["expert"] for (one,) in line)
         assert page.get_by_role("button", name=f"Expert {expert}: {count} patches").count() == 1
+
+
+def test_a_tap_on_a_patch_shows_its_expert(open_page: Callable[..., Any], service: Service, photo: Path) -> None:
+    page = open_page(service.address, viewport={"width": 360, "height": 740}, has_touch=True)
+    choose(page, photo)
+    layer = own_trace(service, photo).layers[LAYER].to_json()
+    rows, columns = layer["grid"]
+    page.locator("#overlay").scroll_into_view_if_needed()
+    size = page.locator("#overlay").bounding_box()
+    for row, column in ((0, 0), (rows - 1, 0), (rows - 1, columns - 1)):
+        x = size["width"] * (column + 0.5) / columns
+        page.locator("#overlay").tap(position={"x": x, "y": size["height"] * (row + 0.5) / rows})
+        (expert,) = layer["expert"][row][column]
+        words = f"Row {row + 1}, column {column + 1}: expert {expert} "
+        assert page.locator("#patch").text_content().startswith(words)
 
 
 def test_one_expert_is_shown_alone_and_then_all_again(page: Any, service: Service, photo: Path) -> None:

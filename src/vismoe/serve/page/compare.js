@@ -58,6 +58,12 @@ function column(model) {
   return made;
 }
 
+function showNothing(one) {
+  one.times = [];
+  one.answer.replaceChildren(element("p", { class: "quiet" }, "No answer."));
+  showCost(one);
+}
+
 function showCost({ model, cost, times }) {
   facts(cost, [
     [`Time, median of ${times.length || ROUNDS}`, times.length ? milliseconds(median(times)) : "–"],
@@ -75,8 +81,10 @@ async function ask() {
   note();
   for (const one of columns) one.times = [];
   byId("compare-models").classList.add("waiting");
+  byId("compare-verdict").textContent = "";
+  let round = 0;
   try {
-    for (let round = 0; round < ROUNDS; round++) {
+    for (; round < ROUNDS; round++) {
       for (const [number, one] of columns.entries()) {
         const got = await postImage("v1/predict", current, { model: number, topk: asked(one.model) }, signal);
         one.times.push(got.milliseconds);
@@ -92,8 +100,10 @@ async function ask() {
     showProblem(null);
     showVerdict();
   } catch (error) {
+    if (signal.aborted) return;
     stale = true;
-    if (!signal.aborted) showProblem(error);
+    if (round === 0) columns.forEach(showNothing); // what is shown are the answers for another image
+    showProblem(error, ask);
   } finally {
     if (!signal.aborted) byId("compare-models").classList.remove("waiting");
   }

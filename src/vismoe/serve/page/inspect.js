@@ -77,7 +77,7 @@ async function pollExperts(mine, model) {
   } catch (error) {
     if (mine !== round) return;
     if (error.code === "no_data") note(error.message);
-    else showProblem(error);
+    else showProblem(error, start);
   }
 }
 
@@ -209,7 +209,7 @@ async function pollRun(mine, model) {
       showRun(place, run);
       if (run.finished) return;
     } catch (error) {
-      if (mine === round) showProblem(error);
+      if (mine === round) showProblem(error, start);
       return;
     }
     await wait(LATER);

@@ -21,6 +21,8 @@ let only = null;
 let cursor = null;
 let call = null;
 let timer = null;
+let visible = false;
+let stale = false; // whether the current image has no answer yet
 
 /** Fills the view for the models of the service. */
 export function startTry(list) {
@@ -40,12 +42,12 @@ export function startTry(list) {
     SCORES.map((score) => [score, score ? `from ${percent(score)}` : "all"]),
   );
   byId("try-score").value = LEAST_SCORE;
-  byId("try-score").addEventListener("change", show);
-  byId("try-view").addEventListener("change", show);
+  byId("try-score").addEventListener("change", showAgain);
+  byId("try-view").addEventListener("change", showAgain);
   byId("try-layer").addEventListener("change", () => {
     only = null;
     cursor = null;
-    show();
+    showAgain();
   });
   byId("capacity").addEventListener("input", () => setCapacity(Number(byId("capacity").value)));
   byId("capacity-own").addEventListener("click", () => setCapacity(null));
@@ -58,13 +60,22 @@ const model = () => models[Number(byId("try-model").value)];
 const certain = (got) => surely(got.predictions, Number(byId("try-score").value));
 const layer = () => answer?.layers[Number(byId("try-layer").value)];
 
+/** Asks for an answer when the view is shown, and not before. */
+export function showTry(shown) {
+  visible = shown;
+  if (visible && stale) ask();
+}
+
 /** Asks anew, for a new image or another model. */
 function start() {
   if (!current) return;
+  call?.abort();
+  clearTimeout(timer);
   answer = own = image = upload = only = cursor = capacity = null;
   times = new Map();
+  stale = true;
   showCapacity();
-  ask();
+  if (visible) ask();
 }
 
 function setCapacity(value) {
@@ -94,14 +105,16 @@ async function ask() {
     const seen = await decoded(got.image);
     if (got.predictions[0]?.box) upload ??= await decoded(byId("thumbnail").src).catch(() => null);
     if (signal.aborted) return;
-    [answer, image] = [got, seen];
+    [answer, image, stale] = [got, seen, false];
     if (capacity === null) own = got;
     showProblem(null);
     show();
     byId("try-result").classList.remove("waiting");
     await measure(signal);
   } catch (error) {
-    if (!signal.aborted) showProblem(error);
+    if (signal.aborted) return;
+    if (!answer) showNothing(); // what is shown is the answer for another image
+    showProblem(error, ask);
   } finally {
     if (!signal.aborted) byId("try-result").classList.remove("waiting");
   }
@@ -130,6 +143,15 @@ async function measure(signal) {
       showCost();
     }
   }
+}
+
+function showNothing() {
+  byId("try-empty").hidden = false;
+  byId("try-result").hidden = true;
+}
+
+function showAgain() {
+  if (answer) show();
 }
 
 function show() {
@@ -235,7 +257,7 @@ function chip(expert, count) {
   }
   const press = () => {
     only = only === expert ? null : expert;
-    showStage();
+    if (answer) showStage();
   };
   const pressed = String(only === expert);
   return element(
@@ -252,7 +274,7 @@ function chip(expert, count) {
 }
 
 function showPatch() {
-  byId("patch").textContent = cursor ? patchInWords(...cursor) : "Point at a patch to see its expert.";
+  byId("patch").textContent = cursor ? patchInWords(...cursor) : "Point at or tap a patch to see its expert.";
 }
 
 function patchInWords(row, column) {
@@ -274,7 +296,7 @@ function startCursor() {
     cursor = next;
     showStageLightly();
   };
-  canvas.addEventListener("pointermove", (event) => {
+  const point = (event) => {
     if (!layer()) return;
     const place = canvas.getBoundingClientRect();
     const [rows, columns] = layer().grid;
@@ -282,7 +304,9 @@ function startCursor() {
       Math.floor(((event.clientY - place.top) / place.height) * rows),
       Math.floor(((event.clientX - place.left) / place.width) * columns),
     );
-  });
+  };
+  canvas.addEventListener("pointermove", point);
+  canvas.addEventListener("pointerdown", point); // a tap moves nothing
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!step) return;
