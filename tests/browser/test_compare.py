@@ -29,7 +29,7 @@ def test_both_answers_are_shown_with_their_cost(page: Any, service: Service, dig
         shown = card.locator(".facts").inner_text()
         for amount in (counted.macs, counted.parameters, counted.active_parameters):
             assert any(f"{amount / size:.3g}"[:3] in shown for size in (1e3, 1e6))
-        assert "median of 9" in shown
+        assert "Request, median of 9" in shown
     verdict = page.locator("#compare-verdict").text_content()
     same, other = f"Both answer {first[0]}.", f"They differ: {first[0]}, and {first[1]}."
     assert verdict.startswith(same if first[0] == first[1] else other)

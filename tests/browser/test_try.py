@@ -55,7 +55,9 @@ def test_the_answer_is_that_of_the_predictor(page: Any, service: Service, photo:
     assert answers(page) == [name for name, _ in expected.classes]
     shown = float(page.locator("#try-answer .number").first.text_content().split()[0])
     assert shown == pytest.approx(100 * expected.classes[0][1], abs=1)
-    assert page.locator("#try-status").text_content().startswith(f"Answer: {expected.classes[0][0]}.")
+    assert page.locator("#try-status").text_content().strip() == f"Answer: {expected.classes[0][0]}."
+    page.wait_for_function("() => document.querySelector('#cost-status').textContent")
+    assert page.locator("#cost-status").text_content().startswith("Forward pass, median of 9: ")
 
 
 def hand_over(page: Any, event: str, *paths: Path) -> None:
@@ -137,7 +139,8 @@ def test_a_patch_has_the_colour_and_the_number_of_its_expert(page: Any, service:
     experts = {expert for line in layer["expert"] for (expert,) in line}
     for expert in experts:
         count = sum(one == expert for line in layer["expert"] for (one,) in line)
-        assert page.get_by_role("button", name=f"Expert {expert}: {count} patches").count() == 1
+        patches = f"{count} patch{'' if count == 1 else 'es'}"
+        assert page.get_by_role("button", name=f"Expert {expert}: {patches}", exact=True).count() == 1
 
 
 def test_a_tap_on_a_patch_shows_its_expert(open_page: Callable[..., Any], service: Service, photo: Path) -> None:
@@ -194,7 +197,7 @@ def test_each_layer_has_its_own_picture(page: Any, service: Service, photo: Path
 
 def test_the_slider_asks_again_and_shows_what_was_dropped(page: Any, service: Service, photo: Path) -> None:
     choose(page, photo)
-    assert page.locator("#capacity-value").text_content() == "as the model has it"
+    assert page.locator("#capacity-value").text_content() == "none set: nothing is dropped"
     own = page.locator("#try-answer .label").first.text_content()
     page.locator("#capacity").focus()
     page.keyboard.press("Home")  # the smallest capacity
@@ -210,7 +213,7 @@ def test_the_slider_asks_again_and_shows_what_was_dropped(page: Any, service: Se
     assert verdict == ("The answer is the same." if now == own else f"The answer changed: {own} → {now}")
     page.click("#capacity-own")
     page.wait_for_function("() => !document.querySelector('#cost').innerText.includes('Difference')")
-    assert page.locator("#capacity-value").text_content() == "as the model has it"
+    assert page.locator("#capacity-value").text_content() == "none set: nothing is dropped"
     assert page.locator("#try-answer .label").first.text_content() == own
 
 

@@ -1,7 +1,7 @@
 // The view Compare: the same image through two models, side by side.
 
 import { answerList, asked, inWords, LEAST_SCORE, surely } from "./answers.js";
-import { amount, byId, element, facts, less, median, milliseconds } from "./elements.js";
+import { amount, byId, counted, element, facts, less, median, milliseconds } from "./elements.js";
 import { current, onImage } from "./images.js";
 import { postImage, showProblem } from "./service.js";
 
@@ -44,7 +44,7 @@ function note() {
 function column(model) {
   const answer = element("div", {}, element("p", { class: "quiet" }, "No image yet."));
   const cost = element("dl", { class: "facts" });
-  const kind = model.sparse ? `sparse: ${model.layers.length} layers of experts` : "dense";
+  const kind = model.sparse ? counted(model.layers.length, "layer", "layers") + " of experts" : "without experts";
   const card = element(
     "section",
     { class: "card", "aria-label": model.name },
@@ -66,10 +66,10 @@ function showNothing(one) {
 
 function showCost({ model, cost, times }) {
   facts(cost, [
-    [`Time, median of ${times.length || ROUNDS}`, times.length ? milliseconds(median(times)) : "–"],
+    [`Request, median of ${times.length || ROUNDS}`, times.length ? milliseconds(median(times)) : "–"],
     ["MACs per image", amount(model.macs)],
     ["Parameters", amount(model.parameters)],
-    ["Active per token", amount(model.active_parameters)],
+    ["Active parameters", amount(model.active_parameters)],
   ]);
 }
 

@@ -1,7 +1,7 @@
 // The view Try: one image, its answer, which expert takes which patch, and what another capacity changes.
 
 import { answerList, asked, inWords, LEAST_SCORE, surely } from "./answers.js";
-import { byId, element, facts, less, median, milliseconds, options, percent } from "./elements.js";
+import { byId, counted, element, facts, less, median, milliseconds, options, percent } from "./elements.js";
 import { current, onImage } from "./images.js";
 import { colourOf, decoded, drawBoxes, drawExperts, drawImage, drawMap, patches } from "./overlay.js";
 import { postImage, showProblem } from "./service.js";
@@ -87,8 +87,10 @@ function setCapacity(value) {
 }
 
 function showCapacity() {
-  const words = capacity === null ? "as the model has it" : `${capacity.toFixed(2)}×`;
+  const unset = own?.kept === 1 ? "none set: nothing is dropped" : "none set: the model's own";
+  const words = capacity === null ? unset : `${capacity.toFixed(2)}×`;
   byId("capacity-value").textContent = words;
+  byId("capacity-value").parentElement.classList.toggle("unset", capacity === null);
   byId("capacity").setAttribute("aria-valuetext", words);
   byId("capacity-own").disabled = capacity === null;
   if (capacity === null) byId("capacity").value = 1;
@@ -143,6 +145,7 @@ async function measure(signal) {
       showCost();
     }
   }
+  byId("cost-status").textContent = showCost(); // once, and not after each round
 }
 
 function showNothing() {
@@ -163,6 +166,7 @@ function show() {
     answer.layers.map(({ name, experts }, number) => [number, `${name} (${experts} experts)`]),
   );
   byId("capacity-card").hidden = !model().capacity;
+  showCapacity();
   showAnswer();
   showStage();
 }
@@ -177,19 +181,20 @@ function views() {
 
 function showAnswer() {
   byId("try-answer").replaceChildren(answerList(certain(answer)));
-  const cost = showCost();
-  byId("try-status").textContent = `Answer: ${inWords(certain(answer))}. ${cost}`;
+  showCost();
+  byId("cost-status").textContent = "";
+  byId("try-status").textContent = `Answer: ${inWords(certain(answer))}. ${byId("changed").textContent}`;
 }
 
 /** Shows what the answer costs, beside the model's own capacity; returns it in words. */
 function showCost() {
   const time = median(times.get(capacity));
-  const rows = [[`Time, median of ${times.get(capacity).length}`, milliseconds(time)]];
+  const rows = [[`Forward pass, median of ${times.get(capacity).length}`, milliseconds(time)]];
   let verdict = "";
   if (answer.layers.length) rows.push(["Choices kept", percent(answer.kept, 1)]);
   if (capacity !== null && own) {
     const before = median(times.get(null));
-    rows.push(["As the model has it", milliseconds(before)]);
+    rows.push(["At the model's own capacity", milliseconds(before)]);
     rows.push(["Difference", less(time, before) ?? "about the same"]);
     const [now, first] = [inWords(certain(answer)), inWords(certain(own))];
     verdict = now === first ? "The answer is the same." : `The answer changed: ${first} → ${now}`;
@@ -197,7 +202,7 @@ function showCost() {
   }
   facts(byId("cost"), rows);
   byId("changed").textContent = verdict;
-  return `${rows.map(([term, value]) => `${term}: ${value}`).join(", ")}. ${verdict}`;
+  return `${rows.map(([term, value]) => `${term}: ${value}`).join(", ")}. ${verdict}`.trim();
 }
 
 function showStage() {
@@ -245,7 +250,7 @@ function showChips() {
 }
 
 function chip(expert, count) {
-  const words = expert === null ? "All experts" : `Expert ${expert}: ${count} patches`;
+  const words = expert === null ? "All experts" : `Expert ${expert}: ${counted(count, "patch", "patches")}`;
   const content = [element("span", { class: "unseen" }, words)];
   if (expert === null) content.push(element("span", { "aria-hidden": "true" }, "All"));
   else {
