@@ -28,7 +28,9 @@ export function curves(title, series) {
     );
   }
   for (const step of x.ticks) {
-    chart.append(drawn("text", { x: left(step), y: HEIGHT - 12, "text-anchor": "middle" }, short(step)));
+    const end = step === x.ticks.at(-1); // its number would not fit on both sides
+    const place = end ? { x: WIDTH - 2, "text-anchor": "end" } : { x: left(step), "text-anchor": "middle" };
+    chart.append(drawn("text", { ...place, y: HEIGHT - 12 }, short(step)));
   }
   series.forEach(({ points }, number) => {
     const place = points.map(([step, value]) => `${left(step).toFixed(1)},${top(value).toFixed(1)}`);

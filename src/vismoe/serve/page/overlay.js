@@ -183,7 +183,10 @@ export function drawMap(canvas, image, values) {
   );
 }
 
-/** Draws found objects over the image that was uploaded, those with the highest scores on top. */
+/**
+ * Draws found objects over the image that was uploaded, those with the highest scores on top. Returns how many labels
+ * had no room, and are not drawn.
+ */
 export function drawBoxes(canvas, image, objects, classes) {
   const context = paint(canvas, image);
   const scale = canvas.width / image.naturalWidth;
@@ -196,24 +199,27 @@ export function drawBoxes(canvas, image, objects, classes) {
     const text = `${label} ${Math.round(100 * probability)} %`;
     const size = [context.measureText(text).width + 8 * dot, 19 * dot];
     const place = freePlace(canvas, [left, top, right, bottom], size, labels);
-    labels.push(place);
+    if (place) labels.push(place);
     return { sides: [left, top, right - left, bottom - top], text, place, colour: colourOf(classes.indexOf(label)) };
   });
-  for (const { sides, text, place, colour } of drawings.reverse()) {
+  for (const { sides, colour } of [...drawings].reverse()) {
     context.lineWidth = 4.5 * dot;
     context.strokeStyle = "rgb(0 0 0 / 0.6)";
     context.strokeRect(...sides);
     context.lineWidth = 2.5 * dot;
     context.strokeStyle = colour;
     context.strokeRect(...sides);
+  }
+  for (const { text, place } of drawings.filter((one) => one.place)) {
     context.fillStyle = "rgb(0 0 0 / 0.8)";
     context.fillRect(...place);
     context.fillStyle = "white";
     context.fillText(text, place[0] + 4 * dot, place[1] + place[3] / 2);
   }
+  return objects.length - labels.length;
 }
 
-/** Where a label covers no other one: over or under its box, else in it; over it if there is no such place. */
+/** Where a label covers no other one: over or under its box, else in it; null if there is no such place. */
 function freePlace(canvas, [left, top, right, bottom], [width, height], taken) {
   const lines = [top - height, bottom];
   for (let line = top; line + height <= bottom; line += height) lines.push(line);
@@ -226,7 +232,7 @@ function freePlace(canvas, [left, top, right, bottom], [width, height], taken) {
       height,
     ]),
   );
-  return places.find((place) => !taken.some((other) => overlap(place, other))) ?? places[0];
+  return places.find((place) => !taken.some((other) => overlap(place, other))) ?? null;
 }
 
 const overlap = ([left, top, width, height], [left2, top2, width2, height2]) =>

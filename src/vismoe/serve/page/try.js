@@ -215,10 +215,14 @@ function showStage() {
   const canvas = byId("overlay");
   canvas.tabIndex = experts ? 0 : -1;
   byId("legend").textContent = legend(view);
-  if (view === "boxes") drawBoxes(canvas, upload, certain(answer), model().classes);
-  else if (view === "attention") drawMap(canvas, image, answer.rollout);
-  else if (view === "image") drawImage(canvas, image);
-  else {
+  if (view === "boxes") {
+    const hidden = drawBoxes(canvas, upload, certain(answer), model().classes);
+    const words = `${counted(hidden, "box has", "boxes have")} no label: there is no room.`;
+    if (hidden) byId("legend").append(element("span", {}, ` ${words}`));
+  }
+  if (view === "attention") drawMap(canvas, image, answer.rollout);
+  if (view === "image") drawImage(canvas, image);
+  if (view === "experts") {
     drawExperts(canvas, image, layer(), only, cursor);
     showChips();
     showPatch();
