@@ -149,6 +149,19 @@ def test_an_image_chosen_before_the_service_has_answered_is_not_lost(
     fill(page, photo)
 
 
+def test_a_network_in_training_is_named_with_its_step(page: Any, service: Service) -> None:
+    def models(route: Any) -> None:
+        told = route.fetch().json()
+        told["models"][0]["step"] = 40
+        route.fulfill(json=told)
+
+    page.route("**/v1/model", models)
+    page.reload()
+    page.wait_for_function("() => document.querySelectorAll('#about p').length === 2")
+    lines = page.locator("#about p").all_inner_texts()
+    assert [line.endswith(", in training: as after step 40") for line in lines] == [True, False]
+
+
 def test_a_token_is_asked_for_once(
     open_page: Callable[..., Any], serve: Callable[..., str], service: Service, tmp_path: Path, photo: Path
 ) -> None:
