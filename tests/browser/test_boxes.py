@@ -52,3 +52,37 @@ def test_objects_are_listed_and_drawn(open_page: Callable[..., Any], serve: Call
     assert page.locator("#try-answer .label").all_text_contents() == surely
     page.select_option("#try-view", "experts")
     assert page.get_by_role("button", name="Expert 0:").count() == 1
+
+
+def test_labels_of_objects_do_not_cover_each_other(
+    open_page: Callable[..., Any], serve: Callable[..., str], detector: Path
+) -> None:
+    """Every text that is written on the canvas is told with its place; there is one for each box, or the page says how
+    many have none."""
+    page = open_page(serve(detector))
+    page.evaluate(
+        """() => {
+            window.written = [];
+            const write = CanvasRenderingContext2D.prototype.fillText;
+            CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+                const { width } = this.measureText(text);
+                const { fontBoundingBoxAscent: up, fontBoundingBoxDescent: down } = this.measureText(text);
+                window.written.push([text, x, y - up, x + width, y + down]);
+                write.call(this, text, x, y);
+            };
+        }"""
+    )
+    page.set_input_files("#file", detector.parent / "scenes" / "images" / "val" / "1.png")
+    answered(page)
+    page.evaluate("window.written = []")
+    page.select_option("#try-score", "0")
+    boxes = len(Predictor(load(detector / "model")).predict([detector.parent / "scenes/images/val/1.png"])[0].boxes)
+    texts = page.evaluate("window.written")
+    assert 1 < len(texts) <= boxes
+    for one, (_, left, top, right, bottom) in enumerate(texts):
+        for _, left2, top2, right2, bottom2 in texts[:one]:
+            assert left >= right2 or left2 >= right or top >= bottom2 or top2 >= bottom
+    words = page.locator("#legend").inner_text()
+    missing = boxes - len(texts)
+    assert ("no label" in words) == (missing > 0)
+    assert not missing or words.startswith(f"{missing} box")

@@ -29,7 +29,7 @@ def test_both_answers_are_shown_with_their_cost(page: Any, service: Service, dig
         shown = card.locator(".facts").inner_text()
         for amount in (counted.macs, counted.parameters, counted.active_parameters):
             assert any(f"{amount / size:.3g}"[:3] in shown for size in (1e3, 1e6))
-        assert "median of 9" in shown
+        assert "Request, median of 9" in shown
     verdict = page.locator("#compare-verdict").text_content()
     same, other = f"Both answer {first[0]}.", f"They differ: {first[0]}, and {first[1]}."
     assert verdict.startswith(same if first[0] == first[1] else other)
@@ -51,3 +51,16 @@ def test_one_model_alone_is_told_how_to_get_a_second(
     page = open_page(serve(service.dense))
     page.click("#tab-compare")
     assert "--compare MODEL2" in page.locator("#compare-note").inner_text()
+
+
+def test_only_the_shown_view_asks(page: Any, digit: Path) -> None:
+    """Requests of the other view would take time from those that are measured."""
+    asked: list[str] = []
+    page.on("request", lambda request: request.method == "POST" and asked.append(request.url.rsplit("/", 1)[1]))
+    page.click("#tab-compare")
+    page.set_input_files("#file", digit)
+    measured(page)
+    assert set(asked) == {"predict"}
+    page.click("#tab-try")
+    page.wait_for_selector("#try-result:not([hidden]):not(.waiting)")
+    assert set(asked) == {"predict", "explain"}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from .conftest import TOKEN, Service
 
@@ -101,12 +102,26 @@ def test_what_the_service_refuses_is_said_in_words(
     page = open_page(service.address, expect="Failed to load resource")
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image at all")
-    page.set_input_files("#file", broken)
-    page.wait_for_selector("#problem:not([hidden])")
-    message = page.locator("#problem").inner_text()
-    assert "image" in message
-    assert "{" not in message
-    assert page.locator("#problem").get_attribute("role") == "alert"
+    animated = tmp_path / "animated.gif"
+    frames = [Image.new("L", (8, 8), shade) for shade in (0, 255)]
+    frames[0].save(animated, save_all=True, append_images=frames[1:])
+    for file in (broken, animated):
+        fill(page, photo)
+        assert page.locator("#problem").is_hidden()
+        page.set_input_files("#file", file)
+        page.wait_for_selector("#problem:not([hidden])")
+        message = page.locator("#problem").inner_text()
+        assert message.startswith(f"{file.name}: ")
+        assert "JPEG, PNG, WebP, GIF and BMP with one frame" in message
+        assert "{" not in message
+        assert page.locator("#problem").get_attribute("role") == "alert"
+        assert page.locator("#try-result").is_hidden()  # it is the answer for another image
+        assert page.locator("#try-empty").is_visible()
+        page.click("#tab-compare")
+        page.wait_for_selector("#problem:not([hidden])")
+        assert page.locator("#compare .label").count() == 0
+        page.click("#tab-try")
+        page.wait_for_selector("#problem:not([hidden])")
     fill(page, photo)
     assert page.locator("#problem").is_hidden()
 
@@ -134,6 +149,19 @@ def test_an_image_chosen_before_the_service_has_answered_is_not_lost(
     fill(page, photo)
 
 
+def test_a_network_in_training_is_named_with_its_step(page: Any, service: Service) -> None:
+    def models(route: Any) -> None:
+        told = route.fetch().json()
+        told["models"][0]["step"] = 40
+        route.fulfill(json=told)
+
+    page.route("**/v1/model", models)
+    page.reload()
+    page.wait_for_function("() => document.querySelectorAll('#about p').length === 2")
+    lines = page.locator("#about p").all_inner_texts()
+    assert [line.endswith(", in training: as after step 40") for line in lines] == [True, False]
+
+
 def test_a_token_is_asked_for_once(
     open_page: Callable[..., Any], serve: Callable[..., str], service: Service, tmp_path: Path, photo: Path
 ) -> None:
@@ -141,13 +169,20 @@ def test_a_token_is_asked_for_once(
     file.write_text(TOKEN)
     page = open_page(serve(service.sparse, "--token-file", file), expect="Failed to load resource")
     page.wait_for_selector("#token-dialog[open]")
+    page.click("#token-cancel")
+    page.get_by_role("button", name="Enter the token").click()
+    page.wait_for_selector("#token-dialog[open]")
+    page.keyboard.press("Escape")
+    page.set_input_files("#file", photo)
+    page.wait_for_selector("#token-dialog[open]")
+    assert "did not accept" not in page.locator("#token-note").inner_text()
     page.keyboard.type("a wrong token")
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelector('#token-note').innerText.includes('did not accept')")
     page.wait_for_selector("#token-dialog[open]")
     page.keyboard.type(TOKEN)
     page.keyboard.press("Enter")
-    fill(page, photo)
+    page.wait_for_selector("#try-result:not([hidden]):not(.waiting)")  # the image was chosen before
     page.click("#tab-inspect")
     page.wait_for_selector("svg.curves")
     page.reload()

@@ -2,6 +2,7 @@
 steps. What the page shows is compared with the predictor's and the router's own figures."""
 
 import base64
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,30 +55,56 @@ def test_the_answer_is_that_of_the_predictor(page: Any, service: Service, photo:
     assert answers(page) == [name for name, _ in expected.classes]
     shown = float(page.locator("#try-answer .number").first.text_content().split()[0])
     assert shown == pytest.approx(100 * expected.classes[0][1], abs=1)
-    assert page.locator("#try-status").text_content().startswith(f"Answer: {expected.classes[0][0]}.")
+    assert page.locator("#try-status").text_content().strip() == f"Answer: {expected.classes[0][0]}."
+    page.wait_for_function("() => document.querySelector('#cost-status').textContent")
+    assert page.locator("#cost-status").text_content().startswith("Forward pass, median of 9: ")
+
+
+def hand_over(page: Any, event: str, *paths: Path) -> None:
+    """Drops or pastes files."""
+    types = {".png": "image/png", ".jpg": "image/jpeg", ".txt": "text/plain"}
+    files = [[base64.b64encode(path.read_bytes()).decode(), path.name, types[path.suffix]] for path in paths]
+    page.evaluate(
+        """([event, files]) => {
+            const transfer = new DataTransfer();
+            for (const [content, name, type] of files) {
+                const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+                transfer.items.add(new File([bytes], name, { type }));
+            }
+            const [Kind, field] = event === "paste" ? [ClipboardEvent, "clipboardData"] : [DragEvent, "dataTransfer"];
+            document.body.dispatchEvent(new Kind(event, { bubbles: true, cancelable: true, [field]: transfer }));
+        }""",
+        [event, files],
+    )
+
+
+def test_of_several_files_the_first_image_is_used(page: Any, digit: Path, photo: Path, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("no image")
+    page.wait_for_function("() => document.querySelectorAll('#try-model option').length")
+    hand_over(page, "drop", note, digit, photo)
+    answered(page)
+    assert page.locator("#picked").text_content() == digit.name
+    assert page.locator("#picked-note").inner_text().startswith("Only the first of 3 files is used.")
+    hand_over(page, "drop", photo)
+    page.wait_for_function("(name) => document.querySelector('#picked').innerText === name", arg=photo.name)
+    assert "Only" not in page.locator("#picked-note").inner_text()
+    hand_over(page, "drop", note)
+    assert page.locator("#problem").inner_text().startswith("note.txt is not an image. ")
+    page.evaluate("DataTransferItem.prototype.webkitGetAsEntry = () => ({ isDirectory: true, name: 'digit.png' })")
+    hand_over(page, "drop", digit)
+    assert page.locator("#problem").inner_text().startswith("digit.png is a folder. ")
+    assert page.locator("#picked").text_content() == photo.name
 
 
 def test_an_image_is_dropped_and_another_one_pasted(page: Any, digit: Path, photo: Path) -> None:
-    def hand_over(event: str, field: str, path: Path) -> None:
-        content = base64.b64encode(path.read_bytes()).decode()
-        page.evaluate(
-            """async ([event, field, content, name, type]) => {
-                const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-                const transfer = new DataTransfer();
-                transfer.items.add(new File([bytes], name, { type }));
-                const Kind = event === "paste" ? ClipboardEvent : DragEvent;
-                document.body.dispatchEvent(new Kind(event, { bubbles: true, cancelable: true, [field]: transfer }));
-            }""",
-            [event, field, content, path.name, "image/png" if path.suffix == ".png" else "image/jpeg"],
-        )
-        answered(page)
-
     page.wait_for_selector("#camera:not([hidden])")
     page.wait_for_function("() => document.querySelectorAll('#try-model option').length")
-    hand_over("drop", "dataTransfer", digit)
+    hand_over(page, "drop", digit)
+    answered(page)
     assert page.locator("#picked").text_content() == digit.name
     first = answers(page)
-    hand_over("paste", "clipboardData", photo)
+    hand_over(page, "paste", photo)
     assert page.locator("#picked").text_content() == photo.name
     page.wait_for_function(
         "(before) => document.querySelector('#try-answer').innerText !== before", arg="\n".join(first)
@@ -112,7 +139,23 @@ def test_a_patch_has_the_colour_and_the_number_of_its_expert(page: Any, service:
     experts = {expert for line in layer["expert"] for (expert,) in line}
     for expert in experts:
         count = sum(one == expert for line in layer["expert"] for (one,) in line)
-        assert page.get_by_role("button", name=f"Expert {expert}: {count} patches").count() == 1
+        patches = f"{count} patch{'' if count == 1 else 'es'}"
+        assert page.get_by_role("button", name=f"Expert {expert}: {patches}", exact=True).count() == 1
+
+
+def test_a_tap_on_a_patch_shows_its_expert(open_page: Callable[..., Any], service: Service, photo: Path) -> None:
+    page = open_page(service.address, viewport={"width": 360, "height": 740}, has_touch=True)
+    choose(page, photo)
+    layer = own_trace(service, photo).layers[LAYER].to_json()
+    rows, columns = layer["grid"]
+    page.locator("#overlay").scroll_into_view_if_needed()
+    size = page.locator("#overlay").bounding_box()
+    for row, column in ((0, 0), (rows - 1, 0), (rows - 1, columns - 1)):
+        x = size["width"] * (column + 0.5) / columns
+        page.locator("#overlay").tap(position={"x": x, "y": size["height"] * (row + 0.5) / rows})
+        (expert,) = layer["expert"][row][column]
+        words = f"Row {row + 1}, column {column + 1}: expert {expert} "
+        assert page.locator("#patch").text_content().startswith(words)
 
 
 def test_one_expert_is_shown_alone_and_then_all_again(page: Any, service: Service, photo: Path) -> None:
@@ -154,7 +197,7 @@ def test_each_layer_has_its_own_picture(page: Any, service: Service, photo: Path
 
 def test_the_slider_asks_again_and_shows_what_was_dropped(page: Any, service: Service, photo: Path) -> None:
     choose(page, photo)
-    assert page.locator("#capacity-value").text_content() == "as the model has it"
+    assert page.locator("#capacity-value").text_content() == "none set: nothing is dropped"
     own = page.locator("#try-answer .label").first.text_content()
     page.locator("#capacity").focus()
     page.keyboard.press("Home")  # the smallest capacity
@@ -170,7 +213,7 @@ def test_the_slider_asks_again_and_shows_what_was_dropped(page: Any, service: Se
     assert verdict == ("The answer is the same." if now == own else f"The answer changed: {own} → {now}")
     page.click("#capacity-own")
     page.wait_for_function("() => !document.querySelector('#cost').innerText.includes('Difference')")
-    assert page.locator("#capacity-value").text_content() == "as the model has it"
+    assert page.locator("#capacity-value").text_content() == "none set: nothing is dropped"
     assert page.locator("#try-answer .label").first.text_content() == own
 
 

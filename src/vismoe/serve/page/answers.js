@@ -1,6 +1,6 @@
 // An answer of a model as elements: classes with their probabilities, or found objects.
 
-import { element, percent } from "./elements.js";
+import { counted, element, percent } from "./elements.js";
 
 const MOST_OBJECTS = 20;
 
@@ -31,7 +31,7 @@ export function answerList(answer) {
     "div",
     {},
     element("ol", { class: "answer" }, rows),
-    more > 0 ? element("p", { class: "more quiet" }, `and ${more} more objects`) : null,
+    more > 0 ? element("p", { class: "more quiet" }, `and ${counted(more, "more object", "more objects")}`) : null,
   );
 }
 

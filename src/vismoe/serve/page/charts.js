@@ -28,7 +28,9 @@ export function curves(title, series) {
     );
   }
   for (const step of x.ticks) {
-    chart.append(drawn("text", { x: left(step), y: HEIGHT - 12, "text-anchor": "middle" }, short(step)));
+    const end = step === x.ticks.at(-1); // its number would not fit on both sides
+    const place = end ? { x: WIDTH - 2, "text-anchor": "end" } : { x: left(step), "text-anchor": "middle" };
+    chart.append(drawn("text", { ...place, y: HEIGHT - 12 }, short(step)));
   }
   series.forEach(({ points }, number) => {
     const place = points.map(([step, value]) => `${left(step).toFixed(1)},${top(value).toFixed(1)}`);
@@ -77,28 +79,39 @@ function scale(values) {
 
 const short = (value) => (Math.abs(value) >= 1000 ? value.toLocaleString("en") : String(Number(value.toPrecision(3))));
 
-/** One bar an expert: its share of the choices. */
+const sumOf = (numbers) => numbers.reduce((total, value) => total + value, 0);
+
+/** One bar an expert: its share of the choices. A track is twice an even share, or more if an expert has more. */
 export function loadBars(load, dead) {
-  const sum = load.reduce((total, value) => total + value, 0) || 1;
-  const most = Math.max(...load) / sum || 1;
+  const sum = sumOf(load) || 1;
+  const even = 1 / load.length;
+  const whole = Math.min(1, Math.max(2 * even, ...load.map((value) => value / sum))); // what fills a track
   const rows = load.map((value, expert) =>
     element(
       "li",
-      { "--share": `${(100 * value) / sum / most}%`, "--colour": colourOf(expert) },
+      { "--share": `${(100 * value) / sum / whole}%`, "--colour": colourOf(expert) },
       element("span", { class: "label" }, `Expert ${expert}`),
       element("span", { class: "bar", "aria-hidden": "true" }),
       element("span", { class: "number" }, dead.includes(expert) ? "dead" : percent(value / sum, 1)),
     ),
   );
-  return element("ol", { class: "bars" }, rows);
+  return element("ol", { class: "bars", "--even": `${(100 * even) / whole}%` }, rows);
+}
+
+/** Counts (rows × columns) as shares: each row adds up to 1. */
+export const perRow = (values) => values.map((line) => line.map((value) => value / (sumOf(line) || 1)));
+
+/** Counts (rows × columns) as shares: each column adds up to 1. */
+export function perColumn(values) {
+  const sums = values[0].map((_, column) => sumOf(values.map((line) => line[column])) || 1);
+  return values.map((line) => line.map((value, column) => value / sums[column]));
 }
 
 /**
- * A table of shares: each column of `values` (rows × columns) adds up to 100 %.
+ * A table of shares (rows × columns) in per cent.
  * `rows`, `columns`: names; `corner`: what rows and columns are.
  */
 export function shares(corner, rows, columns, values) {
-  const sums = columns.map((_, column) => values.reduce((total, line) => total + line[column], 0) || 1);
   const head = element(
     "tr",
     {},
@@ -110,8 +123,8 @@ export function shares(corner, rows, columns, values) {
       "tr",
       {},
       element("th", { scope: "row" }, rows[row]),
-      line.map((value, column) => {
-        const share = Math.round((100 * value) / sums[column]);
+      line.map((value) => {
+        const share = Math.round(100 * value);
         return element("td", { "--strength": `${share}%` }, share);
       }),
     ),
@@ -124,7 +137,7 @@ export function scrolled(name, table) {
   return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table: ${name}` }, table);
 }
 
-/** Where in the image an expert's patches are: a small map, the brighter the more. */
+/** Where in the image an expert's patches are: a small map, the stronger the more. */
 export function positionMap(values, label) {
   const most = Math.max(...values.flat()) || 1;
   const [rows, columns] = [values.length, values[0].length];
@@ -170,11 +183,11 @@ export function nested(value) {
   }
   if (Array.isArray(value)) return element("span", {}, value.map(plain).join(", ") || "–");
   if (value === null || typeof value !== "object") return element("span", {}, plain(value));
+  if (Object.keys(value).length === 0) return element("span", {}, "–");
   const pairs = Object.entries(value).map(([name, one]) => {
-    const isLong = one !== null && typeof one === "object";
     return element(
       "div",
-      { class: isLong ? "long" : null },
+      { class: isShort(one) ? null : "long" },
       element("dt", {}, name.replaceAll("_", " ")),
       element("dd", {}, nested(one)),
     );
@@ -182,7 +195,15 @@ export function nested(value) {
   return element("dl", { class: "facts" }, pairs);
 }
 
+/** Whether a value stands beside its term: it has no terms of its own. */
+function isShort(value) {
+  if (value === null || typeof value !== "object") return true;
+  const parts = Object.values(value);
+  return parts.length === 0 || (Array.isArray(value) && parts.every((one) => one === null || typeof one !== "object"));
+}
+
 function plain(value) {
   if (value === null) return "–";
+  if (Array.isArray(value)) return `(${value.map(plain).join(", ")})`;
   return typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(4))) : String(value);
 }

@@ -1,7 +1,7 @@
 // The view Compare: the same image through two models, side by side.
 
 import { answerList, asked, inWords, LEAST_SCORE, surely } from "./answers.js";
-import { amount, byId, element, facts, less, median, milliseconds } from "./elements.js";
+import { amount, byId, counted, element, facts, less, median, milliseconds } from "./elements.js";
 import { current, onImage } from "./images.js";
 import { postImage, showProblem } from "./service.js";
 
@@ -44,7 +44,7 @@ function note() {
 function column(model) {
   const answer = element("div", {}, element("p", { class: "quiet" }, "No image yet."));
   const cost = element("dl", { class: "facts" });
-  const kind = model.sparse ? `sparse: ${model.layers.length} layers of experts` : "dense";
+  const kind = model.sparse ? counted(model.layers.length, "layer", "layers") + " of experts" : "without experts";
   const card = element(
     "section",
     { class: "card", "aria-label": model.name },
@@ -58,12 +58,18 @@ function column(model) {
   return made;
 }
 
+function showNothing(one) {
+  one.times = [];
+  one.answer.replaceChildren(element("p", { class: "quiet" }, "No answer."));
+  showCost(one);
+}
+
 function showCost({ model, cost, times }) {
   facts(cost, [
-    [`Time, median of ${times.length || ROUNDS}`, times.length ? milliseconds(median(times)) : "–"],
+    [`Request, median of ${times.length || ROUNDS}`, times.length ? milliseconds(median(times)) : "–"],
     ["MACs per image", amount(model.macs)],
     ["Parameters", amount(model.parameters)],
-    ["Active per token", amount(model.active_parameters)],
+    ["Active parameters", amount(model.active_parameters)],
   ]);
 }
 
@@ -75,8 +81,10 @@ async function ask() {
   note();
   for (const one of columns) one.times = [];
   byId("compare-models").classList.add("waiting");
+  byId("compare-verdict").textContent = "";
+  let round = 0;
   try {
-    for (let round = 0; round < ROUNDS; round++) {
+    for (; round < ROUNDS; round++) {
       for (const [number, one] of columns.entries()) {
         const got = await postImage("v1/predict", current, { model: number, topk: asked(one.model) }, signal);
         one.times.push(got.milliseconds);
@@ -92,8 +100,10 @@ async function ask() {
     showProblem(null);
     showVerdict();
   } catch (error) {
+    if (signal.aborted) return;
     stale = true;
-    if (!signal.aborted) showProblem(error);
+    if (round === 0) columns.forEach(showNothing); // what is shown are the answers for another image
+    showProblem(error, ask);
   } finally {
     if (!signal.aborted) byId("compare-models").classList.remove("waiting");
   }

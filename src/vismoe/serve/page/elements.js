@@ -42,6 +42,9 @@ export function facts(list, pairs) {
 
 export const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 
+/** A number and its noun. */
+export const counted = (number, one, many) => `${number} ${number === 1 ? one : many}`;
+
 export const milliseconds = (time) => `${time.toFixed(time < 10 ? 2 : time < 100 ? 1 : 0)} ms`;
 
 /** A number of parameters or operations, such as 4.1 M; null: unknown. */

@@ -12,7 +12,7 @@ export let current = null;
 /** Calls `listener` with each new image. */
 export const onImage = (listener) => listeners.push(listener);
 
-function take(file) {
+function take(file, note = "") {
   if (!file) return;
   current = file;
   showProblem(null);
@@ -24,16 +24,25 @@ function take(file) {
   thumbnail.hidden = false;
   byId("picker").classList.add("filled");
   byId("picked").textContent = file.name || "image";
-  byId("picked-note").textContent = "Drop or paste another one at any time.";
+  byId("picked-note").textContent = `${note}Drop or paste another one at any time.`;
   for (const listener of listeners) listener(file);
 }
 
-function firstImage(transfer) {
-  const file = [...(transfer?.files ?? [])].find((one) => one.type.startsWith("image/"));
-  if (!file && transfer?.files?.length) {
-    showProblem(new Problem("This is not an image."));
+/** Takes the first image of what was dropped or pasted. */
+function takeFirst(transfer) {
+  const files = [...(transfer?.files ?? [])];
+  if (files.length === 0) return; // text
+  const folders = [...transfer.items].map((one) => one.webkitGetAsEntry?.()).filter((one) => one?.isDirectory);
+  const isFolder = (file) => folders.some(({ name }) => name === file.name);
+  // A file without a type may be an image that this browser does not know: the service looks.
+  const file = files.find((one) => !isFolder(one) && (one.type === "" || one.type.startsWith("image/")));
+  if (file) {
+    take(file, files.length > 1 ? `Only the first of ${files.length} files is used. ` : "");
+    return;
   }
-  return file;
+  const [{ name }] = files;
+  const what = folders.length ? `${name} is a folder` : `${name} is not an image`;
+  showProblem(new Problem(`${what}. Drop or choose a single image: JPEG, PNG, WebP, GIF or BMP.`));
 }
 
 /** Listens for images. */
@@ -42,7 +51,7 @@ export function startImages() {
     take(event.target.files[0]);
     event.target.value = ""; // so that the same file can be chosen again
   });
-  document.addEventListener("paste", (event) => take(firstImage(event.clipboardData)));
+  document.addEventListener("paste", (event) => takeFirst(event.clipboardData));
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
     document.body.classList.add("dragging");
@@ -53,7 +62,7 @@ export function startImages() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    take(firstImage(event.dataTransfer));
+    takeFirst(event.dataTransfer);
   });
   byId("camera").addEventListener("click", () => openCamera().catch(showProblem));
   take(byId("file").files[0]); // chosen before this module was there

@@ -1,12 +1,20 @@
 // The view Inspect: what the experts of each layer took of a data set, and the curves and report of the run.
 
-import { curves, loadBars, nested, positionMap, scrolled, shares } from "./charts.js";
-import { byId, element, options } from "./elements.js";
+import { curves, loadBars, nested, perColumn, perRow, positionMap, scrolled, shares } from "./charts.js";
+import { byId, counted, element, options, percent } from "./elements.js";
 import { colourOf } from "./overlay.js";
 import { get, showProblem } from "./service.js";
 
 const SOON = 1000; // milliseconds until the next question while the service computes
 const LATER = 2000; // and while a run goes on
+const LAST = 15_000; // and after its end: it may be resumed
+
+const TOP = /(?:^|_)top(\d+)$/;
+const TITLES = [
+  [/loss/, "Loss"],
+  [/accuracy|(^|_)top\d+$/, "Accuracy"],
+  [/^(map|mar)/, "Average precision and recall"],
+];
 
 let models = [];
 let experts = null;
@@ -77,7 +85,7 @@ async function pollExperts(mine, model) {
   } catch (error) {
     if (mine !== round) return;
     if (error.code === "no_data") note(error.message);
-    else showProblem(error);
+    else showProblem(error, start);
   }
 }
 
@@ -92,7 +100,8 @@ function showLayer() {
       { class: "columns" },
       card(
         "Load",
-        `Share of the choices of ${experts.images} held-out images that each expert got.`,
+        `Share of the choices of ${counted(experts.images, "held-out image", "held-out images")} that each expert ` +
+          `got. The lines mark an even share: ${percent(1 / layer.load.length, 1)}.`,
         loadBars(layer.load, layer.dead),
         deadInWords(layer.dead),
       ),
@@ -105,15 +114,20 @@ function showLayer() {
     ),
     card(
       "Classes",
-      "To which expert the patches of each class go, in per cent.",
-      shares("expert \\ class", names, experts.classes, layer.by_class),
+      "To which expert the patches of each class go, in per cent: each column adds up to 100.",
+      shares("expert \\ class", names, experts.classes, perColumn(layer.by_class)),
     ),
-    card("Experts", "Where in the image an expert's patches are, and those that it takes most surely.", gallery(layer)),
+    card(
+      "Experts",
+      `Where an expert's patches are, from ${counted(experts.images, "image", "images")}: the stronger the colour of ` +
+        "a place, the more of them. Beside it, the patches that it takes most surely.",
+      gallery(layer),
+    ),
     next
       ? card(
           "Across layers",
-          `From which experts of ${layer.name} (rows) the patches of each expert of ${next.name} (columns) come, ` +
-            "in per cent.",
+          `Of the patches that go to an expert of ${layer.name} (row), the share that goes to each expert of ` +
+            `${next.name} (column), in per cent: each row adds up to 100.`,
           together(layer, next),
         )
       : "",
@@ -196,31 +210,35 @@ function together(layer, next) {
     `${layer.name} \\ ${next.name}`,
     layer.load.map((_, expert) => String(expert)),
     columns,
-    layer.together,
+    perRow(layer.together),
   );
 }
 
 async function pollRun(mine, model) {
-  const place = byId("inspect-run");
+  let before = null;
   for (;;) {
+    let pause = LATER;
     try {
       const run = await get(`v1/run?model=${model}`);
       if (mine !== round) return;
-      showRun(place, run);
-      if (run.finished) return;
+      if (run.finished) pause = LAST;
+      const now = JSON.stringify(run);
+      if (now !== before) showRun(run, models[model].classes.length);
+      before = now;
     } catch (error) {
-      if (mine === round) showProblem(error);
+      if (mine === round) showProblem(error, start);
       return;
     }
-    await wait(LATER);
+    await wait(pause);
     if (mine !== round || !visible) return;
   }
 }
 
-function showRun(place, run) {
+function showRun(run, classes) {
+  const place = byId("inspect-run");
   const done = Math.max(0, ...run.metrics.map(({ step }) => step));
-  const state = run.finished ? `Finished after ${done} steps.` : `Running: step ${done} of ${run.steps}.`;
-  const charts = grouped(run.metrics).map(([title, series]) => curves(title, series));
+  const state = run.finished ? `Finished after ${done} steps.` : `Not finished: step ${done} of ${run.steps}.`;
+  const charts = grouped(run.metrics, classes).map(([title, series]) => curves(title, series));
   const open = place.querySelector("details")?.open;
   place.replaceChildren(
     card(
@@ -228,24 +246,30 @@ function showRun(place, run) {
       state,
       charts.length ? element("div", { class: "columns" }, charts) : element("p", {}, "No metrics are logged yet."),
     ),
-    run.report ? element("details", { class: "card", open }, element("summary", {}, "Report"), nested(run.report)) : "",
+    run.report
+      ? element("details", { class: "card report", open }, element("summary", {}, "Report"), nested(run.report))
+      : "",
   );
 }
 
-/** The curves of metrics.jsonl: losses together, what lies between 0 and 1 together, and each other number alone. */
-function grouped(metrics) {
+const inWords = (name) => name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
+
+/**
+ * The curves of metrics.jsonl: losses together, accuracies together, average precisions and recalls together, and each
+ * other number alone. Without the top five of five classes or fewer: all answers are right.
+ */
+function grouped(metrics, classes) {
   const series = new Map();
   for (const { step, ...values } of metrics) {
     for (const [name, value] of Object.entries(values)) {
-      if (typeof value !== "number") continue;
+      if (typeof value !== "number" || Number(TOP.exec(name)?.[1]) >= Math.max(2, classes)) continue;
       if (!series.has(name)) series.set(name, { name, points: [] });
       series.get(name).points.push([step, value]);
     }
   }
   const groups = new Map();
   for (const one of series.values()) {
-    const share = one.points.every(([, value]) => value >= 0 && value <= 1);
-    const title = one.name.includes("loss") ? "Loss" : share ? "Scores" : one.name;
+    const [, title] = TITLES.find(([pattern]) => pattern.test(one.name)) ?? [null, inWords(one.name)];
     groups.set(title, [...(groups.get(title) ?? []), one]);
   }
   return [...groups];

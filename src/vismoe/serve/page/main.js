@@ -1,11 +1,11 @@
 // Starts the page: asks which models there are, and shows the view that the address names.
 
 import { showCompare, startCompare } from "./compare.js";
-import { byId, element } from "./elements.js";
-import { startImages } from "./images.js";
+import { byId, counted, element } from "./elements.js";
+import { onImage, startImages } from "./images.js";
 import { showInspect, startInspect } from "./inspect.js";
 import { get, hasToken, showProblem } from "./service.js";
-import { startTry } from "./try.js";
+import { showTry, startTry } from "./try.js";
 
 const VIEWS = ["try", "compare", "inspect"];
 
@@ -24,6 +24,7 @@ function show() {
   }
   byId("picker").hidden = name === "inspect";
   showProblem(null);
+  showTry(name === "try");
   showCompare(name === "compare");
   showInspect(name === "inspect");
 }
@@ -46,14 +47,20 @@ function startTabs() {
   addEventListener("hashchange", show);
 }
 
-function about({ name, task, classes, input_size: [, height, width] }) {
-  return `${name}: ${task}, ${classes.length} classes, ${height} × ${width} pixels`;
+function about({ name, task, classes, input_size: [, height, width], step }) {
+  const words = `${name}: ${task}, ${counted(classes.length, "class", "classes")}, ${height} × ${width} pixels`;
+  return step ? `${words}, in training: as after step ${step}` : words;
 }
 
-async function start() {
-  startImages(); // one may be chosen before the service has answered
+let state = "new"; // then "asked" or "known"
+
+/** Asks which models there are, and starts the views; after an error, the next image asks again. */
+async function load() {
+  if (state !== "new") return;
+  state = "asked";
   try {
     const { models } = await get("v1/model");
+    state = "known";
     byId("about").replaceChildren(...models.map((model) => element("p", {}, about(model))));
     document.title = `${models[0].name} – vismoe`;
     byId("interface").hidden = hasToken(); // a link cannot carry the token
@@ -63,9 +70,12 @@ async function start() {
     startTabs();
     show();
   } catch (error) {
+    if (state === "asked") state = "new";
     byId("about").replaceChildren();
-    showProblem(error);
+    showProblem(error, load);
   }
 }
 
-start();
+onImage(load);
+startImages(); // one may be chosen before the service has answered
+load();

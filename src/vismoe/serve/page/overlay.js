@@ -183,30 +183,60 @@ export function drawMap(canvas, image, values) {
   );
 }
 
-/** Draws found objects over the image that was uploaded, those with the highest scores on top. */
+/**
+ * Draws found objects over the image that was uploaded, those with the highest scores on top. Returns how many labels
+ * had no room, and are not drawn.
+ */
 export function drawBoxes(canvas, image, objects, classes) {
   const context = paint(canvas, image);
   const scale = canvas.width / image.naturalWidth;
-  context.font = "600 26px system-ui, sans-serif";
-  context.textBaseline = "bottom";
-  for (const { label, probability, box } of [...objects].reverse()) {
+  const dot = canvas.width / (canvas.clientWidth || canvas.width / 2); // of the canvas for one of the screen
+  context.font = `600 ${13 * dot}px system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  const labels = [];
+  const drawings = objects.map(({ label, probability, box }) => {
     const [left, top, right, bottom] = box.map((value) => value * scale);
-    const colour = colourOf(classes.indexOf(label));
-    context.lineWidth = 9;
-    context.strokeStyle = "rgb(0 0 0 / 0.6)";
-    context.strokeRect(left, top, right - left, bottom - top);
-    context.lineWidth = 5;
-    context.strokeStyle = colour;
-    context.strokeRect(left, top, right - left, bottom - top);
     const text = `${label} ${Math.round(100 * probability)} %`;
-    const width = context.measureText(text).width + 16;
-    const edge = Math.max(36, top);
-    context.fillStyle = "rgb(0 0 0 / 0.8)";
-    context.fillRect(left, edge - 36, width, 36);
-    context.fillStyle = "white";
-    context.fillText(text, left + 8, edge - 3);
+    const size = [context.measureText(text).width + 8 * dot, 19 * dot];
+    const place = freePlace(canvas, [left, top, right, bottom], size, labels);
+    if (place) labels.push(place);
+    return { sides: [left, top, right - left, bottom - top], text, place, colour: colourOf(classes.indexOf(label)) };
+  });
+  for (const { sides, colour } of [...drawings].reverse()) {
+    context.lineWidth = 4.5 * dot;
+    context.strokeStyle = "rgb(0 0 0 / 0.6)";
+    context.strokeRect(...sides);
+    context.lineWidth = 2.5 * dot;
+    context.strokeStyle = colour;
+    context.strokeRect(...sides);
   }
+  for (const { text, place } of drawings.filter((one) => one.place)) {
+    context.fillStyle = "rgb(0 0 0 / 0.8)";
+    context.fillRect(...place);
+    context.fillStyle = "white";
+    context.fillText(text, place[0] + 4 * dot, place[1] + place[3] / 2);
+  }
+  return objects.length - labels.length;
 }
+
+/** Where a label covers no other one: over or under its box, else in it; null if there is no such place. */
+function freePlace(canvas, [left, top, right, bottom], [width, height], taken) {
+  const lines = [top - height, bottom];
+  for (let line = top; line + height <= bottom; line += height) lines.push(line);
+  const inside = (value, size, length) => Math.max(0, Math.min(value, length - size));
+  const places = lines.flatMap((line) =>
+    [left, right - width].map((start) => [
+      inside(start, width, canvas.width),
+      inside(line, height, canvas.height),
+      width,
+      height,
+    ]),
+  );
+  return places.find((place) => !taken.some((other) => overlap(place, other))) ?? null;
+}
+
+const overlap = ([left, top, width, height], [left2, top2, width2, height2]) =>
+  left < left2 + width2 && left2 < left + width && top < top2 + height2 && top2 < top + height;
 
 /** Draws the image alone. */
 export const drawImage = paint;

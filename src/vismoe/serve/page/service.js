@@ -1,8 +1,10 @@
 // Calls the service, with the token if it wants one, and puts its errors into words.
 
-import { byId } from "./elements.js";
+import { byId, element } from "./elements.js";
 
 const KEY = "vismoe-token";
+const READ = "Accepted are JPEG, PNG, WebP, GIF and BMP with one frame: save it as JPEG, and choose that file.";
+const AGAIN = { no_token: "Enter the token", no_answer: "Try again", busy: "Try again" }; // what a person can do
 
 /** What went wrong, in words for a person; `code` is the service's own, such as "too_large". */
 export class Problem extends Error {
@@ -28,7 +30,21 @@ export async function postImage(path, image, fields, signal) {
   for (const [name, value] of Object.entries(fields)) {
     if (value !== null) form.append(name, value);
   }
-  return (await call(path, { method: "POST", body: form, signal })).json();
+  try {
+    return await (await call(path, { method: "POST", body: form, signal })).json();
+  } catch (error) {
+    throw aboutImage(error, image.name || "image");
+  }
+}
+
+/** An error of the service that is the image's fault begins with the name of its file, and says what to do. */
+function aboutImage(error, name) {
+  if (error.code === "not_an_image") {
+    return new Problem(`${name}: this is not an image, or not of a format that the service reads. ${READ}`, error.code);
+  }
+  if (error.code === "bad_image") return new Problem(`${name}: ${error.message}. ${READ}`, error.code);
+  if (error.code === "too_large") return new Problem(`${name}: ${error.message}`, error.code);
+  return error;
 }
 
 async function call(path, request) {
@@ -67,6 +83,7 @@ async function refusal(response) {
 }
 
 let asking = null;
+let words = null; // of the dialog, when it asks for the first time
 
 /** Asks for a token, once for all calls that wait for one; `refused` is the token that the service did not take. */
 function newToken(refused) {
@@ -76,8 +93,9 @@ function newToken(refused) {
 }
 
 function ask(again) {
-  const dialog = byId("token-dialog");
-  if (again) byId("token-note").textContent = "The service did not accept this token. Please enter it again.";
+  const [dialog, note] = [byId("token-dialog"), byId("token-note")];
+  words ??= note.textContent;
+  note.textContent = again ? "The service did not accept this token. Please enter it again." : words;
   byId("token").value = "";
   dialog.showModal();
   return new Promise((resolve, reject) => {
@@ -89,15 +107,26 @@ function ask(again) {
       resolve();
     };
     byId("token-cancel").onclick = () => dialog.close();
-    dialog.onclose = () => reject(new Problem("This service needs a token. Reload the page to enter it.", "no_token"));
+    dialog.onclose = () => reject(new Problem("This service needs a token.", "no_token"));
   });
 }
 
-/** Shows an error in words, or with null takes the last one away. Aborted calls are no errors. */
-export function showProblem(error) {
+/**
+ * Shows an error in words, or with null takes the last one away. Aborted calls are no errors.
+ * `again`: does what has failed once more; a button calls it where that can help.
+ */
+export function showProblem(error, again) {
   if (error?.name === "AbortError") return;
   if (error && !(error instanceof Problem)) console.error(error);
   const place = byId("problem");
   place.hidden = !error;
-  place.textContent = error ? error.message : "";
+  const button = again && AGAIN[error?.code];
+  const retry = () => {
+    showProblem(null);
+    again();
+  };
+  place.replaceChildren(
+    error ? element("span", {}, error.message) : "",
+    button ? element("button", { type: "button", onclick: retry }, button) : "",
+  );
 }

@@ -1,7 +1,7 @@
 // The view Try: one image, its answer, which expert takes which patch, and what another capacity changes.
 
 import { answerList, asked, inWords, LEAST_SCORE, surely } from "./answers.js";
-import { byId, element, facts, less, median, milliseconds, options, percent } from "./elements.js";
+import { byId, counted, element, facts, less, median, milliseconds, options, percent } from "./elements.js";
 import { current, onImage } from "./images.js";
 import { colourOf, decoded, drawBoxes, drawExperts, drawImage, drawMap, patches } from "./overlay.js";
 import { postImage, showProblem } from "./service.js";
@@ -21,6 +21,8 @@ let only = null;
 let cursor = null;
 let call = null;
 let timer = null;
+let visible = false;
+let stale = false; // whether the current image has no answer yet
 
 /** Fills the view for the models of the service. */
 export function startTry(list) {
@@ -40,12 +42,12 @@ export function startTry(list) {
     SCORES.map((score) => [score, score ? `from ${percent(score)}` : "all"]),
   );
   byId("try-score").value = LEAST_SCORE;
-  byId("try-score").addEventListener("change", show);
-  byId("try-view").addEventListener("change", show);
+  byId("try-score").addEventListener("change", showAgain);
+  byId("try-view").addEventListener("change", showAgain);
   byId("try-layer").addEventListener("change", () => {
     only = null;
     cursor = null;
-    show();
+    showAgain();
   });
   byId("capacity").addEventListener("input", () => setCapacity(Number(byId("capacity").value)));
   byId("capacity-own").addEventListener("click", () => setCapacity(null));
@@ -58,13 +60,22 @@ const model = () => models[Number(byId("try-model").value)];
 const certain = (got) => surely(got.predictions, Number(byId("try-score").value));
 const layer = () => answer?.layers[Number(byId("try-layer").value)];
 
+/** Asks for an answer when the view is shown, and not before. */
+export function showTry(shown) {
+  visible = shown;
+  if (visible && stale) ask();
+}
+
 /** Asks anew, for a new image or another model. */
 function start() {
   if (!current) return;
+  call?.abort();
+  clearTimeout(timer);
   answer = own = image = upload = only = cursor = capacity = null;
   times = new Map();
+  stale = true;
   showCapacity();
-  ask();
+  if (visible) ask();
 }
 
 function setCapacity(value) {
@@ -76,8 +87,10 @@ function setCapacity(value) {
 }
 
 function showCapacity() {
-  const words = capacity === null ? "as the model has it" : `${capacity.toFixed(2)}×`;
+  const unset = own?.kept === 1 ? "none set: nothing is dropped" : "none set: the model's own";
+  const words = capacity === null ? unset : `${capacity.toFixed(2)}×`;
   byId("capacity-value").textContent = words;
+  byId("capacity-value").parentElement.classList.toggle("unset", capacity === null);
   byId("capacity").setAttribute("aria-valuetext", words);
   byId("capacity-own").disabled = capacity === null;
   if (capacity === null) byId("capacity").value = 1;
@@ -94,14 +107,16 @@ async function ask() {
     const seen = await decoded(got.image);
     if (got.predictions[0]?.box) upload ??= await decoded(byId("thumbnail").src).catch(() => null);
     if (signal.aborted) return;
-    [answer, image] = [got, seen];
+    [answer, image, stale] = [got, seen, false];
     if (capacity === null) own = got;
     showProblem(null);
     show();
     byId("try-result").classList.remove("waiting");
     await measure(signal);
   } catch (error) {
-    if (!signal.aborted) showProblem(error);
+    if (signal.aborted) return;
+    if (!answer) showNothing(); // what is shown is the answer for another image
+    showProblem(error, ask);
   } finally {
     if (!signal.aborted) byId("try-result").classList.remove("waiting");
   }
@@ -130,6 +145,16 @@ async function measure(signal) {
       showCost();
     }
   }
+  byId("cost-status").textContent = showCost(); // once, and not after each round
+}
+
+function showNothing() {
+  byId("try-empty").hidden = false;
+  byId("try-result").hidden = true;
+}
+
+function showAgain() {
+  if (answer) show();
 }
 
 function show() {
@@ -141,6 +166,7 @@ function show() {
     answer.layers.map(({ name, experts }, number) => [number, `${name} (${experts} experts)`]),
   );
   byId("capacity-card").hidden = !model().capacity;
+  showCapacity();
   showAnswer();
   showStage();
 }
@@ -155,19 +181,20 @@ function views() {
 
 function showAnswer() {
   byId("try-answer").replaceChildren(answerList(certain(answer)));
-  const cost = showCost();
-  byId("try-status").textContent = `Answer: ${inWords(certain(answer))}. ${cost}`;
+  showCost();
+  byId("cost-status").textContent = "";
+  byId("try-status").textContent = `Answer: ${inWords(certain(answer))}. ${byId("changed").textContent}`;
 }
 
 /** Shows what the answer costs, beside the model's own capacity; returns it in words. */
 function showCost() {
   const time = median(times.get(capacity));
-  const rows = [[`Time, median of ${times.get(capacity).length}`, milliseconds(time)]];
+  const rows = [[`Forward pass, median of ${times.get(capacity).length}`, milliseconds(time)]];
   let verdict = "";
   if (answer.layers.length) rows.push(["Choices kept", percent(answer.kept, 1)]);
   if (capacity !== null && own) {
     const before = median(times.get(null));
-    rows.push(["As the model has it", milliseconds(before)]);
+    rows.push(["At the model's own capacity", milliseconds(before)]);
     rows.push(["Difference", less(time, before) ?? "about the same"]);
     const [now, first] = [inWords(certain(answer)), inWords(certain(own))];
     verdict = now === first ? "The answer is the same." : `The answer changed: ${first} → ${now}`;
@@ -175,7 +202,7 @@ function showCost() {
   }
   facts(byId("cost"), rows);
   byId("changed").textContent = verdict;
-  return `${rows.map(([term, value]) => `${term}: ${value}`).join(", ")}. ${verdict}`;
+  return `${rows.map(([term, value]) => `${term}: ${value}`).join(", ")}. ${verdict}`.trim();
 }
 
 function showStage() {
@@ -188,10 +215,14 @@ function showStage() {
   const canvas = byId("overlay");
   canvas.tabIndex = experts ? 0 : -1;
   byId("legend").textContent = legend(view);
-  if (view === "boxes") drawBoxes(canvas, upload, certain(answer), model().classes);
-  else if (view === "attention") drawMap(canvas, image, answer.rollout);
-  else if (view === "image") drawImage(canvas, image);
-  else {
+  if (view === "boxes") {
+    const hidden = drawBoxes(canvas, upload, certain(answer), model().classes);
+    const words = `${counted(hidden, "box has", "boxes have")} no label: there is no room.`;
+    if (hidden) byId("legend").append(element("span", {}, ` ${words}`));
+  }
+  if (view === "attention") drawMap(canvas, image, answer.rollout);
+  if (view === "image") drawImage(canvas, image);
+  if (view === "experts") {
     drawExperts(canvas, image, layer(), only, cursor);
     showChips();
     showPatch();
@@ -223,7 +254,7 @@ function showChips() {
 }
 
 function chip(expert, count) {
-  const words = expert === null ? "All experts" : `Expert ${expert}: ${count} patches`;
+  const words = expert === null ? "All experts" : `Expert ${expert}: ${counted(count, "patch", "patches")}`;
   const content = [element("span", { class: "unseen" }, words)];
   if (expert === null) content.push(element("span", { "aria-hidden": "true" }, "All"));
   else {
@@ -235,7 +266,7 @@ function chip(expert, count) {
   }
   const press = () => {
     only = only === expert ? null : expert;
-    showStage();
+    if (answer) showStage();
   };
   const pressed = String(only === expert);
   return element(
@@ -252,7 +283,7 @@ function chip(expert, count) {
 }
 
 function showPatch() {
-  byId("patch").textContent = cursor ? patchInWords(...cursor) : "Point at a patch to see its expert.";
+  byId("patch").textContent = cursor ? patchInWords(...cursor) : "Point at or tap a patch to see its expert.";
 }
 
 function patchInWords(row, column) {
@@ -274,7 +305,7 @@ function startCursor() {
     cursor = next;
     showStageLightly();
   };
-  canvas.addEventListener("pointermove", (event) => {
+  const point = (event) => {
     if (!layer()) return;
     const place = canvas.getBoundingClientRect();
     const [rows, columns] = layer().grid;
@@ -282,7 +313,9 @@ function startCursor() {
       Math.floor(((event.clientY - place.top) / place.height) * rows),
       Math.floor(((event.clientX - place.left) / place.width) * columns),
     );
-  });
+  };
+  canvas.addEventListener("pointermove", point);
+  canvas.addEventListener("pointerdown", point); // a tap moves nothing
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!step) return;
