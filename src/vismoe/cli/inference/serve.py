@@ -40,7 +40,8 @@ def serve_model(
     Example: vismoe serve runs/demo --port 8000
 
     Args:
-        model: Run folder (of a run in training: its newest checkpoint), model folder, .onnx file, timm:NAME, hf:ORG/NAME or PRESET.TAG.
+        model: Run folder (of a run in training: its newest checkpoint), model folder, .onnx file, timm:NAME,
+            hf:ORG/NAME or PRESET.TAG.
         compare: A second model, to compare with on the page; programs name it by model=1.
         host: Address to listen at. Other machines reach 0.0.0.0 or an address of this machine; that needs
             --token-file.
