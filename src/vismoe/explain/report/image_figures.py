@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CELL, SMALL_CELL, ACROSS = 2.1, 1.45, 5
+CELL, SMALL_CELL, ACROSS = 3.3, 1.45, 3
 """Side of an image in inches, also where capacities are compared, and number of images side by side."""
 FADE = 0.28
 """How much of the image is white below the colours."""
