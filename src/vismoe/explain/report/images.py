@@ -59,7 +59,10 @@ def add_image(
     how = f"median of {REPEATS} after a first one, {'not ' if optimized is None else ''}optimized, routing recorded"
     page.text(f"Answer: {_answers(trace)}. Forward pass: {1e3 * seconds[()]:.1f} ms ({how}).")
     kept = f", of which {trace.kept:.0%} are kept" if compares else ""
-    how = "The colour of a patch is its first expert's, the strength is its gate's, relative to the layer's largest"
+    how = (
+        "The colour and the number of a patch are its first expert's; the strength is its gate's, relative to the "
+        "layer's largest"
+    )
     page.figure(
         routing_overlays(trace),
         f"{name}-routing",

@@ -95,7 +95,8 @@ def information_figure(analysis: SetAnalysis) -> "Figure":
         axis.bar(places + 0.2, [value.shuffled for value in kept], 0.4, label="shuffled", color="#bbbbbb")
         axis.set_xticks(places, names, rotation=30 if len(names) > 4 else 0)
         _titled(axis, title, "", "mutual information (bits)")
-        axis.legend(fontsize=8, frameon=False)
+        axis.margins(y=0.2)  # room for the legend above the bars
+        axis.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
     return figure
 
 

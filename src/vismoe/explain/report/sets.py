@@ -23,7 +23,8 @@ from .set_figures import (
 def add_set(page: Page, analysis: SetAnalysis, name: str) -> None:
     """Adds what the experts do on a set of images. `name`: the name of the set."""
     page.heading(f"The experts on {name}")
-    page.text(f"{counted(analysis.images, 'image')}, {counted(len(analysis.classes), 'class', 'classes')}.")
+    classes = counted(len(analysis.classes) - analysis.by_patch, "class", "classes")
+    page.text(f"{counted(analysis.images, 'image')}, {classes}{' and the background' * analysis.by_patch}.")
     if analysis.by_patch and analysis.layers:
         page.text(
             "The class of a patch is that of the labelled box that contains its centre (of several, the smallest), "
