@@ -6,11 +6,14 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import mutual_info_score
+from torchvision import tv_tensors
 
 import vismoe
 from vismoe.data import ImageSet, open_data
+from vismoe.detection import make_detector
 from vismoe.explain import analyse_set, mutual_information, route, without_each_expert
 from vismoe.inference import Predictor, evaluate
+from vismoe.tasks.detection import Detection
 
 SMALL = "vmoe_pico_patch2_8_every2_e8"
 
@@ -115,6 +118,34 @@ def test_json_and_networks_without_classes_or_experts(predictor, digits):
         analyse_set(predictor, digits.val, ["a", "b", "c"])
 
 
+def test_classes_of_patches():
+    """Of a detector, a patch counts for the class of the smallest labelled box that contains its centre, or for the
+    background, counted patch by patch; padding does not count."""
+    torch.manual_seed(0)
+    detector = make_detector(vismoe.create_model("vmoe_pico_patch4_28_every2_e8", img_size=48), 2, (48, 48))
+    predictor = Predictor(detector, task=Detection(["a", "b"]))
+    boxes = [[0.0, 0.0, 60.0, 40.0], [10.0, 10.0, 30.0, 30.0]]  # the second lies in the first
+    further = {
+        "boxes": lambda index: tv_tensors.BoundingBoxes(torch.tensor(boxes), format="XYXY", canvas_size=(64, 96)),
+        "classes": lambda index: torch.tensor([0, 1]),
+        "ignored": lambda index: torch.zeros(2, dtype=torch.bool),
+    }
+    pixels = torch.randint(0, 255, (3, 64, 96, 3), dtype=torch.uint8).numpy()
+    images = ImageSet(torch.ones(3, 2, dtype=torch.bool), lambda index: Image.fromarray(pixels[index]), further=further)
+    analysis = analyse_set(predictor, images, ["a", "b"])
+    assert analysis.by_patch
+    assert analysis.classes == ["a", "b", "background"]
+    for layer, table in zip(analysis.layers, route(predictor, images).values(), strict=True):
+        counts = Counter()
+        for experts in table.expert.view(3, 12, 12, -1).tolist():
+            for row, line in enumerate(experts):
+                for column, (expert, *_) in enumerate(line):
+                    x, y = 2 * (4 * column + 2), 2 * (4 * row + 2)  # 96 pixels become 48
+                    inside = [left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes]
+                    counts[expert, 1 if inside[1] else 0 if inside[0] else 2] += 1
+        assert layer.by_class.tolist() == [[counts[expert, c] for c in range(3)] for expert in range(8)]
+
+
 @pytest.mark.parametrize("router", ["top-k", "soft", "expert-choice"])
 def test_without_each_expert(digits, router):
     """The score without an expert is that of a network whose expert has weights 0 in its last matrix."""
@@ -126,6 +157,7 @@ def test_without_each_expert(digits, router):
     total, rows = without_each_expert(Predictor(model), digits.val.subset(range(30)))
     assert total == pytest.approx(evaluate(model, images).score)
     assert [(row.layer, row.expert) for row in rows] == [(f"blocks.{n}", e) for n in (1, 3) for e in range(8)]
+    whole_loss = evaluate(model, images).metrics["loss"]
     down = model.blocks[1].mlp.experts.down
     for row in rows[:3]:
         own = [parameter.detach().clone() for parameter in (down.weight, down.bias)]
@@ -133,6 +165,7 @@ def test_without_each_expert(digits, router):
             down.weight[row.expert], down.bias[row.expert] = 0, 0
         assert row.score == pytest.approx(evaluate(model, images).score)
         assert row.change == pytest.approx(row.score - total)
+        assert whole_loss + row.loss_change == pytest.approx(evaluate(model, images).metrics["loss"], abs=1e-5)
         with torch.no_grad():
             down.weight.copy_(own[0])
             down.bias.copy_(own[1])

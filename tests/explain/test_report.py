@@ -14,9 +14,11 @@ from PIL import Image
 
 import vismoe
 from vismoe.cli import main
+from vismoe.data import open_data
 from vismoe.detection import make_detector
-from vismoe.explain import experts_of_boxes, parts_of_answer, trace_image
+from vismoe.explain import experts_of_boxes, optimized_copy, parts_of_answer, trace_image
 from vismoe.explain.report import Page, add_image
+from vismoe.explain.routing_figure import expert_colours
 from vismoe.inference import Predictor
 from vismoe.tasks.detection import Detection
 
@@ -82,7 +84,7 @@ def test_report_of_an_image(model, photo, tmp_path, capsys, monkeypatch):
     capacities = rows_of(tables / "image-1-capacity.csv")
     assert [row["capacity"] for row in capacities] == ["the model's own", "0.5", "0.5", "0.25", "0.25"]
     assert [row["order"] for row in capacities] == ["", "position", "priority", "position", "priority"]
-    assert "index.html" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[-1] == "report: out/index.html"
     parquet = pytest.importorskip("pyarrow.parquet")
     assert parquet.read_table(tables / "image-1-patches.parquet").num_rows == len(patches)
 
@@ -138,6 +140,80 @@ def test_a_run_and_its_dense_twin(tmp_path, capsys):
     assert "answers differ for 0 of 5 images" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_a_run_whose_data_set_is_elsewhere(tmp_path, capsys, monkeypatch):
+    """A run that knows its data set by a relative path says from another folder to name it; named, it has the run's own
+    split, and a folder that lacks some of the images has a note about training images."""
+    torch.manual_seed(0)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(30):
+            pixels = torch.randint(0, 255, (8, 8, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    options = ["--model", "vmoe_pico_patch2_8_every2_e8", "--image-size", "8", "--steps", "2", "--batch-size", "8"]
+    assert main(["train", "images", "--data", "photos", "--out", "run", *options]) == 0
+    held_out = open_data("photos", 0).val.files
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(["explain", "../run", "--out", "none"]) == 2
+    assert "../run was trained on 'photos', which is not found from here" in capsys.readouterr().err
+    assert main(["explain", "../run", "../photos", "--out", "own", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["images"] == len(held_out) < 60
+    assert "has the images of the data set of ../run" in printed.err
+    (tmp_path / "photos" / "a" / "3.png").unlink()
+    assert main(["explain", "../run", "../photos", "--out", "other", "--max-images", "2"]) == 0
+    assert "training images of ../run" in capsys.readouterr().err
+
+
+def test_dense_networks(tmp_path, capsys, monkeypatch):
+    """Nothing is written where nothing would be shown; otherwise a note says what is left."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("photo.png")
+    vismoe.save(vismoe.create_model("vmoe_pico_patch2_8_dense", num_classes=10), Path("dense"), list("0123456789"))
+    for arguments, message in (
+        (["digits"], "has no sparse layers, so there are no experts to show"),
+        (["digits", "--without-experts"], "no expert can be left out"),
+    ):
+        assert main(["explain", "dense", *arguments, "--out", "out"]) == 2
+        assert message in capsys.readouterr().err
+        assert not Path("out").exists()
+    assert main(["explain", "dense", "photo.png", "--out", "out"]) == 0
+    assert "no sparse layers: the report shows the answers, attention rollout" in capsys.readouterr().err
+    assert main(["explain", "photo.png", "--out", "again"]) == 2
+    assert "photo.png is an image, not a model" in capsys.readouterr().err
+
+
+def test_colours_are_those_of_the_page():
+    """An expert has the colour that overlay.js gives it, whatever their number; the last colour is black."""
+    script = (Path(vismoe.__file__).parent / "serve" / "page" / "overlay.js").read_text()
+    colours = re.findall(r"#[0-9a-f]{6}", re.search(r"COLOURS = \[(.*?)\]", script)[1])
+    shades = [int(each) for each in re.search(r"SHADES = \[(.*?)\]", script)[1].split(",")]
+    shown = (255 * expert_colours(40)).round().astype(int).tolist()
+    for expert in range(40):
+        shade = shades[expert // len(colours) % len(shades)]
+        target = 255 if shade > 0 else 0
+        for place in range(3):
+            own = int(colours[expert % len(colours)][1 + 2 * place : 3 + 2 * place], 16)
+            assert abs(shown[expert][place] - (own + (target - own) * abs(shade) / 100)) <= 0.51
+    assert shown[-1] == [0, 0, 0]
+
+
+def test_optimized_copy(model, photo):
+    """It has the same answers, and leaves the network as it was."""
+    predictor = Predictor(vismoe.load(model))
+    before = [name for name, _ in predictor.model.named_modules()]
+    copied = optimized_copy(predictor)
+    if copied is None:
+        pytest.skip("no compiled kernels")
+    (one,), (other,) = predictor.predict(photo), copied.predict(photo)
+    assert one.names == other.names
+    assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    assert copied.model is not predictor.model
+    assert [name for name, _ in predictor.model.named_modules()] == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -150,7 +226,7 @@ def test_a_run_and_its_dense_twin(tmp_path, capsys):
         (["digits", "--capacity", "2"], "--capacity is for images"),
         (["broken.png"], "broken.png"),
         (["digits", "fashion-mnist"], "one data set"),
-        ([], "no data set given"),
+        ([], "name images or a data set after it"),
         (["photo.png", "--compare", "other"], "compare two networks with the same classes"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from .analysis import Information, LayerAnalysis, SetAnalysis, analyse_set, mutual_information
 from .capacity import has_capacity, using_capacity
-from .comparison import Comparison, Difference, Side, compare_networks
+from .comparison import Comparison, Difference, Side, compare_networks, optimized_copy
 from .parts import (
     BoxExperts,
     Parts,
@@ -39,6 +39,7 @@ __all__ = [
     "has_capacity",
     "has_rollout",
     "mutual_information",
+    "optimized_copy",
     "parts_of_answer",
     "route",
     "routing_images",

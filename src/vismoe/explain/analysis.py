@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vismoe.data import ImageSet
+from vismoe.data import Batch, ImageSet
 from vismoe.inference import Predictor
 from vismoe.moe.record import layers_of
 
@@ -19,6 +19,8 @@ from .trace import data_uri
 
 SHUFFLES, SEED = 20, 0
 """Number of shuffles of a control, and their seed."""
+BACKGROUND = "background"
+"""Class of the patches that no labelled box contains."""
 Watch = Callable[[int, int], None]
 """Function that is called with the number of images done, and of all images."""
 
@@ -44,11 +46,12 @@ class LayerAnalysis:
 
     - `name`, `num_experts`, `k`, `grid`: as in `vismoe.explain.LayerTrace`.
     - `load`: number of choices of each expert, before any is dropped.
-    - `by_class`: tokens of each class's images that each expert got; None for images without classes.
+    - `by_class`: tokens of each class's images that each expert got; of images with boxes, the patches of each class,
+      see `SetAnalysis.by_patch`; None for images without classes.
     - `by_position`: tokens of each patch's position that each expert got; tokens before the patches do not count.
     - `by_class_information`, `by_position_information`: mutual information of expert and class, and of expert and
       position; the first is None for images without classes. Labels are shuffled by image, because the tokens of an
-      image are not independent; positions by token.
+      image are not independent; positions, and classes of patches, by token.
     - `gallery`: for each expert, the patches that it takes most surely, as PIL images, surest first, with their gates;
       at most one of an image.
     - `together`: number of patches that go to expert e here and to expert f in the next sparse layer; None for the
@@ -102,11 +105,15 @@ class SetAnalysis:
     - `images`: number of images.
     - `classes`: names of the classes; empty for images without classes.
     - `layers`: the sparse layers, in order; empty for a dense network.
+    - `by_patch`: whether classes are counted patch by patch, as for a detector's images: the class of a patch is that
+      of the labelled box that contains its centre (of several, the smallest), otherwise "background", the last of
+      `classes`. False: each token has the class of its image.
     """
 
     images: int
     classes: list[str]
     layers: list[LayerAnalysis]
+    by_patch: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The analysis for JSON."""
@@ -130,7 +137,8 @@ def analyse_set(
     **Arguments:**
 
     - `predictor`: the network.
-    - `images`: the images. One with several classes counts for each of them.
+    - `images`: the images. One with several classes counts for each of them; of one with boxes, each patch has the
+      class of its box.
     - `classes`: names of the C classes, in the order of the labels; default: the images have none.
     - `workers`: number of processes that prepare images; default 0: this process.
     - `seed`: of the shuffled controls; default 0.
@@ -145,18 +153,23 @@ def analyse_set(
     if not layers_of(predictor.model):
         return SetAnalysis(len(images), classes, [])
     counts: list[_Counts] = []
+    by_patch = False
     for output in predictor.outputs(images, workers):
         tokens = tokens_of(predictor.model, output.routing, len(output.places))
         loads = [call.load.cpu() for calls in output.routing.layers.values() for call in calls]
         counts = counts or [_Counts.of(layer) for layer in tokens]
         pixels = output.batch["image"]
+        by_patch = bool(classes) and "boxes" in output.batch
         for number, (layer, load) in enumerate(zip(tokens, loads, strict=True)):
             counts[number].update(layer, load, tokens[number + 1] if number + 1 < len(tokens) else None)
             counts[number].gallery.update(layer, pixels)
+            if by_patch:
+                counts[number].update_classes(layer, output.batch, len(classes))
         if watch is not None:
             watch(int(output.places[-1]) + 1, len(images))
     generator = np.random.default_rng(seed)
-    return SetAnalysis(len(images), classes, [each.analysis(predictor, labels, generator) for each in counts])
+    layers = [each.analysis(predictor, labels, generator) for each in counts]
+    return SetAnalysis(len(images), [*classes, BACKGROUND] if by_patch else classes, layers, by_patch)
 
 
 def mutual_information(table: Float[Tensor, "E C"] | Int[Tensor, "E C"]) -> float:
@@ -169,7 +182,8 @@ def mutual_information(table: Float[Tensor, "E C"] | Int[Tensor, "E C"]) -> floa
 
 @dataclass
 class _Counts:
-    """What is counted of one layer, batch by batch. `per_image`: the tokens of each image that each expert got."""
+    """What is counted of one layer, batch by batch. `per_image`: the tokens of each image that each expert got;
+    `of_patches`: the patches of each class, if images have boxes."""
 
     name: str
     num_experts: int
@@ -180,6 +194,7 @@ class _Counts:
     by_position: Tensor
     together: Tensor | None = None
     per_image: list[Int[Tensor, "B E"]] = field(default_factory=list)
+    of_patches: Tensor | None = None
 
     @staticmethod
     def of(layer: LayerTokens) -> "_Counts":
@@ -200,11 +215,31 @@ class _Counts:
             pairs = patches.flatten(0, 1).float().T @ later.flatten(0, 1).float()
             self.together = pairs.long() if self.together is None else self.together + pairs.long()
 
+    def update_classes(self, layer: LayerTokens, batch: Batch, classes: int) -> None:
+        height, width = batch["image"].shape[-2:]
+        of_patch = torch.stack(
+            [
+                _classes_of_patches(layer.grid, (height, width), torch.as_tensor(boxes), numbers, classes)
+                for boxes, numbers in zip(batch["boxes"], batch["classes"], strict=True)
+            ]
+        )
+        chosen = layer.chosen()[:, layer.prefix :]  # padding is not routed, so no expert chose it
+        pairs = chosen.flatten(0, 1).T.float() @ torch.nn.functional.one_hot(of_patch.flatten(), classes + 1).float()
+        self.of_patches = pairs.long() if self.of_patches is None else self.of_patches + pairs.long()
+
     def analysis(
         self, predictor: Predictor, labels: Bool[Tensor, "N C"] | None, generator: np.random.Generator
     ) -> LayerAnalysis:
         per_image = torch.cat(self.per_image)
-        by_class = None if labels is None else (per_image.double().T @ labels.double()).long()
+        by_class: Tensor | None
+        information: Information | None
+        if self.of_patches is not None:
+            by_class, information = self.of_patches, _of_tokens(self.of_patches, generator)
+        elif labels is not None:
+            by_class = (per_image.double().T @ labels.double()).long()
+            information = _of_class(per_image, labels, generator)
+        else:
+            by_class, information = None, None
         return LayerAnalysis(
             name=self.name,
             num_experts=self.num_experts,
@@ -213,8 +248,8 @@ class _Counts:
             load=self.load,
             by_class=by_class,
             by_position=self.by_position,
-            by_class_information=None if labels is None else _of_class(per_image, labels, generator),
-            by_position_information=_of_position(self.by_position.flatten(1), generator),
+            by_class_information=information,
+            by_position_information=_of_tokens(self.by_position.flatten(1), generator),
             gallery=self.gallery.images(predictor),
             together=self.together,
         )
@@ -241,8 +276,24 @@ def _of_class(per_image: Tensor, labels: Tensor, generator: np.random.Generator)
     return Information(mutual_information(counts @ classes), float(np.mean(shuffled)), max(shuffled))
 
 
-def _of_position(table: Tensor, generator: np.random.Generator) -> Information:
-    """Random tables with the same sums of rows and columns are what shuffling the tokens' positions gives."""
+def _classes_of_patches(
+    grid: tuple[int, int], size: tuple[int, int], boxes: Tensor, numbers: Tensor, background: int
+) -> Int[Tensor, " patches"]:
+    """The class of the labelled box (left, top, right, bottom, in pixels of the input) that contains a patch's centre;
+    of several boxes the smallest."""
+    (rows, columns), (height, width) = grid, size
+    y, x = (torch.arange(rows) + 0.5) * height / rows, (torch.arange(columns) + 0.5) * width / columns
+    found = torch.full((rows, columns), background)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    for number in area.argsort(descending=True).tolist():
+        left, top, right, bottom = boxes[number].tolist()
+        found[((y >= top) & (y <= bottom))[:, None] & (x >= left) & (x <= right)] = int(numbers[number])
+    return found.flatten()
+
+
+def _of_tokens(table: Tensor, generator: np.random.Generator) -> Information:
+    """Random tables with the same sums of rows and columns are what shuffling the tokens' positions (or classes)
+    gives."""
     if not table.sum():
         return Information(0.0, 0.0, 0.0)
     from scipy.stats import random_table  # its import takes a second

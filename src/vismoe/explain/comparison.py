@@ -1,5 +1,6 @@
 """Two networks for the same task, such as a sparse one and its dense twin, side by side."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 from PIL import Image
 
 from vismoe.inference import Predictor, measure_speed
+from vismoe.kernels import native
 from vismoe.tasks import ClassPrediction, Prediction
 from vismoe.tasks.detection import BoxPrediction
-from vismoe.vit import cost
+from vismoe.vit import cost, reason_against
 
 SECONDS = 0.5
 """About how long each network's speed is measured."""
@@ -21,7 +23,8 @@ class Side:
 
     - `name`: its name.
     - `parameters`, `active_parameters`, `macs`: see `vismoe.vit.Cost`.
-    - `milliseconds`: median time of a forward pass of one image, measured in turn with the other network.
+    - `milliseconds`: median time of a forward pass of one image, measured in turn with the other network, both
+      optimized where they can be.
     """
 
     name: str
@@ -89,29 +92,45 @@ def compare_networks(
             f"{names[0]} is for {shown[0]}, {names[1]} for {shown[1]}: compare two networks with the same classes"
         )
     answers: list[list[str]] = []
+    keys: list[list[str]] = []
     for predictor in (one, other):
-        own = []
+        own: list[Prediction] = []
         for start in range(0, len(images), predictor.batch_size):
             chunk = [images[place] for place in range(start, min(start + predictor.batch_size, len(images)))]
-            own += [answer_of(prediction) for prediction in predictor.predict(chunk, topk=1)]
-        answers.append(own)
+            own += predictor.predict(chunk, topk=1)
+        answers.append([answer_of(prediction) for prediction in own])
+        keys.append([_key(prediction) for prediction in own])
     differences = [
         Difference(number, title, labels[number] if labels else "", (first, second))
         for number, (title, first, second) in enumerate(zip(titles, *answers, strict=True))
-        if first.rpartition(" ")[0] != second.rpartition(" ")[0]
+        if keys[0][number] != keys[1][number]
     ]
-    speeds = measure_speed({f"{n}": each.model for n, each in enumerate(predictors)}, 1, SECONDS, one.device)
+    timed = {f"{n}": (optimized_copy(each) or each).model for n, each in enumerate(predictors)}
+    speeds = measure_speed(timed, 1, SECONDS, one.device)
     sides = [_side(name, each, speeds[f"{n}"]) for n, (name, each) in enumerate(zip(names, predictors, strict=True))]
     return Comparison((sides[0], sides[1]), len(images), differences)
 
 
 def answer_of(prediction: Prediction) -> str:
-    """An answer as text: "cat 0.93", or "2 cells, 1 platelet –"."""
+    """An answer as text: "cat 0.93", or "2 cells, 1 platelet"."""
     if isinstance(prediction, ClassPrediction):
         return f"{prediction.names[0]} {prediction.probabilities[0]:.2f}"
     assert isinstance(prediction, BoxPrediction)
     names = [box.name for box in prediction.above(0.3).boxes]
-    return (", ".join(f"{names.count(name)} {name}" for name in sorted(set(names))) or "nothing") + " –"
+    return ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names))) or "nothing"
+
+
+def optimized_copy(predictor: Predictor) -> Predictor | None:
+    """The same network in the form that `Predictor(SOURCE)` and `vismoe serve` run, with packed weights, for measuring
+    its time; None where there is no such form: without compiled kernels, and on other devices than the CPU."""
+    if native() is None or predictor.device.type != "cpu" or reason_against(predictor.model) is not None:
+        return None
+    return Predictor(copy.deepcopy(predictor.model), predictor.task, batch_size=predictor.batch_size, optimized=True)
+
+
+def _key(prediction: Prediction) -> str:
+    """What two answers must share to count as the same."""
+    return prediction.names[0] if isinstance(prediction, ClassPrediction) else answer_of(prediction)
 
 
 def _side(name: str, predictor: Predictor, speed: Any) -> Side:

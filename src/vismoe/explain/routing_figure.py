@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import hsv_to_rgb, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
@@ -22,8 +22,13 @@ from .routing import LayerRouting, route
 SAMPLES, LETTERS = 10, 14
 TITLE_SIZE, NARROWEST = 10, 5.2
 """Size of the letters of titles in points, and least width of the figure in inches."""
-DISTINCT = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
-"""Colours that the colour-blind can tell apart (Okabe and Ito 2008), with grey as the eighth."""
+# The same colours and shades as in serve/page/overlay.js, so that an expert looks alike on the page and in a report.
+COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#882255")
+"""Colours that the colour-blind can tell apart (Okabe and Ito 2008), with Tol's wine for their black."""
+SHADES = (0, 35, -30, 60)
+"""Per cent of white, or of black, for experts 0–7, 8–15, 16–23 and 24–31; then from the start."""
+LABELLED = 16
+"""Most experts that all have their number at an axis."""
 
 
 def routing_images(
@@ -87,8 +92,12 @@ def _wrapped(title: str, width: float) -> str:
 
 def _heat_maps(figure: SubFigure, routing: Mapping[str, LayerRouting], labels: Tensor, classes: Sequence[str]) -> None:
     figure.suptitle("Share of the tokens of a class that each expert got", fontsize=TITLE_SIZE)
-    for axes, (name, layer) in zip(figure.subplots(1, len(routing), squeeze=False)[0], routing.items(), strict=True):
-        _heat_map(axes, layer, labels, classes, _title(name))
+    counts = [layer.by_class(labels, len(classes)).float() for layer in routing.values()]
+    shares = [(count / count.sum(0).clamp_min(1)).numpy() for count in counts]
+    panels = figure.subplots(1, len(routing), squeeze=False)[0]
+    top = max(float(share.max()) for share in shares)  # the same scale for all layers
+    for axes, share, (name, layer) in zip(panels, shares, routing.items(), strict=True):
+        _heat_map(axes, share, layer, classes, _title(name), top)
 
 
 def _samples(labels: Tensor, number_of_samples: int) -> list[int]:
@@ -141,23 +150,28 @@ def _overlay(axes: Axes, image: np.ndarray, layer: LayerRouting, number: int, gr
 
 
 def expert_colours(num_experts: int) -> np.ndarray:
-    """A colour for each expert; the last, black, is for dropped tokens (-1)."""
-    if num_experts <= 8:
-        colours = np.array([to_rgb(colour) for colour in DISTINCT[:num_experts]])
-    else:  # Hues around the colour circle; every second one is paler, so that neighbours differ.
-        hue, pale = np.arange(num_experts) / num_experts, np.arange(num_experts) % 2 == 1
-        colours = hsv_to_rgb(np.stack([hue, np.where(pale, 0.45, 0.95), np.where(pale, 1.0, 0.85)], -1))
-    return np.concatenate([colours, np.zeros((1, 3))])
+    """A colour for each expert, (E + 1, 3); the last, black, is for dropped tokens (-1)."""
+    colours = []
+    for expert in range(num_experts):
+        own = np.array(to_rgb(COLOURS[expert % len(COLOURS)]))
+        shade = SHADES[expert // len(COLOURS) % len(SHADES)] / 100
+        colours.append(own + ((shade > 0) - own) * abs(shade))
+    return np.concatenate([np.array(colours).reshape(-1, 3), np.zeros((1, 3))])
 
 
-def _heat_map(axes: Axes, layer: LayerRouting, labels: Tensor, classes: Sequence[str], title: str) -> None:
-    counts = layer.by_class(labels, len(classes)).float()
-    share = (counts / counts.sum(0).clamp_min(1)).numpy()
-    image = axes.imshow(share, aspect="auto", cmap="magma", vmin=0)
+def label_experts(axis: Any, num_experts: int) -> None:
+    """Labels the experts at an axis: all of them up to 16, of more evenly spaced ones."""
+    axis.set_ticks(range(0, num_experts, 1 if num_experts <= LABELLED else -(-num_experts // 8)))
+
+
+def _heat_map(
+    axes: Axes, share: np.ndarray, layer: LayerRouting, classes: Sequence[str], title: str, top: float
+) -> None:
+    image = axes.imshow(share, aspect="auto", cmap="magma", vmin=0, vmax=top)
     axes.set_title(title, fontsize=9)
     axes.set_ylabel("expert", fontsize=8)
     axes.tick_params(labelsize=7)
-    axes.set_yticks(range(0, layer.num_experts, max(1, layer.num_experts // 8)))
+    label_experts(axes.yaxis, layer.num_experts)
     # Legend: a colour swatch to the left of each expert's row.
     key = axes.inset_axes((-0.045, 0, 0.03, 1))
     key.imshow(expert_colours(layer.num_experts)[:-1, None], aspect="auto")

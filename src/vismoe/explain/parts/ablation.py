@@ -28,12 +28,14 @@ class WithoutExpert:
     - `expert`: number of the expert.
     - `score`: the task's primary metric; larger is better.
     - `change`: the score minus that of the whole network.
+    - `loss_change`: the same of the loss, the mean over images; None for a task whose evaluation has none.
     """
 
     layer: str
     expert: int
     score: float
     change: float
+    loss_change: float | None = None
 
 
 @contextmanager
@@ -88,18 +90,23 @@ def without_each_expert(
     size = predictor.batch_size
     batches = [predictor.collate(prepared[start : start + size]) for start in range(0, len(prepared), size)]
     layers: list[tuple[str, Any]] = list(layers_of(predictor.model).items())
-    total = _score(predictor, chosen, batches, None)
+    total, total_loss = _score(predictor, chosen, batches, None)
     rows: list[WithoutExpert] = []
     for name, layer in layers:
         for expert in range(layer.router.num_experts):
-            score = _score(predictor, chosen, batches, (layer, expert))
-            rows.append(WithoutExpert(short_name(name), expert, score, score - total))
+            score, loss = _score(predictor, chosen, batches, (layer, expert))
+            loss_change = None if loss is None or total_loss is None else loss - total_loss
+            rows.append(WithoutExpert(short_name(name), expert, score, score - total, loss_change))
             if watch is not None:
                 watch(len(rows), sum(each.router.num_experts for _, each in layers))
     return total, rows
 
 
-def _score(predictor: Predictor, images: ImageSet, batches: Sequence[Batch], missing: tuple[MoE, int] | None) -> float:
+def _score(
+    predictor: Predictor, images: ImageSet, batches: Sequence[Batch], missing: tuple[MoE, int] | None
+) -> tuple[float, float | None]:
+    """The score, and the loss if the task has one."""
+
     def forward(model: nn.Module, batch: Batch) -> Any:
         if missing is None:
             return predictor.task.forward(model, batch)
@@ -111,4 +118,5 @@ def _score(predictor: Predictor, images: ImageSet, batches: Sequence[Batch], mis
         number = len(batch["image"])
         scorer.update(torch.arange(start, start + number), predictor.run(batch, forward), batch)
         start += number
-    return scorer.evaluation(lambda tensor: tensor, 1.0, {}).score
+    evaluation = scorer.evaluation(lambda tensor: tensor, 1.0, {})
+    return evaluation.score, evaluation.metrics.get("loss")

@@ -10,15 +10,19 @@ from torch import Tensor
 from vismoe.files.figures import new_figure, plain_text
 
 from ..parts import BoxExperts
-from ..routing_figure import expert_colours
+from ..routing_figure import expert_colours, label_experts
 from ..trace import ImageTrace, LayerTrace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CELL, ACROSS = 2.1, 5
-"""Side of an image in inches, and number of images side by side."""
+CELL, SMALL_CELL, ACROSS = 3.3, 1.45, 3
+"""Side of an image in inches, also where capacities are compared, and number of images side by side."""
+FADE = 0.28
+"""How much of the image is white below the colours."""
+LEAST_NUMBER = 5.0
+"""Size in points of the smallest number that is written into a patch."""
 
 
 def routing_overlays(trace: ImageTrace) -> "Figure":
@@ -34,6 +38,7 @@ def routing_overlays(trace: ImageTrace) -> "Figure":
         _show(axes[1], _heat(trace, trace.rollout), "attention rollout")
     for each, layer in zip(axes[panels - len(trace.layers) :], trace.layers, strict=False):
         _show(each, overlay(trace, layer), layer.name)
+        _number(each, trace, layer, CELL)
     for each in axes[panels:]:
         each.axis("off")
     _legend(figure, max((layer.num_experts for layer in trace.layers), default=0))
@@ -49,7 +54,7 @@ def capacity_overlays(traces: Mapping[tuple[float, bool], ImageTrace]) -> "Figur
     capacities = sorted({capacity for capacity, _ in traces}, reverse=True)
     layers = next(iter(traces.values())).layers
     columns = [(number, priority) for number in range(len(layers)) for priority in (False, True)]
-    figure = new_figure(1.45 * len(columns) + 0.6, 1.7 * len(capacities) + 0.3)
+    figure = new_figure(SMALL_CELL * len(columns) + 0.6, 1.7 * len(capacities) + 0.3)
     grid = figure.subplots(len(capacities), len(columns), squeeze=False)
     for row, capacity in enumerate(capacities):
         for place, (number, priority) in enumerate(columns):
@@ -58,6 +63,7 @@ def capacity_overlays(traces: Mapping[tuple[float, bool], ImageTrace]) -> "Figur
             order = "priority" if priority else "position"
             title = f"{layer.name}\nby {order}" if row == 0 else ""
             _show(grid[row, place], overlay(trace, layer), f"{title}\nkept {layer.kept_share:.0%}".strip(), 7)
+            _number(grid[row, place], trace, layer, SMALL_CELL)
         grid[row, 0].set_ylabel(f"capacity {capacity:g}", fontsize=9)
     return figure
 
@@ -67,6 +73,7 @@ def part_figures(trace: ImageTrace, patches: Tensor | None, experts: Mapping[str
     panels = (patches is not None) + len(experts)
     figure = new_figure(2.8 * panels, 2.7)
     axes = figure.subplots(1, panels, squeeze=False)[0].tolist()
+    of_experts = axes[panels - len(experts) :]
     figure.suptitle(f"Fall of the log-odds of {plain_text(answer)} without …", fontsize=10)
     if patches is not None:
         largest = max(float(patches.abs().max()), 1e-9)
@@ -74,7 +81,9 @@ def part_figures(trace: ImageTrace, patches: Tensor | None, experts: Mapping[str
         axes[0].set(xticks=[], yticks=[])
         axes[0].set_title("each patch", fontsize=9)
         figure.colorbar(image, ax=axes[0]).ax.tick_params(labelsize=7)
-    for each, (name, parts) in zip(axes[panels - len(experts) :], experts.items(), strict=True):
+    for each, (name, parts) in zip(of_experts, experts.items(), strict=True):
+        each.sharey(of_experts[0])
+        label_experts(each.xaxis, len(parts))
         each.bar(
             range(len(parts)), parts.numpy(), color=expert_colours(len(parts))[:-1], edgecolor="#555", linewidth=0.5
         )
@@ -109,6 +118,7 @@ def box_figure(trace: ImageTrace, found: Sequence[BoxExperts]) -> "Figure":
             own, start = shares[:, expert].tolist(), starts[:, expert].tolist()
             axis.barh(range(1, len(found) + 1), own, left=start, color=colours[expert])
         axis.invert_yaxis()
+        axis.yaxis.get_major_locator().set_params(integer=True)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("share of the box's patches", fontsize=8)
         axis.tick_params(labelsize=7)
@@ -117,16 +127,42 @@ def box_figure(trace: ImageTrace, found: Sequence[BoxExperts]) -> "Figure":
 
 
 def overlay(trace: ImageTrace, layer: LayerTrace) -> np.ndarray:
-    """The image with each patch in the colour of its first expert, as strong as its gate; black where it was dropped,
-    grey where it is padding."""
+    """The image in pale grey with each patch in the colour of its first expert, as strong as its gate; black where it
+    was dropped, uncoloured where it is padding."""
     expert, weight, mask = layer.expert[layer.prefix :, 0], layer.weight[layer.prefix :, 0], layer.mask[layer.prefix :]
-    strength = 0.3 + 0.6 * weight / weight.max().clamp_min(1e-9)
+    strength = 0.45 + 0.37 * weight / weight.max().clamp_min(1e-9)
     strength[expert < 0] = 0.9
     colours = torch.from_numpy(expert_colours(layer.num_experts)).float()[expert]
     strength[~mask] = 0.0
     tint, alpha = (_enlarged(table, layer.grid, trace) for table in (colours, strength[:, None]))
-    ink = np.asarray(trace.image, dtype=np.float32).mean(-1, keepdims=True) / 255
-    return np.clip(tint * alpha * (0.6 + 0.4 * ink) + ink * (1 - alpha), 0, 1)
+    # Grey and paler, as on the page of `vismoe serve`, so that the experts' colours stand out.
+    grey = np.asarray(trace.image.convert("L"), dtype=np.float32)[..., None] / 255
+    return np.clip(tint * alpha + (FADE + (1 - FADE) * grey) * (1 - alpha), 0, 1)
+
+
+def _number(axes: "Axes", trace: ImageTrace, layer: LayerTrace, side: float) -> None:
+    """Writes the number of the first expert into each patch, if patches are large enough. `side`: of the panel, in
+    inches."""
+    from matplotlib.patheffects import withStroke
+
+    rows, columns = layer.grid
+    size = 0.42 * 72 * 0.92 * side / max(rows, columns)  # axes are a little smaller than their cell
+    if size < LEAST_NUMBER:
+        return
+    height, width = -(-trace.image.height // rows), -(-trace.image.width // columns)
+    tables = (layer.expert[layer.prefix :, 0], layer.mask[layer.prefix :])
+    for place, (expert, real) in enumerate(zip(*(table.tolist() for table in tables), strict=True)):
+        if expert >= 0 and real:
+            middle = (place % columns + 0.5) * width - 0.5, (place // columns + 0.5) * height - 0.5
+            outline = [withStroke(linewidth=size / 6, foreground="#000000a6")]
+            text: dict[str, Any] = {
+                "color": "white",
+                "ha": "center",
+                "va": "center",
+                "clip_on": True,
+                "path_effects": outline,
+            }
+            axes.text(middle[0], middle[1], str(expert), fontsize=size, fontweight="bold", **text)
 
 
 def _heat(trace: ImageTrace, shares: Tensor) -> np.ndarray:

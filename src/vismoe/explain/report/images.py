@@ -1,6 +1,7 @@
 """The part of a report about one image."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vismoe.data import Sample
@@ -19,12 +20,18 @@ CAPACITIES = (1.0, 0.5, 0.25)
 """The capacity factors that a report compares."""
 MIN_SCORE = 0.3
 """Lowest score of a box that is shown."""
-REPEATS = 3
-"""Number of timed forward passes at each capacity. The report shows the fastest."""
+REPEATS = 5
+"""Number of timed forward passes at each capacity, after one that is not. The report shows the median."""
 
 
 def add_image(
-    page: Page, predictor: Predictor, sample: Sample, title: str, number: int, capacities: Sequence[float] = CAPACITIES
+    page: Page,
+    predictor: Predictor,
+    sample: Sample,
+    title: str,
+    number: int,
+    capacities: Sequence[float] = CAPACITIES,
+    optimized: Predictor | None = None,
 ) -> None:
     """Adds an image to a report: its answer, the experts of its patches, what capacities drop, attention rollout, and
     what the answer rests on; of a detector the experts of each found box.
@@ -37,16 +44,25 @@ def add_image(
     - `title`: its name.
     - `number`: its number in the report, from 1; names its files.
     - `capacities`: capacity factors; default 1, 0.5 and 0.25.
+    - `optimized`: the same network in its optimized form, see `optimized_copy`, whose time is measured; default None:
+      that of `predictor` is.
 
     **Raises:** ValueError as `trace_image`.
     """
     name = f"image-{number}"
     prepared = predictor.prepare(sample)
     trace = trace_sample(predictor, prepared, title, rollout=True)
+    compares = bool(trace.layers) and has_capacity(predictor.model)
+    settings = [(capacity, priority) for capacity in capacities for priority in (False, True)] if compares else []
+    seconds = _seconds(predictor if optimized is None else optimized, prepared, title, [(), *settings])
     page.heading(f"Image {number}: {title}")
-    page.text(f"Answer: {_answers(trace)}. Forward pass: {1e3 * trace.seconds:.1f} ms, with the routing recorded.")
-    kept = f", of which {trace.kept:.0%} are kept" if has_capacity(predictor.model) else ""
-    how = "The colour of a patch is its first expert's, the strength is its gate's, relative to the layer's largest"
+    how = f"median of {REPEATS} after a first one, {'not ' if optimized is None else ''}optimized, routing recorded"
+    page.text(f"Answer: {_answers(trace)}. Forward pass: {1e3 * seconds[()]:.1f} ms ({how}).")
+    kept = f", of which {trace.kept:.0%} are kept" if compares else ""
+    how = (
+        "The colour and the number of a patch are its first expert's; the strength is its gate's, relative to the "
+        "layer's largest"
+    )
     page.figure(
         routing_overlays(trace),
         f"{name}-routing",
@@ -59,8 +75,9 @@ def add_image(
     if trace.layers:
         page.save_table(_patches(trace), f"{name}-patches")
         page.text(f"The experts and gates of all patches: tables/{name}-patches.csv.")
-    if trace.layers and has_capacity(predictor.model):
-        _add_capacities(page, predictor, prepared, title, name, capacities)
+    if compares:
+        traces = {each: trace_sample(predictor, prepared, title, *each) for each in settings}
+        _add_capacities(page, trace, traces, seconds, name)
     elif trace.layers:
         page.text("The routers of this network have no capacity, so no patch is ever dropped.")
     if isinstance(trace.prediction, BoxPrediction):
@@ -71,7 +88,7 @@ def add_image(
 
 def _answers(trace: ImageTrace) -> str:
     if isinstance(trace.prediction, BoxPrediction):
-        return answer_of(trace.prediction).removesuffix(" –")
+        return answer_of(trace.prediction)
     pairs: list[tuple[str, float]] = getattr(trace.prediction, "classes", [])
     return ", ".join(f"{name} {probability:.3f}" for name, probability in pairs)
 
@@ -92,38 +109,36 @@ def _patches(trace: ImageTrace) -> list[dict[str, Any]]:
 
 def _add_capacities(
     page: Page,
-    predictor: Predictor,
-    prepared: Sample,
-    title: str,
+    own: ImageTrace,
+    traces: Mapping[tuple[float, bool], ImageTrace],
+    seconds: Mapping[tuple[Any, ...], float],
     name: str,
-    capacities: Sequence[float],
 ) -> None:
-    traces = {
-        (capacity, priority): _fastest(predictor, prepared, title, capacity, priority)
-        for capacity in capacities
-        for priority in (False, True)
-    }
-    own = _fastest(predictor, prepared, title)
     page.figure(
         capacity_overlays(traces),
         f"{name}-capacity",
         "What each layer keeps at smaller capacities: earlier patches first (by position), or patches with larger "
         "gates first (by priority). Black patches are dropped: they go on through the residual connection alone.",
     )
-    rows = [{"capacity": "the model's own", "order": "", "answer": answer_of(own.prediction)} | _cost(own)]
+    entries: list[tuple[str, str, ImageTrace, float]] = [("the model's own", "", own, seconds[()])]
     for (capacity, priority), trace in traces.items():
         order = "priority" if priority else "position"
-        rows.append({"capacity": f"{capacity:g}", "order": order, "answer": answer_of(trace.prediction)} | _cost(trace))
-    page.table(rows, f"{name}-capacity", f"The answer at each capacity, and the fastest of {REPEATS} forward passes")
+        entries.append((f"{capacity:g}", order, trace, seconds[capacity, priority]))
+    rows = [
+        {"capacity": capacity, "order": order, "answer": answer_of(trace.prediction)}
+        | {"kept": trace.kept, "milliseconds": 1e3 * own_seconds}
+        for capacity, order, trace, own_seconds in entries
+    ]
+    page.table(rows, f"{name}-capacity", f"The answer at each capacity, and the median of {REPEATS} forward passes")
 
 
-def _fastest(predictor: Predictor, prepared: Sample, title: str, *capacity: Any) -> ImageTrace:
-    traces = [trace_sample(predictor, prepared, title, *capacity) for _ in range(REPEATS)]
-    return min(traces, key=lambda trace: trace.seconds)
-
-
-def _cost(trace: ImageTrace) -> dict[str, Any]:
-    return {"kept": trace.kept, "milliseconds": 1e3 * trace.seconds}
+def _seconds(
+    predictor: Predictor, prepared: Sample, title: str, settings: Sequence[tuple[Any, ...]]
+) -> dict[tuple[Any, ...], float]:
+    """The median time of a forward pass at each capacity, measured in turn, so that none has a quieter machine."""
+    trace_sample(predictor, prepared, title)  # the first pass also allocates memory and starts threads
+    rounds = [[trace_sample(predictor, prepared, title, *each).seconds for each in settings] for _ in range(REPEATS)]
+    return {each: statistics.median(times) for each, times in zip(settings, zip(*rounds, strict=True), strict=True)}
 
 
 def _add_boxes(page: Page, trace: ImageTrace, name: str) -> None:

@@ -19,20 +19,18 @@ ROWS = 30
 """Most rows of a table that the page shows; its file has all."""
 DPI = 110
 STYLE = """
-:root { color-scheme: light dark; }
+:root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1b1b1b; background: #fff; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #bbb; }
+  color: #1b1b1b; background: #fff; overflow-wrap: break-word; }
+h1 { font-size: clamp(1.4rem, 5vw, 2rem); line-height: 1.25; }
+h2 { font-size: clamp(1.2rem, 4vw, 1.5rem); margin-top: 2.5rem; border-bottom: 1px solid #bbb; }
 figure { margin: 1rem 0; } figcaption, .small { color: #555; font-size: .9rem; }
-img { max-width: 100%; height: auto; background: #fff; }
 .scroll { overflow-x: auto; }
-caption { text-align: left; white-space: nowrap; padding: .4rem 0; }
+img { display: block; max-width: max(100%, 56rem); height: auto; }
+.title { margin: 1.5rem 0 .4rem; font-size: .9rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }
-@media (prefers-color-scheme: dark) {
-  body { color: #e8e8e8; background: #161616; } figcaption, .small { color: #b5b5b5; }
-  th, td, h2 { border-color: #444; }
-}
+th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #ddd; }
+th { white-space: nowrap; } td { max-width: 40rem; }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """The page runs no script and asks no other host, whatever a name in it says."""
@@ -56,7 +54,7 @@ class Page:
 
     def heading(self, text: str, level: int = 2) -> None:
         """Adds a heading."""
-        self.parts.append(f"<h{level}>{escape(plain(text))}</h{level}>")
+        self.parts.append(f"<h{level}>{_breakable(text)}</h{level}>")
 
     def text(self, text: str) -> None:
         """Adds a paragraph."""
@@ -71,7 +69,8 @@ class Page:
         data = base64.b64encode(path.read_bytes()).decode()
         shown = escape(plain(caption))
         self.parts.append(
-            f'<figure><img src="data:image/png;base64,{data}" alt="{shown}">'
+            f'<figure><div class="scroll" tabindex="0" role="region" aria-label="figure {escape(name)}">'
+            f'<img src="data:image/png;base64,{data}" alt="{shown}"></div>'
             f'<figcaption>{shown} <span class="small">(figures/{name}.png, .svg)</span></figcaption></figure>'
         )
 
@@ -86,8 +85,9 @@ class Page:
         more = f"; the first {ROWS} of {len(rows)} rows" if len(rows) > ROWS else ""
         where = f"tables/{name}.csv{', .parquet' if self.parquet else ''}"
         self.parts.append(
-            f'<div class="scroll"><table><caption>{escape(plain(caption))} <span class="small">({where}{more})</span>'
-            f"</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+            f'<p class="title">{escape(plain(caption))} <span class="small">({where}{more})</span></p>'
+            f'<div class="scroll" tabindex="0" role="region" aria-label="table {escape(name)}"><table>'
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         )
 
     def save_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -107,7 +107,7 @@ class Page:
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{STYLE}</style></head><body><main><h1>{title}</h1>\n"
+            f"<style>{STYLE}</style></head><body><main><h1>{_breakable(self.title)}</h1>\n"
             + "\n".join(self.parts)
             + "</main></body></html>"
         )
@@ -117,6 +117,11 @@ class Page:
 def plain(text: str) -> str:
     """A text without control characters, which a page may not have."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def _breakable(text: str) -> str:
+    """A heading, escaped, in which a path breaks after a slash, not within a name."""
+    return "/<wbr>".join(escape(part) for part in plain(text).split("/"))
 
 
 def _cell(value: Any, digits: int) -> str:

@@ -12,7 +12,7 @@ from vismoe.files.figures import new_figure, plain_text
 from ..analysis import Information, LayerAnalysis, SetAnalysis
 from ..gallery import MOST, SIDE
 from ..parts import WithoutExpert
-from ..routing_figure import expert_colours
+from ..routing_figure import expert_colours, label_experts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,12 +24,15 @@ TILES = 8
 def load_figure(analysis: SetAnalysis) -> "Figure":
     """The share of the choices that each expert got, layer by layer. The line is an even load."""
     figure, axes = _panels(len(analysis.layers), 2.6)
-    for axis, layer in zip(axes, analysis.layers, strict=True):
-        share = layer.load.double() / layer.load.sum().clamp_min(1)
+    shares = [layer.load.double() / layer.load.sum().clamp_min(1) for layer in analysis.layers]
+    highest = max(float(share.max()) for share in shares)
+    for axis, layer, share in zip(axes, analysis.layers, shares, strict=True):
         axis.bar(
             range(len(share)), share.tolist(), color=expert_colours(len(share))[:-1], edgecolor="#555", linewidth=0.5
         )
         axis.axhline(1 / len(share), color="black", linewidth=0.8, linestyle="--")
+        axis.set_ylim(0, 1.05 * highest)  # the same for all layers
+        label_experts(axis.xaxis, len(share))
         _titled(axis, layer.name, "expert", "share of the choices")
     return figure
 
@@ -37,10 +40,12 @@ def load_figure(analysis: SetAnalysis) -> "Figure":
 def class_figure(analysis: SetAnalysis) -> "Figure":
     """The share of each class's tokens that each expert got."""
     figure, axes = _panels(len(analysis.layers), 3.6)
-    for axis, layer in zip(axes, analysis.layers, strict=True):
-        assert layer.by_class is not None
-        share = layer.by_class / layer.by_class.sum(0).clamp_min(1)
-        image = axis.imshow(share.numpy(), aspect="auto", cmap="magma", vmin=0)
+    counts = [layer.by_class for layer in analysis.layers if layer.by_class is not None]
+    shares = [count / count.sum(0).clamp_min(1) for count in counts]
+    highest = max(float(share.max()) for share in shares)
+    for axis, layer, share in zip(axes, analysis.layers, shares, strict=True):
+        image = axis.imshow(share.numpy(), aspect="auto", cmap="magma", vmin=0, vmax=highest)
+        label_experts(axis.yaxis, len(share))
         _titled(axis, layer.name, "", "expert")
         if len(analysis.classes) <= 40:
             axis.set_xticks(range(len(analysis.classes)), [_short(name) for name in analysis.classes], rotation=90)
@@ -90,7 +95,8 @@ def information_figure(analysis: SetAnalysis) -> "Figure":
         axis.bar(places + 0.2, [value.shuffled for value in kept], 0.4, label="shuffled", color="#bbbbbb")
         axis.set_xticks(places, names, rotation=30 if len(names) > 4 else 0)
         _titled(axis, title, "", "mutual information (bits)")
-        axis.legend(fontsize=8, frameon=False)
+        axis.margins(y=0.2)  # room for the legend above the bars
+        axis.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
     return figure
 
 
@@ -123,26 +129,35 @@ def together_figure(analysis: SetAnalysis) -> "Figure":
         if layer.together is not None
     ]
     figure, axes = _panels(len(pairs), 3.0)
-    for axis, (layer, following) in zip(axes, pairs, strict=True):
-        together: Tensor = layer.together if layer.together is not None else torch.empty(0)
-        image = axis.imshow((together / together.sum(1, keepdim=True).clamp_min(1)).numpy(), cmap="magma", vmin=0)
+    counts = [layer.together for layer, _ in pairs if layer.together is not None]
+    shares: list[Tensor] = [count / count.sum(1, keepdim=True).clamp_min(1) for count in counts]
+    highest = max(float(share.max()) for share in shares)
+    for axis, (layer, following), share in zip(axes, pairs, shares, strict=True):
+        image = axis.imshow(share.numpy(), cmap="magma", vmin=0, vmax=highest)
+        label_experts(axis.yaxis, share.shape[0])
+        label_experts(axis.xaxis, share.shape[1])
         _titled(axis, "", f"expert of {following}", f"expert of {layer.name}")
         figure.colorbar(image, ax=axis).ax.tick_params(labelsize=7)
     return figure
 
 
-def without_figure(rows: Sequence[WithoutExpert], metric: str) -> "Figure":
-    """How much the score changes without each expert, layer by layer."""
+def without_figure(rows: Sequence[WithoutExpert], metric: str | None, has_loss: bool) -> "Figure":
+    """How much the score and the loss change without each expert, layer by layer. `metric`: name of the score; None: it
+    is not shown."""
     names = list(dict.fromkeys(row.layer for row in rows))
-    figure, axes = _panels(len(names), 2.6)
-    for axis, name in zip(axes, names, strict=True):
-        own = [row for row in rows if row.layer == name]
-        colours = expert_colours(len(own))[:-1]
-        axis.bar(
-            [row.expert for row in own], [row.change for row in own], color=colours, edgecolor="#555", linewidth=0.5
-        )
-        axis.axhline(0, color="black", linewidth=0.8)
-        _titled(axis, name, "expert left out", f"change of {metric}")
+    measures = ([(metric, "change")] if metric else []) + ([("loss", "loss_change")] if has_loss else [])
+    figure, axes = _panels(len(names) * len(measures), 2.6)
+    for number, (title, field) in enumerate(measures):
+        own_axes = axes[number * len(names) : (number + 1) * len(names)]
+        for axis, name in zip(own_axes, names, strict=True):
+            own = [row for row in rows if row.layer == name]
+            colours = expert_colours(len(own))[:-1]
+            values = [getattr(row, field) for row in own]
+            axis.bar([row.expert for row in own], values, color=colours, edgecolor="#555", linewidth=0.5)
+            axis.axhline(0, color="black", linewidth=0.8)
+            axis.sharey(own_axes[0])
+            label_experts(axis.xaxis, len(own))
+            _titled(axis, name, "expert left out", f"change of {title}")
     return figure
 
 

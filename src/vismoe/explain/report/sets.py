@@ -23,7 +23,13 @@ from .set_figures import (
 def add_set(page: Page, analysis: SetAnalysis, name: str) -> None:
     """Adds what the experts do on a set of images. `name`: the name of the set."""
     page.heading(f"The experts on {name}")
-    page.text(f"{counted(analysis.images, 'image')}, {counted(len(analysis.classes), 'class', 'classes')}.")
+    classes = counted(len(analysis.classes) - analysis.by_patch, "class", "classes")
+    page.text(f"{counted(analysis.images, 'image')}, {classes}{' and the background' * analysis.by_patch}.")
+    if analysis.by_patch and analysis.layers:
+        page.text(
+            "The class of a patch is that of the labelled box that contains its centre (of several, the smallest), "
+            "otherwise background."
+        )
     if not analysis.layers:
         page.text("This network has no sparse layers.")
         return
@@ -39,7 +45,8 @@ def add_set(page: Page, analysis: SetAnalysis, name: str) -> None:
     page.save_table(rows, "load")
     _add_information(page, analysis)
     if analysis.layers[0].by_class is not None:
-        page.figure(class_figure(analysis), "classes", "The share of the tokens of each class that each expert got.")
+        what = "patches" if analysis.by_patch else "tokens"
+        page.figure(class_figure(analysis), "classes", f"The share of the {what} of each class that each expert got.")
         page.save_table(_classes(analysis), "classes")
     for number, layer in enumerate(analysis.layers, start=1):
         caption = f"Where in the image the patches of each expert of {layer.name} lie. White: as often as elsewhere."
@@ -47,8 +54,8 @@ def add_set(page: Page, analysis: SetAnalysis, name: str) -> None:
     page.save_table(_positions(analysis), "positions")
     for number, layer in enumerate(analysis.layers, start=1):
         caption = (
-            f"The patches that each expert of {layer.name} takes most surely (largest gates, one of an image), in a "
-            "frame, with the patches around them."
+            f"The patches that each expert of {layer.name} takes most surely (largest gates, at most one patch "
+            "per image), in a frame, with the patches around them."
         )
         page.figure(gallery_figure(layer), f"gallery-{number}", caption)
     if rows := _pairs(analysis):
@@ -66,13 +73,24 @@ def add_without(page: Page, total: float, rows: Sequence[WithoutExpert], metric:
         f"{metric} on {counted(images, 'image')}: {total:.4f}. The outputs of one expert after the other are 0; its "
         "tokens go to no other expert."
     )
-    if rows:
-        page.figure(without_figure(rows, metric), "without-experts", f"Change of {metric} without each expert.")
-        entries = [
-            {"layer": row.layer, "expert": row.expert, metric: row.score, "change": row.change}
-            for row in sorted(rows, key=lambda row: row.change)
-        ]
+    if not rows:
+        return
+    if not (changes_score := any(row.change for row in rows)):
+        page.text(f"No expert changes {metric} on these images when it is left out alone.")
+    has_loss = all(row.loss_change is not None for row in rows)
+    if changes_score or has_loss:
+        shown = [metric] * changes_score + ["the loss (up: worse)"] * has_loss
+        figure = without_figure(rows, metric if changes_score else None, has_loss)
+        page.figure(figure, "without-experts", f"Change of {' and of '.join(shown)} without each expert.")
+    entries = [
+        {"layer": row.layer, "expert": row.expert, metric: row.score, "change": row.change}
+        | ({"change of loss": row.loss_change} if has_loss else {})
+        for row in sorted(rows, key=lambda row: (row.change, -(row.loss_change or 0)))
+    ]
+    if changes_score or has_loss:
         page.table(entries, "without-experts", "The score without each expert, largest fall first")
+    else:
+        page.save_table(entries, "without-experts")
 
 
 def add_comparison(page: Page, comparison: Comparison) -> None:
@@ -101,16 +119,19 @@ def add_comparison(page: Page, comparison: Comparison) -> None:
 
 
 def _add_information(page: Page, analysis: SetAnalysis) -> None:
+    of_class, shuffled = "its image's class", "the labels of the images"
+    if analysis.by_patch:
+        of_class, shuffled = "its patch's class", "the classes of the patches"
     page.figure(
         information_figure(analysis),
         "information",
-        "Mutual information of a token's expert with its image's class, and with its position: 0 bits if they are "
-        f"independent. Shuffled: the mean of {SHUFFLES} controls in which the labels of the images, or the positions "
-        "of the tokens, are shuffled; only what is above it is specialisation.",
+        f"Mutual information of a token's expert with {of_class}, and with its position: 0 bits if they are "
+        f"independent. Shuffled: the mean of {SHUFFLES} controls in which {shuffled}, or the positions of the tokens, "
+        "are shuffled; only what is above it is specialisation.",
     )
     rows = [
         {"layer": layer.name, "expert and": what, "bits": each.value, "shuffled": each.shuffled}
-        | {"largest shuffled": each.largest_shuffled}
+        | {"shuffled, highest": each.largest_shuffled}
         for layer in analysis.layers
         for what, each in (("class", layer.by_class_information), ("position", layer.by_position_information))
         if each is not None
