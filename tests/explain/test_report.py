@@ -138,6 +138,8 @@ def test_a_run_and_its_dense_twin(tmp_path, capsys):
     assert "5 of 450 images" in printed
     assert len(rows_of(tmp_path / "out" / "tables" / "models.csv")) == 2
     assert "answers differ for 0 of 5 images" in (tmp_path / "out" / "index.html").read_text()
+    for file in [tmp_path / "out" / "index.html", *(tmp_path / "out" / "tables").glob("*.csv")]:
+        assert str(tmp_path) not in file.read_text()  # it is published as it is
 
 
 def test_a_run_whose_data_set_is_elsewhere(tmp_path, capsys, monkeypatch):
@@ -158,6 +160,10 @@ def test_a_run_whose_data_set_is_elsewhere(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["explain", "../run", "--out", "none"]) == 2
     assert "../run was trained on 'photos', which is not found from here" in capsys.readouterr().err
+    run, photos = str(tmp_path / "run"), str(tmp_path / "photos")
+    assert main(["explain", run, photos, "--compare", run, "--out", "same"]) == 0
+    assert photos not in (tmp_path / "elsewhere" / "same" / "index.html").read_text()
+    capsys.readouterr()
     assert main(["explain", "../run", "../photos", "--out", "own", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["images"] == len(held_out) < 60

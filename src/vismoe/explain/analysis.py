@@ -120,6 +120,7 @@ class SetAnalysis:
         return {
             "images": self.images,
             "classes": self.classes,
+            "by_patch": self.by_patch,
             "layers": [layer.to_json() for layer in self.layers],
         }
 

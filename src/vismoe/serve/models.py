@@ -26,7 +26,7 @@ from vismoe.tasks.detection import BoxPrediction
 from vismoe.training import Run
 from vismoe.vit import cost
 from vismoe.weights import data_config, open_source, open_trained
-from vismoe.weights.sources import LOCAL, MODEL, ONNX
+from vismoe.weights.sources import LOCAL, ONNX, short_source
 
 from .requests.errors import ServiceError
 from .requests.logs import log
@@ -96,7 +96,7 @@ def open_served(
     layers = layers_of(network)
     predictor = Predictor(network, batch_size=batch_size, optimized=True, dtype=dtype)
     predictor.task.check_model(predictor.model)
-    name = _name(path) if path.exists() else source
+    name = short_source(source)
     facts = {
         "name": name,
         "task": predictor.task.name,
@@ -128,10 +128,6 @@ def competes(model: nn.Module) -> bool:
         )
         for layer in layers
     )
-
-
-def _name(path: Path) -> str:
-    return (path.resolve().parent if path.name == MODEL else path).name
 
 
 def _layer(name: str, layer: Any) -> dict[str, Any]:

@@ -70,6 +70,14 @@ def parse_source(text: str) -> Source:
     return parse_architecture(text)
 
 
+def short_source(text: str) -> str:
+    """The name of a source without the folders that it lies in, for what others see."""
+    path = Path(text.removeprefix(LOCAL))
+    if not path.exists():
+        return text
+    return (path.resolve().parent if path.name == MODEL else path.resolve()).name
+
+
 def parse_architecture(text: str) -> Source:
     """Parses the name of a network that `create_model` can build: a preset, PRESET.TAG or timm:NAME.
 

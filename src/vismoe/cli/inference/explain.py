@@ -22,6 +22,7 @@ from vismoe.inference import Predictor, open_inputs
 from vismoe.moe.record import layers_of
 from vismoe.parallel import resolve_device
 from vismoe.training import Recipe, Run
+from vismoe.weights.sources import short_source
 
 from ..shared.data import open_set, own_run
 from ..shared.model import open_model
@@ -85,7 +86,7 @@ def explain(
     if not layers_of(predictors[0].model):
         _note_dense(model, bool(images), twin is not None, without_experts)
     with whole_folder(out) as folder:
-        page = Page(folder, f"What the experts of {model} do")
+        page = Page(folder, f"What the experts of {short_source(model)} do")
         if images:
             _explain_images(page, predictors, names, images, capacity)
         else:
@@ -183,11 +184,13 @@ def _explain_images(
             note(f"{names[0]} has no layer with a capacity, so none is compared")
     opened: list[tuple[str, Sample]] = []
     for number, (title, sample) in enumerate(open_inputs(images, predictor.task.read), start=1):
+        title = Path(title).name
         add_image(page, predictor, sample, title, number, capacities, optimized)
         opened.append((title, sample))
     if len(predictors) == 2:
         decoded, titles = [sample["image"] for _, sample in opened], [title for title, _ in opened]
-        add_comparison(page, compare_networks((predictors[0], predictors[1]), (names[0], names[1]), decoded, titles))
+        pair = (predictors[0], predictors[1])
+        add_comparison(page, compare_networks(pair, _titles(names), decoded, titles))
 
 
 def _explain_set(
@@ -209,11 +212,13 @@ def _explain_set(
     note_step(f"analysing {counted(len(images), 'image')}")
     with ImageProgress("images") as progress:
         analysis = analyse_set(predictor, images, opened.classes, watch=progress)
-    shown = f"{len(images):,} of {total:,} images of {opened.name}" if len(images) < total else opened.name
+    shown = Path(opened.name).name  # the report says nothing of the folders of this machine
+    if len(images) < total:
+        shown = f"{len(images):,} of {total:,} images of {shown}"
     add_set(page, analysis, shown)
     if without_experts:
         note_step("measuring the score without each expert")
-        with ImageProgress("experts") as progress:
+        with ImageProgress("without each expert", "experts") as progress:
             score, rows = without_each_expert(predictor, images, watch=progress)
         add_without(page, score, rows, predictor.task.metric, min(len(images), 200))
     if len(predictors) == 2:
@@ -221,9 +226,15 @@ def _explain_set(
         titles = list(images.files) or [f"image {number}" for number in range(len(images))]
         labels = [_class_names(label, opened.classes) for label in images.labels]
         pair = (predictors[0], predictors[1])
-        add_comparison(page, compare_networks(pair, (names[0], names[1]), _Images(images), titles, labels))
+        add_comparison(page, compare_networks(pair, _titles(names), _Images(images), titles, labels))
     if json:
         print(json_format.dumps(analysis.to_json()))
+
+
+def _titles(names: Sequence[str]) -> tuple[str, str]:
+    """The names of two models in the report, without the folders of this machine unless they tell them apart."""
+    first, second = (short_source(name) for name in names)
+    return (first, second) if first != second else (names[0], names[1])
 
 
 class _Images(Sequence[Image.Image]):

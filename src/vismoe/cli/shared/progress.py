@@ -69,10 +69,16 @@ class TrainingProgress:
 
 
 class ImageProgress:
-    """A context that shows on stderr how many of the images are done."""
+    """A context that shows on stderr how many of the images are done.
 
-    def __init__(self, title: str):
-        self.title, self.console = title, Console(stderr=True)
+    **Arguments:**
+
+    - `title`: what is being done.
+    - `unit`: what is counted, in the plural; default "images".
+    """
+
+    def __init__(self, title: str, unit: str = "images"):
+        self.title, self.unit, self.console = title, unit, Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
         self.task = self.bar.add_task(title, total=None)
@@ -84,7 +90,8 @@ class ImageProgress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if self.console.is_terminal:  # otherwise it has not started, and would print an empty line
+            self.bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -93,7 +100,7 @@ class ImageProgress:
             self.printed = now
             seconds_left = (total - done) * (now - self.began) / done
             print(
-                f"{self.title}: {done:,} of {total:,} images, {_clock(seconds_left)} left",
+                f"{self.title}: {done:,} of {total:,} {self.unit}, {_clock(seconds_left)} left",
                 file=self.console.file,
                 flush=True,
             )

@@ -107,8 +107,8 @@ function showLayer() {
       ),
       card(
         "Class or position",
-        "What a patch's expert tells of its image's class, and of its place: mutual information in bits. " +
-          "By chance: the same with shuffled labels.",
+        `What a patch's expert tells of ${experts.by_patch ? "the class of its box" : "its image's class"}, and of its ` +
+          "place: mutual information in bits. By chance: the same with shuffled labels.",
         information(number),
       ),
     ),

@@ -105,6 +105,7 @@ class ExpertsAnswer(BaseModel):
     status: Literal["ready"]
     images: int
     classes: list[str]
+    by_patch: bool = Field(description="Whether a patch has the class of the labelled box that it lies in.")
     layers: list[dict[str, Any]]
 
 
