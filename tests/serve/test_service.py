@@ -211,7 +211,7 @@ def test_an_address_in_use(folder, capsys):
     assert f"cannot listen at 127.0.0.1 port {port}" in capsys.readouterr().err
 
 
-def test_a_run_in_training(start, tmp_path):
+def test_a_run_in_training(start, tmp_path, caplog):
     """A run without a model answers with its newest checkpoint, its curves grow, and it is not called finished. After
     a reload its model answers."""
     out = tmp_path / "run"
@@ -237,6 +237,14 @@ def test_a_run_in_training(start, tmp_path):
     (expected,) = vismoe.Predictor(network).predict([IMAGES[0]])
     assert [each["label"] for each in answer] == expected.names
     assert [each["probability"] for each in answer] == pytest.approx(expected.probabilities, abs=1e-5)
+
+    with (out / "checkpoints" / "step-000002" / "tensors.safetensors").open("r+b") as file:
+        file.seek(2000)
+        file.write(b"damage")
+    with caplog.at_level(logging.WARNING, "vismoe.serve"):
+        assert refusal(client.post("/v1/reload")) == (409, "reload_failed")
+    assert "damaged" in caplog.text
+    assert best(client) == answer
 
     vismoe.train("digits", out=out, resume=True, **recipe)
     assert client.get("/v1/run").json()["finished"]

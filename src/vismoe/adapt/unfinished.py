@@ -1,6 +1,6 @@
 """The network of a run that is still in training, or was interrupted."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,19 +17,20 @@ from vismoe.weights import load_network
 from .run_splits import open_splits
 
 
-def open_unfinished(run: Run) -> tuple[nn.Module, int]:
+def open_unfinished(run: Run, warn: Callable[[str], None] | None = None) -> tuple[nn.Module, int]:
     """Opens the newest checkpoint of a run that has no model yet.
 
     **Arguments:**
 
     - `run`: the run; another process may be training it.
+    - `warn`: called with a line of text for each damaged checkpoint that is skipped; default: no call.
 
     **Returns:** the network that the run would evaluate and save at that step, in evaluation mode, and the step.
 
     **Raises:** FileNotFoundError if there is no undamaged checkpoint yet; ValueError, FileNotFoundError if the run's
     data set or initial weights cannot be opened, without which its network is not known.
     """
-    saved = Checkpointer(run.path / CHECKPOINTS).newest()
+    saved = Checkpointer(run.path / CHECKPOINTS, warn=warn).newest()
     if saved is None:
         raise FileNotFoundError(
             f"{run.path} has no model and no checkpoint yet: wait for its first best evaluation (--checkpoint-every N "

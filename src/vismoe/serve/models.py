@@ -82,7 +82,7 @@ def open_served(
     run, step = Run.of(path), None
     is_exported = path.suffix == ONNX and not path.is_dir()
     if run is not None and run.path == path and not run.has_model:
-        network, step = open_unfinished(run)
+        network, step = open_unfinished(run, lambda text: log(text, logging.WARNING))
     else:
         network = open_source(source, exported=True) if is_exported else open_trained(source)
     channels, height, width = data_config(network)["input_size"]
