@@ -506,7 +506,8 @@ def test_an_unfinished_run_has_no_test_part(shades, tuned, tmp_path, capsys, mon
     shutil.rmtree(tmp_path / "run" / "model")
     assert main(["predict", str(tmp_path / "run"), image]) == 2
     error = capsys.readouterr().err
-    assert "has no model yet: give the same `vismoe finetune`" in error
+    assert "has no model yet: wait" in error
+    assert "give the same `vismoe finetune`" in error
     assert main(["predict", str(tuned), image]) == 0
     assert capsys.readouterr().err == ""
 

@@ -73,7 +73,11 @@ def test_what_is_here_comes_before_a_preset(place, tmp_path):
         ("runs/vmoe", FileNotFoundError, "no such run or model folder"),
         ("vmoe.safetensors", FileNotFoundError, "no such run or model folder"),
         ("gone.onnx", FileNotFoundError, "^gone.onnx: no such file$"),
-        ("begun", FileNotFoundError, "^begun has no model yet: finish its training with --resume auto$"),
+        (
+            "begun",
+            FileNotFoundError,
+            "^begun has no model yet: wait until its training ends, or, if .* finish its training with --resume auto;",
+        ),
         ("vmoe_pico_patch2_8_dens", ValueError, "unknown preset .*; did you mean vmoe_pico_patch2_8_dense"),
         (f"{PRESET}.tag", ValueError, "has no published weights 'tag': it has none"),
         ("timm:vit_tinny_patch16_224", ValueError, "timm has no model .* .did you mean .*vit_tiny_patch16_224"),

@@ -151,5 +151,8 @@ def _parse_path(name: str, text: str) -> Source:
         remedy = (
             "give the same `vismoe finetune` command again" if is_finetune else "finish its training with --resume auto"
         )
-        raise FileNotFoundError(f"{path} has no model yet: {remedy}")
+        raise FileNotFoundError(
+            f"{path} has no model yet: wait until its training ends, or, if it was interrupted, {remedy}; `vismoe "
+            "serve` opens its newest checkpoint"
+        )
     return Source("run", name, text)
