@@ -160,14 +160,12 @@ def test_a_run_whose_data_set_is_elsewhere(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["explain", "../run", "--out", "none"]) == 2
     assert "../run was trained on 'photos', which is not found from here" in capsys.readouterr().err
-    run, photos = str(tmp_path / "run"), str(tmp_path / "photos")
-    assert main(["explain", run, photos, "--compare", run, "--out", "same"]) == 0
-    assert photos not in (tmp_path / "elsewhere" / "same" / "index.html").read_text()
-    capsys.readouterr()
-    assert main(["explain", "../run", "../photos", "--out", "own", "--json"]) == 0
+    photos = str(tmp_path / "photos")
+    assert main(["explain", "../run", photos, "--out", "own", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["images"] == len(held_out) < 60
     assert "has the images of the data set of ../run" in printed.err
+    assert photos not in (tmp_path / "elsewhere" / "own" / "index.html").read_text()
     (tmp_path / "photos" / "a" / "3.png").unlink()
     assert main(["explain", "../run", "../photos", "--out", "other", "--max-images", "2"]) == 0
     assert "training images of ../run" in capsys.readouterr().err
