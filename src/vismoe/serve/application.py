@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from .answers import Embed, Explain, Predict
 from .batching import Batcher
 from .insight import Insight, run_of
-from .models import Models
+from .models import Models, Served
 from .pages import docs_page, page_file
 from .requests import schemas
 from .requests.bodies import BodyLimit
@@ -138,7 +138,8 @@ class Service:
             """Classifies images, or finds the objects in them: for each image a list, by descending probability."""
             started = time.perf_counter()
             contents, options = await read_upload(request, schemas.PredictOptions, schemas.PredictJson, most)
-            work = Predict(self.models[options.model], self._capacity(options))
+            served = self.models[options.model]
+            work = Predict(served, _capacity(served, options))
             predictions = await self.answer(work, contents, options.topk)
             return JSONResponse({"predictions": predictions, "milliseconds": _milliseconds(started)})
 
@@ -158,7 +159,7 @@ class Service:
             """The prediction for one image, with what each expert did with its patches."""
             contents, options = await read_upload(request, schemas.PredictOptions, None, 1)
             served = self.models[options.model]
-            work = Explain(served, self._capacity(options), options.topk)
+            work = Explain(served, _capacity(served, options), options.topk)
             (answer,) = await self.answer(work, contents)
             return JSONResponse(answer)
 
@@ -232,11 +233,11 @@ class Service:
             description["security"] = [{"token": []}]
         return description
 
-    def _capacity(self, options: schemas.PredictOptions) -> float | None:
-        served = self.models[options.model]
-        if options.capacity is not None and not served.facts["capacity"]:
-            raise ServiceError("not_supported", "this model has no capacity to set: leave the option capacity out")
-        return options.capacity
+
+def _capacity(served: Served, options: schemas.PredictOptions) -> float | None:
+    if options.capacity is not None and not served.facts["capacity"]:
+        raise ServiceError("not_supported", "this model has no capacity to set: leave the option capacity out")
+    return options.capacity
 
 
 def _milliseconds(started: float) -> float:

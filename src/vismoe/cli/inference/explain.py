@@ -186,7 +186,8 @@ def _explain_images(
     for number, (title, sample) in enumerate(open_inputs(images, predictor.task.read), start=1):
         title = Path(title).name
         add_image(page, predictor, sample, title, number, capacities, optimized)
-        opened.append((title, sample))
+        if len(predictors) == 2:
+            opened.append((title, sample))
     if len(predictors) == 2:
         decoded, titles = [sample["image"] for _, sample in opened], [title for title, _ in opened]
         pair = (predictors[0], predictors[1])
