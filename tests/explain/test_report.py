@@ -54,6 +54,16 @@ def photo(tmp_path) -> Path:
     return path
 
 
+def write_classes(folder: Path, classes: tuple[str, ...], number: int) -> None:
+    """A folder for each class, with so many images of noise."""
+    torch.manual_seed(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for place in range(number):
+            pixels = torch.randint(0, 255, (8, 8, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(folder / name / f"{place}.png")
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -92,12 +102,7 @@ def test_report_of_an_image(model, photo, tmp_path, capsys, monkeypatch):
 def test_report_of_a_set(model, tmp_path, capsys):
     """Class names are escaped in the page and guarded in tables; JSON has the analysis; the dense twin is compared and
     the scores without each expert are there."""
-    torch.manual_seed(0)
-    for name in ("=dog", "owl"):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        for number in range(3):
-            pixels = torch.randint(0, 255, (8, 8, 3), dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{number}.png")
+    write_classes(tmp_path / "set", ("=dog", "owl"), 3)
     dense = tmp_path / "dense"
     vismoe.save(vismoe.create_model("vmoe_pico_patch2_8_dense", num_classes=3), dense, ["<b>cat</b>", "=dog", "owl"])
     out = tmp_path / "out"
@@ -145,16 +150,11 @@ def test_a_run_and_its_dense_twin(tmp_path, capsys):
 def test_a_run_whose_data_set_is_elsewhere(tmp_path, capsys, monkeypatch):
     """A run that knows its data set by a relative path says from another folder to name it; named, it has the run's own
     split, and a folder that lacks some of the images has a note about training images."""
-    torch.manual_seed(0)
-    for name in ("a", "b"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number in range(30):
-            pixels = torch.randint(0, 255, (8, 8, 3), dtype=torch.uint8).numpy()
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    write_classes(tmp_path / "photos", ("a", "b"), 30)
     monkeypatch.chdir(tmp_path)
     options = ["--model", "vmoe_pico_patch2_8_every2_e8", "--image-size", "8", "--steps", "2", "--batch-size", "8"]
     assert main(["train", "images", "--data", "photos", "--out", "run", *options]) == 0
-    held_out = open_data("photos", 0).val.files
+    validation = open_data("photos", 0).val.files
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     capsys.readouterr()
@@ -163,7 +163,7 @@ def test_a_run_whose_data_set_is_elsewhere(tmp_path, capsys, monkeypatch):
     photos = str(tmp_path / "photos")
     assert main(["explain", "../run", photos, "--out", "own", "--json"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["images"] == len(held_out) < 60
+    assert json.loads(printed.out)["images"] == len(validation) < 60
     assert "has the images of the data set of ../run" in printed.err
     assert photos not in (tmp_path / "elsewhere" / "own" / "index.html").read_text()
     (tmp_path / "photos" / "a" / "3.png").unlink()

@@ -15,7 +15,7 @@ from torch import nn
 import vismoe
 from vismoe.adapt import open_unfinished
 from vismoe.cli import main
-from vismoe.serve import Models
+from vismoe.serve import Models, open_served
 from vismoe.serve.requests.logs import JsonFormatter
 from vismoe.training import Run
 
@@ -280,3 +280,12 @@ def test_a_run_without_a_checkpoint(tmp_path):
         shutil.rmtree(tmp_path / "run" / name, ignore_errors=True)
     with pytest.raises(FileNotFoundError, match="no checkpoint yet: wait for its first best evaluation"):
         Models([str(tmp_path / "run")])
+
+
+def test_a_model_that_is_no_path_has_nothing_of_the_current_folder(tmp_path, monkeypatch):
+    """Started in the folder of a run, a service of another model does not show that run's curves."""
+    vismoe.train("digits", out=tmp_path / "run", steps=1)
+    monkeypatch.chdir(tmp_path / "run")
+    monkeypatch.setattr("vismoe.serve.models.open_trained", lambda source: network())
+    served = open_served("timm:name")
+    assert (served.run, served.name, served.facts["run"]) == (None, "timm:name", False)

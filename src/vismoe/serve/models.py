@@ -79,8 +79,8 @@ def open_served(
     **Raises:** FileNotFoundError, ValueError if it cannot be opened, or its answer is not finite.
     """
     path = Path(source.removeprefix(LOCAL))
-    run, step = Run.of(path), None
-    is_exported = path.suffix == ONNX and not path.is_dir()
+    run, step = (Run.of(path) if path.exists() else None), None  # other names say nothing of the current folder
+    is_exported = path.suffix == ONNX and path.is_file()
     if run is not None and run.path == path and not run.has_model:
         network, step = open_unfinished(run, lambda text: log(text, logging.WARNING))
     else:
