@@ -160,6 +160,7 @@ def test_sample_of_a_model(reference_checkpoints, reference_figures):
 
 MEASURE = """
 from vismoe.weights import read_reference
+return_freed()
 before = peak()
 arrays = read_reference(sys.argv[1])
 print(peak() - before, sum(a.nbytes for a in arrays.values()), max(a.nbytes for a in arrays.values()))
