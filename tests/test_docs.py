@@ -22,6 +22,7 @@ BLOCK = re.compile(
 )
 RUN = ("python", "bash")
 LONG = {
+    "README.md",
     "detection.md",
     "explain.md",
     "export.md",

@@ -2,7 +2,6 @@
 
 import csv
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,14 +40,14 @@ def test_more_work_takes_longer() -> None:
     assert networks["small"].training
 
 
-def test_more_memory_is_seen() -> None:
+def test_more_memory_is_seen(forked: Path) -> None:
     """In a process of its own: what other tests freed is used again without a trace."""
     code = (
         "from tests.inference.test_speed import Sleeper, measure_speed; "
         "print(*[measure_speed({'': Sleeper(n)}, 1, 0.01)[''].megabytes for n in (1_000, 20_000_000)])"
     )
     root = Path(__file__).parents[2]
-    printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run([forked, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     small, large = printed.split()
     if small != "None":
         assert float(small) >= 1

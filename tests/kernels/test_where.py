@@ -2,8 +2,8 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,14 +126,12 @@ def test_capacity_masks_and_shared_modules() -> None:
             assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | environment
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+def test_the_environment_turns_kernels_off_or_selects_some(forked: Path) -> None:
+    def run(selected: str) -> subprocess.CompletedProcess[str]:
+        code = "import importlib, vismoe.kernels.selection as s; print(importlib.reload(s).kernels_in_use())"
+        env = os.environ | {"VISMOE_KERNELS": selected}
+        return subprocess.run([forked, "-c", code], capture_output=True, text=True, env=env, check=False)
 
-
-def test_the_environment_turns_kernels_off_or_selects_some() -> None:
-    code = "import vismoe; print(vismoe.kernels_in_use())"
-    assert run(code, VISMOE_KERNELS="0").stdout == "none (VISMOE_KERNELS=0)\n"
-    assert run(code, VISMOE_KERNELS="baseline").stdout == "baseline\n"
-    wrong = run(code, VISMOE_KERNELS="SSE9")
-    assert "VISMOE_KERNELS=SSE9: accepted on this processor are 0, baseline" in wrong.stderr
+    assert run("0").stdout == "none (VISMOE_KERNELS=0)\n"
+    assert run("baseline").stdout == "baseline\n"
+    assert "VISMOE_KERNELS=SSE9: accepted on this processor are 0, baseline" in run("SSE9").stderr

@@ -48,7 +48,7 @@ def alone(tmp_path_factory, sketched):
     return fit(tiny(**CHANGES), tmp_path_factory.mktemp("runs") / "alone")
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
 def together(request, tmp_path_factory, forked):
     """A run with the whole network in both processes, and one with half of the experts in each."""
     out = tmp_path_factory.mktemp("runs") / "together"

@@ -137,6 +137,7 @@ def test_killed_at_random_steps(tmp_path, workers, then, drive, whole):
     assert Run(tmp_path / "run").summary["top1"] == whole.summary["top1"]
 
 
+@pytest.mark.slow
 def test_killed_with_momentum(tmp_path, drive):
     """The same with SGD, a decay by name, frozen parameters (which stay as they began), no clipping."""
     recipe, whole, out = tiny(**EVERYTHING | MOMENTUM), tmp_path / "whole", tmp_path / "run"
