@@ -1,14 +1,16 @@
 # A service of one model: docs/serve.md
 FROM python:3.11-slim AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
-COPY . /source
+COPY constraints.txt /source/
 # Where to take PyTorch from, such as its index of wheels for CPUs (docs/install.md): others bring gigabytes of CUDA.
 ARG TORCH_INDEX=
 RUN python -m venv /venv \
-    && if [ -n "$TORCH_INDEX" ]; then \
-        /venv/bin/pip install --no-cache-dir torch torchvision --index-url "$TORCH_INDEX"; \
-    fi \
-    && /venv/bin/pip install --no-cache-dir '/source[serve,export]'
+    && /venv/bin/pip install --no-cache-dir -c /source/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
+        torch torchvision
+COPY . /source
+# The second line fails where the compiled kernels are missing.
+RUN /venv/bin/pip install --no-cache-dir -c /source/constraints.txt '/source[serve,export]' \
+    && /venv/bin/python -c 'import vismoe.kernels as k; assert k.native(), k.kernels_in_use()'
 
 FROM python:3.11-slim
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*

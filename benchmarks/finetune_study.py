@@ -98,7 +98,7 @@ def adapted(parent: Path, data: Path, study: Study, out: Path) -> dict[str, Any]
         "top1": round(report["test"]["top1"], 4),
         "mean_recall": round(report["mean_recall"], 4),
         "probe": round(report["probe"]["test"], 4),
-        "pictures": report["images"]["test"],
+        "images": report["images"]["test"],
     }
 
 
@@ -126,7 +126,7 @@ def few_shot(parent: Path, data: Path, seed: int) -> dict[str, Any]:
         "top1": round((said == labels).double().mean().item(), 4),
         "mean_recall": round(mean(recalls), 4),
         "probe": "",
-        "pictures": len(labels),
+        "images": len(labels),
     }
 
 

@@ -8,13 +8,14 @@ share the machine. Every answer is compared with the predictor's. Reported are
 - accepted images per second, and the predictor's at the same batch size, from the same files;
 - the 50th and 99th percentile of the accepted requests' times, and the number of refusals by status;
 - the service's memory over time: the largest difference from the mean after the first third;
-- the time of one client alone, and of the predictor for one image.
+- the time of one client alone and of the predictor for one image, in pairs, and the median of their difference.
 
 Writes results/serve_load.csv.
 """
 
 import http.client
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -60,7 +61,7 @@ class Options:
     batch_size: int = 16
     queue: int = 64
     images: int = 64
-    single: int = 50
+    single: int = 200
 
 
 @dataclass
@@ -170,17 +171,33 @@ def watch_memory(pid: int, samples: list[float], is_over: threading.Event) -> No
         samples.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
 
-def overhead(port: int, content: bytes, path: Path, predictor: vismoe.Predictor, number: int) -> tuple[float, float]:
-    """Median milliseconds of one client alone, and of the predictor, in turn."""
+def overhead(
+    port: int, content: bytes, path: Path, predictor: vismoe.Predictor, number: int
+) -> tuple[float, float, float, float]:
+    """Median milliseconds of one client alone, of the predictor, and of their difference, with its standard error. Who
+    comes first alternates."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    over_http, alone = [], []
-    for _ in range(number):
-        over_http.append(1000 * ask(connection, content)[2])
+
+    def over_http() -> float:
+        return 1000 * ask(connection, content)[2]
+
+    def alone() -> float:
         started = time.perf_counter()
         predictor.predict(path)
-        alone.append(1000 * (time.perf_counter() - started))
+        return 1000 * (time.perf_counter() - started)
+
+    pairs = []
+    for place in range(number + 2):
+        if place % 2:
+            pairs.append((over_http(), alone()))
+        else:
+            pairs.append((alone(), over_http())[::-1])
     connection.close()
-    return statistics.median(over_http), statistics.median(alone)
+    single, predicted = zip(*pairs[2:], strict=True)  # the first ones allocate memory
+    differences = [one - other for one, other in pairs[2:]]
+    low, middle, high = statistics.quantiles(differences, n=4)
+    error = 0.93 * (high - low) / math.sqrt(number)  # of the median, for about normal differences
+    return statistics.median(single), statistics.median(predicted), middle, error
 
 
 def measure(options: Options, folder: Path) -> dict[str, object]:
@@ -193,7 +210,7 @@ def measure(options: Options, folder: Path) -> dict[str, object]:
     process, port = start(model, options)
     try:
         bodies = [body(path) for path in paths]
-        single, alone = overhead(port, bodies[0], paths[0], predictor, options.single)
+        single, alone, more, error = overhead(port, bodies[0], paths[0], predictor, options.single)
         memory: list[float] = []
         is_over = threading.Event()
         watcher = threading.Thread(target=watch_memory, args=(process.pid, memory, is_over))
@@ -228,7 +245,8 @@ def measure(options: Options, folder: Path) -> dict[str, object]:
         "memory_change": round(max(abs(each - middle) for each in late) / middle, 4) if middle else 0.0,
         "single_ms": round(single, 2),
         "predictor_ms": round(alone, 2),
-        "overhead_ms": round(single - alone, 2),
+        "overhead_ms": round(more, 2),
+        "overhead_error_ms": round(error, 2),
     }
 
 

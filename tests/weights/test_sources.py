@@ -6,6 +6,7 @@ import torch
 import vismoe
 from vismoe.weights import check_trained, open_source, open_trained, parse_source
 from vismoe.weights.published import PUBLISHED
+from vismoe.weights.sources import short_source
 
 PRESET = "vmoe_pico_patch2_8_dense"
 PUBLISHED_ONE = next(iter(PUBLISHED.values()))
@@ -53,6 +54,15 @@ def test_what_they_are_good_for(place):
     texts = [PRESET, "timm:vit_tiny_patch16_224", "hf:some/model", "run", "folder", "bare.safetensors"]
     assert [parse_source(text).is_trained for text in texts] == [False, True, True, True, True, True]
     assert [parse_source(text).is_local for text in texts] == [False, False, False, True, True, True]
+
+
+def test_what_others_see(place, tmp_path):
+    """The name of a run, also by its model; that of a folder, though it is called "model"; no folders above them."""
+    (tmp_path / "folder").rename(tmp_path / "model")
+    for text, name in (("run", "run"), ("run/model/", "run"), (str(tmp_path / "run" / "model"), "run")):
+        assert short_source(text) == name
+    assert short_source("model") == "model"
+    assert short_source("hf:some/model") == "hf:some/model"
 
 
 def test_what_is_here_comes_before_a_preset(place, tmp_path):

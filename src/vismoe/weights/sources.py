@@ -75,7 +75,9 @@ def short_source(text: str) -> str:
     path = Path(text.removeprefix(LOCAL))
     if not path.exists():
         return text
-    return (path.resolve().parent if path.name == MODEL else path.resolve()).name
+    path = path.resolve()
+    is_in_run = path.name == MODEL and any((path.parent / marker).exists() for marker in (RECIPE, OPTIONS))
+    return (path.parent if is_in_run else path).name
 
 
 def parse_architecture(text: str) -> Source:
