@@ -24,7 +24,8 @@ from vismoe.data.batches import Samples
 from vismoe.detection import Detector, make_detector
 from vismoe.moe import MoE
 from vismoe.tasks import Detection
-from vismoe.training import TrainingStoppedError, loop
+from vismoe.training import TrainingStoppedError
+from vismoe.training.loop import balance
 from vismoe.weights import data_config
 
 from .small import options as small_options
@@ -48,7 +49,7 @@ options = partial(small_options, image_size=48, batch_size=4)
 def _short(monkeypatch):
     """One evaluation a training, and one batch on which the averaged experts are balanced before it."""
     monkeypatch.setattr(rules, "EVALUATIONS", 1)
-    monkeypatch.setattr(loop, "REBALANCE_BATCHES", 1)
+    monkeypatch.setattr(balance, "REBALANCE_BATCHES", 1)
 
 
 def test_from_scratch(scenes, tmp_path):

@@ -85,7 +85,7 @@ def press_in(monkeypatch, module, name, *signals):
 def test_a_training_that_is_done_is_finished(tmp_path, capsys, monkeypatch, options, again):
     """After the last step the first signal stops nothing, and a line says what is being done and where the run would
     be resumed from; the second one stops at once, and the run can be resumed."""
-    press_in(monkeypatch, "vismoe.training.loop", "write_report", signal.SIGTERM)
+    press_in(monkeypatch, "vismoe.training.loop.fitting", "write_report", signal.SIGTERM)
     arguments = ["train", "digits_dense", "--steps", "2", *TINY, *options, "--out"]
     assert main([*arguments, str(tmp_path / "one")]) == 0
     assert line(capsys) == (
@@ -94,7 +94,7 @@ def test_a_training_that_is_done_is_finished(tmp_path, capsys, monkeypatch, opti
     )
     assert (tmp_path / "one" / "summary.json").exists()
     monkeypatch.undo()
-    press_in(monkeypatch, "vismoe.training.loop", "write_report", signal.SIGTERM, signal.SIGINT)
+    press_in(monkeypatch, "vismoe.training.loop.fitting", "write_report", signal.SIGTERM, signal.SIGINT)
     assert main([*arguments, str(tmp_path / "two")]) == 130
     first, second = capsys.readouterr().err.splitlines()
     assert again in first

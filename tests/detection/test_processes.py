@@ -15,7 +15,8 @@ from tests.ranks import in_two_processes
 from vismoe.data import training_batches
 from vismoe.parallel import Mesh, join_mesh
 from vismoe.tasks import open_for, task_for
-from vismoe.training import Run, fit, loop
+from vismoe.training import Run, fit
+from vismoe.training.loop import balance
 from vismoe.training.state import begin, build
 from vismoe.training.step import Trainer
 from vismoe.weights import data_config
@@ -48,7 +49,7 @@ def gradients(folder: Path, mesh: Mesh, accumulate: int) -> dict[str, torch.Tens
 def work(rank: int, folder: str) -> None:
     """One of two processes: the gradients, in a file, and a run."""
     torch.set_num_threads(1)
-    loop.REBALANCE_BATCHES = 2
+    balance.REBALANCE_BATCHES = 2
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     with join_mesh() as mesh:
         torch.save(gradients(Path(folder) / "scenes", mesh, 2), f"{folder}/{rank}.pt")
@@ -81,7 +82,7 @@ def test_they_have_the_gradient_of_the_whole_batch(folder):
 @pytest.mark.slow
 def test_the_run_is_that_of_one_process(folder, monkeypatch):
     """Losses, loads and metrics of every step, with an average of weights and accumulation; one process writes."""
-    monkeypatch.setattr(loop, "REBALANCE_BATCHES", 2)
+    monkeypatch.setattr(balance, "REBALANCE_BATCHES", 2)
     alone, together = fit(tiny(folder / "scenes", **CHANGES), folder / "alone"), Run(folder / "together")
     assert len(alone.metrics) == len(together.metrics) == 6
     for ours, expected in zip(together.metrics, alone.metrics, strict=True):

@@ -35,10 +35,11 @@ DRIVER = """
     import json, os, sys
     from pathlib import Path
     import torch
-    from vismoe.training import Recipe, TrainingStoppedError, fit, loop
+    from vismoe.training import Recipe, TrainingStoppedError, fit
+    from vismoe.training.loop import balance
     from vismoe.training.step import Trainer
     torch.set_num_threads(1)
-    loop.REBALANCE_BATCHES = 2
+    balance.REBALANCE_BATCHES = 2
     plain = Trainer.step
 
     def run(recipe, out, number, signalled_in):

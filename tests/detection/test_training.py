@@ -13,7 +13,8 @@ from vismoe.cli import main
 from vismoe.data import open_data
 from vismoe.inference import Predictor
 from vismoe.tasks import Detection
-from vismoe.training import Run, fit, loop, report
+from vismoe.training import Run, fit, report
+from vismoe.training.loop import balance
 from vismoe.training.state import State
 
 from .scenes import MODEL, tiny, write_scenes
@@ -104,8 +105,8 @@ def test_batches_that_are_kept_hold_no_shared_memory():
     """Boxes from data workers are lists of tensors: they are counted, and copied too."""
     shared = torch.ones(3, 4).share_memory_()
     batch = {"image": torch.zeros(2, 5), "boxes": [shared, shared[:1]], "name": ["a", "b"]}
-    assert loop._bytes_of(batch) == 4 * (10 + 12 + 4)
-    copies = loop._unshared(batch["boxes"])
+    assert balance._bytes_of(batch) == 4 * (10 + 12 + 4)
+    copies = balance._unshared(batch["boxes"])
     assert not any(copy.is_shared() for copy in copies)
     assert torch.equal(copies[0], shared)
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import vismoe
 from vismoe.cli import main
-from vismoe.training import loop
+from vismoe.training.step import Trainer
 
 HERE = Path(__file__).resolve().parent
 CLASSES, COUNT, SIDE = ("1", "4", "7"), 20, 8
@@ -119,18 +119,18 @@ def answers(folder: Path, size: tuple[int, int, int]) -> dict[str, Any]:
 @contextlib.contextmanager
 def stopped_after(steps: int) -> Iterator[None]:
     """Inside, a training gets SIGTERM in that step."""
-    plain = loop.Trainer.step
+    plain = Trainer.step
 
     def step(trainer: Any, *arguments: Any, **options: Any) -> Any:
         if trainer.state.step == steps:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(trainer, *arguments, **options)
 
-    loop.Trainer.step = step
+    Trainer.step = step
     try:
         yield
     finally:
-        loop.Trainer.step = plain
+        Trainer.step = plain
 
 
 def run(arguments: list[str], code: int = 0) -> str:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from vismoe.training import fit, loop
+from vismoe.training import fit
+from vismoe.training.loop import balance
 
 from .tiny import tiny
 
@@ -11,7 +12,7 @@ from .tiny import tiny
 def few_batches(monkeypatch):
     """An EMA is balanced by few batches: 32 of them, which it is otherwise before each evaluation, take longer than all
     the steps of most runs here."""
-    monkeypatch.setattr(loop, "REBALANCE_BATCHES", 2)
+    monkeypatch.setattr(balance, "REBALANCE_BATCHES", 2)
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,15 @@ from vismoe.data import open_data
 from vismoe.inference import evaluate
 from vismoe.parallel import Mesh
 from vismoe.tasks import Classification
-from vismoe.training import fit, loop
+from vismoe.training import fit
+from vismoe.training.loop import balance
 from vismoe.training.state import begin, build
 from vismoe.training.step import Trainer
 
 from .tiny import tiny
 
 LAST = 0.9
-REBALANCE_BATCHES = loop.REBALANCE_BATCHES  # before few_batches (conftest.py) makes it less
+REBALANCE_BATCHES = balance.REBALANCE_BATCHES  # before few_batches (conftest.py) makes it less
 
 
 @pytest.mark.parametrize(
@@ -45,17 +46,17 @@ def test_average_of_weights(warmup, decay):
 def test_the_images_that_balance_it_are_prepared_once(tmp_path, monkeypatch, workers):
     """Their batches are kept in memory if there is enough, and prepared again if not; the run is bit-equal."""
     prepared = []
-    plain = loop.evaluation_batches
+    plain = balance.evaluation_batches
 
     def counted(*arguments):
         prepared.append(arguments)
         return plain(*arguments)
 
-    monkeypatch.setattr(loop, "evaluation_batches", counted)
+    monkeypatch.setattr(balance, "evaluation_batches", counted)
     recipe = tiny(average_decay=0.9, steps=2, evaluate_every=1, workers=workers)
     kept = fit(recipe, tmp_path / "kept")
     assert len(prepared) == 1
-    monkeypatch.setattr(loop, "free_memory", lambda device: 0.0)
+    monkeypatch.setattr(balance, "free_memory", lambda device: 0.0)
     again = fit(recipe, tmp_path / "again")
     assert len(prepared) == 1 + 3  # two evaluations, and the model that is saved
     assert kept.metrics == again.metrics
@@ -66,7 +67,7 @@ def test_the_images_that_balance_it_are_prepared_once(tmp_path, monkeypatch, wor
 def test_the_average_is_balanced(tmp_path, monkeypatch):
     """The EMA that a run saves has even experts, which the average of the biases does not give it; what is evaluated is
     what is saved, and how often it is evaluated changes neither the weights nor the state."""
-    monkeypatch.setattr(loop, "REBALANCE_BATCHES", REBALANCE_BATCHES)
+    monkeypatch.setattr(balance, "REBALANCE_BATCHES", REBALANCE_BATCHES)
     recipe = tiny(average_decay=0.95, steps=6, evaluate_every=6)
     run = fit(recipe, tmp_path / "run")
     often = fit(replace(recipe, evaluate_every=3), tmp_path / "often")

@@ -12,7 +12,8 @@ from vismoe.data import open_data
 from vismoe.inference import evaluate
 from vismoe.parallel import Mesh
 from vismoe.tasks import Evaluation, task_for
-from vismoe.training import TrainingDivergedError, fit, loop
+from vismoe.training import TrainingDivergedError, fit
+from vismoe.training.loop import balance, fitting
 from vismoe.training.state import begin, build
 from vismoe.training.step import Trainer
 
@@ -73,8 +74,8 @@ def test_twins_see_the_same_batches(tmp_path, monkeypatch):
 def test_twins_start_from_the_same_trunk():
     """What both twins have, they have with the same initial values, bit for bit."""
     data = open_data("digits")
-    sparse = loop.build(tiny(), data).state_dict()
-    dense = loop.build(tiny(model="vmoe_pico_patch2_8_dense"), data).state_dict()
+    sparse = build(tiny(), data).state_dict()
+    dense = build(tiny(model="vmoe_pico_patch2_8_dense"), data).state_dict()
     shared = [name for name in dense if name in sparse]
     assert any("attn.qkv.weight" in name for name in shared)
     for name in shared:
@@ -106,7 +107,7 @@ def test_auxiliary_losses_are_trained_on(tmp_path, monkeypatch):
     fit(recipe, tmp_path / "run")
     images, labels = batches[0]
     for wanted in ("both", "cross-entropy"):
-        model = loop.build(recipe, open_data("digits")).train()
+        model = build(recipe, open_data("digits")).train()
         torch.manual_seed(recipe.seed)
         with vismoe.record(model) as routing:
             loss = F.cross_entropy(model(images), labels)
@@ -197,8 +198,8 @@ def test_of_equal_scores_the_lower_loss_is_kept(tmp_path, monkeypatch, evaluatio
         seen.append({name: value.clone() for name, value in network.state_dict().items()})
         return Evaluation({"top1": score} if loss is None else {"top1": score, "loss": loss}, 1.0, {})
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
-    monkeypatch.setattr(loop, "write_report", lambda *args: None)
+    monkeypatch.setattr(balance, "evaluate", scripted)
+    monkeypatch.setattr(fitting, "write_report", lambda *args: None)
     run = fit(
         tiny(steps=len(evaluations), evaluate_every=1, keep="best", patience=patience, keep_checkpoints=1),
         tmp_path / "run",

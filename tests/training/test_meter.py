@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from vismoe.training.meter import Meter
+from vismoe.training.loop.meter import Meter
 from vismoe.training.step import Outcome
 
 from .tiny import tiny

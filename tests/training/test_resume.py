@@ -53,10 +53,11 @@ DRIVER = """
     from pathlib import Path
     import torch
     from vismoe.training import Recipe, fit
-    from vismoe.training import checkpointer, loop
+    from vismoe.training import checkpointer
+    from vismoe.training.loop import balance
     from vismoe.training.step import Trainer
     torch.set_num_threads(1)
-    loop.REBALANCE_BATCHES = 2
+    balance.REBALANCE_BATCHES = 2
     plain, sync, synced = Trainer.step, checkpointer.sync, []
 
     def run(recipe, out, kill_in):

@@ -166,10 +166,11 @@ def test_the_model_folder_opens_everywhere(run):
 
 def test_the_model_folder_holds_what_was_trained(tmp_path, monkeypatch):
     """Logits of the opened folder equal those of the network that training left in memory."""
-    from vismoe.training import fit, loop
+    from vismoe.training import fit
+    from vismoe.training.loop import fitting
 
     trained = []
-    monkeypatch.setattr(loop, "write_report", lambda run, state, *rest: trained.append(state.model))
+    monkeypatch.setattr(fitting, "write_report", lambda run, state, *rest: trained.append(state.model))
     fit(tiny(steps=2), tmp_path / "run")
     images = torch.rand(4, 1, 8, 8)
     with torch.inference_mode():

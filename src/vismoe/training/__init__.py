@@ -1,7 +1,6 @@
 """Training: takes a recipe, writes a run folder."""
 
-from .loop import TrainingStoppedError, fit
-from .meter import Status
+from .loop import Status, TrainingStoppedError, fit
 from .recipe import Recipe
 from .run import Run, describe, free_path, without_nan
 from .step import TrainingDivergedError

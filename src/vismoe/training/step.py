@@ -65,6 +65,13 @@ class Trainer:
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.by_losses = any(isinstance(m, MoE) and m.router.balance == "loss" for m in state.model.modules())
 
+    def on_device(self, batch: Batch) -> Batch:
+        """A batch on the device of the model."""
+        return {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+
     def step(self, batch: Batch, log_now: bool) -> Outcome:
         """Runs one optimiser step, number `state.step`: forward, backward, update.
 

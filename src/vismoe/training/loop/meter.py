@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .recipe import Recipe
-from .step import Outcome
+from ..recipe import Recipe
+from ..step import Outcome
 
 ScoreSplit = Literal["validation", "training"]
 
