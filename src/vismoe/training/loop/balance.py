@@ -22,9 +22,8 @@ REBALANCE_BATCHES = 32
 
 class AverageBalance:
     """Balances the experts of the EMA before it is evaluated or saved, using training images transformed as in
-    evaluation. The prepared batches are
-    kept in memory, unless they need more than a quarter of the free memory. (A cache of images would not help data
-    workers: what they decode is lost when they end.)
+    evaluation. The prepared batches are kept in memory, unless they need more than a quarter of the free memory. (A
+    cache of images would not help data workers: what they decode is lost when they end.)
 
     **Arguments:**
 
